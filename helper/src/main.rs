@@ -1,0 +1,2 @@
+//! `left4me-overlay`.
+fn main() {}

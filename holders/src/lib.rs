@@ -1,0 +1,1 @@
+//! Who holds a mount or a mount namespace.

@@ -1,0 +1,2 @@
+//! The initramfs' init.
+fn main() {}

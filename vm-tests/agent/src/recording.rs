@@ -1,0 +1,290 @@
+//! The plan of a run and what comes back: one list of timestamped events.
+//!
+//! Everything that is shown later (probe lines, tables, JSON, snapshots) is a fold over [`Recording::events`].
+//! Times are nanoseconds of the guest's CLOCK_MONOTONIC since the plan began.
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::Exit;
+
+/// What to run and what to watch. Handed to the guest as a whole before it starts, so that nothing the host
+/// does falls between two steps.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Plan {
+    /// The unit under test, `left4me-server@3.service`.
+    pub unit: String,
+    /// The mount point under watch, an absolute path without symbolic links.
+    pub mount: String,
+    /// How many cycles to run.
+    pub cycles: u32,
+    /// Brings the unit up; a status other than 0 ends the run.
+    pub start: Vec<String>,
+    /// Brings it down again; its status is part of the recording.
+    pub reset: Vec<String>,
+    /// Run, in this order, after a cycle that left something mounted or the unit failed; not timed.
+    pub recover: Vec<Vec<String>>,
+    /// The longest a single command may take, in milliseconds of guest time; it is ended then.
+    pub command_timeout_ms: u64,
+    /// How often the tasks of the unit's cgroup are looked at while a stop is in flight, in microseconds.
+    pub sample_us: u64,
+}
+
+/// What a run was and what happened.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Recording {
+    /// The plan that was run.
+    pub plan: Plan,
+    /// `uname -r`.
+    pub kernel: String,
+    /// systemd's own version, as its D-Bus property `Version` says.
+    pub systemd: String,
+    /// `PRETTY_NAME` of os-release.
+    pub os: String,
+    /// In the order of [`Event::at`].
+    pub events: Vec<Event>,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Event {
+    /// Nanoseconds of CLOCK_MONOTONIC since the plan began.
+    pub at: u64,
+    /// Which cycle it belongs to, from 1; 0 is before the first.
+    pub cycle: u32,
+    /// What.
+    pub what: What,
+}
+
+/// The kinds of event.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    /// A command of the plan begins.
+    StepBegins(Step),
+    /// A command of the plan has ended.
+    StepEnds(StepEnd),
+    /// The unit's state changed, from PropertiesChanged on D-Bus. `at` is systemd's StateChangeTimestampMonotonic
+    /// where the change has one.
+    Unit(UnitState),
+    /// One run of one Exec line, from the unit's `Exec*Ex` properties, read after the command ended. `at` is
+    /// its start.
+    Exec(Exec),
+    /// The watched path became a mount point (mountinfo of PID 1's namespace).
+    Mounted(Mounted),
+    /// The watched path is no mount point any more.
+    Unmounted,
+    /// A umount(2) by anyone, from the tracepoint `sys_exit_umount`. `at` is its entry.
+    UmountCall(UmountCall),
+    /// Who holds the mount, as of this moment.
+    Scan(Scan),
+    /// A source of events lost some: what is recorded is not all that happened.
+    Lost {
+        /// `proc-connector`, `tracefs`, `d-bus`, `mountinfo` or `scan`.
+        source: String,
+        /// What the source said.
+        why: String,
+    },
+}
+
+/// A command of the plan.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// [`Plan::start`].
+    Start,
+    /// [`Plan::reset`].
+    Reset,
+    /// One of [`Plan::recover`].
+    Recover,
+}
+
+/// How a command of the plan ended.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct StepEnd {
+    /// Which.
+    pub step: Step,
+    /// Its status; `None` if it ran into [`Plan::command_timeout_ms`].
+    pub exit: Option<Exit>,
+    /// From before its fork to after its wait, in nanoseconds.
+    pub duration_ns: u64,
+    /// What it wrote, at most 64 KiB of each, lossily as UTF-8.
+    pub stdout: String,
+    /// See `stdout`.
+    pub stderr: String,
+}
+
+/// The unit as systemd sees it.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq, Default)]
+pub struct UnitState {
+    /// ActiveState.
+    pub active: String,
+    /// SubState.
+    pub sub: String,
+    /// Result of the service.
+    pub result: String,
+    /// MainPID, 0 if none.
+    pub main_pid: u32,
+    /// ControlPID, 0 if none.
+    pub control_pid: u32,
+    /// NRestarts.
+    pub restarts: u32,
+}
+
+/// One run of one Exec line (org.freedesktop.systemd1(5), `a(sasasttttuii)`).
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Exec {
+    /// `ExecStartPre`, `ExecStart`, `ExecStop` or `ExecStopPost`.
+    pub line: String,
+    /// The command and its arguments.
+    pub argv: Vec<String>,
+    /// The process it ran as.
+    pub pid: u32,
+    /// When it ended, nanoseconds since the plan began; `None` while it runs.
+    pub ended: Option<u64>,
+    /// How it ended; `None` while it runs.
+    pub exit: Option<Exit>,
+}
+
+/// A line of mountinfo.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Mounted {
+    /// The mount id; reused by the kernel after an unmount.
+    pub mount_id: u64,
+    /// `major:minor` of the superblock.
+    pub device: String,
+    /// The file system's type.
+    pub fstype: String,
+}
+
+/// A call of umount2(2).
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct UmountCall {
+    /// The caller's thread id.
+    pub pid: u32,
+    /// Its comm.
+    pub comm: String,
+    /// When it returned, nanoseconds since the plan began.
+    pub returned: u64,
+    /// 0, or a negative errno.
+    pub result: i64,
+}
+
+/// Who holds the mount, as of one moment.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Scan {
+    /// Why it was taken.
+    pub trigger: Trigger,
+    /// Whether all of /proc was looked at, or the tasks of the unit's cgroup.
+    pub whole_proc: bool,
+    /// How long it took, in nanoseconds.
+    pub cost_ns: u64,
+    /// Whether the watched path was a mount point at that moment.
+    pub mounted: bool,
+    /// Those with a reference inside, and those whose mount namespace has a copy of the mount.
+    pub tasks: Vec<Task>,
+}
+
+/// What made the probe look.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trigger {
+    /// The stop began.
+    Stop,
+    /// A task of the unit called execve (proc connector).
+    Exec,
+    /// A task of the unit ended (proc connector).
+    Exit,
+    /// The clock of [`Plan::sample_us`].
+    Tick,
+    /// The watched path was mounted or unmounted.
+    Mount,
+    /// A umount(2) failed.
+    UmountFailed,
+    /// The command of the step ended.
+    End,
+}
+
+/// A task that has to do with the mount.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Task {
+    /// Process id.
+    pub pid: u32,
+    /// Thread id; the process id for its first thread.
+    pub tid: u32,
+    /// comm.
+    pub comm: String,
+    /// Its place in the unit: from ControlPID, MainPID and its cgroup.
+    pub role: Role,
+    /// The unit its cgroup belongs to; empty if none.
+    pub unit: String,
+    /// The mount namespace it is in.
+    pub namespace: Namespace,
+    /// Whether that namespace is another one than PID 1's and has a copy of the mount.
+    pub private_copy: bool,
+    /// What it holds inside the mount. Empty: it is listed for its namespace only, which blocks nothing.
+    pub references: Vec<Reference>,
+}
+
+/// A task's place in the unit under test.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// The main process.
+    Main,
+    /// Another process of the unit, while the main process or its descendants are meant.
+    Child,
+    /// The process of an Exec line other than ExecStart (systemd's ControlPID).
+    Control,
+    /// A descendant of the control process.
+    ControlChild,
+    /// Not in the unit's cgroup.
+    Outside,
+}
+
+/// A mount namespace.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Namespace {
+    /// The inode number of `/proc/PID/ns/mnt`. The kernel reuses it: never take it for identity.
+    pub inode: u64,
+    /// The unique id (`NS_GET_MNTNS_ID`, Linux 6.11 and newer), where the kernel has one.
+    pub id: Option<u64>,
+}
+
+/// One reference inside the mount.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Reference {
+    /// What kind.
+    pub kind: Kind,
+    /// The path as /proc shows it.
+    pub path: String,
+}
+
+/// The kinds of reference that /proc shows.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Working directory.
+    Cwd,
+    /// Root directory.
+    Root,
+    /// The program it runs.
+    Exe,
+    /// An open file.
+    File,
+    /// A memory mapping.
+    Mapping,
+}
+
+impl Kind {
+    /// The word for tables and snapshots.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Cwd => "cwd",
+            Self::Root => "root",
+            Self::Exe => "exe",
+            Self::File => "file",
+            Self::Mapping => "mapping",
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! The channel between host and guest: frames of [`postcard`] on a virtio-serial port.
+//!
+//! A frame is a `u32` length in little endian and that many bytes. The first frame of each side is a
+//! [`Hello`] in a form that every protocol number shares (see [`Hello::to_bytes`]), so a mismatch is an error
+//! message and not a decoding error. After it the host sends [`Request`]s and the guest [`Reply`]s; requests
+//! run side by side and a reply carries its request's `id`.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize};
+
+use crate::recording::{Plan, Recording};
+
+/// Goes up with every change to a type that crosses the channel.
+pub const PROTOCOL: u32 = 1;
+
+/// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
+pub const PORT: &str = "org.left4me.vm-agent";
+
+/// The longest frame either side accepts, in bytes. A recording of a long run is the largest thing sent.
+pub const FRAME_MAX: usize = 256 << 20;
+
+/// How much of a file or of an output stream one frame carries, in bytes.
+pub const CHUNK: usize = 256 << 10;
+
+const MAGIC: &[u8; 8] = b"vm-agent";
+
+/// The first frame of each side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The sender's [`PROTOCOL`].
+    pub protocol: u32,
+    /// Echoed by the guest, so that a host that connects anew can tell this answer from an older one.
+    pub nonce: u64,
+}
+
+impl Hello {
+    /// Eight bytes of magic, the protocol number and the nonce, little endian: never changes.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut bytes = MAGIC.to_vec();
+        bytes.extend(self.protocol.to_le_bytes());
+        bytes.extend(self.nonce.to_le_bytes());
+        bytes
+    }
+
+    /// Reads what [`Hello::to_bytes`] wrote; `None` if it is something else.
+    #[must_use]
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let rest = bytes.strip_prefix(MAGIC)?;
+        let (protocol, nonce) = rest.split_at_checked(4)?;
+        Some(Self {
+            protocol: u32::from_le_bytes(protocol.try_into().ok()?),
+            nonce: u64::from_le_bytes(nonce.try_into().ok()?),
+        })
+    }
+}
+
+/// What the host asks for.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Request {
+    /// Chosen by the host; every reply to this request carries it.
+    pub id: u64,
+    /// What to do.
+    pub call: Call,
+}
+
+/// The things the agent can do.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Call {
+    /// Answered by [`Body::Done`] at once.
+    Ping,
+    /// Runs a command; answered by [`Body::Output`]s and one [`Body::Exited`].
+    Run(Command),
+    /// Creates or continues a file; answered by [`Body::Done`].
+    Put(Put),
+    /// Sets CLOCK_REALTIME to this many nanoseconds since the epoch; answered by [`Body::Done`].
+    SetClock {
+        /// Nanoseconds since 1970-01-01T00:00:00Z.
+        realtime_ns: u64,
+    },
+    /// Executes a plan and records it; answered by one [`Body::Recorded`].
+    Record(Plan),
+    /// Ends the processes that request `id` started (SIGTERM to their group, SIGKILL after 2 s); answered by
+    /// [`Body::Done`]. The request itself still answers with how it ended.
+    Cancel {
+        /// The request to end.
+        id: u64,
+    },
+}
+
+/// A command to run in the guest as root, in `/`, with a minimal environment.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Command {
+    /// Program (looked up on PATH) and arguments.
+    pub argv: Vec<String>,
+    /// What the command reads on stdin; empty means `/dev/null`.
+    #[serde(with = "serde_bytes")]
+    pub stdin: Vec<u8>,
+    /// A terminal of this many rows and columns instead of pipes; its output comes as [`Stream::Stdout`].
+    pub terminal: Option<(u16, u16)>,
+}
+
+impl Command {
+    /// A command without input.
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self { argv: argv.into_iter().map(Into::into).collect(), stdin: Vec::new(), terminal: None }
+    }
+}
+
+/// One piece of a file that is put into the guest. The file is complete, in place and has its mode after the
+/// piece with `last`; until then it is `<path>.vm-put`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Put {
+    /// Absolute path; missing parents are made with mode 0755.
+    pub path: String,
+    /// Permission bits, or with `symlink` unused.
+    pub mode: u32,
+    /// Whether the bytes are the target of a symbolic link and not a file's content.
+    pub symlink: bool,
+    /// Where these bytes belong; 0 truncates what is there.
+    pub offset: u64,
+    /// Whether the file is complete with this piece.
+    pub last: bool,
+    /// At most [`CHUNK`] bytes.
+    #[serde(with = "serde_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+/// One answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reply {
+    /// The request's `id`.
+    pub id: u64,
+    /// The answer.
+    pub body: Body,
+}
+
+/// What the guest answers.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub enum Body {
+    /// Done; the request is over.
+    Done,
+    /// A piece of a running command's output; the request goes on.
+    Output {
+        /// Which of the command's streams.
+        stream: Stream,
+        /// The bytes as they were read.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
+    /// How a command ended; all its output has been sent; the request is over.
+    Exited(Exit),
+    /// What was recorded; the request is over.
+    Recorded(Box<Recording>),
+    /// The request failed; it is over. The text names the call, the path and the cause.
+    Failed(String),
+}
+
+/// A command's output stream.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub enum Stream {
+    /// File descriptor 1.
+    Stdout,
+    /// File descriptor 2.
+    Stderr,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this status.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// Whether the status is 0.
+    #[must_use]
+    pub fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
+}
+
+/// Writes one frame of raw bytes.
+///
+/// # Errors
+/// What the writer says.
+pub fn write_frame(to: &mut impl Write, bytes: &[u8]) -> io::Result<()> {
+    let length = u32::try_from(bytes.len()).map_err(io::Error::other)?;
+    to.write_all(&length.to_le_bytes())?;
+    to.write_all(bytes)?;
+    to.flush()
+}
+
+/// Reads one frame of raw bytes.
+///
+/// # Errors
+/// `UnexpectedEof` when the other side is gone, `InvalidData` when the length is over [`FRAME_MAX`].
+pub fn read_frame(from: &mut impl Read) -> io::Result<Vec<u8>> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = frame_length(length)?;
+    let mut bytes = vec![0; length];
+    from.read_exact(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Checks a frame's length against [`FRAME_MAX`].
+///
+/// # Errors
+/// `InvalidData` when it is longer.
+pub fn frame_length(header: [u8; 4]) -> io::Result<usize> {
+    let length = u32::from_le_bytes(header) as usize;
+    if length > FRAME_MAX {
+        let text = format!("a frame of {length} bytes, over the limit of {FRAME_MAX}: the channel is out of step");
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
+    Ok(length)
+}
+
+/// Encodes a request or a reply.
+///
+/// # Errors
+/// `InvalidData` with what postcard says.
+pub fn encode<T: Serialize>(value: &T) -> io::Result<Vec<u8>> {
+    postcard::to_stdvec(value).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Decodes a request or a reply.
+///
+/// # Errors
+/// `InvalidData` with what postcard says.
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> io::Result<T> {
+    postcard::from_bytes(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
