@@ -1,0 +1,68 @@
+//! The server's user and group, read from the user database file.
+//!
+//! The file and not NSS: the helper is a static binary, and the account is a local one (sysusers.d/left4me.conf).
+
+use std::fs;
+
+use rustix::io::Errno;
+
+use crate::error::HelperError;
+
+/// The user the servers run as; also in the unit's `User=` and in sysusers.d/left4me.conf.
+pub const USER: &str = "left4me";
+
+/// The user database.
+pub const PASSWD: &str = "/etc/passwd";
+
+/// A user id and its primary group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Account {
+    /// The user id.
+    pub uid: u32,
+    /// The group id.
+    pub gid: u32,
+}
+
+/// The account of [`USER`].
+///
+/// # Errors
+/// The database cannot be read or has no such user.
+pub fn server() -> Result<Account, HelperError> {
+    // Not read_to_string: a comment field of some other user may be in any encoding.
+    let passwd = fs::read(PASSWD).map_err(|error| HelperError::Call {
+        call: "read",
+        path: PASSWD.into(),
+        source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    })?;
+    parse(&String::from_utf8_lossy(&passwd), USER).ok_or(HelperError::NoAccount { path: PASSWD, user: USER })
+}
+
+/// Finds `user` in the text of a passwd(5) file.
+fn parse(passwd: &str, user: &str) -> Option<Account> {
+    passwd.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        if fields.next()? != user {
+            return None;
+        }
+        let uid = fields.nth(1)?.parse().ok()?;
+        let gid = fields.next()?.parse().ok()?;
+        Some(Account { uid, gid })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_the_user() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/sh\nleft4me2:x:1:1::/:\nleft4me:x:998:997:L:/var/lib/left4me:/n\n";
+        assert_eq!(parse(passwd, "left4me"), Some(Account { uid: 998, gid: 997 }));
+        for none in
+            ["", "left4me", "left4me:x", "left4me:x:a:1", "left4me:x:1", "#left4me:x:1:1", "x:left4me:1:1"]
+        {
+            assert_eq!(parse(none, "left4me"), None, "{none}");
+        }
+    }
+}

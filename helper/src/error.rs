@@ -1,0 +1,287 @@
+//! Why the helper failed, and the exit status that says so.
+
+use std::error::Error;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+
+use crate::instance::NameError;
+use crate::mountinfo::ParseError;
+
+/// Everything that was asked for is so.
+pub const EXIT_OK: u8 = 0;
+/// Anything that is neither usage nor a refused `mount(2)` or `umount2(2)`.
+pub const EXIT_FAILED: u8 = 1;
+/// The command line makes no sense.
+pub const EXIT_USAGE: u8 = 2;
+/// `mount(2)` or `umount2(2)` failed; the number `mount(8)` and `umount(8)` use, so that scripts and people who
+/// know those read it right.
+pub const EXIT_MOUNT: u8 = 32;
+
+/// What went wrong. Each text names the call, the path and what to do about it; the cause is the `source`.
+#[derive(Debug)]
+pub enum HelperError {
+    /// The instance name on the command line is not one.
+    Name(NameError),
+    /// This process does not run in the mount namespace of PID 1.
+    Namespace {
+        /// The Exec line that runs it there.
+        exec_line: String,
+    },
+    /// The instance has no file.
+    NoInstanceFile(PathBuf),
+    /// The instance file cannot be understood.
+    InstanceFile {
+        /// Which file.
+        path: PathBuf,
+        /// Where in it and why.
+        source: Box<toml::de::Error>,
+    },
+    /// An overlay is listed twice; overlayfs would answer ELOOP.
+    Twice {
+        /// The instance file.
+        path: PathBuf,
+        /// The overlay's name.
+        overlay: String,
+    },
+    /// A layer's directory is missing.
+    NoLayer {
+        /// The layer's directory.
+        path: PathBuf,
+        /// What would put it there.
+        hint: &'static str,
+    },
+    /// The options do not fit in the page `mount(2)` copies.
+    TooManyLayers {
+        /// Length of the option string, bytes.
+        bytes: usize,
+    },
+    /// The server's user is not in the user database.
+    NoAccount {
+        /// The database.
+        path: &'static str,
+        /// The user.
+        user: &'static str,
+    },
+    /// A mount table cannot be understood, so nothing can be said about what is mounted.
+    Mountinfo {
+        /// Which table.
+        path: PathBuf,
+        /// The line and why.
+        source: ParseError,
+    },
+    /// Something that is not an overlay is mounted where the overlay belongs.
+    Occupied {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The type of the file system found there.
+        fs_type: String,
+    },
+    /// Another helper or a reset works on the same instance at this moment.
+    Locked(PathBuf),
+    /// `mount(2)` failed.
+    Mount {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The overlayfs options.
+        options: String,
+        /// Its error.
+        source: Errno,
+    },
+    /// `umount2(2)` failed with EBUSY.
+    Busy {
+        /// The mountpoint.
+        path: PathBuf,
+        /// Who holds it, one a line; empty if nothing was found.
+        holders: String,
+    },
+    /// `umount2(2)` failed otherwise.
+    Umount {
+        /// The mountpoint.
+        path: PathBuf,
+        /// Its error.
+        source: Errno,
+    },
+    /// `umount2(2)` returned 0 and the mountpoint still carries a mount: several were stacked.
+    Stacked {
+        /// The mountpoint.
+        path: PathBuf,
+        /// How many are left.
+        left: usize,
+    },
+    /// Deleting would go through a mount.
+    StillMounted(Vec<PathBuf>),
+    /// The mountpoint is not an empty directory: the gate before every delete.
+    Gate {
+        /// The mountpoint.
+        path: PathBuf,
+        /// EBUSY or ENOTEMPTY.
+        source: Errno,
+    },
+    /// A directory in a tree to delete lies on another file system or is a mountpoint.
+    Crossing(PathBuf),
+    /// Any other system call.
+    Call {
+        /// Its name.
+        call: &'static str,
+        /// The path it was given.
+        path: PathBuf,
+        /// Its error.
+        source: Errno,
+    },
+}
+
+impl HelperError {
+    /// Makes a [`HelperError::Call`] of a failed system call, for `map_err`.
+    pub fn call(call: &'static str, path: impl AsRef<Path>) -> impl FnOnce(Errno) -> Self {
+        move |source| Self::Call { call, path: path.as_ref().to_owned(), source }
+    }
+
+    /// The exit status of a process that ends with this error.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Name(_) => EXIT_USAGE,
+            Self::Mount { .. } | Self::Busy { .. } | Self::Umount { .. } | Self::Stacked { .. } => EXIT_MOUNT,
+            _ => EXIT_FAILED,
+        }
+    }
+}
+
+impl fmt::Display for HelperError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Name(error) => error.fmt(f),
+            Self::Namespace { exec_line } => write!(
+                f,
+                "not in the mount namespace of PID 1: a mount made or removed here would not be the one the \
+                 system sees; the unit's line must be\n  {exec_line}"
+            ),
+            Self::NoInstanceFile(path) => write!(
+                f,
+                "no instance file {}: create it with the list of overlays, topmost first, \
+                 for example `overlays = []`",
+                path.display()
+            ),
+            Self::InstanceFile { path, .. } => write!(f, "read {}", path.display()),
+            Self::Twice { path, overlay } => {
+                write!(f, "read {}: overlay \"{overlay}\" is listed twice", path.display())
+            }
+            Self::NoLayer { path, hint } => write!(f, "no layer directory {}: {hint}", path.display()),
+            Self::TooManyLayers { bytes } => write!(
+                f,
+                "too many overlays: the mount options take {bytes} bytes and mount(2) copies {} at most; \
+                 list fewer overlays or give them shorter names",
+                crate::overlay::MAX_OPTIONS
+            ),
+            Self::NoAccount { path, user } => write!(
+                f,
+                "no user \"{user}\" in {path}: run `systemd-sysusers` (its file is sysusers.d/left4me.conf)"
+            ),
+            Self::Mountinfo { path, .. } => write!(f, "read {}", path.display()),
+            Self::Occupied { path, fs_type } => write!(
+                f,
+                "{} carries a {fs_type} mount that is not ours: unmount it by hand if nobody needs it",
+                path.display()
+            ),
+            Self::Locked(path) => write!(
+                f,
+                "lock {}: another left4me-overlay or l4d2ctl reset works on this instance right now",
+                path.display()
+            ),
+            Self::Mount { path, options, .. } => write!(
+                f,
+                "mount overlay on {} with {options} (the kernel log may say more: `journalctl -k`)",
+                path.display()
+            ),
+            Self::Busy { path, holders } if holders.is_empty() => write!(
+                f,
+                "umount {}: EBUSY, and no task has its working directory, root, program, an open file or a \
+                 mapping there; left are holders that no link under /proc shows: a loop device, a swap file, \
+                 a descriptor in flight, a mount below",
+                path.display()
+            ),
+            Self::Busy { path, holders } => write!(f, "umount {}: EBUSY, held by\n{holders}", path.display()),
+            Self::Umount { path, .. } => write!(f, "umount {}", path.display()),
+            Self::Stacked { path, left } => write!(
+                f,
+                "umount {}: one mount is gone and {left} more lie at the same place; run it again for each",
+                path.display()
+            ),
+            Self::StillMounted(mounts) => {
+                write!(f, "nothing was deleted, since something is still mounted there:")?;
+                mounts.iter().try_for_each(|mount| write!(f, " {}", mount.display()))
+            }
+            Self::Gate { path, source } => {
+                let why = if *source == Errno::NOTEMPTY {
+                    "files lie in the mountpoint itself; move them away"
+                } else {
+                    "something is mounted or in use there"
+                };
+                write!(f, "rmdir {}: nothing was deleted, {why}", path.display())
+            }
+            Self::Crossing(path) => write!(
+                f,
+                "delete {}: stopped at a mount or another file system; what lies there is untouched",
+                path.display()
+            ),
+            Self::Call { call, path, .. } => write!(f, "{call} {}", path.display()),
+        }
+    }
+}
+
+impl Error for HelperError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match self {
+            Self::InstanceFile { source, .. } => Some(source.as_ref()),
+            Self::Mountinfo { source, .. } => Some(source),
+            Self::Mount { source, .. }
+            | Self::Umount { source, .. }
+            | Self::Gate { source, .. }
+            | Self::Call { source, .. } => Some(source),
+            _ => None,
+        }
+    }
+}
+
+/// The whole chain of an error in one line, outermost first.
+#[must_use]
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(cause.to_string().trim_end());
+        next = cause.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_system_call_of_mount_exits_as_mount_does() {
+        let path = PathBuf::from("/m");
+        let cases = [
+            (HelperError::Busy { path: path.clone(), holders: String::new() }, 32),
+            (HelperError::Umount { path: path.clone(), source: Errno::PERM }, 32),
+            (HelperError::Mount { path: path.clone(), options: String::new(), source: Errno::INVAL }, 32),
+            (HelperError::Stacked { path: path.clone(), left: 1 }, 32),
+            (HelperError::Locked(path.clone()), 1),
+            (HelperError::Call { call: "open", path, source: Errno::NOENT }, 1),
+            (HelperError::Name("../x".parse::<crate::instance::Instance>().unwrap_err()), 2),
+        ];
+        for (error, code) in cases {
+            assert_eq!(error.exit_code(), code, "{error}");
+        }
+    }
+
+    #[test]
+    fn the_chain_is_printed_once() {
+        let error = HelperError::Umount { path: "/m".into(), source: Errno::PERM };
+        assert_eq!(chain(&error), "umount /m: Operation not permitted (os error 1)");
+    }
+}

@@ -1,0 +1,137 @@
+//! The instance file: which overlays a server runs with, and in which order.
+//!
+//! ```toml
+//! # /var/lib/left4me/instances/3.toml
+//! overlays = ["competitive", "maps"]   # the first is topmost: its files hide those of the next
+//! ```
+//!
+//! Below all of them lies the shared game installation, above all of them the server's own upper layer. A key
+//! that is not known is an error: a misspelt one would silently start a server without its overlays.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
+use serde::Deserialize;
+
+use crate::error::HelperError;
+
+/// The longest overlay name, bytes.
+pub const MAX_NAME: usize = 64;
+
+/// The name of an overlay: a directory in `overlays/`. Letters, digits, `.`, `_` and `-`, the first a letter or a
+/// digit: overlayfs splits its options at `:` and `,` and takes `\` as an escape, so none of them may occur.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct OverlayName(String);
+
+impl OverlayName {
+    /// The name itself.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for OverlayName {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let well_formed = name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric())
+            && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte))
+            && name.len() <= MAX_NAME;
+        if well_formed {
+            Ok(Self(name))
+        } else {
+            Err(format!(
+                "overlay name {name:?}: must be 1 to {MAX_NAME} characters of A-Z, a-z, 0-9, ., _ and -, \
+                 the first a letter or a digit"
+            ))
+        }
+    }
+}
+
+/// What an instance file says.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InstanceFile {
+    /// The overlays, topmost first.
+    pub overlays: Vec<OverlayName>,
+}
+
+/// Reads an instance file.
+///
+/// # Errors
+/// No such file, one that does not parse, or one that lists an overlay twice.
+pub fn read(path: &Path) -> Result<InstanceFile, HelperError> {
+    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => HelperError::NoInstanceFile(path.to_owned()),
+        _ => HelperError::Call {
+            call: "read",
+            path: path.to_owned(),
+            source: Errno::from_io_error(&error).unwrap_or(Errno::ILSEQ),
+        },
+    })?;
+    parse(&text, path)
+}
+
+/// Parses the text of an instance file; `path` is for the messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(text: &str, path: &Path) -> Result<InstanceFile, HelperError> {
+    let file: InstanceFile = toml::from_str(text)
+        .map_err(|source| HelperError::InstanceFile { path: path.to_owned(), source: Box::new(source) })?;
+    let mut seen = HashSet::new();
+    match file.overlays.iter().find(|overlay| !seen.insert(overlay.as_str())) {
+        Some(twice) => Err(HelperError::Twice { path: path.to_owned(), overlay: twice.0.clone() }),
+        None => Ok(file),
+    }
+}
+
+/// The lower layers of an instance, topmost first: its overlays, then the installation.
+#[must_use]
+pub fn lower(file: &InstanceFile, state_dir: &Path) -> Vec<PathBuf> {
+    let overlays = state_dir.join("overlays");
+    let mut layers: Vec<_> = file.overlays.iter().map(|name| overlays.join(name.as_str())).collect();
+    layers.push(state_dir.join("installation"));
+    layers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::chain;
+
+    #[test]
+    fn the_order_of_the_file_is_the_order_of_the_layers() {
+        let file = parse("overlays = [\"b\", \"a.1\"]", Path::new("3.toml")).unwrap();
+        let expected = ["/s/overlays/b", "/s/overlays/a.1", "/s/installation"].map(PathBuf::from);
+        assert_eq!(lower(&file, Path::new("/s")), expected);
+        let none = parse("overlays = []", Path::new("3.toml")).unwrap();
+        assert_eq!(lower(&none, Path::new("/s")), [PathBuf::from("/s/installation")]);
+    }
+
+    #[test]
+    fn bad_files_say_where() {
+        for (text, expected) in [
+            ("", "missing field `overlays`"),
+            ("overlay = []", "unknown field `overlay`, expected `overlays`"),
+            ("overlays = []\nx = 1", "unknown field `x`"),
+            ("overlays = [\"a\", \"a\"]", "overlay \"a\" is listed twice"),
+            ("overlays = [\"..\"]", "overlay name \"..\""),
+            ("overlays = [\"a:b\"]", "overlay name \"a:b\""),
+            ("overlays = [\"a,b\"]", "overlay name \"a,b\""),
+            ("overlays = [\"a\\\\b\"]", "overlay name \"a\\\\b\""),
+            ("overlays = [\"a/b\"]", "overlay name \"a/b\""),
+            ("overlays = [\"\"]", "overlay name \"\""),
+            ("overlays = \"a\"", "invalid type"),
+            ("overlays = [", "line 1"),
+        ] {
+            let text = chain(&parse(text, Path::new("/i/3.toml")).unwrap_err());
+            assert!(text.starts_with("read /i/3.toml: ") && text.contains(expected), "{text}");
+        }
+    }
+}

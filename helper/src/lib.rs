@@ -1,0 +1,26 @@
+//! What the root helper `left4me-overlay` and the control command `l4d2ctl` are made of.
+//!
+//! The rule of the crate: text and plans are pure values with tests beside them; a system call is made in one
+//! short function that says why it is safe. Nothing here waits by the clock, retries a mount, or deletes a path
+//! by name without holding its directory.
+//!
+//! The feature `control` (on by default) adds what talks to systemd; the helper is built without it.
+
+pub mod error;
+
+pub mod account;
+pub mod busy;
+pub mod instance;
+pub mod layers;
+pub mod lock;
+pub mod mountinfo;
+pub mod namespace;
+pub mod overlay;
+pub mod purge;
+
+#[cfg(feature = "control")]
+pub mod control;
+#[cfg(feature = "control")]
+pub mod report;
+#[cfg(feature = "control")]
+pub mod systemd;

@@ -1,0 +1,28 @@
+//! Whether this process is where its mounts count: in the mount namespace of PID 1.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use crate::error::HelperError;
+
+/// Whether this process shares PID 1's mount namespace.
+///
+/// Two namespace files are the same namespace if device and inode agree, while both are alive, as both are here
+/// (namespaces(7)). Numbers of namespaces that are gone mean nothing: the kernel gives them out again.
+///
+/// # Errors
+/// `/proc` is not there or PID 1 may not be looked at, which needs root.
+pub fn is_pid1s() -> Result<bool, HelperError> {
+    let identity = |path: &str| {
+        let stat = fs::metadata(Path::new(path)).map_err(|error| HelperError::Call {
+            call: "stat",
+            path: path.into(),
+            source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        })?;
+        Ok((stat.dev(), stat.ino()))
+    };
+    Ok(identity("/proc/self/ns/mnt")? == identity("/proc/1/ns/mnt")?)
+}

@@ -1,0 +1,199 @@
+//! What one action of `l4d2ctl` came to: the JSON shape, which is stable, and the text for people.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+/// The action's outcome. The keys are an interface: new ones may be added, none changes its meaning.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// `start`, `stop`, `reset` or `status`.
+    pub action: &'static str,
+    /// The instance's name.
+    pub instance: String,
+    /// The unit's name.
+    pub unit: String,
+    /// Whether the action did all it is for. For `status`: whether the unit runs.
+    pub ok: bool,
+    /// systemd's ActiveState: `active`, `inactive`, `failed` and so on; empty if systemd was not reached.
+    pub active_state: String,
+    /// systemd's SubState.
+    pub sub_state: String,
+    /// systemd's Result of the service: `success`, `exit-code`, `signal`, `timeout` and so on.
+    pub result: String,
+    /// systemd's NRestarts: automatic restarts since the last start by hand.
+    pub restarts: u32,
+    /// The last run of each command of the unit, in the order of a unit's life.
+    pub exec: Vec<Exec>,
+    /// How long each phase took.
+    pub phases: Phases,
+    /// What is mounted at or below `runtime/<id>` after a stop or a reset, seen by PID 1 and by this process.
+    pub still_mounted: Vec<PathBuf>,
+    /// Why it is not ok, in sentences; null if it is.
+    pub error: Option<String>,
+    /// The exit status of `l4d2ctl`.
+    #[serde(skip)]
+    pub exit: Exit,
+}
+
+/// The last run of one command of the unit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Exec {
+    /// The setting: `ExecStartPre`, `ExecStart`, `ExecStop` or `ExecStopPost`.
+    pub line: &'static str,
+    /// The command with its arguments.
+    pub argv: Vec<String>,
+    /// The exit status; null if it has not ended, has not run, or was killed by a signal.
+    pub status: Option<i32>,
+    /// The signal that killed it.
+    pub signal: Option<i32>,
+    /// From its start to its end, microseconds of CLOCK_MONOTONIC; null if it has not ended or not run.
+    pub duration_us: Option<u64>,
+}
+
+/// How long each phase took, microseconds; null where the action has no such phase.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Phases {
+    /// From sending the stop job until systemd said that it has ended; holds `umount_us`.
+    pub stop_us: Option<u64>,
+    /// The runs of `ExecStopPost=` that this stop caused, by systemd's own clock readings.
+    pub umount_us: Option<u64>,
+    /// The deletion of `runtime/<id>`, with its checks.
+    pub purge_us: Option<u64>,
+    /// The whole action.
+    pub total_us: u64,
+}
+
+/// The exit status of `l4d2ctl`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// All done.
+    Ok,
+    /// Something failed.
+    Failed,
+    /// `status` of a unit that does not run; the number `systemctl` uses.
+    NotRunning,
+    /// There is no such unit; the number `systemctl status` uses.
+    NoSuchUnit,
+}
+
+impl Exit {
+    /// The number. 2 is missing: it is a usage error, and those have no report.
+    #[must_use]
+    pub fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Failed => 1,
+            Self::NotRunning => 3,
+            Self::NoSuchUnit => 4,
+        }
+    }
+}
+
+/// The text for people, without the error: that goes where errors go.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match (self.action, self.ok) {
+            ("status", true) => "running",
+            ("status", false) => "not running",
+            (_, true) => "ok",
+            (_, false) => "failed",
+        };
+        writeln!(f, "{} {}: {verdict}", self.action, self.unit)?;
+        if !self.active_state.is_empty() {
+            let restarts = match self.restarts {
+                0 => String::new(),
+                1 => ", 1 restart".into(),
+                more => format!(", {more} restarts"),
+            };
+            row(
+                f,
+                "state",
+                &format!("{} ({}), result {}{restarts}", self.active_state, self.sub_state, self.result),
+            )?;
+        }
+        for exec in &self.exec {
+            let end = match (exec.status, exec.signal) {
+                (Some(status), _) => format!("status {status}"),
+                (None, Some(signal)) => format!("signal {signal}"),
+                (None, None) => continue,
+            };
+            let took = exec.duration_us.map_or(String::new(), milliseconds);
+            row(f, exec.line, &format!("{end:<11}{took:>12}"))?;
+        }
+        let phases = [
+            ("stop", self.phases.stop_us),
+            ("umount", self.phases.umount_us),
+            ("purge", self.phases.purge_us),
+            ("total", Some(self.phases.total_us).filter(|_| self.action != "status")),
+        ];
+        for (name, took) in phases {
+            if let Some(took) = took {
+                row(f, name, &format!("{:>23}", milliseconds(took)))?;
+            }
+        }
+        for mount in &self.still_mounted {
+            row(f, "still mounted", &mount.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
+    writeln!(f, "  {name:<15}{value}")
+}
+
+fn milliseconds(us: u64) -> String {
+    format!("{}.{:03} ms", us / 1000, us % 1000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The report of a reset whose umount found somebody in the mount.
+    fn busy() -> Report {
+        let exec = |line, argv: &[&str], status, duration_us| Exec {
+            line,
+            argv: argv.iter().map(ToString::to_string).collect(),
+            status,
+            signal: None,
+            duration_us,
+        };
+        Report {
+            action: "reset",
+            instance: "3".into(),
+            unit: "left4me-server@3.service".into(),
+            ok: false,
+            active_state: "failed".into(),
+            sub_state: "failed".into(),
+            result: "exit-code".into(),
+            restarts: 1,
+            exec: vec![
+                exec("ExecStartPre", &["nsenter", "mount", "3"], Some(0), Some(12_345)),
+                Exec { signal: Some(15), ..exec("ExecStart", &["srcds_run"], None, Some(7_000_001)) },
+                exec("ExecStopPost", &["nsenter", "umount", "3"], Some(32), Some(999)),
+            ],
+            phases: Phases {
+                stop_us: Some(104_062),
+                umount_us: Some(999),
+                purge_us: None,
+                total_us: 110_000,
+            },
+            still_mounted: vec!["/var/lib/left4me/runtime/3/merged".into()],
+            error: Some("it is busy".into()),
+            exit: Exit::Failed,
+        }
+    }
+
+    #[test]
+    fn text() {
+        insta::assert_snapshot!(busy().to_string());
+    }
+
+    #[test]
+    fn json() {
+        insta::assert_snapshot!(serde_json::to_string_pretty(&busy()).unwrap());
+    }
+}

@@ -1,0 +1,230 @@
+//! systemd over the system bus: the only file that speaks D-Bus.
+//!
+//! A job's end is the signal `JobRemoved`, which may arrive before the reply that names the job. So the match is in
+//! place before the job is sent; the signals since then wait in the stream's queue, and the one with our job's path
+//! is ours. The match asks for this unit only, so that a busy machine's other jobs cannot fill the queue.
+
+use std::future::Future;
+use std::time::Instant;
+
+use async_io::{Timer, block_on};
+use futures_lite::{StreamExt, future};
+use zbus::zvariant::{OwnedObjectPath, OwnedValue};
+use zbus::{Connection, MatchRule, MessageStream, message};
+
+use crate::control::{ExecRun, Job, UnitState, Units, UnitsError};
+
+const SYSTEMD: &str = "org.freedesktop.systemd1";
+const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const UNIT: &str = "org.freedesktop.systemd1.Unit";
+const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
+
+/// The settings whose runs are reported, in the order of a unit's life, each with its property.
+const EXEC_PROPERTIES: [(&str, &str); 4] = [
+    ("ExecStartPre", "ExecStartPreEx"),
+    ("ExecStart", "ExecStartEx"),
+    ("ExecStop", "ExecStopEx"),
+    ("ExecStopPost", "ExecStopPostEx"),
+];
+
+/// An entry of an `Exec*Ex` property, `(sasasttttuii)`: path, argv, flags, start and exit time each by the wall and
+/// the monotonic clock (microseconds), PID, code and status; org.freedesktop.systemd1(5).
+type ExecEntry = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32, i32);
+
+/// A connection to systemd. It keeps the units it was told about loaded, until it is dropped.
+#[derive(Debug)]
+pub struct Systemd {
+    connection: Connection,
+    deadline: Instant,
+}
+
+impl Systemd {
+    /// Connects and asks for signals. Everything asked through it, but for the jobs' own deadlines, must be answered
+    /// by `deadline`.
+    ///
+    /// # Errors
+    /// No system bus, or nobody answers there as systemd.
+    pub fn connect(deadline: Instant) -> Result<Self, UnitsError> {
+        let connecting =
+            async { Connection::system().await.map_err(|error| UnitsError::Unreachable(error.to_string())) };
+        let systemd = Self { connection: block_on(by(deadline, connecting))?, deadline };
+        match block_on(by(deadline, systemd.manager("Subscribe", &()))) {
+            Ok(_) => Ok(systemd),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn manager<B>(&self, method: &str, body: &B) -> Result<message::Message, UnitsError>
+    where
+        B: serde::Serialize + zbus::zvariant::DynamicType,
+    {
+        self.connection
+            .call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), method, body)
+            .await
+            .map_err(|error| explain(&error))
+    }
+
+    async fn run_job(&self, job: Job, unit: &str) -> Result<String, UnitsError> {
+        let rule = MatchRule::builder()
+            .msg_type(message::Type::Signal)
+            .sender(SYSTEMD)
+            .and_then(|rule| rule.path(MANAGER_PATH))
+            .and_then(|rule| rule.interface(MANAGER))
+            .and_then(|rule| rule.member("JobRemoved"))
+            .and_then(|rule| rule.arg(2, unit))
+            .map_err(|error| explain(&error))?
+            .build();
+        let mut removed = MessageStream::for_match_rule(rule, &self.connection, None)
+            .await
+            .map_err(|error| explain(&error))?;
+        // An inactive unit is forgotten as soon as its job is done, with the exit statuses that are to be reported.
+        self.manager("RefUnit", &(unit)).await?;
+        let method = match job {
+            Job::Start => "StartUnit",
+            Job::Stop => "StopUnit",
+        };
+        let reply = self.manager(method, &(unit, "replace")).await?;
+        let ours: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
+        while let Some(signal) = removed.next().await {
+            let signal = signal.map_err(|error| explain(&error))?;
+            let body = signal.body();
+            let (_id, job, _unit, result): (u32, OwnedObjectPath, String, String) =
+                body.deserialize().map_err(|error| explain(&error))?;
+            if job == ours {
+                return Ok(result);
+            }
+        }
+        Err(UnitsError::Unreachable("the connection ended before the job did".into()))
+    }
+
+    async fn read_state(&self, unit: &str) -> Result<UnitState, UnitsError> {
+        let reply = self.manager("LoadUnit", &(unit)).await?;
+        let path: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let mut exec = Vec::new();
+        for (line, property) in EXEC_PROPERTIES {
+            let entries: Vec<ExecEntry> = self.property(&path, SERVICE, property).await?;
+            exec.extend(entries.into_iter().map(|entry| exec_run(line, entry)));
+        }
+        Ok(UnitState {
+            load_state: self.property(&path, UNIT, "LoadState").await?,
+            active_state: self.property(&path, UNIT, "ActiveState").await?,
+            sub_state: self.property(&path, UNIT, "SubState").await?,
+            result: self.property(&path, SERVICE, "Result").await?,
+            restarts: self.property(&path, SERVICE, "NRestarts").await?,
+            exec,
+        })
+    }
+
+    async fn property<T>(&self, path: &OwnedObjectPath, interface: &str, name: &str) -> Result<T, UnitsError>
+    where
+        T: TryFrom<OwnedValue, Error = zbus::zvariant::Error>,
+    {
+        let reply = self
+            .connection
+            .call_method(Some(SYSTEMD), path, Some(PROPERTIES), "Get", &(interface, name))
+            .await
+            .map_err(|error| explain(&error))?;
+        let value: OwnedValue = reply.body().deserialize().map_err(|error| explain(&error))?;
+        T::try_from(value).map_err(|error| UnitsError::Other(format!("property {name}: {error}")))
+    }
+}
+
+impl Units for Systemd {
+    fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<String, UnitsError> {
+        block_on(by(deadline, self.run_job(job, unit)))
+    }
+
+    fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError> {
+        block_on(by(self.deadline, self.read_state(unit)))
+    }
+}
+
+/// The future's answer, or [`UnitsError::Deadline`].
+async fn by<T>(
+    deadline: Instant,
+    answer: impl Future<Output = Result<T, UnitsError>>,
+) -> Result<T, UnitsError> {
+    future::or(answer, async {
+        Timer::at(deadline).await;
+        Err(UnitsError::Deadline)
+    })
+    .await
+}
+
+fn exec_run(line: &'static str, entry: ExecEntry) -> ExecRun {
+    let (_path, argv, _flags, _start, started_us, _exit, exited_us, _pid, code, status) = entry;
+    ExecRun { line, argv, started_us, exited_us, code, status }
+}
+
+fn explain(error: &zbus::Error) -> UnitsError {
+    match error {
+        zbus::Error::MethodError(name, detail, _) => {
+            explain_reply(name.as_str(), detail.as_deref().unwrap_or_else(|| name.as_str()))
+        }
+        other => UnitsError::Other(other.to_string()),
+    }
+}
+
+/// What an error reply means to us; the names are in systemd's bus-common-errors.h and the D-Bus specification.
+fn explain_reply(name: &str, detail: &str) -> UnitsError {
+    let detail = detail.to_owned();
+    match name {
+        "org.freedesktop.DBus.Error.AccessDenied"
+        | "org.freedesktop.DBus.Error.AuthFailed"
+        | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => UnitsError::Denied(detail),
+        "org.freedesktop.systemd1.NoSuchUnit" => UnitsError::NoSuchUnit(detail),
+        "org.freedesktop.DBus.Error.ServiceUnknown"
+        | "org.freedesktop.DBus.Error.NameHasNoOwner"
+        | "org.freedesktop.DBus.Error.NoReply" => UnitsError::Unreachable(detail),
+        _ => UnitsError::Other(detail),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn error_replies() {
+        let denied = |text: &str| UnitsError::Denied(text.into());
+        for (name, expected) in [
+            ("org.freedesktop.DBus.Error.AccessDenied", denied("x")),
+            ("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", denied("x")),
+            ("org.freedesktop.systemd1.NoSuchUnit", UnitsError::NoSuchUnit("x".into())),
+            ("org.freedesktop.DBus.Error.ServiceUnknown", UnitsError::Unreachable("x".into())),
+            ("org.freedesktop.systemd1.TransactionIsDestructive", UnitsError::Other("x".into())),
+        ] {
+            assert_eq!(explain_reply(name, "x"), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn an_exec_entry_comes_off_the_wire() {
+        use zbus::zvariant::Value;
+        let entry: ExecEntry = ("/x".into(), vec!["/x".into(), "a".into()], vec![], 10, 20, 30, 45, 7, 1, 32);
+        let value = OwnedValue::try_from(Value::from(vec![entry])).unwrap();
+        assert_eq!(value.value_signature().to_string(), "a(sasasttttuii)");
+        let back = Vec::<ExecEntry>::try_from(value).unwrap();
+        let expected = ExecRun {
+            line: "ExecStopPost",
+            argv: vec!["/x".into(), "a".into()],
+            started_us: 20,
+            exited_us: 45,
+            code: 1,
+            status: 32,
+        };
+        assert_eq!(
+            back.into_iter().map(|entry| exec_run("ExecStopPost", entry)).collect::<Vec<_>>(),
+            [expected]
+        );
+    }
+
+    #[test]
+    fn a_deadline_ends_a_wait() {
+        let never = future::pending::<Result<(), UnitsError>>();
+        assert_eq!(block_on(by(Instant::now(), never)), Err(UnitsError::Deadline));
+        assert_eq!(block_on(by(Instant::now(), async { Ok(3) })), Ok(3));
+    }
+}
