@@ -50,6 +50,15 @@ pub fn root() -> anyhow::Result<PathBuf> {
     }
 }
 
+/// What is free for us on the file system of a path, in bytes.
+///
+/// # Errors
+/// If the path is not there.
+pub fn free_bytes(path: &Path) -> anyhow::Result<u64> {
+    let stat = rustix::fs::statvfs(path).with_context(|| format!("statvfs {}", path.display()))?;
+    Ok(stat.f_bavail * stat.f_frsize)
+}
+
 /// The hash of everything that an entry depends on, being collected.
 ///
 /// Each input goes in with its name and its length, so that no two lists of inputs give the same bytes.
@@ -242,10 +251,10 @@ impl Staging {
     ///
     /// # Errors
     /// If a directory cannot be made or a dead one deleted.
-    pub fn begin(
+    pub async fn begin(
         target: &Path,
         _lock: &Lock,
-        mut on_dead: impl FnMut(&Path) -> anyhow::Result<()>,
+        mut on_dead: impl AsyncFnMut(&Path) -> anyhow::Result<()>,
     ) -> anyhow::Result<Self> {
         let parent = target.parent().expect("an entry is in a directory");
         let name = target.file_name().expect("an entry has a name").to_string_lossy();
@@ -253,7 +262,7 @@ impl Staging {
         for entry in std::fs::read_dir(parent).with_context(|| format!("list {}", parent.display()))? {
             let entry = entry.with_context(|| format!("list {}", parent.display()))?;
             if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                on_dead(&entry.path())?;
+                on_dead(&entry.path()).await?;
                 remove_tree(&entry.path())?;
             }
         }
@@ -403,28 +412,28 @@ mod tests {
         block_on(async {
             let lock =
                 Lock::exclusive(&dir.path().join("lock"), |_| panic!("nobody has it")).await.expect("a lock");
-            let no_dead = |path: &Path| panic!("{} is not dead", path.display());
+            let no_dead = async |path: &Path| panic!("{} is not dead", path.display());
 
-            let staging = Staging::begin(&target, &lock, no_dead).expect("begin");
+            let staging = Staging::begin(&target, &lock, no_dead).await.expect("begin");
             std::fs::write(staging.path().join("file"), "half").expect("write");
             drop(staging);
             assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 1, "only the lock is left");
 
             for text in ["first", "second"] {
-                let staging = Staging::begin(&target, &lock, no_dead).expect("begin");
+                let staging = Staging::begin(&target, &lock, no_dead).await.expect("begin");
                 std::fs::write(staging.path().join("file"), text).expect("write");
                 staging.commit().expect("commit");
                 assert_eq!(std::fs::read_to_string(target.join("file")).expect("read"), text);
             }
             assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 2, "lock and entry");
 
-            std::mem::forget(Staging::begin(&target, &lock, no_dead).expect("begin"));
+            std::mem::forget(Staging::begin(&target, &lock, no_dead).await.expect("begin"));
             let mut dead = 0;
-            let count = |_: &Path| {
+            let count = async |_: &Path| {
                 dead += 1;
                 Ok(())
             };
-            drop(Staging::begin(&target, &lock, count).expect("begin after a dead build"));
+            drop(Staging::begin(&target, &lock, count).await.expect("begin after a dead build"));
             assert_eq!(dead, 1);
             assert_eq!(std::fs::read_dir(dir.path()).expect("list").count(), 2, "lock and entry");
         });

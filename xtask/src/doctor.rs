@@ -1,0 +1,109 @@
+//! `cargo xtask doctor`: what this host has of what the harness needs, and what to type for the rest.
+
+use anyhow::Context as _;
+use clap::Args;
+use vm_tests::accel::{self, Wish};
+use vm_tests::cache;
+use vm_tests::tools::{self, Distro, Need};
+
+/// Room for the guest binaries (300 MB), an image while it is built (600 MB), a saved machine (130 MB), and runs.
+const DISK_MB: u64 = 2000;
+
+/// What one guest (512 MiB) and the QEMU around it take.
+const MEMORY_MB: u64 = 800;
+
+/// Shows what this machine has of what the harness needs, and the command that installs the rest.
+///
+/// Changes nothing. Fails if something is missing that `cargo xtask vm-test` needs.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Install what is missing, where this is possible without a question (as root, or with a sudo that asks for
+    /// no password)
+    #[arg(long)]
+    install: bool,
+}
+
+/// Prints the table; `false` means that something required is missing.
+pub(crate) async fn run(args: &DoctorArgs) -> anyhow::Result<bool> {
+    let needs = [Need::Machine, Need::Image, Need::GuestBinaries];
+    if args.install {
+        tools::ensure(&needs).await?;
+    }
+    let mut well = true;
+    let found = tools::look(&needs);
+    for one in &found {
+        let what = match &one.path {
+            None => {
+                well = false;
+                "MISSING".to_owned()
+            }
+            Some(path) => match tools::version(one).await {
+                Ok(Some(version)) => version,
+                Ok(None) => path.display().to_string(),
+                Err(error) => {
+                    well = false;
+                    format!("BROKEN: {error:#}")
+                }
+            },
+        };
+        let name = one.tool.name().rsplit('/').next().unwrap_or_default();
+        row(name, &what, one.tool.purpose);
+    }
+
+    let choice = accel::decide(Wish::Auto, None).await?;
+    row("accelerator", choice.to_string().trim_start_matches("accelerator: "), "");
+
+    let (free, path) = disk_free_mb()?;
+    well &= report("disk", free, DISK_MB, &format!("free at {path}"));
+    well &= report("memory", memory_available_mb()?, MEMORY_MB, "available");
+
+    if let Some(missing) = tools::missing(&found, Distro::of_host()) {
+        println!("\nto install what is missing, type:\n  {}", missing.command);
+    }
+    Ok(well)
+}
+
+fn row(name: &str, what: &str, purpose: &str) {
+    let gap = if purpose.is_empty() { "" } else { " - " };
+    println!("{name:26} {what}{gap}{purpose}");
+}
+
+/// A row for an amount; `false` if there is too little.
+fn report(name: &str, have_mb: u64, need_mb: u64, where_: &str) -> bool {
+    let enough = have_mb >= need_mb;
+    let lack = if enough { String::new() } else { format!(": TOO LITTLE, {need_mb} MB are needed") };
+    row(name, &format!("{have_mb} MB {where_}{lack}"), "");
+    enough
+}
+
+/// Free space where the caches go, or where they will once their directory exists.
+fn disk_free_mb() -> anyhow::Result<(u64, String)> {
+    let root = cache::root()?;
+    let there =
+        root.ancestors().find(|dir| dir.exists()).context("no directory of the cache's path exists")?;
+    let free = cache::free_bytes(there)?;
+    Ok((free / 1_000_000, there.display().to_string()))
+}
+
+/// `MemAvailable` of `/proc/meminfo`; see proc_meminfo(5).
+fn memory_available_mb() -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    parse_meminfo(&text).context("/proc/meminfo has no MemAvailable")
+}
+
+fn parse_meminfo(text: &str) -> Option<u64> {
+    let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024 / 1_000_000)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_in_megabytes() {
+        assert_eq!(parse_meminfo("MemTotal: 1 kB\nMemAvailable:   20000000 kB\n"), Some(20480));
+        assert_eq!(parse_meminfo("MemTotal: 1 kB\n"), None);
+    }
+}

@@ -1,0 +1,62 @@
+//! `cargo xtask image`: makes sure that a guest image is there, and says where and of what.
+
+use clap::Args;
+use vm_tests::image::{self, Image, Request, Suite};
+
+/// Builds the image that guests boot from, unless it is there already.
+///
+/// A guest's root file system is made of Debian's packages, without root rights, in about a minute; it is kept
+/// until its inputs change. Other commands do this by themselves when they need to.
+#[derive(Debug, Args)]
+pub(crate) struct ImageArgs {
+    /// The Debian suite: bookworm, trixie or sid
+    #[arg(long, default_value_t = Suite::default())]
+    suite: Suite,
+
+    /// Build it anew even if it is there, to get packages that have been updated since
+    #[arg(long)]
+    rebuild: bool,
+
+    /// Read and compare the hash of every file of the image, not only its size
+    #[arg(long)]
+    verify: bool,
+
+    /// Take packages from here instead of Debian's own servers
+    #[arg(long, value_name = "URL", env = image::MIRROR_VAR)]
+    mirror: Option<String>,
+}
+
+impl ImageArgs {
+    fn request(&self) -> Request {
+        // An empty variable in the environment is no mirror.
+        let mirror = self.mirror.clone().filter(|mirror| !mirror.is_empty());
+        Request { suite: self.suite, mirror, rebuild: self.rebuild }
+    }
+}
+
+/// Builds the image if need be and prints what it is.
+pub(crate) async fn run(args: &ImageArgs) -> anyhow::Result<()> {
+    let image = image::ensure(&args.request()).await?;
+    if args.verify {
+        image.verify()?;
+    }
+    print!("{}", describe(&image, image.size()?));
+    Ok(())
+}
+
+fn describe(image: &Image, bytes: u64) -> String {
+    let manifest = &image.manifest;
+    let version = |name: &str| manifest.packages.get(name).map_or("none", String::as_str);
+    let rows = [
+        ("suite", manifest.suite.to_string()),
+        ("kernel", manifest.kernel_version.clone()),
+        ("systemd", version("systemd").to_owned()),
+        ("packages", manifest.packages.len().to_string()),
+        ("size", format!("{} MB", bytes / 1_000_000)),
+        ("root", image.root.display().to_string()),
+        ("vmlinuz", image.kernel.display().to_string()),
+        ("modules", image.modules.display().to_string()),
+        ("manifest", image.dir.join("manifest.json").display().to_string()),
+    ];
+    rows.iter().map(|(name, value)| format!("{name:9} {value}\n")).collect()
+}
