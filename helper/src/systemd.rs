@@ -227,4 +227,153 @@ mod tests {
         assert_eq!(block_on(by(Instant::now(), never)), Err(UnitsError::Deadline));
         assert_eq!(block_on(by(Instant::now(), async { Ok(3) })), Ok(3));
     }
+
+    const UNIT_PATH: &str = "/org/freedesktop/systemd1/unit/left4me_2dserver_403_2eservice";
+    const UNIT_NAME: &str = "left4me-server@3.service";
+
+    /// systemd's manager, as far as it is asked. It says that a job is gone before it answers the request for it.
+    struct Manager;
+
+    #[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
+    impl Manager {
+        fn ref_unit(&self, name: &str) -> zbus::fdo::Result<()> {
+            if name == UNIT_NAME { Ok(()) } else { Err(zbus::fdo::Error::AccessDenied("no".into())) }
+        }
+
+        async fn stop_unit(
+            &self,
+            name: &str,
+            mode: &str,
+            #[zbus(connection)] connection: &Connection,
+        ) -> OwnedObjectPath {
+            assert_eq!(mode, "replace");
+            let job = |number: u32| {
+                OwnedObjectPath::try_from(format!("/org/freedesktop/systemd1/job/{number}")).unwrap()
+            };
+            for (number, unit, result) in
+                [(6, "other.service", "failed"), (7, name, "canceled"), (8, name, "done")]
+            {
+                let body = (number, job(number), unit, result);
+                connection
+                    .emit_signal(None::<&str>, MANAGER_PATH, MANAGER, "JobRemoved", &body)
+                    .await
+                    .unwrap();
+            }
+            job(8)
+        }
+
+        /// Never ends its job.
+        fn start_unit(&self, _name: &str, _mode: &str) -> OwnedObjectPath {
+            OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/9").unwrap()
+        }
+
+        fn load_unit(&self, _name: &str) -> OwnedObjectPath {
+            OwnedObjectPath::try_from(UNIT_PATH).unwrap()
+        }
+    }
+
+    struct Unit;
+
+    #[zbus::interface(name = "org.freedesktop.systemd1.Unit")]
+    impl Unit {
+        #[zbus(property)]
+        fn load_state(&self) -> &str {
+            "loaded"
+        }
+        #[zbus(property)]
+        fn active_state(&self) -> &str {
+            "failed"
+        }
+        #[zbus(property)]
+        fn sub_state(&self) -> &str {
+            "dead"
+        }
+    }
+
+    struct Service;
+
+    #[zbus::interface(name = "org.freedesktop.systemd1.Service")]
+    impl Service {
+        #[zbus(property)]
+        fn result(&self) -> &str {
+            "exit-code"
+        }
+        #[zbus(property, name = "NRestarts")]
+        fn n_restarts(&self) -> u32 {
+            2
+        }
+        #[zbus(property)]
+        fn exec_start_pre_ex(&self) -> Vec<ExecEntry> {
+            vec![]
+        }
+        #[zbus(property)]
+        fn exec_start_ex(&self) -> Vec<ExecEntry> {
+            vec![("/s".into(), vec!["/s".into()], vec![], 1, 2, 3, 4, 5, 2, 15)]
+        }
+        #[zbus(property)]
+        fn exec_stop_ex(&self) -> Vec<ExecEntry> {
+            vec![]
+        }
+        #[zbus(property)]
+        fn exec_stop_post_ex(&self) -> Vec<ExecEntry> {
+            vec![("/n".into(), vec!["/n".into()], vec!["privileged".into()], 1, 20, 3, 45, 5, 1, 32)]
+        }
+    }
+
+    /// A connection to the systemd above, over a socket pair.
+    fn played() -> (Systemd, Connection) {
+        use zbus::connection::Builder;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let server = Builder::async_io_unix_stream(theirs)
+            .server(zbus::Guid::generate())
+            .unwrap()
+            .p2p()
+            .serve_at(MANAGER_PATH, Manager)
+            .unwrap()
+            .serve_at(UNIT_PATH, Unit)
+            .unwrap()
+            .serve_at(UNIT_PATH, Service)
+            .unwrap()
+            .build();
+        let client = Builder::async_io_unix_stream(ours).p2p().build();
+        let (server, client) = block_on(future::try_zip(server, client)).unwrap();
+        (Systemd { connection: client, deadline: soon() }, server)
+    }
+
+    /// Far beyond what a socket pair needs.
+    fn soon() -> Instant {
+        Instant::now() + std::time::Duration::from_secs(30)
+    }
+
+    #[test]
+    fn a_job_that_is_gone_before_its_reply_is_not_missed() {
+        let (mut systemd, _server) = played();
+        assert_eq!(systemd.run(Job::Stop, UNIT_NAME, soon()), Ok("done".into()));
+        assert_eq!(
+            systemd.run(Job::Stop, UNIT_NAME, soon()),
+            Ok("done".into()),
+            "and again on one connection"
+        );
+    }
+
+    #[test]
+    fn a_job_that_never_ends_meets_its_deadline_and_a_refusal_is_a_refusal() {
+        let (mut systemd, _server) = played();
+        let deadline = Instant::now() + std::time::Duration::from_millis(50);
+        assert_eq!(systemd.run(Job::Start, UNIT_NAME, deadline), Err(UnitsError::Deadline));
+        assert_eq!(systemd.run(Job::Stop, "x.service", soon()), Err(UnitsError::Denied("no".into())));
+    }
+
+    #[test]
+    fn the_state_comes_off_the_wire() {
+        let (mut systemd, _server) = played();
+        let state = systemd.state(UNIT_NAME).unwrap();
+        assert_eq!(
+            (state.active_state.as_str(), state.result.as_str(), state.restarts),
+            ("failed", "exit-code", 2)
+        );
+        let runs: Vec<_> =
+            state.exec.iter().map(|run| (run.line, run.started_us, run.code, run.status)).collect();
+        assert_eq!(runs, [("ExecStart", 2, 2, 15), ("ExecStopPost", 20, 1, 32)]);
+    }
 }
