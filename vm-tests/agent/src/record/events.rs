@@ -1,0 +1,91 @@
+//! The one channel that all threads of the recorder send to, and the order that its events come in.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use vm_agent::recording::{Event, Step, What};
+
+use super::clock::Clock;
+
+/// Where events go.
+#[derive(Debug, Clone)]
+pub(super) struct Sink {
+    pub(super) clock: Clock,
+    sender: Sender<(u64, What)>,
+}
+
+/// What has been sent.
+#[derive(Debug)]
+pub(super) struct Events(Receiver<(u64, What)>);
+
+impl Sink {
+    /// A channel without events.
+    pub(super) fn new(clock: Clock) -> (Self, Events) {
+        let (sender, receiver) = channel();
+        (Self { clock, sender }, Events(receiver))
+    }
+
+    /// Records what happened at `at`, in nanoseconds since the plan began.
+    pub(super) fn send(&self, at: u64, what: What) {
+        // Fails only when the recording has been given up; then nobody misses the event.
+        drop(self.sender.send((at, what)));
+    }
+
+    /// Records what happened just now.
+    pub(super) fn send_now(&self, what: What) {
+        self.send(self.clock.now(), what);
+    }
+
+    /// Records that a source of events has lost some.
+    pub(super) fn lost(&self, source: &str, why: impl std::fmt::Display) {
+        self.send_now(What::Lost { source: source.to_owned(), why: why.to_string() });
+    }
+}
+
+impl Events {
+    /// All events, by time and where that is equal as they were sent. Call it when every [`Sink`] is gone;
+    /// otherwise it waits for that.
+    pub(super) fn in_order(self) -> Vec<Event> {
+        in_order(self.0.into_iter().collect())
+    }
+}
+
+/// A cycle begins with its start command, so that an event's cycle follows from its time alone, whichever
+/// thread sent it and however late.
+fn in_order(mut sent: Vec<(u64, What)>) -> Vec<Event> {
+    sent.sort_by_key(|(at, _)| *at);
+    let mut cycle = 0;
+    let events = sent.into_iter().map(|(at, what)| {
+        if matches!(what, What::StepBegins(Step::Start)) {
+            cycle += 1;
+        }
+        Event { at, cycle, what }
+    });
+    events.collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orders_by_time_then_as_sent_and_counts_cycles() {
+        let begins = |step| What::StepBegins(step);
+        let sent = vec![
+            (5, begins(Step::Start)),
+            (9, begins(Step::Reset)),
+            (20, begins(Step::Start)),
+            (2, What::Unmounted),
+            (9, What::Unmounted),
+        ];
+        let shape: Vec<_> =
+            in_order(sent).into_iter().map(|event| (event.at, event.cycle, event.what)).collect();
+        let expected = [
+            (2, 0, What::Unmounted),
+            (5, 1, begins(Step::Start)),
+            (9, 1, begins(Step::Reset)),
+            (9, 1, What::Unmounted),
+            (20, 2, begins(Step::Start)),
+        ];
+        assert_eq!(shape, expected);
+    }
+}

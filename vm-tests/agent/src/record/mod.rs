@@ -1,0 +1,101 @@
+//! The recorder: runs a [`Plan`] in the guest and records what happens.
+//!
+//! Three threads, and nothing that waits for a clock:
+//!
+//! - the caller runs the plan's commands ([`steps`], [`command`]);
+//! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
+//!   ([`proc_connector`]), the umount tracepoints ([`umounts`]) and orders from the others, and looks at the
+//!   unit's tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
+//!   on before it has looked;
+//! - the D-Bus thread ([`unit`]) turns systemd's signals into events and tells the watcher.
+//!
+//! All of them send to one channel ([`events`]). Nothing here resolves a path inside the watched mount, since
+//! that would make the unmount fail which is being recorded.
+
+mod clock;
+mod command;
+mod events;
+mod mounts;
+mod proc_connector;
+mod roles;
+mod steps;
+mod umounts;
+mod unit;
+mod unit_cgroup;
+mod watcher;
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use vm_agent::recording::{Plan, Recording};
+
+use self::clock::Clock;
+use self::events::Sink;
+use self::unit::UnitWatch;
+use self::watcher::Watcher;
+
+/// Executes the plan. A command that fails is part of the recording; all threads have ended and the trace
+/// instance is gone when this returns.
+///
+/// # Errors
+/// What keeps a recording from being made at all: a plan without commands, no system bus, no mountinfo.
+pub(crate) fn run(plan: &Plan) -> Result<Recording> {
+    check(plan)?;
+    let (sink, events) = Sink::new(Clock::start());
+    let watcher = Watcher::start(plan, sink.clone()).context("start the watcher")?;
+    let mut unit =
+        UnitWatch::start(&plan.unit, sink.clone(), watcher.orders()).context("watch the unit on D-Bus")?;
+    let systemd = unit.systemd_version()?;
+
+    let ran = steps::run(plan, &sink, &watcher, &mut unit);
+    let unit_ended = unit.finish();
+    let watcher_ended = watcher.finish();
+    ran.context("run the plan")?;
+    unit_ended.context("end the watch on D-Bus")?;
+    watcher_ended.context("end the watcher")?;
+
+    drop(sink);
+    Ok(Recording {
+        plan: plan.clone(),
+        kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
+        systemd,
+        os: os_name(),
+        events: events.in_order(),
+    })
+}
+
+fn check(plan: &Plan) -> Result<()> {
+    ensure!(plan.mount.starts_with('/'), "the mount {:?} is not an absolute path", plan.mount);
+    ensure!(plan.sample_us > 0, "sample_us is 0: the watcher would never sleep");
+    let commands = [&plan.start, &plan.reset].into_iter().chain(&plan.recover);
+    for command in commands {
+        ensure!(!command.is_empty(), "a command of the plan is empty");
+    }
+    Ok(())
+}
+
+/// PRETTY_NAME of os-release(5); the fallback is the one that page names.
+fn os_name() -> String {
+    let texts = ["/etc/os-release", "/usr/lib/os-release"]
+        .into_iter()
+        .filter_map(|path| fs::read_to_string(path).ok());
+    texts.into_iter().find_map(|text| pretty_name(&text)).unwrap_or_else(|| "Linux".to_owned())
+}
+
+fn pretty_name(os_release: &str) -> Option<String> {
+    let value = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
+    Some(value.trim_matches(['"', '\'']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_the_pretty_name() {
+        let debian = "NAME=\"Debian GNU/Linux\"\nPRETTY_NAME=\"Debian GNU/Linux 13 (trixie)\"\n";
+        assert_eq!(pretty_name(debian).as_deref(), Some("Debian GNU/Linux 13 (trixie)"));
+        assert_eq!(pretty_name("PRETTY_NAME=Alpine\n").as_deref(), Some("Alpine"));
+        assert_eq!(pretty_name("NAME=x\n"), None);
+    }
+}

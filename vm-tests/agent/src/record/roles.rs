@@ -1,0 +1,177 @@
+//! A task's place in the unit: of the main process's family, or of a control process's.
+//!
+//! systemd makes every Exec command itself, so each family of the unit begins with a child of PID 1. Which
+//! child of PID 1 a task comes from is followed by the forks, since a parent that has ended leaves its
+//! children to PID 1 and ppid would then name them control processes. A family is the main one if the main
+//! process was ever in it; MainPID is known long before a stop begins, so D-Bus being late does no harm. Every
+//! other family of the unit is an Exec line's other than ExecStart.
+
+use std::collections::{HashMap, HashSet};
+
+use vm_agent::recording::Role;
+
+/// What is known of the machine's families.
+#[derive(Debug, Default)]
+pub(super) struct Roles {
+    /// The child of PID 1 that a process descends from.
+    founders: HashMap<u32, u32>,
+    main: u32,
+    control: u32,
+    main_founders: HashSet<u32>,
+}
+
+impl Roles {
+    /// A process was made.
+    pub(super) fn forked(&mut self, parent: u32, child: u32) {
+        let founder = if parent == 1 { child } else { self.founders.get(&parent).copied().unwrap_or(parent) };
+        self.founders.insert(child, founder);
+        // The number is a new process's now.
+        self.main_founders.remove(&child);
+        if self.main == child {
+            self.main = 0;
+        }
+    }
+
+    /// A process ended.
+    pub(super) fn exited(&mut self, pid: u32) {
+        self.founders.remove(&pid);
+    }
+
+    /// MainPID and ControlPID, 0 if none.
+    pub(super) fn unit(&mut self, main: u32, control: u32) {
+        if main != 0 {
+            self.main = main;
+            self.main_founders.insert(self.founders.get(&main).copied().unwrap_or(main));
+        }
+        self.control = control;
+    }
+
+    /// The role of a process in the unit's cgroup. `parent` is asked about one whose fork was not seen.
+    pub(super) fn of(&self, pid: u32, parent: impl Fn(u32) -> Option<u32>) -> Role {
+        if pid == self.main {
+            return Role::Main;
+        }
+        if pid == self.control {
+            return Role::Control;
+        }
+        let founder = self.founder(pid, parent);
+        match () {
+            () if self.main_founders.contains(&founder) => Role::Child,
+            () if founder == pid => Role::Control,
+            () => Role::ControlChild,
+        }
+    }
+
+    fn founder(&self, pid: u32, parent: impl Fn(u32) -> Option<u32>) -> u32 {
+        let mut at = pid;
+        // A process tree has no loops, but it changes while it is read.
+        for _ in 0..64 {
+            if let Some(founder) = self.founders.get(&at) {
+                return *founder;
+            }
+            match parent(at) {
+                None | Some(0 | 1) => return at,
+                Some(next) => at = next,
+            }
+        }
+        at
+    }
+}
+
+/// The parent of a process, from `/proc/PID/stat`.
+pub(super) fn parent_of(pid: u32) -> Option<u32> {
+    parse_parent(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
+}
+
+/// The field after the state, which follows the last parenthesis: comm may hold anything.
+fn parse_parent(stat: &[u8]) -> Option<u32> {
+    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nobody(_: u32) -> Option<u32> {
+        None
+    }
+
+    /// 100 is the main process, 101 its child, 102 a grandchild whose parent has ended.
+    fn running() -> Roles {
+        let mut roles = Roles::default();
+        roles.forked(1, 100);
+        roles.unit(100, 0);
+        roles.forked(100, 101);
+        roles.forked(101, 102);
+        roles.forked(102, 103);
+        roles.exited(102);
+        roles
+    }
+
+    #[test]
+    fn names_the_main_family() {
+        let roles = running();
+        assert_eq!(roles.of(100, nobody), Role::Main);
+        assert_eq!(roles.of(101, nobody), Role::Child);
+        assert_eq!(roles.of(103, |_| Some(1)), Role::Child, "an orphan is no control process");
+    }
+
+    #[test]
+    fn names_the_control_family_before_d_bus_does() {
+        let mut roles = running();
+        roles.exited(100);
+        roles.forked(1, 200);
+        roles.forked(200, 201);
+        assert_eq!(roles.of(200, nobody), Role::Control);
+        assert_eq!(roles.of(201, nobody), Role::ControlChild);
+        assert_eq!(roles.of(103, nobody), Role::Child, "a child that outlives the main process");
+        roles.unit(0, 200);
+        assert_eq!(roles.of(200, nobody), Role::Control);
+        assert_eq!(roles.of(201, nobody), Role::ControlChild);
+    }
+
+    #[test]
+    fn a_main_process_that_forked_away_from_its_exec_line() {
+        let mut roles = Roles::default();
+        roles.forked(1, 300);
+        roles.forked(300, 301);
+        roles.exited(300);
+        roles.unit(301, 0);
+        roles.forked(301, 302);
+        roles.exited(301);
+        assert_eq!(roles.of(301, nobody), Role::Main);
+        assert_eq!(roles.of(302, nobody), Role::Child);
+    }
+
+    #[test]
+    fn a_number_used_again_is_another_process() {
+        let mut roles = running();
+        roles.exited(100);
+        roles.forked(1, 100);
+        assert_eq!(roles.of(100, nobody), Role::Control);
+    }
+
+    #[test]
+    fn asks_for_parents_it_has_not_seen() {
+        let mut roles = Roles::default();
+        roles.unit(10, 20);
+        let parent = |pid| match pid {
+            12 => Some(11),
+            11 => Some(10),
+            21 => Some(20),
+            _ => Some(1),
+        };
+        assert_eq!(roles.of(10, parent), Role::Main);
+        assert_eq!(roles.of(12, parent), Role::Child);
+        assert_eq!(roles.of(20, parent), Role::Control);
+        assert_eq!(roles.of(21, parent), Role::ControlChild);
+        assert_eq!(roles.of(30, parent), Role::Control);
+    }
+
+    #[test]
+    fn takes_the_parent() {
+        assert_eq!(parse_parent(b"7 (a) S) (b) R 42 7 7 0"), Some(42));
+        assert_eq!(parse_parent(b"7 (a"), None);
+    }
+}

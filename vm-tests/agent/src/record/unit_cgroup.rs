@@ -1,0 +1,58 @@
+//! The unit's cgroup: which processes it has, and whether a process is in it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where systemd mounts the v2 hierarchy.
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// The processes of a cgroup (systemd's ControlGroup, `/system.slice/x.service`) and of those below it, such as
+/// `.control`. Empty if there is no such cgroup, which is normal for a unit that is down.
+pub(super) fn processes(control_group: &str) -> Vec<u32> {
+    let mut pids = Vec::new();
+    if !control_group.is_empty() {
+        collect(&PathBuf::from(format!("{ROOT}{control_group}")), &mut pids);
+    }
+    pids
+}
+
+/// Whether the process is in the cgroup or below it; false for one that is gone.
+pub(super) fn has(control_group: &str, pid: u32) -> bool {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    table
+        .lines()
+        .find_map(|line| line.strip_prefix("0::"))
+        .is_some_and(|cgroup| contains(control_group, cgroup))
+}
+
+/// Whether one cgroup is the other or below it.
+pub(super) fn contains(control_group: &str, cgroup: &str) -> bool {
+    let rest = cgroup.strip_prefix(control_group);
+    !control_group.is_empty() && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+fn collect(directory: &Path, pids: &mut Vec<u32>) {
+    // A cgroup that vanishes has no processes.
+    let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
+    pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
+    let children = fs::read_dir(directory).into_iter().flatten().flatten();
+    for child in children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
+        collect(&child.path(), pids);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn goes_by_whole_components() {
+        let unit = "/system.slice/a@1.service";
+        assert!(contains(unit, unit));
+        assert!(contains(unit, "/system.slice/a@1.service/.control"));
+        assert!(!contains(unit, "/system.slice/a@1.service2"));
+        assert!(!contains(unit, "/system.slice"));
+        assert!(!contains("", "/system.slice"));
+        assert_eq!(processes(""), []);
+    }
+}
