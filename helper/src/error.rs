@@ -29,6 +29,13 @@ pub enum HelperError {
         /// The Exec line that runs it there.
         exec_line: String,
     },
+    /// PID 1's mount namespace may not be looked at.
+    Pid1Hidden {
+        /// The namespace file.
+        path: PathBuf,
+        /// EACCES or EPERM.
+        source: Errno,
+    },
     /// The instance has no file.
     NoInstanceFile(PathBuf),
     /// The instance file cannot be understood.
@@ -158,6 +165,7 @@ impl fmt::Display for HelperError {
                 "not in the mount namespace of PID 1: a mount made or removed here would not be the one the \
                  system sees; the unit's line must be\n  {exec_line}"
             ),
+            Self::Pid1Hidden { path, .. } => write!(f, "stat {}: run this as root (sudo)", path.display()),
             Self::NoInstanceFile(path) => write!(
                 f,
                 "no instance file {}: create it with the list of overlays, topmost first, \
@@ -239,6 +247,7 @@ impl Error for HelperError {
             Self::Mount { source, .. }
             | Self::Umount { source, .. }
             | Self::Gate { source, .. }
+            | Self::Pid1Hidden { source, .. }
             | Self::Call { source, .. } => Some(source),
             _ => None,
         }

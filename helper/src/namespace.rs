@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use rustix::io::Errno;
 
@@ -17,10 +16,12 @@ use crate::error::HelperError;
 /// `/proc` is not there or PID 1 may not be looked at, which needs root.
 pub fn is_pid1s() -> Result<bool, HelperError> {
     let identity = |path: &str| {
-        let stat = fs::metadata(Path::new(path)).map_err(|error| HelperError::Call {
-            call: "stat",
-            path: path.into(),
-            source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        let stat = fs::metadata(path).map_err(|error| {
+            let source = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+            match source {
+                Errno::ACCESS | Errno::PERM => HelperError::Pid1Hidden { path: path.into(), source },
+                _ => HelperError::Call { call: "stat", path: path.into(), source },
+            }
         })?;
         Ok((stat.dev(), stat.ino()))
     };
