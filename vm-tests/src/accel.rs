@@ -14,10 +14,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 
+use serde::{Deserialize, Serialize};
+
 use crate::process::{self, Program};
 
 /// What executes the guest's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// The processor.
     Kvm,
@@ -71,7 +74,8 @@ impl FromStr for Wish {
 }
 
 /// What time is in a guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Clock {
     /// The host's. A duration depends on the host and its load.
     Real,

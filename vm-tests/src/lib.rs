@@ -1,1 +1,17 @@
-//! The VM harness.
+//! The VM harness: boots QEMU machines with systemd, deploys, runs a scenario's cycles, records and judges.
+
+pub mod accel;
+pub mod build;
+pub mod cache;
+pub mod guest;
+pub mod image;
+pub mod initramfs;
+pub mod machine;
+pub mod outcome;
+pub mod process;
+pub mod qemu;
+pub mod qmp;
+pub mod report;
+pub mod run;
+pub mod scenario;
+pub mod tools;

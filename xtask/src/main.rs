@@ -1,2 +1,82 @@
-//! The commands people type.
-fn main() {}
+//! The commands people type: `cargo xtask …`. One file a subcommand; here only the match and the exit codes.
+
+mod check;
+mod cli;
+mod doctor;
+mod image;
+mod prepare;
+mod shell;
+mod vm_test;
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use vm_tests::accel;
+use vm_tests::process::{self, Interrupts};
+
+use cli::{Cli, Command};
+
+/// All is well.
+pub(crate) const PASSED: u8 = 0;
+/// It ran, and something is not as it should be.
+pub(crate) const FAILED: u8 = 1;
+/// There is no result: a tool, the machine, the guest or the harness failed (sysexits.h: EX_UNAVAILABLE).
+pub(crate) const INFRASTRUCTURE: u8 = 69;
+/// Interrupted by the user (128 + SIGINT). Wrong usage is 2, by clap.
+pub(crate) const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    accel::child_main_if_asked();
+    let cli = Cli::parse();
+    // Programs are spawned by this thread, and it lives as long as they do: a parent-death signal follows it.
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: start a runtime: {error}");
+            return INFRASTRUCTURE.into();
+        }
+    };
+    let outcome = runtime.block_on(run(cli));
+    // A thread may still wait for the terminal's next key.
+    runtime.shutdown_background();
+    match outcome {
+        Ok(code) => code.into(),
+        Err(error) if process::is_interrupt(&error) => {
+            eprintln!("{error:#}");
+            INTERRUPTED.into()
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            INFRASTRUCTURE.into()
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<u8> {
+    watch_for_a_second_interrupt()?;
+    match cli.command {
+        Command::VmTest(args) => vm_test::run(&args).await,
+        Command::Shell(args) => shell::run(&args).await,
+        Command::Image(args) => image::run(&args).await.map(|()| PASSED),
+        Command::Doctor(args) => doctor::run(&args).await.map(|well| if well { PASSED } else { FAILED }),
+        Command::Check(args) => check::run(&args).await,
+    }
+}
+
+/// The first interrupt is seen by whoever is waiting, who cleans up; the second one ends us at once.
+fn watch_for_a_second_interrupt() -> anyhow::Result<()> {
+    let mut interrupts = Interrupts::listen().context("listen for signals")?;
+    tokio::spawn(async move {
+        interrupts.next().await;
+        eprintln!("\ninterrupted: cleaning up; once more ends it at once");
+        interrupts.next().await;
+        eprintln!("ended without cleaning up: a machine's directory may be left in target/vm-test");
+        #[expect(
+            clippy::exit,
+            reason = "the user asked twice; children die with us by their parent-death signal"
+        )]
+        std::process::exit(INTERRUPTED.into());
+    });
+    Ok(())
+}

@@ -1,2 +1,18 @@
-//! The guest agent.
-fn main() {}
+//! The guest agent: answers the host's requests on a virtio-serial port (see [`vm_agent::wire`]).
+//!
+//! One thread reads requests; each request runs in a thread of its own, so that a command, a file and a
+//! recording can be under way at once. The agent keeps no state between requests.
+
+mod files;
+mod port;
+#[path = "record/mod.rs"]
+mod record;
+mod run;
+mod serve;
+
+use anyhow::{Context, Result};
+
+fn main() -> Result<()> {
+    let port = port::open(vm_agent::wire::PORT).context("open the channel to the host")?;
+    serve::serve(port)
+}

@@ -81,6 +81,14 @@ pub enum Call {
     },
     /// Executes a plan and records it; answered by one [`Body::Recorded`].
     Record(Plan),
+    /// More input for the running command `id`; answered by [`Body::Done`].
+    Input {
+        /// The request that runs the command.
+        id: u64,
+        /// What it reads next; empty closes its stdin.
+        #[serde(with = "serde_bytes")]
+        bytes: Vec<u8>,
+    },
     /// Ends the processes that request `id` started (SIGTERM to their group, SIGKILL after 2 s); answered by
     /// [`Body::Done`]. The request itself still answers with how it ended.
     Cancel {
@@ -94,18 +102,31 @@ pub enum Call {
 pub struct Command {
     /// Program (looked up on PATH) and arguments.
     pub argv: Vec<String>,
-    /// What the command reads on stdin; empty means `/dev/null`.
-    #[serde(with = "serde_bytes")]
-    pub stdin: Vec<u8>,
-    /// A terminal of this many rows and columns instead of pipes; its output comes as [`Stream::Stdout`].
-    pub terminal: Option<(u16, u16)>,
+    /// Where its standard streams go.
+    pub streams: Streams,
 }
 
 impl Command {
     /// A command without input.
     pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
-        Self { argv: argv.into_iter().map(Into::into).collect(), stdin: Vec::new(), terminal: None }
+        Self { argv: argv.into_iter().map(Into::into).collect(), streams: Streams::Output }
     }
+}
+
+/// Where a command's standard streams go.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub enum Streams {
+    /// stdin is `/dev/null`; stdout and stderr come back apart.
+    Output,
+    /// As `Output`, and stdin is fed by [`Call::Input`].
+    Interactive,
+    /// All three are one terminal of this size; what it shows comes as [`Stream::Stdout`].
+    Terminal {
+        /// Lines.
+        rows: u16,
+        /// Characters a line.
+        columns: u16,
+    },
 }
 
 /// One piece of a file that is put into the guest. The file is complete, in place and has its mode after the
@@ -223,7 +244,8 @@ pub fn read_frame(from: &mut impl Read) -> io::Result<Vec<u8>> {
 pub fn frame_length(header: [u8; 4]) -> io::Result<usize> {
     let length = u32::from_le_bytes(header) as usize;
     if length > FRAME_MAX {
-        let text = format!("a frame of {length} bytes, over the limit of {FRAME_MAX}: the channel is out of step");
+        let text =
+            format!("a frame of {length} bytes, over the limit of {FRAME_MAX}: the channel is out of step");
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(length)

@@ -1,2 +1,135 @@
-//! The initramfs' init.
-fn main() {}
+//! PID 1 of the initramfs: loads modules, puts a tmpfs over the read-only root, brings in the agent and its
+//! unit, and switches root to the real init.
+//!
+//! The root file system stays as it is: what the harness adds lies in `/run`, which systemd keeps when it is a
+//! mount already (systemd(1), "mount points set up by the initrd"). Everything is synchronous: a driver's
+//! module init has probed its PCI device when finit_module returns.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot, execv};
+
+/// Root file systems that are tried, in this order.
+const ROOT_TYPES: [&str; 4] = ["squashfs", "erofs", "ext4", "btrfs"];
+
+/// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h, which the nix crate lacks: the kernel decompresses
+/// (CONFIG_MODULE_DECOMPRESS, in Debian since 6.6; older kernels come with plain modules).
+const INIT_COMPRESSED_FILE: u32 = 4;
+
+fn main() {
+    let Err(error) = boot();
+    // The serial console is all there is to tell; ending PID 1 panics the kernel, which the host sees at once.
+    let text = format!("vm-init: {error:#}\n");
+    let told = File::options()
+        .write(true)
+        .open("/dev/console")
+        .and_then(|mut console| console.write_all(text.as_bytes()));
+    drop(told);
+}
+
+fn boot() -> Result<std::convert::Infallible> {
+    for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
+        mount_new(kind, kind, at, MsFlags::empty(), None)?;
+    }
+    load_modules()?;
+    mount_root("/dev/vda", "/new")?;
+    bring_in("/vm", "/new/run")?;
+    for at in ["/dev", "/proc", "/sys"] {
+        let to = format!("/new{at}");
+        mount(Some(at), to.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .with_context(|| format!("move {at} to {to}"))?;
+    }
+    switch_root("/new")
+}
+
+fn mount_new(source: &str, kind: &str, at: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
+    fs::create_dir_all(at).with_context(|| format!("create {at}"))?;
+    mount(Some(source), at, Some(kind), flags, data).with_context(|| format!("mount {kind} at {at}"))
+}
+
+/// Loads `/modules/<nn>-<name>.ko[.xz|.zst]` in the order of their names, with the parameters that stand in
+/// `<file>.parameters` beside it.
+fn load_modules() -> Result<()> {
+    let mut modules: Vec<_> = fs::read_dir("/modules")
+        .context("read /modules")?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<std::io::Result<_>>()
+        .context("read /modules")?;
+    modules.retain(|path| path.extension().is_none_or(|extension| extension != "parameters"));
+    modules.sort();
+    for path in modules {
+        let plain = path.extension().is_some_and(|extension| extension == "ko");
+        let flags = if plain { 0 } else { INIT_COMPRESSED_FILE };
+        let parameters = fs::read_to_string(format!("{}.parameters", path.display())).unwrap_or_default();
+        let parameters = CString::new(parameters.trim()).context("module parameters")?;
+        let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
+        finit_module(&file, &parameters, ModuleInitFlags::from_bits_retain(flags))
+            .with_context(|| format!("load {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// A tmpfs over the read-only root: the machine may write anywhere and the image stays what it is.
+fn mount_root(device: &str, at: &str) -> Result<()> {
+    fs::create_dir_all("/lower").context("create /lower")?;
+    let mounted = ROOT_TYPES
+        .iter()
+        .any(|kind| mount(Some(device), "/lower", Some(*kind), MsFlags::MS_RDONLY, None::<&str>).is_ok());
+    if !mounted {
+        bail!("mount {device}: it holds none of {ROOT_TYPES:?}, or the kernel lacks the module");
+    }
+    mount_new("tmpfs", "tmpfs", "/writes", MsFlags::empty(), Some("mode=0755"))?;
+    for directory in ["/writes/upper", "/writes/work"] {
+        fs::create_dir(directory).with_context(|| format!("create {directory}"))?;
+    }
+    let layers = "lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work";
+    mount_new("overlay", "overlay", at, MsFlags::empty(), Some(layers))
+}
+
+/// Copies the tree `/vm` into the new root's `/run`, a tmpfs that systemd takes over.
+fn bring_in(from: &str, to: &str) -> Result<()> {
+    mount_new("tmpfs", "tmpfs", to, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))?;
+    copy_tree(Path::new(from), Path::new(to))
+}
+
+fn copy_tree(from: &Path, to: &Path) -> Result<()> {
+    for entry in fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
+        let entry = entry.with_context(|| format!("read {}", from.display()))?;
+        let (source, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().with_context(|| format!("look at {}", source.display()))?;
+        let copied = if kind.is_dir() {
+            fs::create_dir_all(&target).with_context(|| format!("create {}", target.display()))?;
+            copy_tree(&source, &target)?;
+            continue;
+        } else if kind.is_symlink() {
+            fs::read_link(&source).and_then(|link| symlink(link, &target))
+        } else {
+            fs::copy(&source, &target).map(|_length| ())
+        };
+        copied.with_context(|| format!("copy {} to {}", source.display(), target.display()))?;
+    }
+    Ok(())
+}
+
+fn switch_root(root: &str) -> Result<std::convert::Infallible> {
+    chdir(root).with_context(|| format!("enter {root}"))?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("move the new root to /")?;
+    chroot(".").context("chroot to the new root")?;
+    chdir("/").context("enter the new root")?;
+    for init in ["/sbin/init", "/usr/lib/systemd/systemd", "/init"] {
+        // A link that is absolute in the new root (NixOS) resolves now, after chroot.
+        if Path::new(init).exists() {
+            let path = CString::new(init).context("init's path")?;
+            let infallible = execv(&path, &[&path]).with_context(|| format!("exec {init}"))?;
+            return Ok(infallible);
+        }
+    }
+    bail!("the root file system has no /sbin/init")
+}

@@ -1,0 +1,207 @@
+//! Runs a command for the host: its output as it comes, its end, its input, its cancellation.
+
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+use vm_agent::wire::{Body, CHUNK, Command, Exit, Stream, Streams};
+
+use crate::serve::{Answer, Running, control, lock};
+
+/// How long a cancelled command has between SIGTERM and SIGKILL.
+const TERM_GRACE: Duration = Duration::from_secs(2);
+
+/// What another request needs to reach a running command.
+#[derive(Debug, Clone)]
+pub(crate) struct Control {
+    group: Pid,
+    pidfd: Arc<OwnedFd>,
+    input: Arc<Mutex<Option<File>>>,
+}
+
+/// Runs `command` and returns how it ended, after all of its output was sent.
+pub(crate) fn run(command: &Command, answer: &Answer, running: &Running, id: u64) -> Result<Body> {
+    let mut started = start(command)?;
+    let group = Pid::from_child(&started.child);
+    let pidfd = Arc::new(pidfd_open(group, PidfdFlags::empty()).context("pidfd_open")?);
+    let control =
+        Control { group, pidfd: Arc::clone(&pidfd), input: Arc::new(Mutex::new(started.input.take())) };
+    lock(running).insert(id, control);
+    let relayed = relay(&mut started.outputs, pidfd.as_fd(), answer);
+    if relayed.is_err() {
+        // The host is gone: nobody waits for this command.
+        end_group(group, Signal::KILL);
+    }
+    let status = started.child.wait().context("wait for the command");
+    lock(running).remove(&id);
+    relayed?;
+    Ok(Body::Exited(exit_of(status?)))
+}
+
+/// Gives a running command more input; empty closes its stdin.
+pub(crate) fn input(running: &Running, id: u64, bytes: Vec<u8>) -> Result<()> {
+    let control = control(running, id)?;
+    let mut input = lock(&control.input);
+    if bytes.is_empty() {
+        *input = None;
+        return Ok(());
+    }
+    match input.as_mut() {
+        Some(file) => file.write_all(&bytes).context("write to the command's stdin"),
+        None => bail!("the command of request {id} has no open stdin"),
+    }
+}
+
+/// Ends a running command: SIGTERM to its group, SIGKILL when it has not gone within [`TERM_GRACE`].
+pub(crate) fn cancel(running: &Running, id: u64) -> Result<()> {
+    let control = control(running, id)?;
+    end_group(control.group, Signal::TERM);
+    let timeout = PollTimeout::try_from(TERM_GRACE).context("poll timeout")?;
+    let gone = poll(&mut [PollFd::new(control.pidfd.as_fd(), PollFlags::POLLIN)], timeout);
+    if gone.context("wait for the cancelled command")? == 0 {
+        end_group(control.group, Signal::KILL);
+    }
+    Ok(())
+}
+
+/// A group that is gone already is what was asked for.
+fn end_group(group: Pid, signal: Signal) {
+    match kill_process_group(group, signal) {
+        Ok(()) | Err(_) => (),
+    }
+}
+
+/// How a process ended, in wire words.
+pub(crate) fn exit_of(status: ExitStatus) -> Exit {
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Code(code),
+        (None, signal) => Exit::Signal(signal.unwrap_or(0)),
+    }
+}
+
+struct Started {
+    child: Child,
+    input: Option<File>,
+    outputs: Vec<(Stream, File)>,
+}
+
+fn start(command: &Command) -> Result<Started> {
+    match command.streams {
+        Streams::Output => start_with_pipes(command, false),
+        Streams::Interactive => start_with_pipes(command, true),
+        Streams::Terminal { rows, columns } => start_in_terminal(command, rows, columns),
+    }
+}
+
+/// A command with the environment that every command gets.
+pub(crate) fn prepare(argv: &[String]) -> Result<std::process::Command> {
+    let (program, arguments) = argv.split_first().context("run a command: its argv is empty")?;
+    #[expect(clippy::disallowed_methods, reason = "with record::steps, the agent's only place that spawns")]
+    let mut prepared = std::process::Command::new(program);
+    prepared
+        .args(arguments)
+        .current_dir("/")
+        .env_clear()
+        // The last two are where NixOS keeps what Debian has in the others.
+        .env(
+            "PATH",
+            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/wrappers/bin:/run/current-system/sw/bin",
+        )
+        .env("HOME", "/root")
+        .env("LANG", "C.UTF-8")
+        .env("SYSTEMD_PAGER", "cat")
+        .process_group(0);
+    Ok(prepared)
+}
+
+fn start_with_pipes(command: &Command, interactive: bool) -> Result<Started> {
+    let mut child = prepare(&command.argv)?
+        .stdin(if interactive { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("run {}", command.argv.join(" ")))?;
+    let input = child.stdin.take().map(|pipe| File::from(OwnedFd::from(pipe)));
+    let stdout = child.stdout.take().context("the child's stdout")?;
+    let stderr = child.stderr.take().context("the child's stderr")?;
+    let outputs = vec![
+        (Stream::Stdout, File::from(OwnedFd::from(stdout))),
+        (Stream::Stderr, File::from(OwnedFd::from(stderr))),
+    ];
+    Ok(Started { child, input, outputs })
+}
+
+/// `setsid --ctty` of util-linux makes the terminal the controlling one, which would take unsafe code here.
+fn start_in_terminal(command: &Command, rows: u16, columns: u16) -> Result<Started> {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let host =
+        openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).context("open /dev/ptmx")?;
+    grantpt(&host).context("grantpt")?;
+    unlockpt(&host).context("unlockpt")?;
+    let name = ptsname(&host, Vec::new()).context("ptsname")?;
+    let name = name.to_str().context("ptsname")?.to_owned();
+    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&host, size).context("set the terminal's size")?;
+    let terminal =
+        File::options().read(true).write(true).open(&name).with_context(|| format!("open {name}"))?;
+
+    let mut argv: Vec<String> = ["setsid", "--ctty", "--wait", "--"].map(str::to_owned).to_vec();
+    argv.extend(command.argv.iter().cloned());
+    let mut prepared = prepare(&argv)?;
+    let child = prepared
+        .current_dir("/root")
+        .env("TERM", "xterm-256color")
+        .stdin(terminal.try_clone().context("duplicate the terminal")?)
+        .stdout(terminal.try_clone().context("duplicate the terminal")?)
+        .stderr(terminal)
+        .spawn()
+        .with_context(|| format!("run {}", argv.join(" ")))?;
+    let host = File::from(host);
+    let input = host.try_clone().context("duplicate the terminal")?;
+    Ok(Started { child, input: Some(input), outputs: vec![(Stream::Stdout, host)] })
+}
+
+/// Sends output as it comes until the command has ended and what it left in its pipes is sent. A descendant
+/// that keeps a pipe open is not waited for: the command is over when its process is.
+fn relay(outputs: &mut Vec<(Stream, File)>, pidfd: BorrowedFd<'_>, answer: &Answer) -> Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let mut polled: Vec<PollFd<'_>> = vec![PollFd::new(pidfd, PollFlags::POLLIN)];
+        polled.extend(outputs.iter().map(|(_, file)| PollFd::new(file.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut polled, PollTimeout::NONE) {
+            Err(nix::errno::Errno::EINTR) => continue,
+            other => other.context("poll the command's output")?,
+        };
+        let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        let mut any_output = false;
+        let mut index = 0;
+        let mut broken = None;
+        outputs.retain_mut(|(stream, file)| {
+            index += 1;
+            if !ready.get(index).copied().unwrap_or(false) || broken.is_some() {
+                return true;
+            }
+            // A terminal whose last user is gone reads as EIO: the end.
+            let length = file.read(&mut buffer).unwrap_or(0);
+            any_output |= length > 0;
+            if length > 0 {
+                let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+                broken = answer.send(Body::Output { stream: *stream, bytes }).err();
+            }
+            length > 0
+        });
+        if let Some(error) = broken {
+            return Err(error).context("send output to the host");
+        }
+        if ready.first().copied().unwrap_or(true) && !any_output {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! The loop that reads requests and hands each to a thread.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use vm_agent::wire::{self, Body, Call, Hello, Reply, Request};
+
+use crate::{files, record, run};
+
+/// The host's end of a request: where its answers go.
+#[derive(Debug, Clone)]
+pub(crate) struct Answer {
+    id: u64,
+    port: Arc<Mutex<File>>,
+}
+
+impl Answer {
+    /// Sends one answer. An error means that the host is gone.
+    pub(crate) fn send(&self, body: Body) -> io::Result<()> {
+        let bytes = wire::encode(&Reply { id: self.id, body })?;
+        wire::write_frame(&mut *lock(&self.port), &bytes)
+    }
+}
+
+/// The commands under way, by the request that started them.
+pub(crate) type Running = Arc<Mutex<HashMap<u64, run::Control>>>;
+
+/// A mutex whose data stays right when a holder panics: each is one map or one file.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Answers requests until the port breaks. A host that went away is no reason to end: the next one says
+/// [`Hello`] again.
+pub(crate) fn serve(mut port: File) -> Result<()> {
+    let answers = Arc::new(Mutex::new(port.try_clone().context("duplicate the port")?));
+    let running = Running::default();
+    loop {
+        let frame = wire::read_frame(&mut port).context("read a request")?;
+        if let Some(hello) = Hello::from_bytes(&frame) {
+            greet(&answers, &hello)?;
+            continue;
+        }
+        let request: Request = wire::decode(&frame).context("decode a request")?;
+        let answer = Answer { id: request.id, port: Arc::clone(&answers) };
+        if let Call::Ping = request.call {
+            // Answered here: a null request should cost no thread.
+            answer.send(Body::Done).context("answer a ping")?;
+            continue;
+        }
+        let running = Arc::clone(&running);
+        thread::Builder::new()
+            .name(format!("request {}", request.id))
+            .spawn(move || {
+                let outcome = handle(request, &answer, &running);
+                let sent = match outcome {
+                    Ok(body) => answer.send(body),
+                    Err(error) => answer.send(Body::Failed(format!("{error:#}"))),
+                };
+                if let Err(error) = sent {
+                    complain(&format!("answer request {}: {error}", answer.id));
+                }
+            })
+            .context("start a thread for a request")?;
+    }
+}
+
+/// Answers with our own number whatever the host's is: the host compares, and says which side is older.
+fn greet(answers: &Mutex<File>, hello: &Hello) -> Result<()> {
+    let mine = Hello { protocol: wire::PROTOCOL, nonce: hello.nonce };
+    wire::write_frame(&mut *lock(answers), &mine.to_bytes()).context("greet the host")
+}
+
+/// Does what a request asks and returns its last answer.
+fn handle(request: Request, answer: &Answer, running: &Running) -> Result<Body> {
+    match request.call {
+        Call::Ping => Ok(Body::Done),
+        Call::Run(command) => run::run(&command, answer, running, request.id),
+        Call::Put(put) => files::put(&put).map(|()| Body::Done),
+        Call::SetClock { realtime_ns } => set_clock(realtime_ns).map(|()| Body::Done),
+        Call::Record(plan) => record::run(&plan).map(|recording| Body::Recorded(Box::new(recording))),
+        Call::Input { id, bytes } => run::input(running, id, bytes).map(|()| Body::Done),
+        Call::Cancel { id } => run::cancel(running, id).map(|()| Body::Done),
+    }
+}
+
+fn set_clock(realtime_ns: u64) -> Result<()> {
+    let nanos = i64::try_from(realtime_ns).context("set the clock: beyond the year 2262")?;
+    let time = nix::sys::time::TimeSpec::new(nanos / 1_000_000_000, nanos % 1_000_000_000);
+    nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time).context("clock_settime CLOCK_REALTIME")
+}
+
+/// Writes to stderr, which is the journal; there is no one else to tell.
+fn complain(text: &str) {
+    if writeln!(io::stderr(), "vm-agent: {text}").is_err() {
+        // The journal is gone too: the host sees its request unanswered and says so.
+    }
+}
+
+/// An id that no command has is the host's mistake, or the command has just ended.
+pub(crate) fn control(running: &Running, id: u64) -> Result<run::Control> {
+    match lock(running).get(&id) {
+        Some(control) => Ok(control.clone()),
+        None => bail!("request {id} runs no command (any more)"),
+    }
+}

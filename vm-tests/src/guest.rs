@@ -1,0 +1,358 @@
+//! The host end of the channel to the agent.
+//!
+//! One task reads replies and hands each to the request that waits for it, so requests run side by side.
+//! Nothing here has a deadline: [`crate::machine::Machine`] races every wait against the machine's death.
+
+use std::collections::HashMap;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use vm_agent::recording::{Plan, Recording};
+use vm_agent::wire::{self, Body, CHUNK, Call, Command, Exit, Hello, Put, Reply, Request, Stream};
+
+/// Why the guest has no answer.
+#[derive(Debug)]
+pub enum GuestError {
+    /// The channel is closed: the machine is gone.
+    Closed,
+    /// The agent speaks another protocol number.
+    Protocol {
+        /// The host's.
+        host: u32,
+        /// The guest's.
+        guest: u32,
+    },
+    /// The agent refused or failed; its own words.
+    Failed(String),
+    /// An answer of the wrong kind: a bug.
+    Unexpected(String),
+    /// A file of the host could not be read.
+    Host(std::io::Error, std::path::PathBuf),
+}
+
+impl std::fmt::Display for GuestError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Closed => write!(f, "the channel to the guest is closed"),
+            Self::Protocol { host, guest } => write!(
+                f,
+                "the guest's agent speaks protocol {guest}, this harness {host}: the {} is older, rebuild it",
+                if guest < host { "agent" } else { "harness" }
+            ),
+            Self::Failed(text) => write!(f, "guest: {text}"),
+            Self::Unexpected(text) => write!(f, "unexpected answer from the guest: {text}"),
+            Self::Host(_, path) => write!(f, "read {}", path.display()),
+        }
+    }
+}
+
+impl std::error::Error for GuestError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Host(error, _) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// What a command of the guest left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// How it ended.
+    pub exit: Exit,
+    /// What it wrote to file descriptor 1.
+    pub stdout: Vec<u8>,
+    /// What it wrote to file descriptor 2.
+    pub stderr: Vec<u8>,
+}
+
+impl Output {
+    /// stdout as text, without its final newline.
+    #[must_use]
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).trim_end().to_owned()
+    }
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    next: u64,
+    hello: Option<(u64, oneshot::Sender<u32>)>,
+    requests: HashMap<u64, mpsc::UnboundedSender<Body>>,
+    closed: bool,
+}
+
+/// A connected guest. Cheap to clone; all clones share the channel.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    write: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+/// A request under way: its answers, in order.
+#[derive(Debug)]
+pub struct Pending {
+    /// The request's id, for [`Call::Input`] and [`Call::Cancel`].
+    pub id: u64,
+    answers: mpsc::UnboundedReceiver<Body>,
+}
+
+impl Pending {
+    /// The next answer.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with the agent's words, [`GuestError::Closed`] when the machine is gone.
+    pub async fn next(&mut self) -> Result<Body, GuestError> {
+        match self.answers.recv().await {
+            Some(Body::Failed(text)) => Err(GuestError::Failed(text)),
+            Some(body) => Ok(body),
+            None => Err(GuestError::Closed),
+        }
+    }
+
+    async fn done(mut self) -> Result<(), GuestError> {
+        match self.next().await? {
+            Body::Done => Ok(()),
+            other => Err(GuestError::Unexpected(format!("{other:?}"))),
+        }
+    }
+}
+
+impl Guest {
+    /// Takes the host end of the channel; says nothing yet.
+    #[must_use]
+    pub fn new(socket: UnixStream) -> Self {
+        let (read, write) = socket.into_split();
+        let waiting = Arc::new(Mutex::new(Waiting { next: 1, ..Waiting::default() }));
+        tokio::spawn(listen(read, Arc::clone(&waiting)));
+        Self { write: Arc::new(tokio::sync::Mutex::new(write)), waiting }
+    }
+
+    /// Says hello and waits for the agent's. What is written before the agent runs waits in the port, so this
+    /// is how to wait for the agent without asking again and again.
+    ///
+    /// # Errors
+    /// [`GuestError::Protocol`] when the agent is another version, [`GuestError::Closed`].
+    pub async fn hello(&self) -> Result<(), GuestError> {
+        let nonce = u64::from(std::process::id()) << 32 | u64::from(wire::PROTOCOL);
+        let (sender, answer) = oneshot::channel();
+        self.waiting().hello = Some((nonce, sender));
+        self.write(&Hello { protocol: wire::PROTOCOL, nonce }.to_bytes()).await?;
+        match answer.await {
+            Ok(guest) if guest == wire::PROTOCOL => Ok(()),
+            Ok(guest) => Err(GuestError::Protocol { host: wire::PROTOCOL, guest }),
+            Err(_closed) => Err(GuestError::Closed),
+        }
+    }
+
+    /// Sends a request.
+    ///
+    /// # Errors
+    /// [`GuestError::Closed`] when the machine is gone.
+    pub async fn request(&self, call: Call) -> Result<Pending, GuestError> {
+        let (sender, answers) = mpsc::unbounded_channel();
+        let id = {
+            let mut waiting = self.waiting();
+            if waiting.closed {
+                return Err(GuestError::Closed);
+            }
+            let id = waiting.next;
+            waiting.next += 1;
+            waiting.requests.insert(id, sender);
+            id
+        };
+        let bytes =
+            wire::encode(&Request { id, call }).map_err(|error| GuestError::Unexpected(error.to_string()))?;
+        self.write(&bytes).await?;
+        Ok(Pending { id, answers })
+    }
+
+    /// The null request: there and back.
+    ///
+    /// # Errors
+    /// See [`Pending::next`].
+    pub async fn ping(&self) -> Result<(), GuestError> {
+        self.request(Call::Ping).await?.done().await
+    }
+
+    /// Runs a command and waits for its end.
+    ///
+    /// # Errors
+    /// See [`Pending::next`]; a status other than 0 is no error.
+    pub async fn run<S: Into<String>>(
+        &self,
+        argv: impl IntoIterator<Item = S>,
+    ) -> Result<Output, GuestError> {
+        self.run_with(Command::new(argv), |_, _| ()).await
+    }
+
+    /// Runs a command and shows its output as it comes.
+    ///
+    /// # Errors
+    /// See [`Guest::run`].
+    pub async fn run_with(
+        &self,
+        command: Command,
+        mut show: impl FnMut(Stream, &[u8]),
+    ) -> Result<Output, GuestError> {
+        let mut pending = self.request(Call::Run(command)).await?;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            match pending.next().await? {
+                Body::Output { stream, bytes } => {
+                    show(stream, &bytes);
+                    match stream {
+                        Stream::Stdout => stdout.extend(bytes),
+                        Stream::Stderr => stderr.extend(bytes),
+                    }
+                }
+                Body::Exited(exit) => return Ok(Output { exit, stdout, stderr }),
+                other => return Err(GuestError::Unexpected(format!("{other:?}"))),
+            }
+        }
+    }
+
+    /// Follows the journal from its start; every line of `journalctl -o short-monotonic` goes to `show` until
+    /// the returned future is dropped.
+    ///
+    /// # Errors
+    /// See [`Guest::run`].
+    pub async fn follow_journal(&self, show: impl FnMut(Stream, &[u8])) -> Result<Output, GuestError> {
+        self.run_with(Command::new(["journalctl", "-f", "-n", "all", "-o", "short-monotonic"]), show).await
+    }
+
+    /// Puts bytes at an absolute path of the guest.
+    ///
+    /// # Errors
+    /// See [`Pending::next`].
+    pub async fn put_bytes(&self, path: &str, mode: u32, bytes: &[u8]) -> Result<(), GuestError> {
+        self.put(path, mode, false, bytes).await
+    }
+
+    async fn put(&self, path: &str, mode: u32, symlink: bool, bytes: &[u8]) -> Result<(), GuestError> {
+        let mut offset = 0;
+        let mut rest = bytes;
+        // All pieces are sent before the first answer is awaited: the agent handles a file's pieces in order
+        // only if they are not under way together, so each is awaited.
+        loop {
+            let (piece, next) = rest.split_at(rest.len().min(CHUNK));
+            let last = next.is_empty();
+            let put = Put { path: path.to_owned(), mode, symlink, offset, last, bytes: piece.to_vec() };
+            self.request(Call::Put(put)).await?.done().await?;
+            if last {
+                return Ok(());
+            }
+            offset += piece.len() as u64;
+            rest = next;
+        }
+    }
+
+    /// Puts a file of the host, with its permission bits or those given.
+    ///
+    /// # Errors
+    /// [`GuestError::Host`] when it can't be read; see [`Pending::next`].
+    pub async fn put_file(&self, from: &Path, to: &str, mode: Option<u32>) -> Result<(), GuestError> {
+        let host = |error| GuestError::Host(error, from.to_owned());
+        let bytes = std::fs::read(from).map_err(host)?;
+        let mode = match mode {
+            Some(mode) => mode,
+            None => std::fs::metadata(from).map_err(host)?.permissions().mode() & 0o7777,
+        };
+        self.put_bytes(to, mode, &bytes).await
+    }
+
+    /// Lays a directory of the host over a directory of the guest: files, links and directories, in the order
+    /// of their names.
+    ///
+    /// # Errors
+    /// As [`Guest::put_file`].
+    pub async fn put_tree(&self, from: &Path, to: &str) -> Result<(), GuestError> {
+        let mut directories = vec![(from.to_owned(), to.trim_end_matches('/').to_owned())];
+        while let Some((directory, target)) = directories.pop() {
+            let host = |error| GuestError::Host(error, directory.clone());
+            let mut entries: Vec<_> =
+                std::fs::read_dir(&directory).map_err(host)?.collect::<Result<_, _>>().map_err(host)?;
+            entries.sort_by_key(std::fs::DirEntry::file_name);
+            for entry in entries {
+                let path = entry.path();
+                let target = format!("{target}/{}", entry.file_name().to_string_lossy());
+                let kind = entry.file_type().map_err(host)?;
+                if kind.is_dir() {
+                    directories.push((path, target));
+                } else if kind.is_symlink() {
+                    let link = std::fs::read_link(&path).map_err(host)?;
+                    self.put(&target, 0, true, link.to_string_lossy().as_bytes()).await?;
+                } else {
+                    self.put_file(&path, &target, None).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands over a plan and waits for its recording.
+    ///
+    /// # Errors
+    /// See [`Pending::next`].
+    pub async fn record(&self, plan: Plan) -> Result<Recording, GuestError> {
+        match self.request(Call::Record(plan)).await?.next().await? {
+            Body::Recorded(recording) => Ok(*recording),
+            other => Err(GuestError::Unexpected(format!("{other:?}"))),
+        }
+    }
+
+    async fn write(&self, bytes: &[u8]) -> Result<(), GuestError> {
+        let mut frame = Vec::with_capacity(bytes.len() + 4);
+        wire::write_frame(&mut frame, bytes).map_err(|error| GuestError::Unexpected(error.to_string()))?;
+        // One write under the lock: frames of two requests never mix.
+        self.write.lock().await.write_all(&frame).await.map_err(|_gone| GuestError::Closed)
+    }
+
+    fn waiting(&self) -> std::sync::MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn read_frame(read: &mut OwnedReadHalf) -> std::io::Result<Vec<u8>> {
+    let mut header = [0; 4];
+    read.read_exact(&mut header).await?;
+    let mut bytes = vec![0; wire::frame_length(header)?];
+    read.read_exact(&mut bytes).await?;
+    Ok(bytes)
+}
+
+/// Ends with the channel; a frame that makes no sense ends it too, since nothing after it can be trusted.
+async fn listen(mut read: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
+    let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
+    while let Ok(frame) = read_frame(&mut read).await {
+        if let Some(hello) = Hello::from_bytes(&frame) {
+            let mut waiting = lock();
+            if let Some((_, sender)) = waiting.hello.take_if(|(nonce, _)| *nonce == hello.nonce) {
+                if sender.send(hello.protocol).is_err() {
+                    // Whoever asked gave up.
+                }
+            }
+            continue;
+        }
+        let Ok(reply) = wire::decode::<Reply>(&frame) else { break };
+        let over = !matches!(reply.body, Body::Output { .. });
+        let mut waiting = lock();
+        let id = reply.id;
+        // A request whose caller gave up is answered all the same.
+        if let Some(sender) = waiting.requests.get(&id) {
+            drop(sender.send(reply.body));
+        }
+        if over {
+            waiting.requests.remove(&id);
+        }
+    }
+    let mut waiting = lock();
+    waiting.closed = true;
+    waiting.requests.clear();
+    waiting.hello = None;
+}

@@ -1,0 +1,282 @@
+//! What is written and printed after a run: `report.json`, the postmortem's table, the probe's lines.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::machine::MachineError;
+use crate::outcome::{self, Cycle, Holder};
+use crate::run::{Prepared, Run, Stages};
+use crate::scenario::Scenario;
+use vm_agent::wire::Exit;
+
+/// Goes up when a key of [`Report`] changes its meaning or goes away.
+pub const SCHEMA: u32 = 1;
+
+/// `target/vm-test/report.json`.
+///
+/// ```text
+/// { "schema": 1,
+///   "accelerator": "accelerator: TCG, virtual time (…)",   one line
+///   "clock": "virtual" | "real",                           what every *_ns was measured on
+///   "image": "…",                                          one line
+///   "scenarios": [ {
+///       "name": "5eac51a", "description": "…",
+///       "verdict": "passed" | "failed" | "infrastructure" | "interrupted",
+///       "why": ["…"],                                      empty if passed
+///       "kernel": "6.12…", "systemd": "257…", "os": "…",
+///       "stages": { "boot_ms", "deploy_ms", "plan_ms" },   wall time of the host
+///       "cycles": [ … ]                                    see outcome::Cycle; raw numbers, guest nanoseconds
+///   } ] }
+/// ```
+///
+/// Beside it, per scenario, `<name>/recording.json` (every event), `<name>/probe.txt` (the probe's lines of
+/// every cycle) and the machine's logs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The accelerator and the clock and why, in one line.
+    pub accelerator: String,
+    /// `virtual` or `real`.
+    pub clock: String,
+    /// What the image is, in one line.
+    pub image: String,
+    /// In the order they were asked for.
+    pub scenarios: Vec<ScenarioReport>,
+}
+
+/// One scenario's part of the report.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ScenarioReport {
+    /// The scenario's name.
+    pub name: String,
+    /// Its manifest's description.
+    pub description: String,
+    /// Exactly one.
+    pub verdict: Verdict,
+    /// Why it is not `passed`.
+    pub why: Vec<String>,
+    /// `uname -r` of the guest.
+    pub kernel: String,
+    /// The guest's systemd.
+    pub systemd: String,
+    /// The guest's `PRETTY_NAME`.
+    pub os: String,
+    /// Wall time.
+    pub stages: Stages,
+    /// Every cycle that was recorded.
+    pub cycles: Vec<Cycle>,
+}
+
+/// How a scenario ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As expected, and as the snapshot says.
+    Passed,
+    /// It ran, and is not as expected.
+    Failed,
+    /// There is no result: the machine, the guest or the harness failed.
+    Infrastructure,
+    /// There is no result: the user interrupted.
+    Interrupted,
+}
+
+impl ScenarioReport {
+    /// The report of a run that has a result; `mismatch` is what the snapshot says against it.
+    #[must_use]
+    pub fn of_run(scenario: &Scenario, run: &Run, mismatch: Option<String>) -> Self {
+        let why: Vec<String> = run.deviations.iter().cloned().chain(mismatch).collect();
+        let verdict = if why.is_empty() { Verdict::Passed } else { Verdict::Failed };
+        Self {
+            verdict,
+            why,
+            kernel: run.recording.kernel.clone(),
+            systemd: run.recording.systemd.clone(),
+            os: run.recording.os.clone(),
+            stages: run.stages,
+            cycles: run.cycles.clone(),
+            ..Self::without_result(scenario, Verdict::Infrastructure, Vec::new())
+        }
+    }
+
+    /// The report of a run that has no result.
+    #[must_use]
+    pub fn of_error(scenario: &Scenario, error: &anyhow::Error) -> Self {
+        let interrupted = error
+            .chain()
+            .any(|cause| matches!(cause.downcast_ref::<MachineError>(), Some(MachineError::Interrupted)))
+            || crate::process::is_interrupt(error);
+        let verdict = if interrupted { Verdict::Interrupted } else { Verdict::Infrastructure };
+        Self::without_result(scenario, verdict, vec![format!("{error:#}")])
+    }
+
+    fn without_result(scenario: &Scenario, verdict: Verdict, why: Vec<String>) -> Self {
+        Self {
+            name: scenario.name.clone(),
+            description: scenario.manifest.description.clone(),
+            verdict,
+            why,
+            kernel: String::new(),
+            systemd: String::new(),
+            os: String::new(),
+            stages: Stages::default(),
+            cycles: Vec::new(),
+        }
+    }
+}
+
+/// The file of one scenario's [`ScenarioReport`], in its results directory.
+const SCENARIO_FILE: &str = "report.json";
+
+/// Writes one scenario's report and, where there is one, its recording and its probe's lines.
+///
+/// # Errors
+/// Names the file that can't be written.
+pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Run>) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    let write = |name: &str, text: String| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    };
+    if let Some(run) = run {
+        write("recording.json", serde_json::to_string(&run.recording)?)?;
+        let mut lines = String::new();
+        for cycle in &run.cycles {
+            lines.push_str(&format!(
+                "# cycle {}\n{}",
+                cycle.number,
+                outcome::probe_lines(&run.recording, cycle.number)
+            ));
+        }
+        write("probe.txt", lines)?;
+    }
+    // Last, so that a report that is there means that all is.
+    write(SCENARIO_FILE, serde_json::to_string_pretty(report)?)
+}
+
+/// Collects the scenarios' reports into one; a scenario without a report has no result.
+///
+/// # Errors
+/// When a report is there and can't be read.
+pub fn collect(prepared: &Prepared, scenarios: &[Scenario]) -> Result<Report> {
+    let mut reports = Vec::new();
+    for scenario in scenarios {
+        let path = prepared.results_of(&scenario.name).join(SCENARIO_FILE);
+        let report = match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let why = "the test process ended before it had a verdict".to_owned();
+                ScenarioReport::without_result(scenario, Verdict::Infrastructure, vec![why])
+            }
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        reports.push(report);
+    }
+    Ok(Report {
+        schema: SCHEMA,
+        accelerator: prepared.choice.clone(),
+        clock: serde_json::to_value(prepared.clock)?.as_str().unwrap_or_default().to_owned(),
+        image: prepared.image.clone(),
+        scenarios: reports,
+    })
+}
+
+/// The postmortem's table: a column for each scenario that has cycles, in the order of the report.
+#[must_use]
+pub fn table(report: &Report) -> String {
+    let measured: Vec<&ScenarioReport> =
+        report.scenarios.iter().filter(|one| !one.cycles.is_empty()).collect();
+    let mut rows = vec![
+        vec!["Metric".to_owned()],
+        vec!["Reset duration".to_owned()],
+        vec!["`holders=` of the dying namespace".to_owned()],
+        vec!["Unit state after Stop".to_owned()],
+        vec!["ExecStopPost exit code".to_owned()],
+        vec!["Cycles".to_owned()],
+    ];
+    for scenario in measured {
+        let column = [
+            scenario.name.clone(),
+            durations(&scenario.cycles),
+            distinct(&scenario.cycles, |cycle| {
+                let holders: Vec<_> = cycle.holders_at_umount.iter().map(holder).collect();
+                format!("[{}]", holders.join(", "))
+            }),
+            distinct(&scenario.cycles, |cycle| cycle.unit.active.clone()),
+            distinct(&scenario.cycles, exec_stop_post),
+            scenario.cycles.len().to_string(),
+        ];
+        for (row, cell) in rows.iter_mut().zip(column) {
+            row.push(cell);
+        }
+    }
+    aligned(&rows)
+}
+
+fn holder(holder: &Holder) -> String {
+    let kinds: Vec<_> = holder.kinds.iter().map(|kind| kind.word()).collect();
+    format!("{} ({})", holder.comm, kinds.join(", "))
+}
+
+fn exec_stop_post(cycle: &Cycle) -> String {
+    let busy = cycle.umounts.iter().any(|umount| umount.result == "EBUSY");
+    match cycle.exec_stop_post() {
+        Some(Exit::Code(code)) if busy => format!("{code} (EBUSY)"),
+        Some(Exit::Code(code)) => code.to_string(),
+        Some(Exit::Signal(signal)) => format!("signal {signal}"),
+        None => "none".to_owned(),
+    }
+}
+
+/// The median and the range, and whether the command succeeded.
+fn durations(cycles: &[Cycle]) -> String {
+    let mut sorted: Vec<u64> = cycles.iter().map(|cycle| cycle.reset_ns).collect();
+    sorted.sort_unstable();
+    let at = |index: usize| Duration::from_nanos(sorted.get(index).copied().unwrap_or(0)).as_secs_f64();
+    let failed = cycles.iter().filter(|cycle| cycle.reset_exit != Some(Exit::Code(0))).count();
+    let outcome = match failed {
+        0 => String::new(),
+        all if all == cycles.len() => "fails after ".to_owned(),
+        some => format!("fails in {some} of {}: ", cycles.len()),
+    };
+    let last = sorted.len().saturating_sub(1);
+    format!("{outcome}{:.3} s ({:.3} to {:.3})", at(last / 2), at(0), at(last))
+}
+
+/// Each value once, in order of appearance.
+fn distinct(cycles: &[Cycle], value: impl Fn(&Cycle) -> String) -> String {
+    let mut values: Vec<String> = Vec::new();
+    for value in cycles.iter().map(value) {
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    values.join("; ")
+}
+
+/// A table in Markdown whose columns are aligned in plain text too.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        for (cell, width) in row.iter().zip(&widths) {
+            text.push_str(&format!("| {cell:width$} "));
+        }
+        text.push_str("|\n");
+        if index == 0 {
+            for width in &widths {
+                text.push_str(&format!("|-{:-<width$}-", ""));
+            }
+            text.push_str("|\n");
+        }
+    }
+    text
+}

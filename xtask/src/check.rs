@@ -1,0 +1,111 @@
+//! `cargo xtask check`: exactly what CI runs.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use vm_tests::accel::Wish;
+use vm_tests::cache;
+use vm_tests::image::Suite;
+use vm_tests::process::{Interrupted, Interrupts, Program, Sink, describe};
+
+use crate::prepare::MachineArgs;
+use crate::{FAILED, PASSED, vm_test};
+
+/// Runs what CI runs: format, lints, all tests, the VM suite.
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// Leave out what boots machines
+    #[arg(long)]
+    no_vm: bool,
+}
+
+/// A step's name and its cargo arguments.
+const STEPS: [(&str, &[&str]); 3] = [
+    ("format", &["fmt", "--all", "--check"]),
+    (
+        "lints",
+        &[
+            "clippy",
+            "--quiet",
+            "--workspace",
+            "--all-targets",
+            "--all-features",
+            "--locked",
+            "--",
+            "--deny",
+            "warnings",
+        ],
+    ),
+    ("tests", &["test", "--quiet", "--workspace", "--all-features", "--locked"]),
+];
+
+/// What boots machines and is not a scenario: how a machine's death is told, from a panic to a killed QEMU.
+const FAULTS: (&str, &[&str]) =
+    ("faults", &["test", "--quiet", "--locked", "-p", "xtask", "--test", "faults"]);
+
+/// Runs every step, then says which failed: one bad step does not hide another.
+pub(crate) async fn run(args: &CheckArgs) -> Result<u8> {
+    let mut failed = Vec::new();
+    for (name, arguments) in STEPS {
+        step(name, cargo(arguments), &mut failed).await?;
+    }
+    if !args.no_vm {
+        let machine = MachineArgs {
+            image: Suite::default(),
+            accel: Wish::Auto,
+            clock: None,
+            mirror: std::env::var(vm_tests::image::MIRROR_VAR).ok(),
+        };
+        step("vm-test", vm_test::all(machine), &mut failed).await?;
+        let (name, arguments) = FAULTS;
+        step(name, cargo(arguments), &mut failed).await?;
+    }
+    if failed.is_empty() {
+        println!("check: all passed");
+        return Ok(PASSED);
+    }
+    println!("check: failed: {}", failed.join(", "));
+    Ok(FAILED)
+}
+
+/// Runs one step; only an interrupt ends the whole check.
+async fn step(
+    name: &'static str,
+    work: impl Future<Output = Result<()>>,
+    failed: &mut Vec<&'static str>,
+) -> Result<()> {
+    println!("check: {name}");
+    let begun = Instant::now();
+    match work.await {
+        Ok(()) => println!("check: {name} passed in {:.1} s", begun.elapsed().as_secs_f64()),
+        Err(error) if vm_tests::process::is_interrupt(&error) => return Err(error),
+        Err(error) => {
+            println!("check: {name} failed: {error:#}");
+            failed.push(name);
+        }
+    }
+    Ok(())
+}
+
+async fn cargo(arguments: &[&str]) -> Result<()> {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut child = Program::new(program)
+        .args(arguments)
+        // A snapshot is never accepted by a check.
+        .env("INSTA_UPDATE", "no")
+        .current_dir(cache::workspace()?)
+        .stdout(Sink::Inherit)
+        .stderr(Sink::Inherit)
+        .spawn()?;
+    let mut interrupts = Interrupts::listen().context("listen for signals")?;
+    let status = tokio::select! {
+        status = child.wait() => status?,
+        signal = interrupts.next() => {
+            child.kill_group(Duration::from_secs(60)).await?;
+            return Err(Interrupted { signal }.into());
+        }
+    };
+    anyhow::ensure!(status.success(), "cargo {}: {}", arguments.join(" "), describe(status));
+    Ok(())
+}

@@ -1,0 +1,38 @@
+//! Flags and help.
+
+use clap::{Parser, Subcommand};
+
+use crate::{check, doctor, image, shell, vm_test};
+
+/// Tests of left4me's server unit on real machines with systemd, and what goes with them.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+#[command(
+    after_help = "Exit status: 0 passed, 1 failed, 2 wrong usage, 69 no result (a tool, the machine or the \
+                        harness failed), 130 interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    VmTest(vm_test::VmTestArgs),
+    Shell(shell::ShellArgs),
+    Image(image::ImageArgs),
+    Doctor(doctor::DoctorArgs),
+    Check(check::CheckArgs),
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_commands_are_well_formed() {
+        Cli::command().debug_assert();
+    }
+}

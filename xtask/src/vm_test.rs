@@ -1,0 +1,168 @@
+//! `cargo xtask vm-test`: prepares everything, runs the scenarios as tests, prints and writes what was measured.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use vm_tests::cache;
+use vm_tests::process::{self, Interrupts, Program, Sink};
+use vm_tests::report::{self, Report, Verdict};
+use vm_tests::run::{PREPARED_VAR, Prepared};
+use vm_tests::scenario::{self, Scenario};
+
+use crate::prepare::{self, MachineArgs, Wanted};
+use crate::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};
+
+/// How long the tests may take to end their machines after an interrupt: each step of a machine's stop is bounded
+/// by 3 s, its evidence by 20 s.
+const STOP_GRACE: Duration = Duration::from_secs(40);
+
+/// Boots a machine for each scenario, runs its cycles and compares them with its snapshot.
+///
+/// Installs QEMU and mmdebstrap and builds the guest's image first where they are not there. Prints the table of what
+/// was measured, and writes report.json and, per scenario, probe.txt (who held the mount, over time), recording.json and
+/// the machine's logs.
+#[derive(Debug, Args)]
+pub(crate) struct VmTestArgs {
+    /// Scenarios to run, by name or by the path of a directory with a scenario.toml; all of vm-tests/scenarios if none
+    /// is given
+    #[arg(value_name = "SCENARIO")]
+    scenarios: Vec<String>,
+
+    /// How many Start/Reset cycles, instead of what the scenario says
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    cycles: Option<u32>,
+
+    #[command(flatten)]
+    machine: MachineArgs,
+
+    /// The longest that one scenario's cycles may take, in seconds of the host's time
+    #[arg(long, value_name = "SECS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..))]
+    deadline: u64,
+
+    /// Where the results go [default: target/vm-test]
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
+}
+
+/// Returns the exit code; an error is one of the preparation.
+pub(crate) async fn run(args: &VmTestArgs) -> Result<u8> {
+    let scenarios = scenario::select(&prepare::scenarios_root()?, &args.scenarios)?;
+    let results = match &args.results {
+        Some(results) => std::path::absolute(results).context("--results")?,
+        None => cache::workspace()?.join("target/vm-test"),
+    };
+    let wanted = Wanted {
+        scenarios: &scenarios,
+        cycles: args.cycles,
+        deadline_secs: args.deadline,
+        results: &results,
+    };
+    let prepared = prepare::prepare(&args.machine, wanted).await?;
+    forget(&prepared, &scenarios)?;
+    let tests = build_tests().await?;
+    let status = run_tests(&tests, &prepared).await?;
+    let report = report::collect(&prepared, &scenarios)?;
+    let path = results.join("report.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&report)?)
+        .with_context(|| format!("write {}", path.display()))?;
+    show(&report, &path);
+    Ok(exit_code(&report, status))
+}
+
+/// A result of an earlier run must not be taken for one of this run.
+fn forget(prepared: &Prepared, scenarios: &[Scenario]) -> Result<()> {
+    for scenario in scenarios {
+        let directory = prepared.results_of(&scenario.name);
+        if directory.exists() {
+            cache::remove_tree(&directory)?;
+        }
+    }
+    Ok(())
+}
+
+/// Builds the suite and returns its binary, so that it can be started as our own child: cargo in between would
+/// neither pass signals on nor die with us.
+async fn build_tests() -> Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let program = Program::new(cargo)
+        .args([
+            "test",
+            "--no-run",
+            "--quiet",
+            "-p",
+            "vm-tests",
+            "--test",
+            "scenarios",
+            "--message-format=json",
+        ])
+        .current_dir(cache::workspace()?)
+        .stderr(Sink::Inherit);
+    let output =
+        process::run(program, Duration::from_secs(1800), |_, _| ()).await.context("build the VM suite")?;
+    let text = output.text();
+    text.lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .find_map(|message| {
+            let test = message.get("target")?.get("name")? == "scenarios";
+            test.then(|| message.get("executable")?.as_str().map(PathBuf::from))?
+        })
+        .context("cargo built the VM suite and named no executable")
+}
+
+/// Runs the suite to its end, or to an interrupt that it is told of.
+async fn run_tests(tests: &Path, prepared: &Prepared) -> Result<ExitStatus> {
+    let file = prepared.results.join("prepared.json");
+    std::fs::write(&file, serde_json::to_string_pretty(prepared)?)
+        .with_context(|| format!("write {}", file.display()))?;
+    let mut child = Program::new(tests)
+        .arg("--test-threads=1")
+        .env(PREPARED_VAR, &file)
+        .current_dir(cache::workspace()?.join("vm-tests"))
+        .stdout(Sink::Inherit)
+        .stderr(Sink::Inherit)
+        .spawn()?;
+    let mut interrupts = Interrupts::listen().context("listen for signals")?;
+    tokio::select! {
+        status = child.wait() => Ok(status?),
+        _signal = interrupts.next() => Ok(child.kill_group(STOP_GRACE).await?),
+    }
+}
+
+fn show(report: &Report, path: &Path) {
+    println!("\n{}", report.accelerator);
+    println!("image: {}", report.image);
+    println!("durations are {} time of the guest\n", report.clock);
+    println!("{}", report::table(report));
+    for scenario in &report.scenarios {
+        for why in &scenario.why {
+            println!("{}: {why}", scenario.name);
+        }
+    }
+    println!("report: {}", path.display());
+}
+
+/// One bad scenario does not hide another: a failure is told before a missing result.
+fn exit_code(report: &Report, status: ExitStatus) -> u8 {
+    let any = |verdict| report.scenarios.iter().any(|scenario| scenario.verdict == verdict);
+    if any(Verdict::Interrupted) {
+        INTERRUPTED
+    } else if any(Verdict::Failed) {
+        FAILED
+    } else if any(Verdict::Infrastructure) || !status.success() {
+        INFRASTRUCTURE
+    } else {
+        PASSED
+    }
+}
+
+/// Runs the whole suite as `cargo xtask check` does.
+pub(crate) async fn all(machine: MachineArgs) -> Result<()> {
+    let args = VmTestArgs { scenarios: Vec::new(), cycles: None, machine, deadline: 900, results: None };
+    match run(&args).await? {
+        PASSED => Ok(()),
+        code => bail!("vm-test: exit code {code}"),
+    }
+}
