@@ -4,6 +4,7 @@
 //! every test fails with the command to type. Being a libtest-like binary, filters, `--list`, cargo-nextest
 //! and JUnit work as with any other test.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -103,9 +104,8 @@ fn compare(scenario: &Scenario, snapshot: &str) -> Option<String> {
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     settings.set_description(scenario.manifest.description.clone());
-    let compared =
-        std::panic::catch_unwind(|| settings.bind(|| insta::assert_snapshot!("outcome", snapshot)));
-    compared
-        .err()
-        .map(|_panic| format!("the outcome is not that of {}/outcome.snap", scenario.directory.display()))
+    // Nothing that a failed comparison leaves half done is looked at again.
+    let compare = AssertUnwindSafe(|| settings.bind(|| insta::assert_snapshot!("outcome", snapshot)));
+    let mismatch = std::panic::catch_unwind(compare).err();
+    mismatch.map(|_panic| format!("the outcome is not that of {}/outcome.snap", scenario.directory.display()))
 }

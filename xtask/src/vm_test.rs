@@ -96,7 +96,7 @@ async fn build_tests() -> Result<PathBuf> {
             "vm-tests",
             "--test",
             "scenarios",
-            "--message-format=json",
+            "--message-format=json-render-diagnostics",
         ])
         .current_dir(cache::workspace()?)
         .stderr(Sink::Inherit);
