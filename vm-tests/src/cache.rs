@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Read as _, Seek as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, Resolv
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use crate::process::{Interrupted, Interrupts};
+use crate::process::{self, Identity, Interrupted, Interrupts};
 
 /// The variable that moves the cache elsewhere.
 pub const CACHE_VAR: &str = "VM_TESTS_CACHE";
@@ -159,7 +159,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// An flock(2) on a file, held until this and all its duplicates are closed.
 ///
-/// The file stays: deleting it would let two holders lock two files of one name.
+/// The file says who has it. It stays: deleting it would let two holders lock two files of one name.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
@@ -167,6 +167,9 @@ pub struct Lock {
 
 impl Lock {
     /// Takes the lock, waiting for whoever has it; `on_wait` is told who that is, once, before the wait.
+    ///
+    /// A holder that was killed may have left processes that hold the lock for it ([`Lock::share`]) and never
+    /// end. They are ended here: that the lock is taken while its holder is dead shows that they are there.
     ///
     /// # Errors
     /// [`Interrupted`] if we are told to stop while waiting; else if the file cannot be made or locked.
@@ -181,19 +184,21 @@ impl Lock {
             .truncate(false)
             .open(path)
             .with_context(what)?;
-        let mut lock = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        let lock = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Self { file },
             Err(Errno::WOULDBLOCK) => {
-                on_wait(&holder(&file).unwrap_or_else(|_unreadable| "another process".to_owned()));
-                Self { file: wait_for(file).await?.with_context(what)? }
+                let holder = Holder::parse(&std::fs::read_to_string(path).with_context(what)?);
+                on_wait(&holder.map_or_else(|| "another process".to_owned(), |holder| holder.to_string()));
+                Self { file: wait_for(file, path).await.with_context(what)? }
             }
             Err(errno) => return Err(errno).with_context(what),
         };
-        lock.sign().with_context(what)?;
+        lock.sign(None).with_context(what)?;
         Ok(lock)
     }
 
     /// A second handle to hold the lock by, to be passed to a child: the lock then lasts until it is gone too.
+    /// Tell [`Lock::note_group`] of the child.
     ///
     /// # Errors
     /// If the process has no descriptor left.
@@ -201,37 +206,90 @@ impl Lock {
         Ok(self.file.try_clone().context("duplicate a lock's descriptor")?.into())
     }
 
-    /// Writes who holds the lock into its file, for the message of the next one.
-    fn sign(&mut self) -> io::Result<()> {
+    /// Notes the process group that shares the lock, for whoever finds it without us; `None` once it is gone,
+    /// since the number may then come to mean somebody else.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn note_group(&self, group: Option<u32>) -> io::Result<()> {
+        self.sign(group)
+    }
+
+    /// Writes who holds the lock into its file.
+    fn sign(&self, group: Option<u32>) -> io::Result<()> {
+        let holder = Holder { process: Identity::own()?, group };
         self.file.set_len(0)?;
-        self.file.rewind()?;
-        writeln!(self.file, "process {}", std::process::id())
+        std::os::unix::fs::FileExt::write_all_at(&self.file, holder.line().as_bytes(), 0)
     }
 }
 
-fn holder(mut file: &File) -> io::Result<String> {
-    let mut text = String::new();
-    file.rewind()?;
-    file.take(64).read_to_string(&mut text)?;
-    Ok(if text.trim().is_empty() { "another process".to_owned() } else { text.trim().to_owned() })
+/// Who has a lock, as its file says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Holder {
+    process: Identity,
+    /// The process group of a child that shares the lock.
+    group: Option<u32>,
 }
 
-/// Blocks in flock(2) on a thread of its own. Not on the runtime's pool: a runtime waits for its pool at its end,
-/// and an interrupted wait must not. The thread ends with the process, or gives the lock back when it gets it.
-async fn wait_for(file: File) -> anyhow::Result<io::Result<File>> {
+impl Holder {
+    fn line(self) -> String {
+        format!("{} {} {}\n", self.process.pid, self.process.started, self.group.unwrap_or(0))
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut numbers = line.split_ascii_whitespace().map(str::parse::<u64>);
+        let mut next = || numbers.next()?.ok();
+        let process = Identity { pid: u32::try_from(next()?).ok()?, started: next()? };
+        let group = u32::try_from(next()?).ok()?;
+        Some(Self { process, group: (group > 1).then_some(group) })
+    }
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "process {}", self.process.pid)
+    }
+}
+
+/// Waits for a lock that somebody has, and ends what is left of a holder that died.
+///
+/// It blocks in flock(2) on a thread of its own. Not on the runtime's pool: a runtime waits for its pool at its
+/// end, and an interrupted wait must not. The thread ends with the process, or gives the lock back when it gets it.
+async fn wait_for(file: File, path: &Path) -> anyhow::Result<File> {
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
-    let (done, locked) = tokio::sync::oneshot::channel();
+    let (done, mut locked) = tokio::sync::oneshot::channel();
     std::thread::Builder::new()
         .name("flock".to_owned())
         .spawn(move || {
             let result = rustix::fs::flock(&file, FlockOperation::LockExclusive);
             // Nobody waits any more: the file is closed and with it the lock.
-            drop(done.send(result.map(|()| file).map_err(io::Error::from)));
+            drop(done.send(result.map(|()| file)));
         })
         .context("start a thread to wait for a lock")?;
-    tokio::select! {
-        locked = locked => locked.context("the thread that waits for a lock ended"),
-        signal = interrupts.next() => Err(Interrupted { signal }.into()),
+    let mut dead = None;
+    loop {
+        // Read anew, since another one may have got it, who waited as we do. One who does not sign before we
+        // look is waited for without being watched.
+        let holder = Holder::parse(&std::fs::read_to_string(path)?).filter(|holder| Some(*holder) != dead);
+        let died = async {
+            match holder {
+                Some(holder) => holder.process.ended().await.map(|()| holder),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            got = &mut locked => return Ok(got.context("the thread that waits for a lock ended")??),
+            signal = interrupts.next() => return Err(Interrupted { signal }.into()),
+            holder = died => {
+                let holder = holder.context("watch who has the lock")?;
+                if let Some(group) = holder.group {
+                    eprintln!("{holder} is gone; ending what it left, process group {group}");
+                    process::end_orphans(group).await?;
+                }
+                dead = Some(holder);
+            }
+        }
     }
 }
 
@@ -376,6 +434,7 @@ fn remove_at(parent: BorrowedFd<'_>, name: &Path, shown: &Path) -> anyhow::Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread()
@@ -451,10 +510,45 @@ mod tests {
                 who.clone_into(&mut said);
                 drop(first.take());
             });
-            let second = tokio::time::timeout(std::time::Duration::from_secs(20), second).await;
+            let second = tokio::time::timeout(Duration::from_secs(20), second).await;
             second.expect("in time").expect("a lock");
             assert_eq!(said, format!("process {}", std::process::id()));
         });
+    }
+
+    #[test]
+    fn what_a_dead_holder_left_is_ended() {
+        let dir = tempfile::tempdir().expect("a temp dir");
+        let path = dir.path().join("lock");
+        let lives = Duration::from_secs(20);
+        block_on(async {
+            // A child that holds the lock, and a file that says a process has it which is no more.
+            let lock = Lock::exclusive(&path, |_| panic!("nobody has it")).await.expect("a lock");
+            let program =
+                process::Program::new("sleep").arg("1000").pass_fd(lock.share().expect("a handle"), 9);
+            let mut child = program.spawn().expect("it starts");
+            drop(lock);
+            let started = Identity::own().expect("us").started + 1;
+            let gone = Identity { pid: std::process::id(), started };
+            let holder = Holder { process: gone, group: Some(child.pid()) };
+            std::fs::write(&path, holder.line()).expect("write");
+
+            let lock = tokio::time::timeout(lives, Lock::exclusive(&path, |_| {})).await;
+            drop(lock.expect("in time").expect("a lock"));
+            let status = tokio::time::timeout(lives, child.wait()).await.expect("in time").expect("a status");
+            assert_eq!(process::describe(status), "killed by SIGKILL");
+        });
+    }
+
+    #[test]
+    fn a_holder_is_one_line() {
+        let process = Identity { pid: 7, started: 1234 };
+        for group in [None, Some(42)] {
+            let holder = Holder { process, group };
+            assert_eq!(Holder::parse(&holder.line()), Some(holder));
+        }
+        assert_eq!(Holder::parse(""), None);
+        assert_eq!(Holder::parse("7 12"), None);
     }
 
     #[test]

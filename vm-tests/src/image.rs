@@ -55,6 +55,9 @@ const PACKAGES: &[&str] = &[
 const EXCLUDED: &[&str] =
     &["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
 
+/// mmdebstrap copies the host's name and resolver into the root; neither belongs there.
+const FORGET_HOST: &str = r#"--customize-hook=echo guest >"$1/etc/hostname" && : >"$1/etc/resolv.conf""#;
+
 /// How sqfstar packs: nothing compressed (inodes, data, fragments, xattrs), the root directory as tar has it
 /// (sqfstar skips the entry `./` and would make it 0777), no bar, xattrs kept (file capabilities).
 const SQUASHFS: &[&str] = &[
@@ -189,6 +192,7 @@ impl Request {
             "--architectures=amd64".to_owned(),
             format!("--include={}", PACKAGES.join(",")),
             "--aptopt=Apt::Install-Recommends \"false\"".to_owned(),
+            FORGET_HOST.to_owned(),
         ];
         options.extend(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
         options
@@ -367,6 +371,8 @@ async fn build(request: &Request, staging: &Staging, lock: &Lock) -> anyhow::Res
     let removed = remove_scratch(&scratch.dir).await;
     stages.time("mmdebstrap", made)?;
     removed?;
+    let note = work.join(SCRATCH);
+    std::fs::remove_file(&note).with_context(|| format!("delete {}", note.display()))?;
 
     progress.now("packing the root");
     stages.time("sqfstar", pack(&tar, &work.join(ROOT)).await)?;
@@ -432,16 +438,20 @@ async fn debootstrap(
         // The kernel package then asks for no initramfs.
         .env("INITRD", "No")
         .env("LC_ALL", "C.UTF-8")
-        // If we are killed, the next build waits until the last of its processes is gone.
+        // If we are killed, its processes keep the lock, and the next build knows whom to end: they may hang,
+        // each waiting for another that is gone.
         .pass_fd(lock.share()?, 9);
-    process::run(program, BUILD_LIMIT, |stream, line| {
+    let note = |group| lock.note_group(Some(group));
+    let made = process::run_noted(program, BUILD_LIMIT, note, |stream, line| {
         if stream == Stream::Stderr
             && let Some(stage) = line.strip_prefix("I: ")
         {
             progress.now(stage);
         }
     })
-    .await?;
+    .await;
+    lock.note_group(None).context("write the lock file")?;
+    made?;
     Ok(())
 }
 
@@ -651,6 +661,7 @@ mod tests {
         --architectures=amd64
         --include=systemd-sysv,dbus,udev,kmod,e2fsprogs,procps,psmisc,lsof,linux-image-cloud-amd64
         --aptopt=Apt::Install-Recommends "false"
+        --customize-hook=echo guest >"$1/etc/hostname" && : >"$1/etc/resolv.conf"
         --dpkgopt=path-exclude=/usr/share/doc/*
         --dpkgopt=path-exclude=/usr/share/man/*
         --dpkgopt=path-exclude=/usr/share/locale/*

@@ -364,23 +364,9 @@ impl Child {
         if let Some(status) = self.reaped {
             return Ok(status);
         }
-        let deadline = tokio::time::Instant::now() + AFTER_KILL;
-        loop {
-            let members =
-                live_members(self.pid).map_err(|source| self.io("list the process group of", source))?;
-            if members.is_empty() {
-                break;
-            }
-            kill_all(self.pid, Signal::SIGKILL);
-            for &pid in &members {
-                // No pidfd: it is gone already, which the next look at /proc confirms.
-                let Ok(fd) = open_pidfd(pid) else { continue };
-                let fd = watch(fd).map_err(|source| self.io("wait for a process of", source))?;
-                if tokio::time::timeout_at(deadline, fd.readable()).await.is_err() {
-                    let pids = members.iter().map(|pid| pid.as_raw()).collect();
-                    return Err(Error::Unkillable { argv: self.argv.clone(), pids });
-                }
-            }
+        let left = end_group(self.pid).await.map_err(|source| self.io("end the process group of", source))?;
+        if !left.is_empty() {
+            return Err(Error::Unkillable { argv: self.argv.clone(), pids: left });
         }
         let status = self.inner.wait().map_err(|source| self.io("reap", source))?;
         self.reaped = Some(status);
@@ -410,6 +396,92 @@ impl Drop for Child {
             }
         }
     }
+}
+
+/// SIGKILL until no live process of a group is left; returns who is there after [`AFTER_KILL`] nevertheless.
+async fn end_group(group: Pid) -> io::Result<Vec<i32>> {
+    let deadline = tokio::time::Instant::now() + AFTER_KILL;
+    loop {
+        let members = live_members(group)?;
+        if members.is_empty() {
+            return Ok(Vec::new());
+        }
+        kill_all(group, Signal::SIGKILL);
+        for &pid in &members {
+            // No pidfd: it is gone already, which the next look at /proc confirms.
+            let Ok(fd) = open_pidfd(pid) else { continue };
+            if tokio::time::timeout_at(deadline, watch(fd)?.readable()).await.is_err() {
+                return Ok(members.iter().map(|pid| pid.as_raw()).collect());
+            }
+        }
+    }
+}
+
+/// Ends what a run of ours that was killed has left of a program's group.
+///
+/// The caller knows that the number still means that group: one of its processes holds something of ours.
+///
+/// # Errors
+/// If `/proc` cannot be read, or somebody is there after SIGKILL.
+pub async fn end_orphans(group: u32) -> io::Result<()> {
+    let group = i32::try_from(group).ok().filter(|group| *group > 1).ok_or(io::ErrorKind::InvalidInput)?;
+    match end_group(Pid::from_raw(group)).await?.as_slice() {
+        [] => Ok(()),
+        left => Err(io::Error::other(format!("still there after SIGKILL: {left:?}"))),
+    }
+}
+
+/// One process and no other that gets its number later: told apart by when it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// The process id.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot: field 22 of proc_pid_stat(5).
+    pub started: u64,
+}
+
+impl Identity {
+    /// Ours.
+    ///
+    /// # Errors
+    /// If `/proc` cannot be read.
+    pub fn own() -> io::Result<Self> {
+        let pid = std::process::id();
+        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        let started = parse_start(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(Self { pid, started })
+    }
+
+    /// Waits until that process has ended; returns at once if it has already.
+    ///
+    /// # Errors
+    /// If it cannot be watched.
+    pub async fn ended(self) -> io::Result<()> {
+        let pid = i32::try_from(self.pid).map_err(io::Error::other)?;
+        let fd = match open_pidfd(Pid::from_raw(pid)) {
+            Ok(fd) => fd,
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => {
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        // Looked at after the descriptor is there: both then mean the same process, or it is gone.
+        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) if parse_start(&stat) == Some(self.started) => {
+                let fd = watch(fd)?;
+                let _guard = fd.readable().await?;
+                Ok(())
+            }
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// When a process started, in a `/proc/PID/stat` line.
+fn parse_start(stat: &str) -> Option<u64> {
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// The processes of a group that are not zombies.
@@ -477,6 +549,19 @@ impl Output {
 pub async fn run(
     program: Program,
     limit: Duration,
+    on_line: impl FnMut(Stream, &str),
+) -> Result<Output, Error> {
+    run_noted(program, limit, |_| Ok(()), on_line).await
+}
+
+/// As [`run`], and tells `note` the process group as soon as it is there.
+///
+/// # Errors
+/// Every variant of [`Error`]; a note that fails ends the program.
+pub async fn run_noted(
+    program: Program,
+    limit: Duration,
+    note: impl FnOnce(u32) -> io::Result<()>,
     mut on_line: impl FnMut(Stream, &str),
 ) -> Result<Output, Error> {
     let mut interrupts = Interrupts::listen().map_err(|source| Error::Io {
@@ -485,6 +570,7 @@ pub async fn run(
         source,
     })?;
     let mut child = program.spawn()?;
+    note(child.pid()).map_err(|source| child.io("note the process group of", source))?;
     let argv = child.argv.clone();
     let started = Instant::now();
     let mut out = Lines::new(Stream::Stdout, child.take_stdout().map_err(|e| child.io("read from", e))?);
@@ -1004,6 +1090,9 @@ mod tests {
         assert_eq!(parse_stat("7 (a) b) Z 1 42 42 0 -1"), Some(('Z', 42)));
         assert_eq!(parse_stat("7 (sh) S 1 9 9"), Some(('S', 9)));
         assert_eq!(parse_stat("nonsense"), None);
+        let fields = (4..=25).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
+        assert_eq!(parse_start(&format!("7 (a) b) S {fields}")), Some(22));
+        assert_eq!(parse_start("7 (sh) S 1 9 9"), None);
     }
 
     #[test]
