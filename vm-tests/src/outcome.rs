@@ -192,9 +192,7 @@ fn cycle(number: u32, events: &[&Event]) -> Cycle {
         states: states(&before_recovery),
         execs: execs(&before_recovery),
         umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
-        holders_at_stop: holders(
-            scans.iter().find(|(_, scan)| scan.trigger == Trigger::Stop).map(|(_, scan)| *scan),
-        ),
+        holders_at_stop: holders(scan_at_stop(events)),
         holders_at_umount: holders(scans_at_umount(&scans, &calls)),
         mounted: scans
             .iter()
@@ -205,6 +203,14 @@ fn cycle(number: u32, events: &[&Event]) -> Cycle {
         probe_ns: scans.iter().map(|(_, scan)| scan.cost_ns).sum(),
         reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
     }
+}
+
+/// Taken before the reset begins, so not in its window.
+fn scan_at_stop<'a>(events: &[&'a Event]) -> Option<&'a Scan> {
+    events.iter().find_map(|event| match &event.what {
+        What::Scan(scan) if scan.trigger == Trigger::Stop => Some(scan),
+        _ => None,
+    })
 }
 
 /// The looks that tell who held the mount at the moment of each umount2: the last one before the call and, if

@@ -234,7 +234,10 @@ fn exec_stop_post(cycle: &Cycle) -> String {
 
 /// The median and the range, and whether the command succeeded.
 fn durations(cycles: &[Cycle]) -> String {
-    let mut sorted: Vec<u64> = cycles.iter().map(|cycle| cycle.reset_ns).collect();
+    let mut sorted: Vec<u64> = cycles.iter().map(|cycle| cycle.reset_ns).filter(|ns| *ns > 0).collect();
+    if sorted.is_empty() {
+        return "never ran".to_owned();
+    }
     sorted.sort_unstable();
     let at = |index: usize| Duration::from_nanos(sorted.get(index).copied().unwrap_or(0)).as_secs_f64();
     let failed = cycles.iter().filter(|cycle| cycle.reset_exit != Some(Exit::Code(0))).count();

@@ -72,8 +72,10 @@ struct Known {
     /// StateChangeTimestampMonotonic, in microseconds.
     changed_us: u64,
     control_group: String,
-    /// The last state that was recorded, and its `changed_us`.
+    /// The last state that was recorded or held back, and its `changed_us`.
     sent: (UnitState, u64),
+    /// A change without a time of its own (ControlPID, say), as of when it was noticed, until the next change.
+    held_back: Option<(u64, UnitState)>,
 }
 
 impl UnitWatch {
@@ -235,6 +237,7 @@ fn watch(
     last_call: &AtomicU32,
     mut known: Known,
 ) -> Result<()> {
+    let mut ended_early = true;
     for message in messages {
         let message = match message {
             Ok(message) => message,
@@ -247,7 +250,8 @@ fn watch(
         let is_last =
             header.reply_serial().is_some_and(|serial| serial.get() == last_call.load(Ordering::SeqCst));
         if is_last {
-            return Ok(());
+            ended_early = false;
+            break;
         }
         let is_change = header.message_type() == Type::Signal
             && header.member().is_some_and(|member| member == "PropertiesChanged")
@@ -256,7 +260,10 @@ fn watch(
             take_change(&message, bus, sink, orders, &mut known)?;
         }
     }
-    sink.lost("d-bus", "the system bus closed the connection");
+    known.record_held_back(sink, u64::MAX);
+    if ended_early {
+        sink.lost("d-bus", "the system bus closed the connection");
+    }
     Ok(())
 }
 
@@ -279,11 +286,16 @@ fn take_change(message: &Message, bus: &Bus, sink: &Sink, orders: &Orders, known
     }
     orders.send(Order::Unit(known.view()));
     if known.state != known.sent.0 {
-        // A change of ControlPID alone, say, comes with the time of the state change before it.
         let is_state_change = known.changed_us != known.sent.1 && known.changed_us != 0;
-        let at = if is_state_change { sink.clock.at_us(known.changed_us) } else { noticed };
-        sink.send(at, What::Unit(known.state.clone()));
         known.sent = (known.state.clone(), known.changed_us);
+        if is_state_change {
+            let at = sink.clock.at_us(known.changed_us);
+            known.record_held_back(sink, at);
+            sink.send(at, What::Unit(known.state.clone()));
+        } else {
+            known.record_held_back(sink, noticed);
+            known.held_back = Some((noticed, known.state.clone()));
+        }
     }
     Ok(())
 }
@@ -307,6 +319,14 @@ impl Known {
             self.take(&bus.properties(SERVICE)?);
         }
         Ok(())
+    }
+
+    /// Records what was held back, and no later than what comes after it: a signal is noticed later than the
+    /// state change that the next one tells of.
+    fn record_held_back(&mut self, sink: &Sink, next: u64) {
+        if let Some((noticed, state)) = self.held_back.take() {
+            sink.send(noticed.min(next), What::Unit(state));
+        }
     }
 
     /// Takes what is among these; what is of another type than systemd's documentation says stays as it was.

@@ -9,7 +9,7 @@
 //! before the call has returned to its caller, so on one processor each look sees the moment that it is about;
 //! the price is that the looked-at wait meanwhile, which [`Scan::cost_ns`] tells.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -73,8 +73,8 @@ pub(super) struct Orders {
     wake: Arc<OwnedFd>,
 }
 
-/// A whole look at `/proc` for one caller's failing umounts at most this often; in between, the unit's tasks
-/// are looked at. A helper that retries every 50 ms is to be recorded, not slowed down tenfold.
+/// A failed umount has all of `/proc` looked at, but within a stop at most this often; in between, the unit's
+/// tasks are. A helper that retries every 50 ms is to be recorded, not slowed down tenfold.
 const WHOLE_PAUSE_NS: u64 = 1_000_000_000;
 
 /// How long the tracer may take to hand over the last line.
@@ -106,7 +106,7 @@ impl Watcher {
             step: None,
             in_stop: false,
             unit_tasks: HashSet::new(),
-            failed_callers: HashMap::new(),
+            whole_after: 0,
             next_tick: None,
             last_look: None,
             held_back: None,
@@ -193,8 +193,8 @@ struct Watch {
     in_stop: bool,
     /// Processes of the unit that were seen during this stop; an exit comes too late to ask.
     unit_tasks: HashSet<u32>,
-    /// When all of `/proc` was last looked at for a caller's failed umount.
-    failed_callers: HashMap<u32, u64>,
+    /// From when on a failed umount has all of `/proc` looked at again.
+    whole_after: u64,
     next_tick: Option<u64>,
     /// What the last look recorded or held back saw.
     last_look: Option<(bool, Vec<Task>)>,
@@ -347,14 +347,13 @@ impl Watch {
 
     fn take_call(&mut self, call: UmountCall) {
         let Some((at, call)) = self.calls.returned(call) else { return };
-        let caller = is_busy(&call).then_some(call.pid);
+        let failed = is_busy(&call);
         self.sink.send(at, What::UmountCall(call));
-        if let Some(caller) = caller.filter(|_| self.in_stop) {
+        if failed && self.in_stop {
             let now = self.sink.clock.now();
-            let last = self.failed_callers.get(&caller);
-            let whole = last.is_none_or(|last| now - last >= WHOLE_PAUSE_NS);
+            let whole = self.whole_after <= now;
             if whole {
-                self.failed_callers.insert(caller, now);
+                self.whole_after = now + WHOLE_PAUSE_NS;
             }
             self.look(Trigger::UmountFailed, whole);
         }
@@ -429,7 +428,7 @@ impl Watch {
         self.in_stop = in_stop;
         if in_stop {
             self.unit_tasks.clear();
-            self.failed_callers.clear();
+            self.whole_after = 0;
             self.last_look = None;
             self.look(Trigger::Stop, true);
         } else {
