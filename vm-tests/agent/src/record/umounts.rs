@@ -175,6 +175,11 @@ impl Calls {
         None
     }
 
+    /// Whether a call has begun and not ended.
+    pub(super) fn is_any_under_way(&self) -> bool {
+        !self.under_way.is_empty()
+    }
+
     /// The watched path is no mount point any more: returns the call that did it if it has ended and was not
     /// kept yet. Those under way will be kept.
     pub(super) fn unmounted(&mut self) -> Option<(u64, UmountCall)> {

@@ -107,6 +107,7 @@ impl Watcher {
             in_stop: false,
             unit_tasks: HashSet::new(),
             whole_after: 0,
+            look_after_call: false,
             next_tick: None,
             last_look: None,
             held_back: None,
@@ -195,6 +196,8 @@ struct Watch {
     unit_tasks: HashSet<u32>,
     /// From when on a failed umount has all of `/proc` looked at again.
     whole_after: u64,
+    /// The mount has changed while a umount was under way: look when it has returned.
+    look_after_call: bool,
     next_tick: Option<u64>,
     /// What the last look recorded or held back saw.
     last_look: Option<(bool, Vec<Task>)>,
@@ -346,7 +349,11 @@ impl Watch {
     }
 
     fn take_call(&mut self, call: UmountCall) {
-        let Some((at, call)) = self.calls.returned(call) else { return };
+        let kept = self.calls.returned(call);
+        if std::mem::take(&mut self.look_after_call) && self.in_stop {
+            self.look(Trigger::Mount, true);
+        }
+        let Some((at, call)) = kept else { return };
         let failed = is_busy(&call);
         self.sink.send(at, What::UmountCall(call));
         if failed && self.in_stop {
@@ -372,7 +379,12 @@ impl Watch {
             self.sink.send(at, change);
         }
         if changed && self.in_stop {
-            self.look(Trigger::Mount, true);
+            // The kernel tells of an unmount before the call returns. Looking now would add to its time.
+            if self.calls.is_any_under_way() {
+                self.look_after_call = true;
+            } else {
+                self.look(Trigger::Mount, true);
+            }
         }
         Ok(())
     }
