@@ -412,6 +412,12 @@ fn remove_at(parent: BorrowedFd<'_>, name: &Path, shown: &Path) -> anyhow::Resul
         Err(Errno::ISDIR) => {}
         Err(errno) => return Err(errno).with_context(what),
     }
+    match rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR) {
+        Ok(()) => return Ok(()),
+        Err(Errno::NOTEMPTY | Errno::EXIST) => {}
+        Err(Errno::BUSY) => bail!("delete {}: it is a mount; unmount it first", shown.display()),
+        Err(errno) => return Err(errno).with_context(what),
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_XDEV | ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
     let dir = match rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve) {

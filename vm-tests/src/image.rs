@@ -13,8 +13,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{Duration, Instant};
@@ -59,25 +59,12 @@ const EXCLUDED: &[&str] =
 const FORGET_HOST: &str = r#"--customize-hook=echo guest >"$1/etc/hostname" && : >"$1/etc/resolv.conf""#;
 
 /// How sqfstar packs: nothing compressed (inodes, data, fragments, xattrs), the root directory as tar has it
-/// (sqfstar skips the entry `./` and would make it 0777), no bar, xattrs kept (file capabilities).
-const SQUASHFS: &[&str] = &[
-    "-noI",
-    "-noD",
-    "-noF",
-    "-noX",
-    "-xattrs",
-    "-no-progress",
-    "-quiet",
-    "-root-mode",
-    "0755",
-    "-root-uid",
-    "0",
-    "-root-gid",
-    "0",
-];
+/// (sqfstar skips the entry `./` and would make it 0777), no bar, into a file that is there, xattrs kept (file capabilities).
+const SQUASHFS: &[&str] =
+    &["-noI", "-noD", "-noF", "-noX", "-xattrs", "-no-progress", "-quiet", "-force", "-root-mode", "0755"];
 
 /// No file is newer than this and generated ones have this date, in seconds since 1970: 2026-01-01, UTC. The
-/// same packages then give the same bytes. See SOURCE_DATE_EPOCH in mmdebstrap(1).
+/// same packages then give the same bytes, whoever builds. See SOURCE_DATE_EPOCH in mmdebstrap(1).
 const EPOCH: &str = "1767225600";
 
 /// How long mmdebstrap may take: a minute from a near mirror, far more over a bad line.
@@ -456,12 +443,26 @@ async fn debootstrap(
 }
 
 /// Packs a tar as a squashfs.
+///
+/// sqfstar 4.5 gives the root directory to whoever runs it, whatever `-root-uid` says, and systemd-tmpfiles
+/// refuses to work below a root that is a user's. So it runs as root, be it that of a namespace. That one cannot
+/// enter a home directory, and gets the output by a descriptor; it may write to the file while this takes.
 async fn pack(tar: &Path, squashfs: &Path) -> anyhow::Result<()> {
     let input = File::open(tar).with_context(|| format!("open {}", tar.display()))?;
-    let program =
-        Program::new("sqfstar").args(SQUASHFS).arg(squashfs).env("SOURCE_DATE_EPOCH", EPOCH).stdin(input);
+    let what = || format!("create {}", squashfs.display());
+    let output = File::create_new(squashfs).with_context(what)?;
+    let root = nix::unistd::geteuid().is_root();
+    output.set_permissions(Permissions::from_mode(if root { 0o644 } else { 0o666 })).with_context(what)?;
+    let handle = output.try_clone().with_context(what)?;
+    let program = if root { Program::new("sqfstar") } else { mapped("sqfstar") };
+    let program = program
+        .args(SQUASHFS)
+        .arg("/proc/self/fd/9")
+        .env("SOURCE_DATE_EPOCH", EPOCH)
+        .stdin(input)
+        .pass_fd(handle.into(), 9);
     process::run(program, PACK_LIMIT, |_, _| {}).await?;
-    Ok(())
+    output.set_permissions(Permissions::from_mode(0o644)).with_context(what)
 }
 
 /// Takes the kernel and its modules out of a root's tar; returns the kernel's release and dpkg's packages.
@@ -559,6 +560,14 @@ async fn remove_scratch_of(work: &Path) -> anyhow::Result<()> {
     }
 }
 
+/// A program that runs as root of a namespace with the ids that the host lends us.
+///
+/// By mmdebstrap and not by `unshare --map-root-user`: where AppArmor restricts user namespaces (Ubuntu), it is
+/// one of the few that may make them.
+fn mapped(name: &str) -> Program {
+    Program::new("mmdebstrap").arg("--unshare-helper").arg(name)
+}
+
 /// Removes a scratch directory, provided it is one of ours.
 async fn remove_scratch(dir: &Path) -> anyhow::Result<()> {
     let named = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SCRATCH_PREFIX));
@@ -569,16 +578,16 @@ async fn remove_scratch(dir: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("stat {}", dir.display())),
     }
-    let empty = std::fs::read_dir(dir).is_ok_and(|mut entries| entries.next().is_none());
-    if !empty && !nix::unistd::geteuid().is_root() {
-        // The files belong to the ids that the host lends us; only a namespace that maps them can delete them.
-        let program = Program::new("mmdebstrap").args(["--unshare-helper", "find"]).arg(dir).args([
-            "-xdev",
-            "-mindepth",
-            "2",
-            "-delete",
-        ]);
-        process::run(program, PACK_LIMIT, |_, _| {}).await?;
+    let what = || format!("list {}", dir.display());
+    for entry in std::fs::read_dir(dir).with_context(what)? {
+        let entry = entry.with_context(what)?;
+        let owner = entry.metadata().with_context(what)?.uid();
+        if owner != nix::unistd::geteuid().as_raw() && !nix::unistd::geteuid().is_root() {
+            // It belongs to an id that the host lends us; only a namespace that maps it can empty it.
+            let args = ["-xdev", "-mindepth", "1", "-delete"];
+            let program = mapped("find").arg(entry.path()).args(args);
+            process::run(program, PACK_LIMIT, |_, _| {}).await?;
+        }
     }
     cache::remove_tree(dir)
 }
