@@ -4,16 +4,13 @@
 //! Nothing here has a deadline: [`crate::machine::Machine`] races every wait against the machine's death.
 
 use std::collections::HashMap;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
-use vm_agent::recording::{Plan, Recording};
-use vm_agent::wire::{self, Body, CHUNK, Call, Command, Exit, Hello, Put, Reply, Request, Stream};
+use vm_agent::wire::{self, Body, CHUNK, Call, Command, Exit, Hello, Put, Reply, Request, Session, Stream};
 
 /// Why the guest has no answer.
 #[derive(Debug)]
@@ -231,18 +228,14 @@ impl Guest {
     /// # Errors
     /// See [`Pending::next`].
     pub async fn put_bytes(&self, path: &str, mode: u32, bytes: &[u8]) -> Result<(), GuestError> {
-        self.put(path, mode, false, bytes).await
-    }
-
-    async fn put(&self, path: &str, mode: u32, symlink: bool, bytes: &[u8]) -> Result<(), GuestError> {
         let mut offset = 0;
         let mut rest = bytes;
-        // All pieces are sent before the first answer is awaited: the agent handles a file's pieces in order
-        // only if they are not under way together, so each is awaited.
+        // Requests run side by side in the guest; a file's pieces must not.
         loop {
             let (piece, next) = rest.split_at(rest.len().min(CHUNK));
             let last = next.is_empty();
-            let put = Put { path: path.to_owned(), mode, symlink, offset, last, bytes: piece.to_vec() };
+            let put =
+                Put { path: path.to_owned(), mode, symlink: false, offset, last, bytes: piece.to_vec() };
             self.request(Call::Put(put)).await?.done().await?;
             if last {
                 return Ok(());
@@ -252,58 +245,12 @@ impl Guest {
         }
     }
 
-    /// Puts a file of the host, with its permission bits or those given.
+    /// Hands a whole session over. What is written before the machine runs waits in the port.
     ///
     /// # Errors
-    /// [`GuestError::Host`] when it can't be read; see [`Pending::next`].
-    pub async fn put_file(&self, from: &Path, to: &str, mode: Option<u32>) -> Result<(), GuestError> {
-        let host = |error| GuestError::Host(error, from.to_owned());
-        let bytes = std::fs::read(from).map_err(host)?;
-        let mode = match mode {
-            Some(mode) => mode,
-            None => std::fs::metadata(from).map_err(host)?.permissions().mode() & 0o7777,
-        };
-        self.put_bytes(to, mode, &bytes).await
-    }
-
-    /// Lays a directory of the host over a directory of the guest: files, links and directories, in the order
-    /// of their names.
-    ///
-    /// # Errors
-    /// As [`Guest::put_file`].
-    pub async fn put_tree(&self, from: &Path, to: &str) -> Result<(), GuestError> {
-        let mut directories = vec![(from.to_owned(), to.trim_end_matches('/').to_owned())];
-        while let Some((directory, target)) = directories.pop() {
-            let host = |error| GuestError::Host(error, directory.clone());
-            let mut entries: Vec<_> =
-                std::fs::read_dir(&directory).map_err(host)?.collect::<Result<_, _>>().map_err(host)?;
-            entries.sort_by_key(std::fs::DirEntry::file_name);
-            for entry in entries {
-                let path = entry.path();
-                let target = format!("{target}/{}", entry.file_name().to_string_lossy());
-                let kind = entry.file_type().map_err(host)?;
-                if kind.is_dir() {
-                    directories.push((path, target));
-                } else if kind.is_symlink() {
-                    let link = std::fs::read_link(&path).map_err(host)?;
-                    self.put(&target, 0, true, link.to_string_lossy().as_bytes()).await?;
-                } else {
-                    self.put_file(&path, &target, None).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Hands over a plan and waits for its recording.
-    ///
-    /// # Errors
-    /// See [`Pending::next`].
-    pub async fn record(&self, plan: Plan) -> Result<Recording, GuestError> {
-        match self.request(Call::Record(plan)).await?.next().await? {
-            Body::Recorded(recording) => Ok(*recording),
-            other => Err(GuestError::Unexpected(format!("{other:?}"))),
-        }
+    /// [`GuestError::Closed`] when the machine is gone.
+    pub async fn begin_session(&self, session: Session) -> Result<Pending, GuestError> {
+        self.request(Call::Session(session)).await
     }
 
     async fn write(&self, bytes: &[u8]) -> Result<(), GuestError> {

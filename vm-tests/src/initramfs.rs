@@ -11,8 +11,9 @@ use anyhow::{Context, Result, bail};
 
 /// The modules a machine needs before its root is there, and what later code relies on. `overlay` is the file
 /// system under test and the machine's own root; `brd` gives the RAM disk for state directories.
-const MODULES: [(&str, &str); 5] = [
-    ("virtio_blk", ""),
+const MODULES: [(&str, &str); 6] = [
+    ("nd_pmem", ""),
+    ("virtio_pmem", ""),
     ("squashfs", ""),
     ("overlay", ""),
     // Pages are taken when written, so the size costs nothing: 1 GiB of KiB blocks.

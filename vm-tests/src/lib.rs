@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod build;
+pub mod bundle;
 pub mod cache;
 pub mod guest;
 pub mod image;
@@ -13,5 +14,6 @@ pub mod qemu;
 pub mod qmp;
 pub mod report;
 pub mod run;
+pub mod saved;
 pub mod scenario;
 pub mod tools;

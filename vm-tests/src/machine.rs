@@ -137,8 +137,8 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Starts QEMU with the program `qemu` and connects to its monitor. The directory is made; it gets
-    /// `serial.log`, `qmp.log` and `qemu.stderr`.
+    /// Starts QEMU and connects to its monitor. The directory is made; it gets `serial.log`, `qmp.log`,
+    /// `qemu.stderr` and `qemu.pid`. A machine that restores is paused and empty until [`Machine::restore`].
     ///
     /// # Errors
     /// [`MachineError::QemuExited`] with QEMU's own words when it refuses the configuration.
@@ -158,11 +158,81 @@ impl Machine {
             .pass_fd(agent_fd, AGENT_FD)
             .pass_fd(monitor_fd, QMP_FD)
             .spawn()?;
+        let pid = directory.join("qemu.pid");
+        std::fs::write(&pid, format!("{}\n", child.pid()))
+            .with_context(|| format!("write {}", pid.display()))?;
         let mut started = Starting { child, directory, cancel: cancel.clone() };
         let transcript = log("qmp.log")?;
         let (qmp, events) = started.connect(monitor, transcript).await?;
         let Starting { child, .. } = started;
         Ok(Self { child, qmp, events, guest: Guest::new(agent), directory: directory.to_owned(), cancel })
+    }
+
+    /// Pauses the machine and writes the state of its devices to `state`; its RAM is in the file it was started
+    /// with. Nothing but [`Machine::stop`] makes sense afterwards.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub async fn save(&mut self, state: File) -> Result<(), MachineError> {
+        self.monitor("stop", json!({})).await?;
+        self.migration_capabilities().await?;
+        self.qmp.give("state", state.into()).await?;
+        self.monitor("migrate", json!({ "uri": "fd:state" })).await?;
+        self.migrated().await
+    }
+
+    /// Loads the state of a saved machine's devices. The machine stays paused: what is written to the agent now is
+    /// there when it runs (see [`Machine::resume`]).
+    ///
+    /// # Errors
+    /// What QEMU says; a state of another QEMU or another configuration is refused by it.
+    pub async fn restore(&mut self, state: File) -> Result<(), MachineError> {
+        self.migration_capabilities().await?;
+        self.qmp.give("state", state.into()).await?;
+        self.monitor("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+        self.migrated().await
+    }
+
+    /// Lets a paused machine run.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub async fn resume(&mut self) -> Result<(), MachineError> {
+        self.monitor("cont", json!({})).await.map(|_nothing| ())
+    }
+
+    /// RAM in a shared file is not part of the state, and the end of a migration is an event.
+    async fn migration_capabilities(&mut self) -> Result<(), MachineError> {
+        let on = |name: &str| json!({ "capability": name, "state": true });
+        let capabilities = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
+        self.monitor("migrate-set-capabilities", capabilities).await.map(|_nothing| ())
+    }
+
+    /// Waits for the end of the migration under way.
+    async fn migrated(&mut self) -> Result<(), MachineError> {
+        let ended = async {
+            while let Some(event) = self.events.recv().await {
+                let status = event.data.get("status").and_then(Value::as_str).unwrap_or_default();
+                match (event.name.as_str(), status) {
+                    ("MIGRATION", "completed") => return Ok(()),
+                    ("MIGRATION", "failed") => {
+                        let words = tail(&self.directory.join("qemu.stderr"), 5);
+                        return Err(MachineError::Qmp(QmpError::Protocol(format!(
+                            "migration failed: {words}"
+                        ))));
+                    }
+                    _ => (),
+                }
+            }
+            Err(exited(self.child.wait().await, &self.directory))
+        };
+        timeout(QMP_DEADLINE, ended).await.unwrap_or_else(|_elapsed| {
+            Err(MachineError::Silent {
+                waiting_for: "the end of a migration".to_owned(),
+                after: QMP_DEADLINE,
+                console: String::new(),
+            })
+        })
     }
 
     /// The agent's channel. Wait on it through [`Machine::race`].

@@ -1,7 +1,7 @@
 //! From a machine's configuration to QEMU's arguments: pure, so that a golden file can hold them.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::accel::{Accel, Clock};
 
@@ -14,6 +14,27 @@ pub const QMP_FD: i32 = 4;
 /// fixed, since a host's time or entropy in the guest would make two runs differ.
 const VIRTUAL_EPOCH: &str = "2026-01-01T00:00:00";
 
+/// Everything that TCG emulates, without five-level page tables, whose set-up costs a boot a second attempt.
+const TCG_CPU: &str = "max,la57=off";
+
+/// The size of the device that brings a scenario's files in, in bytes: a restored machine must have what the saved
+/// one had, whatever the scenario. The file behind it is sparse.
+pub const DEPLOY_BYTES: u64 = 256 << 20;
+
+/// What a persistent-memory device's size must be a multiple of (Linux: SUBSECTION_SIZE, 2 MiB on x86).
+pub const PMEM_ALIGN: u64 = 2 << 20;
+
+/// Where a machine's RAM is and where it comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Ram {
+    /// Boots; nothing is kept.
+    Fresh,
+    /// Boots with its RAM in this file, so that it can be saved.
+    Saving(PathBuf),
+    /// Starts paused and empty, waits for a saved state, and has a private copy-on-write mapping of this file.
+    Restoring(PathBuf),
+}
+
 /// What a machine is made of.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -23,12 +44,16 @@ pub struct Config {
     pub clock: Clock,
     /// Guest RAM.
     pub memory_mib: u32,
+    /// Where it is.
+    pub ram: Ram,
     /// bzImage or vmlinux.
     pub kernel: PathBuf,
     /// See [`crate::initramfs`].
     pub initramfs: PathBuf,
-    /// The root file system, opened read-only.
-    pub root: PathBuf,
+    /// The root file system and its size in bytes, a multiple of [`PMEM_ALIGN`]; never written.
+    pub root: (PathBuf, u64),
+    /// What brings a scenario's files in, [`DEPLOY_BYTES`] long; never written.
+    pub deploy: PathBuf,
     /// Where the serial console is kept.
     pub serial_log: PathBuf,
     /// More words for the kernel's command line.
@@ -45,34 +70,51 @@ impl Config {
         // A panic stops the machine, so that what it was is still there to look at.
         argv.pair("-action", "panic=pause");
         argv.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
-        argv.pair("-machine", "q35,vmport=off,smm=off,hpet=off").pair("-smp", "1");
-        argv.pair("-m", format!("{}M", self.memory_mib));
+        let machine = "q35,vmport=off,smm=off,hpet=off";
+        // Room for the two persistent-memory devices in the guest's address space.
+        let memory = format!("{}M,slots=2,maxmem={}M", self.memory_mib, u64::from(self.memory_mib) + 4096);
+        match &self.ram {
+            Ram::Fresh => argv.pair("-machine", machine),
+            Ram::Saving(file) => argv.backend("ram", file, u64::from(self.memory_mib) << 20, "share=on"),
+            // Private: any number of machines start from one file at once, and none changes it.
+            Ram::Restoring(file) => argv.backend("ram", file, u64::from(self.memory_mib) << 20, "share=off"),
+        };
+        if self.ram != Ram::Fresh {
+            argv.pair("-machine", format!("{machine},memory-backend=ram"));
+        }
+        if let Ram::Restoring(_) = self.ram {
+            argv.pair("-incoming", "defer").flag("-S");
+        }
+        argv.pair("-m", memory).pair("-smp", "1");
         match (self.accel, self.clock) {
             (Accel::Kvm, _) => argv.pair("-accel", "kvm").pair("-cpu", "host"),
             // One thread: the guest has one processor, and icount allows no more.
-            (Accel::Tcg, Clock::Real) => {
-                argv.pair("-accel", "tcg,thread=single").pair("-cpu", "max,la57=off")
-            }
+            (Accel::Tcg, Clock::Real) => argv.pair("-accel", "tcg,thread=single").pair("-cpu", TCG_CPU),
             (Accel::Tcg, Clock::Virtual) => argv
                 .pair("-accel", "tcg,thread=single")
                 .pair("-icount", "shift=0,sleep=off")
                 // No instruction may bring the host's entropy in.
-                .pair("-cpu", "max,la57=off,rdrand=off,rdseed=off")
+                .pair("-cpu", format!("{TCG_CPU},rdrand=off,rdseed=off"))
                 .pair("-seed", "1"),
         };
         match self.clock {
-            Clock::Real => argv.pair("-rtc", "base=utc"),
+            // A restored guest is told by the generation id to reseed its random numbers.
+            Clock::Real => argv.pair("-rtc", "base=utc").pair("-device", "vmgenid,guid=auto"),
             Clock::Virtual => argv.pair("-rtc", format!("base={VIRTUAL_EPOCH},clock=vm")),
         };
-        argv.path("-kernel", "", &self.kernel, "").path("-initrd", "", &self.initramfs, "");
+        argv.path("-kernel", "", &self.kernel).path("-initrd", "", &self.initramfs);
         argv.pair("-append", self.command_line());
-        argv.path("-drive", "if=none,id=root,format=raw,readonly=on,file.locking=off,file=", &self.root, "");
-        argv.pair("-device", "virtio-blk-pci,drive=root");
+        // Persistent memory, not disks: a read is a copy within the guest, so no host decides when it completes.
+        for (id, file, size) in [("root", &self.root.0, self.root.1), ("deploy", &self.deploy, DEPLOY_BYTES)]
+        {
+            argv.backend(id, file, size, "share=on,readonly=on");
+            argv.pair("-device", format!("virtio-pmem-pci,memdev={id}"));
+        }
         argv.pair("-device", "virtio-serial-pci,max_ports=2");
         argv.pair("-chardev", format!("socket,id=agent,fd={AGENT_FD}"));
         argv.pair("-device", format!("virtserialport,chardev=agent,name={}", vm_agent::wire::PORT));
         argv.pair("-device", "pvpanic-pci");
-        argv.path("-serial", "file:", &self.serial_log, "");
+        argv.path("-serial", "file:", &self.serial_log);
         argv.pair("-chardev", format!("socket,id=qmp,fd={QMP_FD}")).pair("-mon", "chardev=qmp,mode=control");
         argv.0
     }
@@ -113,18 +155,63 @@ impl Argv {
         self
     }
 
-    /// A value with a path in it. QEMU splits option values at commas; a comma is written twice.
-    fn path(&mut self, flag: &str, before: &str, path: &std::path::Path, after: &str) -> &mut Self {
+    /// RAM that is a file.
+    fn backend(&mut self, id: &str, file: &Path, size: u64, how: &str) -> &mut Self {
+        let before = format!("memory-backend-file,id={id},size={size},{how},mem-path=");
+        self.path("-object", &before, file)
+    }
+
+    /// A value that ends in a path. QEMU splits the values of options with properties at commas, and takes two for
+    /// one.
+    fn path(&mut self, flag: &str, before: &str, path: &Path) -> &mut Self {
         use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
         let mut bytes = before.as_bytes().to_vec();
-        let splits = !before.is_empty() && !before.starts_with("file:");
+        let splits = before.contains('=');
         for byte in path.as_os_str().as_bytes() {
             bytes.push(*byte);
             if splits && *byte == b',' {
                 bytes.push(b',');
             }
         }
-        bytes.extend(after.as_bytes());
         self.pair(flag, OsString::from_vec(bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(accel: Accel, clock: Clock, ram: Ram) -> Config {
+        Config {
+            accel,
+            clock,
+            memory_mib: 512,
+            ram,
+            kernel: "/cache/vmlinuz".into(),
+            initramfs: "/cache/initramfs.img".into(),
+            root: ("/cache/a,b/root.squashfs".into(), 160 << 20),
+            deploy: "/run/deploy.img".into(),
+            serial_log: "/run/serial.log".into(),
+            kernel_args: vec!["quiet".into()],
+        }
+    }
+
+    #[test]
+    fn arguments() {
+        let golden = |accel, clock, ram| {
+            let argv = config(accel, clock, ram).argv();
+            let words: Vec<_> = argv.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+            // One option a line, so that a difference is a line.
+            words.join(" ").replace(" -", "\n-")
+        };
+        insta::assert_snapshot!(
+            "tcg-virtual-saving",
+            golden(Accel::Tcg, Clock::Virtual, Ram::Saving("/saved/ram".into()))
+        );
+        insta::assert_snapshot!(
+            "tcg-real-restoring",
+            golden(Accel::Tcg, Clock::Real, Ram::Restoring("/saved/ram".into()))
+        );
+        insta::assert_snapshot!("kvm-real-fresh", golden(Accel::Kvm, Clock::Real, Ram::Fresh));
     }
 }

@@ -5,9 +5,12 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{IoSlice, Write as _};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::UnixStream;
@@ -99,6 +102,8 @@ struct Pending {
 #[derive(Debug)]
 pub struct Qmp {
     write: tokio::sync::Mutex<OwnedWriteHalf>,
+    /// The same socket, to send descriptors on.
+    socket: OwnedFd,
     pending: Arc<Mutex<Pending>>,
     transcript: Arc<Mutex<File>>,
 }
@@ -112,6 +117,10 @@ impl Qmp {
         socket: UnixStream,
         transcript: File,
     ) -> Result<(Self, mpsc::UnboundedReceiver<QmpEvent>), QmpError> {
+        let descriptor = socket
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| QmpError::Protocol(format!("duplicate the socket: {error}")))?;
         let (read, write) = socket.into_split();
         let (events, receiver) = mpsc::unbounded_channel();
         let (greeted, greeting) = oneshot::channel();
@@ -124,7 +133,7 @@ impl Qmp {
             events,
             greeted,
         ));
-        let qmp = Self { write: tokio::sync::Mutex::new(write), pending, transcript };
+        let qmp = Self { write: tokio::sync::Mutex::new(write), socket: descriptor, pending, transcript };
         // A dropped sender means that QEMU closed the socket before its greeting.
         if greeting.await.is_err() {
             return Err(QmpError::Closed);
@@ -138,30 +147,63 @@ impl Qmp {
     /// # Errors
     /// [`QmpError::Refused`] with QEMU's words, [`QmpError::Closed`] when QEMU ends first.
     pub async fn execute(&self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        let (id, answer) = {
-            let mut pending = lock(&self.pending);
-            if pending.closed {
-                return Err(QmpError::Closed);
-            }
-            let id = pending.next;
-            pending.next += 1;
-            let (sender, answer) = oneshot::channel();
-            pending.waiting.insert(id, sender);
-            (id, answer)
-        };
-        let line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
-        note(&self.transcript, "> ", &line);
-        let sent = self.write.lock().await.write_all(format!("{line}\n").as_bytes()).await;
+        let (line, answer) = self.begin(command, arguments)?;
+        let sent = self.write.lock().await.write_all(line.as_bytes()).await;
         if sent.is_err() {
             return Err(QmpError::Closed);
         }
-        match answer.await {
-            Ok(Ok(value)) => Ok(value),
-            Ok(Err((class, description))) => {
-                Err(QmpError::Refused { command: command.to_owned(), class, description })
+        finish(command, answer).await
+    }
+
+    /// Gives QEMU a descriptor that later commands call `name` (`getfd`).
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn give(&self, name: &str, descriptor: OwnedFd) -> Result<(), QmpError> {
+        let (line, answer) = self.begin("getfd", json!({ "fdname": name }))?;
+        {
+            // Held, so that no other command's bytes come in between.
+            let _write = self.write.lock().await;
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+            let mut ancillary = SendAncillaryBuffer::new(&mut space);
+            let descriptors = [descriptor.as_fd()];
+            let fits = ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+            let bytes = [IoSlice::new(line.as_bytes())];
+            let sent = sendmsg(&self.socket, &bytes, &mut ancillary, SendFlags::NOSIGNAL);
+            if !fits || sent != Ok(line.len()) {
+                return Err(QmpError::Protocol(format!("send a descriptor to QEMU: {sent:?}")));
             }
-            Err(_closed) => Err(QmpError::Closed),
         }
+        finish("getfd", answer).await.map(|_nothing| ())
+    }
+
+    /// Takes an id and returns the line to send and where its answer will come.
+    fn begin(
+        &self,
+        command: &str,
+        arguments: Value,
+    ) -> Result<(String, oneshot::Receiver<Answered>), QmpError> {
+        let (sender, answer) = oneshot::channel();
+        let mut pending = lock(&self.pending);
+        if pending.closed {
+            return Err(QmpError::Closed);
+        }
+        let id = pending.next;
+        pending.next += 1;
+        pending.waiting.insert(id, sender);
+        let line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
+        note(&self.transcript, "> ", &line);
+        Ok((line + "\n", answer))
+    }
+}
+
+async fn finish(command: &str, answer: oneshot::Receiver<Answered>) -> Result<Value, QmpError> {
+    match answer.await {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err((class, description))) => {
+            Err(QmpError::Refused { command: command.to_owned(), class, description })
+        }
+        Err(_closed) => Err(QmpError::Closed),
     }
 }
 

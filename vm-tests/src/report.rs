@@ -27,7 +27,7 @@ pub const SCHEMA: u32 = 1;
 ///       "verdict": "passed" | "failed" | "infrastructure" | "interrupted",
 ///       "why": ["…"],                                      empty if passed
 ///       "kernel": "6.12…", "systemd": "257…", "os": "…",
-///       "stages": { "boot_ms", "deploy_ms", "plan_ms" },   wall time of the host
+///       "stages": { "restore_ms", "session_ms" },              wall time of the host
 ///       "cycles": [ … ]                                    see outcome::Cycle; raw numbers, guest nanoseconds
 ///   } ] }
 /// ```
@@ -158,19 +158,19 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
     write(SCENARIO_FILE, serde_json::to_string_pretty(report)?)
 }
 
-/// Collects the scenarios' reports into one; a scenario without a report has no result.
+/// Collects the scenarios' reports into one; `missing` is the verdict on those that left none, and why.
 ///
 /// # Errors
 /// When a report is there and can't be read.
-pub fn collect(prepared: &Prepared, scenarios: &[Scenario]) -> Result<Report> {
+pub fn collect(prepared: &Prepared, scenarios: &[Scenario], missing: &(Verdict, String)) -> Result<Report> {
     let mut reports = Vec::new();
     for scenario in scenarios {
         let path = prepared.results_of(&scenario.name).join(SCENARIO_FILE);
         let report = match std::fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let why = "the test process ended before it had a verdict".to_owned();
-                ScenarioReport::without_result(scenario, Verdict::Infrastructure, vec![why])
+                let (verdict, why) = missing;
+                ScenarioReport::without_result(scenario, *verdict, vec![why.clone()])
             }
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
@@ -179,7 +179,7 @@ pub fn collect(prepared: &Prepared, scenarios: &[Scenario]) -> Result<Report> {
     Ok(Report {
         schema: SCHEMA,
         accelerator: prepared.choice.clone(),
-        clock: serde_json::to_value(prepared.clock)?.as_str().unwrap_or_default().to_owned(),
+        clock: serde_json::to_value(prepared.base.clock)?.as_str().unwrap_or_default().to_owned(),
         image: prepared.image.clone(),
         scenarios: reports,
     })

@@ -1,50 +1,81 @@
 //! One run of one scenario: machine, deploy, plan, recording, verdict.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
+use vm_agent::wire::{Body, Call, Session};
 
 use crate::accel::{Accel, Clock};
+use crate::bundle::Bundle;
 use crate::machine::{Cancel, Machine};
 use crate::outcome::{self, Cycle};
-use crate::qemu::Config;
+use crate::qemu::{Config, Ram};
+use crate::saved::Saved;
 use crate::scenario::Scenario;
 
-/// From QEMU's start to an agent that answers. A cold boot takes 5 to 30 s of wall time; virtual time on a busy
-/// host is the slowest.
-const BOOT_DEADLINE: Duration = Duration::from_secs(300);
-/// From the agent's answer to a machine without pending jobs.
-const SETTLE_DEADLINE: Duration = Duration::from_secs(300);
-/// One command of a scenario's set-up, or one file.
-const SETUP_DEADLINE: Duration = Duration::from_secs(120);
+/// From a restored machine's first instruction to the end of its set-up, in wall time.
+const SETUP_DEADLINE: Duration = Duration::from_secs(300);
 
-/// Everything a run needs that must be there before it: made by `cargo xtask vm-test`, read by the tests.
+/// What every machine is made of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Prepared {
+pub struct Base {
     /// QEMU.
     pub qemu: PathBuf,
     /// The guest's root file system.
     pub root: PathBuf,
+    /// Its SHA-256, from the image's manifest.
+    pub root_sha256: String,
+    /// Its size in bytes.
+    pub root_bytes: u64,
     /// The guest's kernel.
     pub kernel: PathBuf,
     /// Our initramfs for it.
     pub initramfs: PathBuf,
-    /// What the image is, in one line.
-    pub image: String,
-    /// The programs that a scenario can deploy, by name.
-    pub programs: BTreeMap<String, PathBuf>,
     /// What executes the guest's instructions.
     pub accel: Accel,
     /// What its time is.
     pub clock: Clock,
-    /// The accelerator and the clock and why, in one line.
-    pub choice: String,
     /// Guest RAM.
     pub memory_mib: u32,
+}
+
+impl Base {
+    /// The configuration of a machine.
+    #[must_use]
+    pub fn config(&self, ram: Ram, deploy: PathBuf) -> Config {
+        Config {
+            accel: self.accel,
+            clock: self.clock,
+            memory_mib: self.memory_mib,
+            ram,
+            kernel: self.kernel.clone(),
+            initramfs: self.initramfs.clone(),
+            root: (self.root.clone(), self.root_bytes),
+            deploy,
+            serial_log: PathBuf::new(),
+            kernel_args: Vec::new(),
+        }
+    }
+}
+
+/// Everything a run needs that must be there before it: made by `cargo xtask vm-test`, read by the tests.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Prepared {
+    /// What every machine is made of.
+    pub base: Base,
+    /// The booted machine that every scenario starts from.
+    pub saved: Saved,
+    /// What the image is, in one line.
+    pub image: String,
+    /// The programs that a scenario can deploy, by name.
+    pub programs: BTreeMap<String, PathBuf>,
+    /// The accelerator and the clock and why, in one line.
+    pub choice: String,
     /// Overrides the manifests' number of cycles.
     pub cycles: Option<u32>,
     /// The longest a run of one scenario may take, in seconds of wall time.
@@ -73,19 +104,6 @@ impl Prepared {
         serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))
     }
 
-    fn config(&self) -> Config {
-        Config {
-            accel: self.accel,
-            clock: self.clock,
-            memory_mib: self.memory_mib,
-            kernel: self.kernel.clone(),
-            initramfs: self.initramfs.clone(),
-            root: self.root.clone(),
-            serial_log: PathBuf::new(),
-            kernel_args: Vec::new(),
-        }
-    }
-
     /// Where a scenario's results go.
     #[must_use]
     pub fn results_of(&self, scenario: &str) -> PathBuf {
@@ -109,40 +127,87 @@ pub struct Run {
 /// Wall time of the stages of a run, in milliseconds.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
 pub struct Stages {
-    /// From QEMU's start to a settled machine.
-    pub boot_ms: u64,
-    /// Files and set-up commands.
-    pub deploy_ms: u64,
-    /// The plan.
-    pub plan_ms: u64,
+    /// From QEMU's start to a machine that runs.
+    pub restore_ms: u64,
+    /// Files, set-up and plan.
+    pub session_ms: u64,
 }
 
 fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Boots a machine and waits until it has settled.
+/// Restores the saved machine, paused, with a scenario's files on its deploy device; returns it with how many bytes
+/// of that device count. Without a scenario it gets no files.
 ///
 /// # Errors
-/// As [`Machine::race`]; a machine that settles in another state than `running` names the failed units. The
-/// machine is stopped then and its logs are kept in `directory`.
-pub async fn boot(prepared: &Prepared, directory: &Path, cancel: Cancel) -> Result<Machine> {
-    let mut machine = Machine::start(&prepared.qemu, prepared.config(), directory, cancel).await?;
-    match settle(&mut machine).await {
-        Ok(()) => Ok(machine),
+/// When a file of the scenario is missing, or QEMU refuses.
+pub async fn restore(
+    prepared: &Prepared,
+    scenario: Option<&Scenario>,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<(Machine, u64)> {
+    std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    let deploy = directory.join("deploy.img");
+    let bundle = scenario.map_or_else(|| Ok(Bundle::default()), |scenario| bundle(prepared, scenario))?;
+    let deploy_bytes = bundle.write(&deploy)?;
+    let config = prepared.base.config(Ram::Restoring(prepared.saved.ram.clone()), deploy);
+    let mut machine = Machine::start(&prepared.base.qemu, config, directory, cancel).await?;
+    let state = &prepared.saved.state;
+    let loaded = match File::open(state).with_context(|| format!("open {}", state.display())) {
+        Ok(file) => machine.restore(file).await.context("restore the saved machine"),
+        Err(error) => Err(error),
+    };
+    match loaded {
+        Ok(()) => Ok((machine, deploy_bytes)),
         Err(error) => Err(give_up(machine, error, None).await),
     }
 }
 
-async fn settle(machine: &mut Machine) -> Result<()> {
-    machine.hello(BOOT_DEADLINE).await?;
-    let state = machine.run(&["systemctl", "is-system-running", "--wait"], SETTLE_DEADLINE).await?.text();
-    if state != "running" {
-        let failed =
-            machine.run(&["systemctl", "--failed", "--no-legend", "--plain"], SETUP_DEADLINE).await?;
-        bail!("the guest is {state} after boot, not running; failed units: {}", failed.text());
+/// Hands a session to a paused machine, lets it run, and waits for the answer.
+///
+/// # Errors
+/// As [`Machine::race`]; a set-up command that fails is in the agent's words.
+pub async fn session(
+    machine: &mut Machine,
+    clock: Clock,
+    session: Session,
+    waiting_for: &str,
+    deadline: Duration,
+) -> Result<Body> {
+    let guest = machine.guest();
+    if clock == Clock::Real {
+        // In virtual time the wall clock is a fixed one, and so is everything that is made from it.
+        guest.request(Call::SetClock { realtime_ns: realtime_ns()? }).await?;
     }
-    Ok(())
+    let mut pending = guest.begin_session(session).await?;
+    machine.resume().await?;
+    Ok(machine.race(waiting_for, deadline, pending.next()).await?)
+}
+
+fn realtime_ns() -> Result<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the host's clock is before 1970")?;
+    u64::try_from(now.as_nanos()).context("the host's clock is beyond the year 2262")
+}
+
+/// Restores a machine for a shell: with a scenario's files and set-up, if one is given.
+///
+/// # Errors
+/// As [`restore`] and [`session`].
+pub async fn prepare_shell(
+    prepared: &Prepared,
+    scenario: Option<&Scenario>,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Machine> {
+    let (mut machine, deploy_bytes) = restore(prepared, scenario, directory, cancel).await?;
+    let setup = scenario.map(setup).unwrap_or_default();
+    let wanted = Session { deploy_bytes, setup, plan: None };
+    match session(&mut machine, prepared.base.clock, wanted, "the set-up", SETUP_DEADLINE).await {
+        Ok(_done) => Ok(machine),
+        Err(error) => Err(give_up(machine, error, scenario).await),
+    }
 }
 
 /// Saves evidence, stops the machine and says all that went wrong.
@@ -166,61 +231,46 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     let directory = prepared.results_of(&scenario.name);
     let mut stages = Stages::default();
     let begun = Instant::now();
-    let mut machine = boot(prepared, &directory, cancel).await?;
-    stages.boot_ms = millis(begun);
-    match deploy_and_record(prepared, scenario, &mut machine, &mut stages).await {
-        Ok(recording) => {
-            let cycles = outcome::cycles(&recording);
-            let deviations = outcome::deviations(&recording, &cycles, &scenario.manifest.expect);
-            if !deviations.is_empty() {
-                machine.save_evidence(&scenario.manifest.unit, &scenario.manifest.mount).await;
-            }
-            machine.stop().await?;
-            Ok(Run { recording, cycles, deviations, stages })
+    eprintln!("{}: restoring", scenario.name);
+    let (mut machine, deploy_bytes) = restore(prepared, Some(scenario), &directory, cancel).await?;
+    stages.restore_ms = millis(begun);
+
+    let begun = Instant::now();
+    let plan = scenario.plan(prepared.cycles);
+    eprintln!("{}: recording {} cycles", scenario.name, plan.cycles);
+    let wanted = Session { deploy_bytes, setup: setup(scenario), plan: Some(plan) };
+    let deadline = Duration::from_secs(prepared.deadline_secs);
+    let answer = session(&mut machine, prepared.base.clock, wanted, "the recording", deadline).await;
+    stages.session_ms = millis(begun);
+    let recording = match answer {
+        Ok(Body::Recorded(recording)) => *recording,
+        Ok(other) => {
+            let error = anyhow::anyhow!("unexpected answer from the guest: {other:?}");
+            return Err(give_up(machine, error, Some(scenario)).await);
         }
-        Err(error) => Err(give_up(machine, error, Some(scenario)).await),
+        Err(error) => return Err(give_up(machine, error, Some(scenario)).await),
+    };
+    let cycles = outcome::cycles(&recording);
+    let deviations = outcome::deviations(&recording, &cycles, &scenario.manifest.expect);
+    if !deviations.is_empty() {
+        machine.save_evidence(&scenario.manifest.unit, &scenario.manifest.mount).await;
     }
+    machine.stop().await?;
+    Ok(Run { recording, cycles, deviations, stages })
 }
 
-async fn deploy_and_record(
-    prepared: &Prepared,
-    scenario: &Scenario,
-    machine: &mut Machine,
-    stages: &mut Stages,
-) -> Result<Recording> {
-    let begun = Instant::now();
-    deploy(prepared, scenario, machine).await?;
-    stages.deploy_ms = millis(begun);
-    let begun = Instant::now();
-    let guest = machine.guest();
-    let plan = guest.record(scenario.plan(prepared.cycles));
-    let recording = machine.race("the recording", Duration::from_secs(prepared.deadline_secs), plan).await?;
-    stages.plan_ms = millis(begun);
-    Ok(recording)
-}
-
-/// Puts a scenario's files and programs into the guest and runs its set-up commands.
-///
-/// # Errors
-/// As [`Machine::race`]; a set-up command that fails is shown with its output.
-pub async fn deploy(prepared: &Prepared, scenario: &Scenario, machine: &mut Machine) -> Result<()> {
-    if let Some(at) = &scenario.manifest.state_directory {
-        succeed(machine, &["mkfs.ext4", "-q", "/dev/ram0"]).await?;
-        succeed(machine, &["mkdir", "-p", at]).await?;
-        succeed(machine, &["mount", "/dev/ram0", at]).await?;
+/// A scenario's files: its trees, its own files, its programs.
+fn bundle(prepared: &Prepared, scenario: &Scenario) -> Result<Bundle> {
+    let mut bundle = Bundle::default();
+    let deploy = &scenario.manifest.deploy;
+    for tree in &deploy.trees {
+        bundle.tree(&scenario.directory.join(tree), "/")?;
     }
-    let guest = machine.guest();
-    let mut trees: Vec<PathBuf> =
-        scenario.manifest.deploy.trees.iter().map(|tree| scenario.directory.join(tree)).collect();
     let own = scenario.directory.join("files");
     if own.exists() {
-        trees.push(own);
+        bundle.tree(&own, "/")?;
     }
-    for tree in trees {
-        let put = guest.put_tree(&tree, "/");
-        machine.race(&format!("the files of {}", tree.display()), SETUP_DEADLINE, put).await?;
-    }
-    for (to, name) in &scenario.manifest.deploy.programs {
+    for (to, name) in &deploy.programs {
         let from = match prepared.programs.get(name) {
             Some(path) => path.clone(),
             None if name.contains('/') => scenario.directory.join(name),
@@ -229,26 +279,26 @@ pub async fn deploy(prepared: &Prepared, scenario: &Scenario, machine: &mut Mach
                 bail!("{}: no program {name}; there are {}", scenario.name, known.join(", "));
             }
         };
-        let put = guest.put_file(&from, to, Some(0o755));
-        machine.race(&format!("the program {to}"), SETUP_DEADLINE, put).await?;
+        bundle.file(&from, to, Some(0o755))?;
     }
-    for argv in &scenario.manifest.setup {
-        let argv: Vec<&str> = argv.iter().map(String::as_str).collect();
-        succeed(machine, &argv).await?;
-    }
-    Ok(())
+    Ok(bundle)
 }
 
-async fn succeed(machine: &mut Machine, argv: &[&str]) -> Result<()> {
-    let output = machine.run(argv, SETUP_DEADLINE).await?;
-    if !output.exit.success() {
-        let text = [output.stdout, output.stderr].concat();
-        bail!(
-            "set-up in the guest: {}: {}\n{}",
-            argv.join(" "),
-            output.exit,
-            String::from_utf8_lossy(&text).trim()
-        );
+/// The commands that make a scenario's state, its state directory's file system first.
+///
+/// The files are there before it is mounted, so those that belong on it are moved over.
+fn setup(scenario: &Scenario) -> Vec<Vec<String>> {
+    let mut setup = Vec::new();
+    if let Some(at) = &scenario.manifest.state_directory {
+        let script = "set -e
+            mkfs.ext4 -q /dev/ram0
+            mkdir -p \"$1\" /run/vm-test/state
+            mount /dev/ram0 /run/vm-test/state
+            cp -a \"$1/.\" /run/vm-test/state
+            umount /run/vm-test/state
+            mount /dev/ram0 \"$1\"";
+        setup.push(["sh", "-c", script, "sh", at].map(str::to_owned).to_vec());
     }
-    Ok(())
+    setup.extend(scenario.manifest.setup.iter().cloned());
+    setup
 }

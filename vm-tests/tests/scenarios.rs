@@ -7,13 +7,13 @@
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::watch;
-use vm_tests::machine::Cancel;
+use vm_tests::machine::{Cancel, MachineError};
 use vm_tests::report::{self, ScenarioReport, Verdict};
 use vm_tests::run::{self, Prepared};
 use vm_tests::scenario::{self, Scenario};
@@ -40,10 +40,8 @@ fn main() -> ExitCode {
             })
         })
         .collect();
-    let listening =
-        std::thread::Builder::new().name("signals".into()).spawn(move || cancel_on_signal(&cancel));
-    if let Err(error) = listening {
-        eprintln!("error: start the thread that waits for signals: {error}");
+    if let Err(error) = listen(cancel) {
+        eprintln!("error: listen for signals: {error:#}");
         return ExitCode::FAILURE;
     }
     libtest_mimic::run(&arguments, tests).exit_code()
@@ -57,20 +55,28 @@ fn scenarios(prepared: Option<&Prepared>) -> Result<Vec<Scenario>> {
     }
 }
 
-/// The machines see it, end within their bounds, and their tests fail as interrupted.
-fn cancel_on_signal(cancel: &watch::Sender<bool>) {
-    let waited: Result<()> = runtime().and_then(|runtime| {
-        runtime.block_on(async {
-            let mut interrupts = process::Interrupts::listen().context("listen for signals")?;
-            loop {
-                interrupts.next().await;
-                cancel.send_replace(true);
-            }
-        })
-    });
-    if let Err(error) = waited {
-        eprintln!("warning: an interrupt will not clean up: {error:#}");
-    }
+/// Turns a signal into a cancellation: the machines see it, end within their bounds, and their tests fail as
+/// interrupted. Returns when signals are heard.
+fn listen(cancel: watch::Sender<bool>) -> Result<()> {
+    let (ready, heard) = mpsc::channel();
+    let wait = move || {
+        let waited = runtime().and_then(|runtime| {
+            runtime.block_on(async {
+                let mut interrupts = process::Interrupts::listen().context("install the handlers")?;
+                ready.send(Ok(()))?;
+                loop {
+                    interrupts.next().await;
+                    cancel.send_replace(true);
+                }
+            })
+        });
+        match ready.send(waited) {
+            // Whoever listens no more has been told already.
+            Ok(()) | Err(_) => (),
+        }
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).context("start a thread")?;
+    heard.recv().context("the thread ended")?
 }
 
 /// A current-thread runtime keeps the thread that spawned QEMU alive as long as the machine, which the
@@ -82,6 +88,9 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 fn judge(prepared: &Prepared, scenario: &Scenario, cancelled: Cancel) -> Result<(), Failed> {
     let directory = prepared.results_of(&scenario.name);
     let outcome = runtime().and_then(|runtime| {
+        if *cancelled.borrow() {
+            return Err(MachineError::Interrupted.into());
+        }
         let outcome = runtime.block_on(run::run(prepared, scenario, cancelled));
         runtime.shutdown_timeout(Duration::from_secs(1));
         outcome

@@ -10,9 +10,11 @@ use vm_tests::image::Suite;
 use vm_tests::process::{Interrupted, Interrupts, Program, Sink, describe};
 
 use crate::prepare::MachineArgs;
-use crate::{FAILED, PASSED, vm_test};
+use crate::{FAILED, PASSED, docs, vm_test};
 
-/// Runs what CI runs: format, lints, all tests, the VM suite.
+/// Runs what CI runs: format, lints, documents, all tests, the VM suite.
+///
+/// The last line is how many of these steps passed and failed.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     /// Leave out what boots machines
@@ -46,9 +48,10 @@ const FAULTS: (&str, &[&str]) =
 
 /// Runs every step, then says which failed: one bad step does not hide another.
 pub(crate) async fn run(args: &CheckArgs) -> Result<u8> {
-    let mut failed = Vec::new();
+    let mut tally = Tally::default();
+    step("docs", async { docs::check() }, &mut tally).await?;
     for (name, arguments) in STEPS {
-        step(name, cargo(arguments), &mut failed).await?;
+        step(name, cargo(arguments), &mut tally).await?;
     }
     if !args.no_vm {
         let machine = MachineArgs {
@@ -57,32 +60,37 @@ pub(crate) async fn run(args: &CheckArgs) -> Result<u8> {
             clock: None,
             mirror: std::env::var(vm_tests::image::MIRROR_VAR).ok(),
         };
-        step("vm-test", vm_test::all(machine), &mut failed).await?;
+        step("vm-test", vm_test::all(machine), &mut tally).await?;
         let (name, arguments) = FAULTS;
-        step(name, cargo(arguments), &mut failed).await?;
+        step(name, cargo(arguments), &mut tally).await?;
     }
-    if failed.is_empty() {
-        println!("check: all passed");
-        return Ok(PASSED);
+    if !tally.failed.is_empty() {
+        println!("check: failed: {}", tally.failed.join(", "));
     }
-    println!("check: failed: {}", failed.join(", "));
-    Ok(FAILED)
+    println!("{} passed, {} failed", tally.passed, tally.failed.len());
+    Ok(if tally.failed.is_empty() { PASSED } else { FAILED })
+}
+
+/// How the steps went so far.
+#[derive(Debug, Default)]
+struct Tally {
+    passed: usize,
+    failed: Vec<&'static str>,
 }
 
 /// Runs one step; only an interrupt ends the whole check.
-async fn step(
-    name: &'static str,
-    work: impl Future<Output = Result<()>>,
-    failed: &mut Vec<&'static str>,
-) -> Result<()> {
+async fn step(name: &'static str, work: impl Future<Output = Result<()>>, tally: &mut Tally) -> Result<()> {
     println!("check: {name}");
     let begun = Instant::now();
     match work.await {
-        Ok(()) => println!("check: {name} passed in {:.1} s", begun.elapsed().as_secs_f64()),
+        Ok(()) => {
+            println!("check: {name} passed in {:.1} s", begun.elapsed().as_secs_f64());
+            tally.passed += 1;
+        }
         Err(error) if vm_tests::process::is_interrupt(&error) => return Err(error),
         Err(error) => {
             println!("check: {name} failed: {error:#}");
-            failed.push(name);
+            tally.failed.push(name);
         }
     }
     Ok(())

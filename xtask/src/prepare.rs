@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use tokio::sync::watch;
 use vm_tests::accel::{self, Clock, Wish};
 use vm_tests::image::{self, Request, Suite};
-use vm_tests::run::Prepared;
+use vm_tests::machine::Cancel;
+use vm_tests::process::Interrupts;
+use vm_tests::run::{Base, Prepared};
 use vm_tests::scenario::Scenario;
 use vm_tests::tools::{self, Need};
-use vm_tests::{build, cache, initramfs};
+use vm_tests::{build, cache, initramfs, saved};
 
 /// Guest RAM. A guest with systemd, journald, udev, D-Bus and a scenario uses 120 MiB of it.
 const MEMORY_MIB: u32 = 512;
@@ -47,7 +50,7 @@ pub(crate) struct Wanted<'a> {
 }
 
 /// Installs, builds and chooses; says in one line on what the machines will run.
-pub(crate) async fn prepare(machine: &MachineArgs, wanted: Wanted<'_>) -> Result<Prepared> {
+pub(crate) async fn prepare(machine: &MachineArgs, wanted: Wanted<'_>, cancel: Cancel) -> Result<Prepared> {
     tools::ensure(&[Need::Machine, Need::Image, Need::GuestBinaries]).await?;
     let choice = accel::decide(machine.accel, machine.clock).await?;
     eprintln!("{choice}");
@@ -66,22 +69,42 @@ pub(crate) async fn prepare(machine: &MachineArgs, wanted: Wanted<'_>) -> Result
 
     let programs: BTreeMap<String, PathBuf> =
         programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect();
-    Ok(Prepared {
+    let base = Base {
         qemu: tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?,
         root: image.root.clone(),
+        root_sha256: image.content_key().as_str().to_owned(),
+        root_bytes: std::fs::metadata(&image.root).context("look at the image")?.len(),
         kernel: image.kernel.clone(),
         initramfs,
-        image: format!("Debian {}, kernel {}", image.manifest.suite.as_str(), image.manifest.kernel_version),
-        programs,
         accel: choice.accel,
         clock: choice.clock,
-        choice: choice.to_string(),
         memory_mib: MEMORY_MIB,
+    };
+    let saved = saved::ensure(&base, cancel).await?;
+    Ok(Prepared {
+        base,
+        saved,
+        image: format!("Debian {}, kernel {}", image.manifest.suite.as_str(), image.manifest.kernel_version),
+        programs,
+        choice: choice.to_string(),
         cycles: wanted.cycles,
         deadline_secs: wanted.deadline_secs,
         results: wanted.results.to_owned(),
         scenarios: wanted.scenarios.iter().map(|scenario| scenario.directory.clone()).collect(),
     })
+}
+
+/// Turns true when the user interrupts.
+pub(crate) fn cancel_on_interrupt() -> Result<Cancel> {
+    let (cancel, cancelled) = watch::channel(false);
+    let mut interrupts = Interrupts::listen().context("listen for signals")?;
+    tokio::spawn(async move {
+        interrupts.next().await;
+        cancel.send_replace(true);
+        // The channel is open as long as there may be a listener: for ever.
+        std::future::pending::<()>().await;
+    });
+    Ok(cancelled)
 }
 
 /// Where scenarios are that are named without a path.

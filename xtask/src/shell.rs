@@ -3,14 +3,13 @@
 use std::io::{IsTerminal as _, Read as _};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result};
 use clap::Args;
 use rustix::termios::{self, OptionalActions, Termios};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use vm_agent::wire::{Body, Call, Command, Exit, Stream, Streams};
 use vm_tests::accel::Clock;
 use vm_tests::guest::{Guest, GuestError};
-use vm_tests::process::Interrupts;
 use vm_tests::{cache, run, scenario};
 
 use crate::prepare::{self, MachineArgs, Wanted};
@@ -47,26 +46,13 @@ pub(crate) async fn run(args: &ShellArgs) -> Result<u8> {
         ..args.machine
     };
     let wanted = Wanted { scenarios: &scenarios, cycles: None, deadline_secs: 0, results: &results };
-    let prepared = prepare::prepare(&machine, wanted).await?;
-
-    let (cancel, cancelled) = watch::channel(false);
-    let mut interrupts = Interrupts::listen().context("listen for signals")?;
-    tokio::spawn(async move {
-        interrupts.next().await;
-        cancel.send_replace(true);
-    });
-    eprintln!("booting …");
+    let cancel = prepare::cancel_on_interrupt()?;
+    let prepared = prepare::prepare(&machine, wanted, cancel.clone()).await?;
     let directory = results.join(std::process::id().to_string());
-    let mut machine = run::boot(&prepared, &directory, cancelled).await?;
-    let ended = async {
-        for scenario in &scenarios {
-            run::deploy(&prepared, scenario, &mut machine).await?;
-        }
-        eprintln!("ready; exit or Ctrl-D ends the machine");
-        let guest = machine.guest();
-        Ok::<Exit, anyhow::Error>(machine.race("the shell's end", DEADLINE, talk(guest)).await?)
-    }
-    .await;
+    let mut machine = run::prepare_shell(&prepared, scenarios.first(), &directory, cancel).await?;
+    eprintln!("ready; exit or Ctrl-D ends the machine");
+    let guest = machine.guest();
+    let ended = machine.race("the shell's end", DEADLINE, talk(guest)).await;
     machine.stop().await?;
     cache::remove_tree(&directory)?;
     match ended? {

@@ -49,6 +49,8 @@ pub(crate) struct VmTestArgs {
 
 /// Returns the exit code; an error is one of the preparation.
 pub(crate) async fn run(args: &VmTestArgs) -> Result<u8> {
+    // From here on no interrupt is lost, whatever is under way when it comes.
+    let mut interrupts = Interrupts::listen().context("listen for signals")?;
     let scenarios = scenario::select(&prepare::scenarios_root()?, &args.scenarios)?;
     let results = match &args.results {
         Some(results) => std::path::absolute(results).context("--results")?,
@@ -60,16 +62,16 @@ pub(crate) async fn run(args: &VmTestArgs) -> Result<u8> {
         deadline_secs: args.deadline,
         results: &results,
     };
-    let prepared = prepare::prepare(&args.machine, wanted).await?;
+    let prepared = prepare::prepare(&args.machine, wanted, prepare::cancel_on_interrupt()?).await?;
     forget(&prepared, &scenarios)?;
     let tests = build_tests().await?;
-    let status = run_tests(&tests, &prepared).await?;
-    let report = report::collect(&prepared, &scenarios)?;
+    let ended = run_tests(&tests, &prepared, &mut interrupts).await?;
+    let report = report::collect(&prepared, &scenarios, &ended.without_verdict())?;
     let path = results.join("report.json");
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
     show(&report, &path);
-    Ok(exit_code(&report, status))
+    Ok(exit_code(&report, ended.status))
 }
 
 /// A result of an earlier run must not be taken for one of this run.
@@ -112,8 +114,25 @@ async fn build_tests() -> Result<PathBuf> {
         .context("cargo built the VM suite and named no executable")
 }
 
+/// How the suite's process ended.
+struct Ended {
+    status: ExitStatus,
+    interrupted: bool,
+}
+
+impl Ended {
+    /// What a scenario is that the suite has left without a verdict, and why.
+    fn without_verdict(&self) -> (Verdict, String) {
+        let why = format!("the test process ended without a verdict: {}", process::describe(self.status));
+        match self.interrupted {
+            true => (Verdict::Interrupted, format!("interrupted; {why}")),
+            false => (Verdict::Infrastructure, why),
+        }
+    }
+}
+
 /// Runs the suite to its end, or to an interrupt that it is told of.
-async fn run_tests(tests: &Path, prepared: &Prepared) -> Result<ExitStatus> {
+async fn run_tests(tests: &Path, prepared: &Prepared, interrupts: &mut Interrupts) -> Result<Ended> {
     let file = prepared.results.join("prepared.json");
     std::fs::write(&file, serde_json::to_string_pretty(prepared)?)
         .with_context(|| format!("write {}", file.display()))?;
@@ -126,10 +145,11 @@ async fn run_tests(tests: &Path, prepared: &Prepared) -> Result<ExitStatus> {
         .stdout(Sink::Inherit)
         .stderr(Sink::Inherit)
         .spawn()?;
-    let mut interrupts = Interrupts::listen().context("listen for signals")?;
     tokio::select! {
-        status = child.wait() => Ok(status?),
-        _signal = interrupts.next() => Ok(child.kill_group(STOP_GRACE).await?),
+        status = child.wait() => Ok(Ended { status: status?, interrupted: false }),
+        _signal = interrupts.next() => {
+            Ok(Ended { status: child.kill_group(STOP_GRACE).await?, interrupted: true })
+        }
     }
 }
 

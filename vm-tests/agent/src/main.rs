@@ -9,6 +9,7 @@ mod port;
 mod record;
 mod run;
 mod serve;
+mod session;
 
 use anyhow::{Context, Result};
 

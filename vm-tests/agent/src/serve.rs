@@ -9,7 +9,7 @@ use std::thread;
 use anyhow::{Context, Result, bail};
 use vm_agent::wire::{self, Body, Call, Hello, Reply, Request};
 
-use crate::{files, record, run};
+use crate::{files, run, session};
 
 /// The host's end of a request: where its answers go.
 #[derive(Debug, Clone)]
@@ -82,7 +82,7 @@ fn handle(request: Request, answer: &Answer, running: &Running) -> Result<Body> 
         Call::Run(command) => run::run(&command, answer, running, request.id),
         Call::Put(put) => files::put(&put).map(|()| Body::Done),
         Call::SetClock { realtime_ns } => set_clock(realtime_ns).map(|()| Body::Done),
-        Call::Record(plan) => record::run(&plan).map(|recording| Body::Recorded(Box::new(recording))),
+        Call::Session(session) => session::run(&session),
         Call::Input { id, bytes } => run::input(running, id, bytes).map(|()| Body::Done),
         Call::Cancel { id } => run::cancel(running, id).map(|()| Body::Done),
     }

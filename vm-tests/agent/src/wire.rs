@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::recording::{Plan, Recording};
 
 /// Goes up with every change to a type that crosses the channel.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT: &str = "org.left4me.vm-agent";
@@ -79,8 +79,9 @@ pub enum Call {
         /// Nanoseconds since 1970-01-01T00:00:00Z.
         realtime_ns: u64,
     },
-    /// Executes a plan and records it; answered by one [`Body::Recorded`].
-    Record(Plan),
+    /// Does all that a scenario needs with no word from the host in between; answered by one
+    /// [`Body::Recorded`], or by [`Body::Done`] if there is no plan.
+    Session(Session),
     /// More input for the running command `id`; answered by [`Body::Done`].
     Input {
         /// The request that runs the command.
@@ -113,6 +114,21 @@ impl Command {
     }
 }
 
+/// A scenario from its files to its recording. It is handed over whole, before the guest runs: what the host does
+/// and when then has no part in what the guest does.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Session {
+    /// How many bytes of [`DEPLOY_DEVICE`] are files to put: a [`postcard`] of `Vec<`[`Put`]`>`. 0: none.
+    pub deploy_bytes: u64,
+    /// Commands that bring the guest into its state after the files are there; each must succeed.
+    pub setup: Vec<Vec<String>>,
+    /// What to run and record after that.
+    pub plan: Option<Plan>,
+}
+
+/// The device that holds a scenario's files: persistent memory, so that reading it is a copy within the guest.
+pub const DEPLOY_DEVICE: &str = "/dev/pmem1";
+
 /// Where a command's standard streams go.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 pub enum Streams {
@@ -129,7 +145,7 @@ pub enum Streams {
     },
 }
 
-/// One piece of a file that is put into the guest. The file is complete, in place and has its mode after the
+/// One piece of a file that is put into the guest, over the channel or as part of a [`Session`]. The file is complete, in place and has its mode after the
 /// piece with `last`; until then it is `<path>.vm-put`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Put {

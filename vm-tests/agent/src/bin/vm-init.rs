@@ -8,12 +8,15 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::mount::{MsFlags, mount};
+use nix::poll::{PollFd, PollFlags, poll};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::{chdir, chroot, execv};
 
 /// Root file systems that are tried, in this order.
@@ -22,6 +25,9 @@ const ROOT_TYPES: [&str; 4] = ["squashfs", "erofs", "ext4", "btrfs"];
 /// `MODULE_INIT_COMPRESSED_FILE` of linux/module.h, which the nix crate lacks: the kernel decompresses
 /// (CONFIG_MODULE_DECOMPRESS, in Debian since 6.6; older kernels come with plain modules).
 const INIT_COMPRESSED_FILE: u32 = 4;
+
+/// Of guest time; it takes a few milliseconds.
+const DEVICE_DEADLINE_MS: u16 = 30_000;
 
 fn main() {
     let Err(error) = boot();
@@ -39,7 +45,8 @@ fn boot() -> Result<std::convert::Infallible> {
         mount_new(kind, kind, at, MsFlags::empty(), None)?;
     }
     load_modules()?;
-    mount_root("/dev/vda", "/new")?;
+    wait_for_device("pmem0")?;
+    mount_root("/dev/pmem0", "/new")?;
     bring_in("/vm", "/new/run")?;
     for at in ["/dev", "/proc", "/sys"] {
         let to = format!("/new{at}");
@@ -72,6 +79,21 @@ fn load_modules() -> Result<()> {
         let file = File::open(&path).with_context(|| format!("open {}", path.display()))?;
         finit_module(&file, &parameters, ModuleInitFlags::from_bits_retain(flags))
             .with_context(|| format!("load {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// A virtio-pmem device becomes a block device in a thread of the kernel's own (nd_async_device_register), so this
+/// one can be late; devtmpfs makes its node, which inotify sees.
+fn wait_for_device(name: &str) -> Result<()> {
+    let events = Inotify::init(InitFlags::IN_CLOEXEC).context("inotify_init")?;
+    events.add_watch("/dev", AddWatchFlags::IN_CREATE).context("watch /dev")?;
+    while !Path::new("/dev").join(name).exists() {
+        let mut polled = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
+        if poll(&mut polled, DEVICE_DEADLINE_MS).context("poll inotify")? == 0 {
+            bail!("no /dev/{name} after {DEVICE_DEADLINE_MS} ms: has the machine a virtio-pmem device?");
+        }
+        events.read_events().context("read inotify")?;
     }
     Ok(())
 }

@@ -1,0 +1,205 @@
+//! A booted machine, saved once and restored for every scenario.
+//!
+//! Its RAM is a file that a restored machine maps privately, so restoring copies nothing and any number of machines
+//! start from one saved state at once. The state of its devices is a migration stream of 0.4 MB without RAM
+//! (`x-ignore-shared`). An entry of the cache is keyed by everything that went into the machine, so a machine of
+//! another image, agent, QEMU or configuration is never restored; a damaged one is noticed by its hashes and made
+//! anew.
+//!
+//! A state for virtual time is booted in virtual time: under another clock its timers would be calibrated wrongly.
+
+use std::fs::{File, Permissions};
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::cache::{self, Inputs, Key, Lock, Staging};
+use crate::machine::{Cancel, Machine};
+use crate::process::{self, Progress};
+use crate::qemu::{Config, DEPLOY_BYTES, Ram};
+use crate::run::Base;
+
+/// Goes up when the way a machine is saved changes and its inputs do not.
+const RECIPE: u32 = 1;
+
+/// From QEMU's start to an agent that answers: 5 to 20 s on an idle host; virtual time on a busy one is the slowest.
+const BOOT_DEADLINE: Duration = Duration::from_secs(300);
+/// From the agent's answer to a machine without pending jobs.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(300);
+
+const RAM: &str = "ram";
+const STATE: &str = "state";
+const MANIFEST: &str = "manifest.json";
+
+/// A saved machine in the cache.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Saved {
+    /// The guest's RAM, as a file to map privately.
+    pub ram: PathBuf,
+    /// The state of its devices.
+    pub state: PathBuf,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    recipe: u32,
+    key: String,
+    ram_sha256: String,
+    state_sha256: String,
+    boot_ms: u64,
+}
+
+/// Returns the saved machine for a base, booting and saving one if there is none.
+///
+/// # Errors
+/// As [`Machine::race`] for the boot; a machine that settles in another state than `running` names the failed
+/// units.
+pub async fn ensure(base: &Base, cancel: Cancel) -> Result<Saved> {
+    let key = key(base).await?;
+    let directory = cache::root()?.join("machines").join(key.short());
+    if directory.exists() {
+        match load(&directory, &key) {
+            Ok(saved) => return Ok(saved),
+            Err(error) => {
+                eprintln!("saved machine {} is damaged, making it anew: {error:#}", directory.display())
+            }
+        }
+    }
+    let lock = Lock::exclusive(&directory.with_extension("lock"), |who| {
+        eprintln!("saved machine: waiting for {who}, which makes it");
+    })
+    .await?;
+    // Whoever we waited for may have made it.
+    if let Ok(saved) = load(&directory, &key) {
+        return Ok(saved);
+    }
+    let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
+    make(base, staging.path(), &key, cancel).await.context("boot the machine that is saved")?;
+    load(&staging.commit()?, &key)
+}
+
+/// The hash of everything that a saved machine consists of.
+async fn key(base: &Base) -> Result<Key> {
+    let version =
+        process::output(&[base.qemu.as_os_str(), "--version".as_ref()], Duration::from_secs(10)).await?;
+    let config = base.config(Ram::Saving(RAM.into()), "deploy".into());
+    // The files are in by their content; where they lie is no part of the machine.
+    let neutral = Config {
+        kernel: "kernel".into(),
+        initramfs: "initramfs".into(),
+        root: ("root".into(), config.root.1),
+        ..config
+    };
+    let argv: Vec<String> = neutral.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let inputs = Inputs::new("machine", RECIPE)
+        .text("qemu", &version.text())
+        .list("argv", &argv)
+        .text("root", &base.root_sha256)
+        .file("kernel", &base.kernel)?
+        .file("initramfs", &base.initramfs)?;
+    Ok(inputs.key())
+}
+
+/// Loads an entry after comparing its hashes.
+fn load(directory: &Path, key: &Key) -> Result<Saved> {
+    let path = directory.join(MANIFEST);
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    let manifest: Manifest =
+        serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+    ensure!(manifest.recipe == RECIPE && manifest.key == key.as_str(), "it is of another machine");
+    let saved = Saved { ram: directory.join(RAM), state: directory.join(STATE) };
+    ensure!(hash_sparse(&saved.ram)? == manifest.ram_sha256, "{} has changed", saved.ram.display());
+    ensure!(hash_sparse(&saved.state)? == manifest.state_sha256, "{} has changed", saved.state.display());
+    Ok(saved)
+}
+
+/// The SHA-256 of a file's length and of its data with where each piece lies; holes are not read. Of 512 MiB of RAM a
+/// settled guest has touched a quarter.
+fn hash_sparse(path: &Path) -> Result<String> {
+    use rustix::fs::SeekFrom as Sparse;
+    let what = || format!("read {}", path.display());
+    let mut file = File::open(path).with_context(what)?;
+    let length = file.metadata().with_context(what)?.len();
+    let mut hash = Sha256::new();
+    hash.update(length.to_le_bytes());
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        let data = match rustix::fs::seek(&file, Sparse::Data(at)) {
+            Ok(data) => data,
+            // No data from here to the end.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(errno) => return Err(errno).with_context(what),
+        };
+        let end = rustix::fs::seek(&file, Sparse::Hole(data)).with_context(what)?;
+        file.seek(SeekFrom::Start(data)).with_context(what)?;
+        let mut rest = end - data;
+        hash.update(data.to_le_bytes());
+        while rest > 0 {
+            let piece = buffer.get_mut(..usize::try_from(rest.min(1 << 20)).unwrap_or(0)).unwrap_or_default();
+            file.read_exact(piece).with_context(what)?;
+            hash.update(&*piece);
+            rest -= piece.len() as u64;
+        }
+        at = end;
+    }
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Boots a machine with its RAM in a file, lets it settle, and saves it.
+async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Result<()> {
+    let progress = Progress::start("machine");
+    let begun = Instant::now();
+    let (ram, state) = (directory.join(RAM), directory.join(STATE));
+    // QEMU gives a new file its size; what the machine is saved with is nobody's to change afterwards.
+    let deploy = directory.join("no-files");
+    File::create(&deploy)
+        .and_then(|file| file.set_len(DEPLOY_BYTES))
+        .with_context(|| format!("create {}", deploy.display()))?;
+    let logs = directory.join("boot");
+    let config = base.config(Ram::Saving(ram.clone()), deploy.clone());
+    progress.now(&format!("booting it, once ({})", base.clock));
+    let mut machine = Machine::start(&base.qemu, config, &logs, cancel).await?;
+    let saved = async {
+        settle(&mut machine).await?;
+        progress.now("saving it");
+        let file = File::create(&state).with_context(|| format!("create {}", state.display()))?;
+        machine.save(file).await.context("save the machine")
+    }
+    .await;
+    let stopped = machine.stop().await;
+    saved?;
+    stopped?;
+    std::fs::remove_file(&deploy).with_context(|| format!("delete {}", deploy.display()))?;
+    let manifest = Manifest {
+        recipe: RECIPE,
+        key: key.as_str().to_owned(),
+        ram_sha256: hash_sparse(&ram)?,
+        state_sha256: hash_sparse(&state)?,
+        boot_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
+    };
+    for file in [&ram, &state] {
+        std::fs::set_permissions(file, Permissions::from_mode(0o444))
+            .with_context(|| format!("make {} read-only", file.display()))?;
+    }
+    let path = directory.join(MANIFEST);
+    std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)
+        .with_context(|| format!("write {}", path.display()))
+}
+
+/// Waits until the guest has booted to its end.
+async fn settle(machine: &mut Machine) -> Result<()> {
+    machine.hello(BOOT_DEADLINE).await?;
+    let state = machine.run(&["systemctl", "is-system-running", "--wait"], SETTLE_DEADLINE).await?.text();
+    if state != "running" {
+        let failed =
+            machine.run(&["systemctl", "--failed", "--no-legend", "--plain"], SETTLE_DEADLINE).await?;
+        bail!("the guest is {state} after boot, not running; failed units: {}", failed.text());
+    }
+    Ok(())
+}
