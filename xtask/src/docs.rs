@@ -94,6 +94,11 @@ impl Repository {
     fn has(&self, path: &Path) -> bool {
         self.root.join(path).exists()
     }
+
+    /// Whether a path is there, or is the end of a source file's, as in the code map.
+    fn names(&self, path: &Path) -> bool {
+        self.has(path) || self.sources.iter().any(|source| source.ends_with(path))
+    }
 }
 
 fn has_extension(path: &Path, extension: &str) -> bool {
@@ -144,7 +149,7 @@ fn text_problems(text: &str, repository: &Repository, document: &Path) -> Vec<(u
         .into_iter()
         .filter_map(|(line, span)| repository_path(span, &repository.top).map(|path| (line, path)))
     {
-        if !repository.has(Path::new(&path)) {
+        if !repository.names(Path::new(&path)) {
             problems.push((line, format!("`{path}` is not there")));
         }
     }
@@ -195,9 +200,8 @@ fn command(line: &str) -> Option<&str> {
         }
         rest = after.trim_start();
     }
-    let is_ours = rest == "cargo xtask" || rest.starts_with("cargo xtask ");
     // `cargo xtask …` speaks of all of them.
-    (is_ours && !rest.contains('…')).then_some(rest)
+    (rest.starts_with("cargo xtask ") && !rest.contains('…')).then_some(rest)
 }
 
 /// Why the parser does not take a command, in its own words.
@@ -257,15 +261,18 @@ fn links(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// The path that a code span names, if it looks like one of the repository: relative, with a slash in it, and
-/// it begins at the root or ends as a source file does. A part with a placeholder and all after it is cut off.
+/// The path that a code span names, if it looks like one of the repository: a Rust file's name, or relative, with a
+/// slash in it, and it begins at the root or ends as a source file does. A part with a placeholder and all after it
+/// is cut off.
 fn repository_path(span: &str, top: &[String]) -> Option<String> {
     let span = span.trim_end_matches('/');
     let is_relative = !span.starts_with(['/', '.', '~', '$', '-', '<']) || span.starts_with(".ci/");
     if !is_relative || span.contains([' ', ':', '(', '=', '"']) || span.starts_with("target") {
         return None;
     }
-    let (first, _) = span.split_once('/').filter(|(_, rest)| !rest.is_empty())?;
+    let Some((first, _)) = span.split_once('/') else {
+        return span.ends_with(".rs").then(|| span.to_owned());
+    };
     let is_file = Path::new(span)
         .extension()
         .is_some_and(|found| FILE_EXTENSIONS.iter().any(|extension| found == *extension));
@@ -399,6 +406,8 @@ The files are `xtask/src/cli.rs`, `vm-tests/scenarios/<name>/files` and `target/
             ("<name>/scenario.toml", None),
             ("start/reset", None),
             ("vm-tests/tests scenarios", None),
+            ("cli.rs", Some("cli.rs")),
+            ("report.json", None),
         ];
         for (span, expected) in cases {
             assert_eq!(repository_path(span, &top).as_deref(), expected, "{span}");
