@@ -1,8 +1,8 @@
 //! Where costly things are kept, and how one gets there whole or not at all.
 //!
 //! Everything lies under one directory: `$VM_TESTS_CACHE`, else `target/vm-cache` of the workspace. Under
-//! `target/`, a clean clone starts clean and `cargo clean` takes everything away; a directory of its own, since
-//! `target/vm/` holds the runs, which are tidied by age. CI keeps this one directory between jobs. A user-wide
+//! `target/`, a clean clone starts clean and `cargo clean` takes everything away; a directory of its own, apart
+//! from `target/vm-test`, which holds the results of runs. CI keeps its images between jobs. A user-wide
 //! cache (`~/.cache`) would survive `cargo clean` and would be shared by checkouts that differ, for the price of
 //! one minute.
 //!
