@@ -81,6 +81,11 @@ impl Systemd {
             .map_err(|error| explain(&error))?;
         // An inactive unit is forgotten as soon as its job is done, with the exit statuses that are to be reported.
         self.manager("RefUnit", &(unit)).await?;
+        if job == Job::Start {
+            // StartLimitBurst= is against a server that restarts itself in a loop, not against a person who starts and
+            // resets it five times a minute: this takes the count back (unit_reset_failed in systemd).
+            self.manager("ResetFailedUnit", &(unit)).await?;
+        }
         let method = match job {
             Job::Start => "StartUnit",
             Job::Stop => "StopUnit",
@@ -239,6 +244,8 @@ mod tests {
         fn ref_unit(&self, name: &str) -> zbus::fdo::Result<()> {
             if name == UNIT_NAME { Ok(()) } else { Err(zbus::fdo::Error::AccessDenied("no".into())) }
         }
+
+        fn reset_failed_unit(&self, _name: &str) {}
 
         async fn stop_unit(
             &self,

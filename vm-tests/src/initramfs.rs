@@ -28,7 +28,6 @@ pub const AGENT: &str = "/run/vm-test/vm-agent";
 const AGENT_UNIT: &str = "\
 [Unit]
 Description=VM harness agent
-Documentation=https://github.com/left4me/vm-harness
 DefaultDependencies=no
 
 [Service]
@@ -40,18 +39,92 @@ OOMScoreAdjust=-1000
 LimitNOFILE=65536
 ";
 
-/// Units that a machine without network, terminals or a next day has no use for.
-const MASKED: [&str; 10] = [
+/// Units that are left out, since a machine without network, terminals, disks of its own, firmware variables or a next
+/// day has no use for them. A unit that an older or newer systemd lacks is masked in vain, which does no harm.
+const MASKED: [&str; 40] = [
+    // Terminals, and questions to a person at one.
     "getty.target",
-    "serial-getty@.service",
+    "getty-static.service",
     "getty@.service",
+    "serial-getty@.service",
+    "systemd-ask-password-console.path",
+    "systemd-ask-password-wall.path",
+    // A next day, or a next boot.
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
-    "e2scrub_reap.service",
     "fstrim.timer",
+    "systemd-tmpfiles-clean.timer",
+    "e2scrub_reap.service",
+    "systemd-random-seed.service",
+    "systemd-pstore.service",
+    "systemd-machine-id-commit.service",
+    "systemd-hibernate-clear.service",
+    // An image that changed under its host: ours is made whole. (ConditionNeedsUpdate= would run them.)
+    "ldconfig.service",
+    "systemd-hwdb-update.service",
+    "systemd-journal-catalog-update.service",
+    "systemd-update-done.service",
+    "systemd-firstboot.service",
+    // A TPM, and measurements into it.
+    "systemd-pcrmachine.service",
+    "systemd-pcrphase.service",
+    "systemd-pcrphase-sysinit.service",
+    "systemd-pcrextend.socket",
+    "systemd-pcrlock.socket",
+    "systemd-tpm2-setup-early.service",
+    "systemd-tpm2-setup.service",
+    // Network, and what serves other machines or users.
     "systemd-networkd.service",
+    "systemd-networkd.socket",
+    "systemd-creds.socket",
+    "systemd-hostnamed.socket",
+    "systemd-sysext.socket",
+    "remote-fs.target",
+    // Foreign binaries, and modules that nobody here names.
+    "proc-sys-fs-binfmt_misc.automount",
+    "systemd-binfmt.service",
+    "sys-fs-fuse-connections.mount",
+    "sys-kernel-config.mount",
+    "dev-hugepages.mount",
+];
+
+/// Generators that look for what is not there: each is a program that boot and every daemon-reload run.
+const MASKED_GENERATORS: [&str; 13] = [
+    "systemd-bless-boot-generator",
+    "systemd-cryptsetup-generator",
+    "systemd-debug-generator",
+    "systemd-fstab-generator",
+    "systemd-getty-generator",
+    "systemd-gpt-auto-generator",
+    "systemd-hibernate-resume-generator",
+    "systemd-rc-local-generator",
+    "systemd-ssh-generator",
+    "systemd-system-update-generator",
+    "systemd-sysv-generator",
+    "systemd-tpm2-generator",
+    "systemd-veritysetup-generator",
+];
+
+/// udev's coldplug, of what a unit could wait for; all devices are some hundred processes' worth of rules.
+const UDEV_TRIGGER: &str = "\
+[Service]
+ExecStart=
+ExecStart=-udevadm trigger --type=devices --action=add --subsystem-match=block --subsystem-match=net --subsystem-match=virtio-ports
+";
+
+/// A directory comes before what is in it.
+const DIRECTORIES: [&str; 9] = [
+    "dev",
+    "modules",
+    "vm",
+    "vm/vm-test",
+    "vm/systemd",
+    "vm/systemd/system",
+    "vm/systemd/system/sysinit.target.wants",
+    "vm/systemd/system/systemd-udev-trigger.service.d",
+    "vm/systemd/system-generators",
 ];
 
 /// Writes the initramfs for a kernel whose modules lie in `modules` (the directory with `modules.dep`).
@@ -67,15 +140,7 @@ pub fn write(out: &mut impl Write, modules: &Path, init: &Path, agent: &Path) ->
     let order = load_order(&read("modules.dep")?, &read("modules.builtin")?, &wanted)?;
 
     let mut archive = Archive { out, inode: 1 };
-    for directory in [
-        "dev",
-        "modules",
-        "vm",
-        "vm/vm-test",
-        "vm/systemd",
-        "vm/systemd/system",
-        "vm/systemd/system/sysinit.target.wants",
-    ] {
+    for directory in DIRECTORIES {
         archive.directory(directory)?;
     }
     archive.file("init", 0o755, &read_bytes(init)?)?;
@@ -91,8 +156,13 @@ pub fn write(out: &mut impl Write, modules: &Path, init: &Path, agent: &Path) ->
     archive.file("vm/vm-test/vm-agent", 0o755, &read_bytes(agent)?)?;
     archive.file("vm/systemd/system/vm-agent.service", 0o644, AGENT_UNIT.as_bytes())?;
     archive.link("vm/systemd/system/sysinit.target.wants/vm-agent.service", "../vm-agent.service")?;
+    let trigger = "vm/systemd/system/systemd-udev-trigger.service.d/vm-test.conf";
+    archive.file(trigger, 0o644, UDEV_TRIGGER.as_bytes())?;
     for unit in MASKED {
         archive.link(&format!("vm/systemd/system/{unit}"), "/dev/null")?;
+    }
+    for generator in MASKED_GENERATORS {
+        archive.link(&format!("vm/systemd/system-generators/{generator}"), "/dev/null")?;
     }
     archive.end()
 }

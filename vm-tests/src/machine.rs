@@ -300,7 +300,8 @@ impl Machine {
         match outcome {
             Ok(event) => Err(ended(&event, directory)),
             Err(GuestError::Closed) => match timeout(STOP_STEP, child.wait()).await {
-                Ok(status) => Err(exited(status, directory)),
+                Ok(status) => Err(told_event(events)
+                    .map_or_else(|| exited(status, directory), |event| ended(&event, directory))),
                 Err(_elapsed) => Err(MachineError::Guest(GuestError::Closed)),
             },
             Err(error) => Err(MachineError::Guest(error)),
@@ -406,10 +407,19 @@ fn socket_pair() -> Result<(UnixStream, OwnedFd)> {
     Ok((UnixStream::from_std(ours).context("register the socket")?, theirs.into()))
 }
 
+/// An event that ends a machine and has come already.
+fn told_event(events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> Option<QmpEvent> {
+    std::iter::from_fn(|| events.try_recv().ok()).find(is_fatal)
+}
+
+fn is_fatal(event: &QmpEvent) -> bool {
+    matches!(event.name.as_str(), "GUEST_PANICKED" | "SHUTDOWN" | "RESET")
+}
+
 /// The next event that ends a machine; never, when QEMU is gone (its exit says more).
 async fn fatal_event(events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> QmpEvent {
     while let Some(event) = events.recv().await {
-        if matches!(event.name.as_str(), "GUEST_PANICKED" | "SHUTDOWN" | "RESET") {
+        if is_fatal(&event) {
             return event;
         }
     }

@@ -371,12 +371,18 @@ impl Cycle {
                 format!("the unit is {} after the reset, not {}", self.unit.active, expect.active_state),
             ),
             (
-                self.exec_stop_post() == Some(Exit::Code(expect.exec_stop_post)),
-                format!(
-                    "ExecStopPost: {} instead of exit status {}",
-                    exit_words(self.exec_stop_post()),
-                    expect.exec_stop_post
-                ),
+                self.exec_stop_post() == expect.exec_stop_post.map(Exit::Code),
+                match expect.exec_stop_post {
+                    Some(code) => {
+                        format!(
+                            "ExecStopPost: {} instead of exit status {code}",
+                            exit_words(self.exec_stop_post())
+                        )
+                    }
+                    None => {
+                        format!("ExecStopPost: {}, and none was expected", exit_words(self.exec_stop_post()))
+                    }
+                },
             ),
             (
                 self.mounted == expect.mounted,
@@ -434,9 +440,10 @@ pub fn probe_lines(recording: &Recording, cycle: u32) -> String {
         .find(|event| matches!(event.what, What::StepBegins(Step::Reset)))
         .map_or(0, |event| event.at);
     let mut text = String::new();
-    for event in events().filter(|event| event.at >= begin) {
+    for event in events() {
         if let What::Scan(scan) = &event.what {
-            let seconds = Duration::from_nanos(event.at - begin).as_secs_f64();
+            // The first look is taken just before the reset begins.
+            let seconds = Duration::from_nanos(event.at.saturating_sub(begin)).as_secs_f64();
             let mounted = if scan.mounted { 'Y' } else { 'N' };
             let holders: Vec<String> =
                 holders([scan]).iter().map(|holder| format!("{}({})", holder.pid, holder.comm)).collect();

@@ -28,8 +28,8 @@ pub struct Base {
     pub qemu: PathBuf,
     /// The guest's root file system.
     pub root: PathBuf,
-    /// Its SHA-256, from the image's manifest.
-    pub root_sha256: String,
+    /// The hash of what the image consists of.
+    pub root_key: String,
     /// Its size in bytes.
     pub root_bytes: u64,
     /// The guest's kernel.

@@ -18,6 +18,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::accel::Accel;
 use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::machine::{Cancel, Machine};
 use crate::process::{self, Progress};
@@ -99,10 +100,21 @@ async fn key(base: &Base) -> Result<Key> {
     let inputs = Inputs::new("machine", RECIPE)
         .text("qemu", &version.text())
         .list("argv", &argv)
-        .text("root", &base.root_sha256)
+        .text("root", &base.root_key)
         .file("kernel", &base.kernel)?
         .file("initramfs", &base.initramfs)?;
-    Ok(inputs.key())
+    // `-cpu host`: a machine that was booted on another processor would find its features gone.
+    let cpu = if base.accel == Accel::Kvm { host_cpu()? } else { String::new() };
+    Ok(inputs.text("cpu", &cpu).key())
+}
+
+/// The first processor of the host, without what changes from moment to moment.
+fn host_cpu() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").context("read /proc/cpuinfo")?;
+    let steady = |line: &&str| {
+        ["vendor_id", "model name", "stepping", "microcode", "flags"].iter().any(|key| line.starts_with(key))
+    };
+    Ok(text.lines().take_while(|line| !line.is_empty()).filter(steady).collect::<Vec<_>>().join("\n"))
 }
 
 /// Loads an entry after comparing its hashes.

@@ -76,8 +76,9 @@ pub struct Expect {
     pub reset_under_ms: u64,
     /// The unit's ActiveState afterwards.
     pub active_state: String,
-    /// The exit status of the last ExecStopPost.
-    pub exec_stop_post: i32,
+    /// The exit status of the last ExecStopPost; left out for a unit that has none.
+    #[serde(default)]
+    pub exec_stop_post: Option<i32>,
     /// Whether the watched path is still a mount point afterwards.
     pub mounted: bool,
     /// Who holds the mount when it is unmounted, as `<role> <comm> (<kind>, …)`; empty: nobody.

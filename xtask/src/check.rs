@@ -23,7 +23,7 @@ pub(crate) struct CheckArgs {
 }
 
 /// A step's name and its cargo arguments.
-const STEPS: [(&str, &[&str]); 3] = [
+const STEPS: [(&str, &[&str]); 4] = [
     ("format", &["fmt", "--all", "--check"]),
     (
         "lints",
@@ -34,6 +34,26 @@ const STEPS: [(&str, &[&str]); 3] = [
             "--all-targets",
             "--all-features",
             "--locked",
+            "--",
+            "--deny",
+            "warnings",
+        ],
+    ),
+    // --all-targets leaves out the suites that cargo is told not to run by itself.
+    (
+        "lints of the VM suites",
+        &[
+            "clippy",
+            "--quiet",
+            "--locked",
+            "-p",
+            "vm-tests",
+            "-p",
+            "xtask",
+            "--test",
+            "scenarios",
+            "--test",
+            "faults",
             "--",
             "--deny",
             "warnings",

@@ -86,7 +86,7 @@ fn disk_free_mb() -> anyhow::Result<(u64, String)> {
 }
 
 /// `MemAvailable` of `/proc/meminfo`; see proc_meminfo(5).
-fn memory_available_mb() -> anyhow::Result<u64> {
+pub(crate) fn memory_available_mb() -> anyhow::Result<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     parse_meminfo(&text).context("/proc/meminfo has no MemAvailable")
 }

@@ -51,7 +51,7 @@ pub(crate) struct Wanted<'a> {
 
 /// Installs, builds and chooses; says in one line on what the machines will run.
 pub(crate) async fn prepare(machine: &MachineArgs, wanted: Wanted<'_>, cancel: Cancel) -> Result<Prepared> {
-    tools::ensure(&[Need::Machine, Need::Image, Need::GuestBinaries]).await?;
+    tools::ensure(&[Need::Machine, Need::GuestBinaries]).await?;
     let choice = accel::decide(machine.accel, machine.clock).await?;
     eprintln!("{choice}");
     let mirror = machine.mirror.clone().filter(|mirror| !mirror.is_empty());
@@ -72,7 +72,7 @@ pub(crate) async fn prepare(machine: &MachineArgs, wanted: Wanted<'_>, cancel: C
     let base = Base {
         qemu: tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?,
         root: image.root.clone(),
-        root_sha256: image.content_key().as_str().to_owned(),
+        root_key: image.content_key().as_str().to_owned(),
         root_bytes: std::fs::metadata(&image.root).context("look at the image")?.len(),
         kernel: image.kernel.clone(),
         initramfs,

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use vm_tests::cache;
-use vm_tests::process::{self, Interrupts, Program, Sink};
+use nix::sys::signal::Signal;
+use vm_tests::cache::{self, Lock};
+use vm_tests::process::{self, Interrupted, Interrupts, Program, Sink};
 use vm_tests::report::{self, Report, Verdict};
 use vm_tests::run::{PREPARED_VAR, Prepared};
 use vm_tests::scenario::{self, Scenario};
@@ -35,6 +36,10 @@ pub(crate) struct VmTestArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycles: Option<u32>,
 
+    /// How many machines run side by side [default: what cores and memory bear]
+    #[arg(long, value_name = "N", value_parser = jobs)]
+    jobs: Option<usize>,
+
     #[command(flatten)]
     machine: MachineArgs,
 
@@ -47,8 +52,35 @@ pub(crate) struct VmTestArgs {
     results: Option<PathBuf>,
 }
 
+fn jobs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("at least one machine has to run".to_owned()),
+        Ok(jobs) => Ok(jobs),
+        Err(error) => Err(format!("{error}")),
+    }
+}
+
+/// Whether a new or changed snapshot may be accepted, if the environment says so (`INSTA_UPDATE`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Accept {
+    AsAsked,
+    Never,
+}
+
 /// Returns the exit code; an error is one of the preparation.
 pub(crate) async fn run(args: &VmTestArgs) -> Result<u8> {
+    run_with(args, Accept::AsAsked).await
+}
+
+/// How the suite is run.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    accept: Accept,
+    jobs: usize,
+}
+
+async fn run_with(args: &VmTestArgs, accept: Accept) -> Result<u8> {
+    let how = How { accept, jobs: args.jobs.unwrap_or_else(default_jobs) };
     // From here on no interrupt is lost, whatever is under way when it comes.
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
     let scenarios = scenario::select(&prepare::scenarios_root()?, &args.scenarios)?;
@@ -56,6 +88,11 @@ pub(crate) async fn run(args: &VmTestArgs) -> Result<u8> {
         Some(results) => std::path::absolute(results).context("--results")?,
         None => cache::workspace()?.join("target/vm-test"),
     };
+    std::fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
+    let _ours = Lock::exclusive(&results.join("lock"), |who| {
+        eprintln!("{}: waiting for {who}, which writes its results there", results.display());
+    })
+    .await?;
     let wanted = Wanted {
         scenarios: &scenarios,
         cycles: args.cycles,
@@ -65,13 +102,21 @@ pub(crate) async fn run(args: &VmTestArgs) -> Result<u8> {
     let prepared = prepare::prepare(&args.machine, wanted, prepare::cancel_on_interrupt()?).await?;
     forget(&prepared, &scenarios)?;
     let tests = build_tests().await?;
-    let ended = run_tests(&tests, &prepared, &mut interrupts).await?;
+    let ended = run_tests(&tests, &prepared, how, &mut interrupts).await?;
     let report = report::collect(&prepared, &scenarios, &ended.without_verdict())?;
     let path = results.join("report.json");
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
     show(&report, &path);
     Ok(exit_code(&report, ended.status))
+}
+
+/// A machine is one busy thread and, with what it has written to its RAM, a quarter of a gigabyte; half a gigabyte is
+/// what it can grow to.
+fn default_jobs() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = crate::doctor::memory_available_mb().map_or(1, |mb| usize::try_from(mb / 512).unwrap_or(1));
+    cores.min(memory).max(1)
 }
 
 /// A result of an earlier run must not be taken for one of this run.
@@ -132,12 +177,21 @@ impl Ended {
 }
 
 /// Runs the suite to its end, or to an interrupt that it is told of.
-async fn run_tests(tests: &Path, prepared: &Prepared, interrupts: &mut Interrupts) -> Result<Ended> {
+async fn run_tests(
+    tests: &Path,
+    prepared: &Prepared,
+    how: How,
+    interrupts: &mut Interrupts,
+) -> Result<Ended> {
     let file = prepared.results.join("prepared.json");
     std::fs::write(&file, serde_json::to_string_pretty(prepared)?)
         .with_context(|| format!("write {}", file.display()))?;
-    let mut child = Program::new(tests)
-        .arg("--test-threads=1")
+    let mut program = Program::new(tests);
+    if how.accept == Accept::Never {
+        program = program.env("INSTA_UPDATE", "no");
+    }
+    let mut child = program
+        .arg(format!("--test-threads={}", how.jobs))
         .env(PREPARED_VAR, &file)
         // A snapshot that differs is no crash.
         .env("RUST_BACKTRACE", "0")
@@ -182,9 +236,11 @@ fn exit_code(report: &Report, status: ExitStatus) -> u8 {
 
 /// Runs the whole suite as `cargo xtask check` does.
 pub(crate) async fn all(machine: MachineArgs) -> Result<()> {
-    let args = VmTestArgs { scenarios: Vec::new(), cycles: None, machine, deadline: 900, results: None };
-    match run(&args).await? {
+    let args =
+        VmTestArgs { scenarios: Vec::new(), cycles: None, jobs: None, machine, deadline: 900, results: None };
+    match run_with(&args, Accept::Never).await? {
         PASSED => Ok(()),
+        INTERRUPTED => Err(Interrupted { signal: Signal::SIGINT }.into()),
         code => bail!("vm-test: exit code {code}"),
     }
 }

@@ -5,7 +5,6 @@
 
 mod files;
 mod port;
-#[path = "record/mod.rs"]
 mod record;
 mod run;
 mod serve;

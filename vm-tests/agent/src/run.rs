@@ -26,18 +26,31 @@ pub(crate) struct Control {
     input: Arc<Mutex<Option<File>>>,
 }
 
-/// Runs `command` and returns how it ended, after all of its output was sent.
-pub(crate) fn run(command: &Command, answer: &Answer, running: &Running, id: u64) -> Result<Body> {
+/// A command that was started for a request and can be reached by others.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    started: Started,
+    control: Control,
+}
+
+/// Starts a command and makes it known under its request's id. To be called by the thread that reads requests, so
+/// that input for a command never overtakes its start.
+pub(crate) fn begin(command: &Command, running: &Running, id: u64) -> Result<Begun> {
     let mut started = start(command)?;
     let group = Pid::from_child(&started.child);
     let pidfd = Arc::new(pidfd_open(group, PidfdFlags::empty()).context("pidfd_open")?);
-    let control =
-        Control { group, pidfd: Arc::clone(&pidfd), input: Arc::new(Mutex::new(started.input.take())) };
-    lock(running).insert(id, control);
-    let relayed = relay(&mut started.outputs, pidfd.as_fd(), answer);
+    let control = Control { group, pidfd, input: Arc::new(Mutex::new(started.input.take())) };
+    lock(running).insert(id, control.clone());
+    Ok(Begun { started, control })
+}
+
+/// Sends a command's output and returns how it ended, after all of its output was sent.
+pub(crate) fn finish(begun: Begun, answer: &Answer, running: &Running, id: u64) -> Result<Body> {
+    let Begun { mut started, control } = begun;
+    let relayed = relay(&mut started.outputs, control.pidfd.as_fd(), answer);
     if relayed.is_err() {
         // The host is gone: nobody waits for this command.
-        end_group(group, Signal::KILL);
+        end_group(control.group, Signal::KILL);
     }
     let status = started.child.wait().context("wait for the command");
     lock(running).remove(&id);
@@ -86,6 +99,7 @@ pub(crate) fn exit_of(status: ExitStatus) -> Exit {
     }
 }
 
+#[derive(Debug)]
 struct Started {
     child: Child,
     input: Option<File>,
@@ -103,7 +117,7 @@ fn start(command: &Command) -> Result<Started> {
 /// A command with the environment that every command gets.
 pub(crate) fn prepare(argv: &[String]) -> Result<std::process::Command> {
     let (program, arguments) = argv.split_first().context("run a command: its argv is empty")?;
-    #[expect(clippy::disallowed_methods, reason = "with record::steps, the agent's only place that spawns")]
+    #[expect(clippy::disallowed_methods, reason = "with record::command, the agent's only place that spawns")]
     let mut prepared = std::process::Command::new(program);
     prepared
         .args(arguments)

@@ -53,10 +53,17 @@ pub(crate) fn serve(mut port: File) -> Result<()> {
             continue;
         }
         let running = Arc::clone(&running);
+        let begun = match &request.call {
+            Call::Run(command) => Some(run::begin(command, &running, request.id)),
+            _ => None,
+        };
         thread::Builder::new()
             .name(format!("request {}", request.id))
             .spawn(move || {
-                let outcome = handle(request, &answer, &running);
+                let outcome = match begun {
+                    Some(begun) => begun.and_then(|begun| run::finish(begun, &answer, &running, request.id)),
+                    None => handle(request, &running),
+                };
                 let sent = match outcome {
                     Ok(body) => answer.send(body),
                     Err(error) => answer.send(Body::Failed(format!("{error:#}"))),
@@ -76,10 +83,10 @@ fn greet(answers: &Mutex<File>, hello: &Hello) -> Result<()> {
 }
 
 /// Does what a request asks and returns its last answer.
-fn handle(request: Request, answer: &Answer, running: &Running) -> Result<Body> {
+fn handle(request: Request, running: &Running) -> Result<Body> {
     match request.call {
-        Call::Ping => Ok(Body::Done),
-        Call::Run(command) => run::run(&command, answer, running, request.id),
+        // Both are begun by the thread that reads.
+        Call::Ping | Call::Run(_) => Ok(Body::Done),
         Call::Put(put) => files::put(&put).map(|()| Body::Done),
         Call::SetClock { realtime_ns } => set_clock(realtime_ns).map(|()| Body::Done),
         Call::Session(session) => session::run(&session),

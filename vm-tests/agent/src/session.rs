@@ -11,11 +11,11 @@ use vm_agent::wire::{self, Body, DEPLOY_DEVICE, Put, Session};
 
 use crate::{files, record, run};
 
-/// Plans begin at a multiple of this much guest time, in nanoseconds. When the host's request is seen depends on the
-/// host by some microseconds; what comes after this does not.
+/// Sessions begin at a multiple of this much guest time, in nanoseconds. When the host's request is seen depends on
+/// the host by some microseconds; what comes after this does not.
 const GRID_NS: i64 = 100_000_000;
 
-/// Puts the files, runs the set-up, waits for the grid, runs the plan.
+/// Waits for the grid, puts the files, runs the set-up, runs the plan.
 pub(crate) fn run(session: &Session) -> Result<Body> {
     to_the_grid()?;
     if session.deploy_bytes > 0 {

@@ -2,8 +2,8 @@
 
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::process::{Child, Command, Stdio};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -13,6 +13,7 @@ use rustix::time::Timespec;
 use vm_agent::wire::Exit;
 
 use super::clock::Clock;
+use crate::run;
 
 /// How much of each stream is kept, in bytes; the rest is read and dropped, so that nobody blocks on it.
 const KEPT: usize = 64 << 10;
@@ -44,12 +45,12 @@ pub(super) struct Ended {
 pub(super) fn run(argv: &[String], timeout: Duration, clock: Clock) -> Result<Ended> {
     let began = clock.now();
     let deadline = Instant::now() + timeout;
-    let (program, arguments) = argv.split_first().context("no program to run")?;
-    let mut child = match spawn(program, arguments) {
+    let program = argv.first().context("no program to run")?;
+    let mut child = match spawn(argv) {
         Ok(child) => Running(child),
         Err(error) => {
             let exit = Some(Exit::Code(NOT_FOUND));
-            let stderr = format!("{program}: {error}\n");
+            let stderr = format!("{error:#}\n");
             return Ok(Ended { began, ended: clock.now(), exit, stdout: String::new(), stderr });
         }
     };
@@ -82,22 +83,10 @@ pub(super) fn run(argv: &[String], timeout: Duration, clock: Clock) -> Result<En
     Ok(Ended { began, ended, exit: in_time.then_some(exit), stdout: stdout.text(), stderr: stderr.text() })
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "the one place of the recorder that spawns; the guard below owns the child"
-)]
-fn spawn(program: &str, arguments: &[String]) -> std::io::Result<Child> {
-    Command::new(program)
-        .args(arguments)
-        .current_dir("/")
-        .env_clear()
-        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
-        .env("LANG", "C.UTF-8")
-        .process_group(0)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
+fn spawn(argv: &[String]) -> Result<Child> {
+    let mut command = run::prepare(argv)?;
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.spawn().with_context(|| format!("run {}", argv.join(" ")))
 }
 
 /// Reaps the child if the recorder gives up on it half-way.
