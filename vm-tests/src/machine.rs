@@ -27,6 +27,8 @@ const QMP_DEADLINE: Duration = Duration::from_secs(20);
 const STOP_STEP: Duration = Duration::from_secs(3);
 /// What collecting evidence may take altogether; a guest that is stuck must not hold its report back.
 const EVIDENCE_DEADLINE: Duration = Duration::from_secs(20);
+/// Within this a guest that can still be asked runs `true`: 0.1 s under emulation on an idle host.
+const ALIVE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Turns true once, when the user interrupts.
 pub type Cancel = watch::Receiver<bool>;
@@ -341,6 +343,10 @@ impl Machine {
             ),
             ("unit.txt", vec!["sh".to_owned(), "-c".into(), look]),
         ];
+        // One that has panicked, is paused or has lost its agent would be waited for in vain.
+        if !matches!(timeout(ALIVE_DEADLINE, self.guest.run(["true"])).await, Ok(Ok(_))) {
+            return;
+        }
         let deadline = Instant::now() + EVIDENCE_DEADLINE;
         for (file, argv) in questions {
             let answer = timeout_at(deadline, self.guest.run(argv));
@@ -427,17 +433,16 @@ async fn fatal_event(events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> QmpEvent
 }
 
 fn ended(event: &QmpEvent, directory: &Path) -> MachineError {
+    // A panic before the pvpanic driver is there shows as a reset.
+    if let Some(console) = panic_of(directory) {
+        return MachineError::Panicked { console };
+    }
     let console = console_tail(directory);
     if event.name == "GUEST_PANICKED" {
         return MachineError::Panicked { console };
     }
     let reason = event.data.get("reason").and_then(Value::as_str).unwrap_or("no reason given").to_owned();
-    // A panic before the pvpanic driver is there shows as a reset.
-    if console.contains("Kernel panic") {
-        MachineError::Panicked { console }
-    } else {
-        MachineError::ShutDown { reason, console }
-    }
+    MachineError::ShutDown { reason, console }
 }
 
 fn exited(status: Result<std::process::ExitStatus, process::Error>, directory: &Path) -> MachineError {
@@ -445,8 +450,7 @@ fn exited(status: Result<std::process::ExitStatus, process::Error>, directory: &
         Ok(status) => process::describe(status),
         Err(error) => format!("its status can't be had: {error}"),
     };
-    let console = console_tail(directory);
-    if console.contains("Kernel panic") {
+    if let Some(console) = panic_of(directory) {
         return MachineError::Panicked { console };
     }
     MachineError::QemuExited { status, stderr: tail(&directory.join("qemu.stderr"), 20) }
@@ -465,6 +469,16 @@ async fn passed(deadline: Duration) {
 
 fn console_tail(directory: &Path) -> String {
     tail(&directory.join("serial.log"), 30)
+}
+
+/// The console around a panic: the reason is in its first line, an oops that led to it comes before, and the calls
+/// after it are longer than a tail.
+fn panic_of(directory: &Path) -> Option<String> {
+    let text = std::fs::read(directory.join("serial.log")).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<&str> = text.lines().collect();
+    let at = all.iter().position(|line| line.contains("Kernel panic"))?;
+    Some(all.iter().skip(at.saturating_sub(20)).take(30).copied().collect::<Vec<_>>().join("\n"))
 }
 
 /// The last lines of a log; empty if it can't be read.

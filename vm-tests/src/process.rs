@@ -446,8 +446,15 @@ impl Identity {
     /// # Errors
     /// If `/proc` cannot be read.
     pub fn own() -> io::Result<Self> {
-        let pid = std::process::id();
-        let stat = std::fs::read_to_string("/proc/self/stat")?;
+        Self::of(std::process::id())
+    }
+
+    /// That of the process which has this id now.
+    ///
+    /// # Errors
+    /// If there is none, or `/proc` cannot be read.
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
         let started = parse_start(&stat).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { pid, started })
     }
@@ -751,7 +758,9 @@ impl std::error::Error for Interrupted {}
 #[must_use]
 pub fn is_interrupt(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| {
-        cause.is::<Interrupted>() || matches!(cause.downcast_ref::<Error>(), Some(Error::Interrupted(_)))
+        cause.is::<Interrupted>()
+            || matches!(cause.downcast_ref(), Some(Error::Interrupted(_)))
+            || matches!(cause.downcast_ref(), Some(crate::machine::MachineError::Interrupted))
     })
 }
 

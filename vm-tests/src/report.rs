@@ -6,7 +6,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::machine::MachineError;
 use crate::outcome::{self, Cycle, Holder};
 use crate::run::{Prepared, Run, Stages};
 use crate::scenario::Scenario;
@@ -106,11 +105,8 @@ impl ScenarioReport {
     /// The report of a run that has no result.
     #[must_use]
     pub fn of_error(scenario: &Scenario, error: &anyhow::Error) -> Self {
-        let interrupted = error
-            .chain()
-            .any(|cause| matches!(cause.downcast_ref::<MachineError>(), Some(MachineError::Interrupted)))
-            || crate::process::is_interrupt(error);
-        let verdict = if interrupted { Verdict::Interrupted } else { Verdict::Infrastructure };
+        let verdict =
+            if crate::process::is_interrupt(error) { Verdict::Interrupted } else { Verdict::Infrastructure };
         Self::without_result(scenario, verdict, vec![format!("{error:#}")])
     }
 

@@ -177,11 +177,15 @@ pub async fn session(
     deadline: Duration,
 ) -> Result<Body> {
     let guest = machine.guest();
-    if clock == Clock::Real {
-        // In virtual time the wall clock is a fixed one, and so is everything that is made from it.
-        guest.request(Call::SetClock { realtime_ns: realtime_ns()? }).await?;
-    }
-    let mut pending = guest.begin_session(session).await?;
+    // In virtual time the wall clock is a fixed one, and so is everything that is made from it.
+    let realtime_ns = if clock == Clock::Real { Some(realtime_ns()?) } else { None };
+    let begun = async {
+        if let Some(realtime_ns) = realtime_ns {
+            guest.request(Call::SetClock { realtime_ns }).await?;
+        }
+        guest.begin_session(session).await
+    };
+    let mut pending = machine.race(waiting_for, deadline, begun).await?;
     machine.resume().await?;
     Ok(machine.race(waiting_for, deadline, pending.next()).await?)
 }

@@ -36,6 +36,8 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(300);
 const RAM: &str = "ram";
 const STATE: &str = "state";
 const MANIFEST: &str = "manifest.json";
+/// The boot's own logs; of a boot that failed they are kept beside the entry that it was to be.
+const LOGS: &str = "boot";
 
 /// A saved machine in the cache.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -80,7 +82,15 @@ pub async fn ensure(base: &Base, cancel: Cancel) -> Result<Saved> {
         return Ok(saved);
     }
     let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
-    make(base, staging.path(), &key, cancel).await.context("boot the machine that is saved")?;
+    if let Err(error) = make(base, staging.path(), &key, cancel).await {
+        let (logs, evidence) = (staging.path().join(LOGS), directory.with_extension("failed"));
+        cache::remove_tree(&evidence)?;
+        let kept = match std::fs::rename(&logs, &evidence) {
+            Ok(()) => format!("evidence: {}", evidence.display()),
+            Err(nothing) => format!("no evidence: {}: {nothing}", logs.display()),
+        };
+        return Err(error.context(kept).context("boot the machine that is saved"));
+    }
     load(&staging.commit()?, &key)
 }
 
@@ -173,7 +183,7 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
     File::create(&deploy)
         .and_then(|file| file.set_len(DEPLOY_BYTES))
         .with_context(|| format!("create {}", deploy.display()))?;
-    let logs = directory.join("boot");
+    let logs = directory.join(LOGS);
     let config = base.config(Ram::Saving(ram.clone()), deploy.clone());
     progress.now(&format!("booting it, once ({})", base.clock));
     let mut machine = Machine::start(&base.qemu, config, &logs, cancel).await?;
