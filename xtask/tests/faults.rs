@@ -1,2 +1,494 @@
-//! x
-fn main() {}
+//! Breaks machines and what runs them, in each way that is known, and looks at how `cargo xtask vm-test` takes it:
+//! its exit code, its own message, the evidence it keeps, how long it takes, and that nothing of the run is left.
+//!
+//! The cases run the real `xtask`, one after the other, against the scenarios in `faults/`. They wait for lines and
+//! for processes to end, never for time to pass, so they do not depend on how a machine comes up or how fast.
+//! Scenarios that go wrong as expected are no matter of this file: see `vm-tests/scenarios`.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use vm_tests::cache;
+use vm_tests::process::{Child, Identity, Program, describe};
+use vm_tests::report::{Report, ScenarioReport, Verdict};
+use vm_tests::run::PREPARED_VAR;
+use vm_tests::tools;
+
+/// From the start of `xtask` to a machine at work: the first run builds the guest's programs, the image, the suite.
+const READY: Duration = Duration::from_secs(1800);
+/// What a process takes to follow the one it depends on.
+const FOLLOW: Duration = Duration::from_secs(10);
+/// What a run takes to see a fault, save what the guest still tells, end its machine and report. Its parts are
+/// bounded by 5 s for a guest that tells nothing, 25 s for one that does, and 9 s; see `vm_tests::machine`.
+const REPORTED: Duration = Duration::from_secs(40);
+
+/// The exit codes of `xtask --help`.
+const INFRASTRUCTURE: i32 = 69;
+const INTERRUPTED: i32 = 130;
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each case has a machine of its own to itself, and its bounds with it.
+    arguments.test_threads.get_or_insert(1);
+    let cases = vec![
+        trial("guest-panics", guest_panics),
+        trial("guest-falls-silent", guest_falls_silent),
+        trial("qemu-is-killed", qemu_is_killed),
+        trial("qemu-hangs", qemu_hangs),
+        trial("qemu-refuses-to-start", qemu_refuses_to_start),
+        trial("qemu-refuses-to-boot", qemu_refuses_to_boot),
+        trial("qemu-never-answers", qemu_never_answers),
+        trial("suite-is-killed", suite_is_killed),
+        trial("xtask-is-killed", xtask_is_killed),
+        trial("ctrl-c", ctrl_c),
+        trial("ctrl-c-before-the-machine-answers", ctrl_c_before_the_machine_answers),
+        trial("ctrl-c-while-it-boots", ctrl_c_while_it_boots),
+        trial("ctrl-c-twice", ctrl_c_twice),
+    ];
+    libtest_mimic::run(&arguments, cases).exit_code()
+}
+
+/// A test with a directory of its own, which a failure leaves behind.
+fn trial(name: &'static str, case: impl AsyncFnOnce(&Path) -> Result<()> + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        let scratch = tempfile::Builder::new()
+            .prefix(&format!("fault-{name}-"))
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .map_err(|error| format!("make a directory for {name}: {error}"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        match runtime.block_on(case(scratch.path())) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
+        }
+    })
+}
+
+async fn guest_panics(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("guest-panics", scratch, &[], Vec::new())?;
+    run.is_recording().await?;
+    let ended = run.ends(REPORTED).await?;
+    ended.is(INFRASTRUCTURE, &["the guest's kernel panicked", "sysrq triggered crash"])?;
+    ended.reports(Verdict::Infrastructure, "the guest's kernel panicked")?;
+    ended.keeps("serial.log", "Kernel panic - not syncing")?;
+    ended.keeps("qmp.log", "GUEST_PANICKED")
+}
+
+async fn guest_falls_silent(scratch: &Path) -> Result<()> {
+    let deadline = Duration::from_secs(5);
+    let mut run = Run::start("guest-falls-silent", scratch, &["--deadline", "5"], Vec::new())?;
+    run.is_recording().await?;
+    let ended = run.ends(deadline + REPORTED).await?;
+    let words = "the guest never answered: waited 5.0 s for the recording";
+    ended.is(INFRASTRUCTURE, &[words])?;
+    ended.reports(Verdict::Infrastructure, words)?;
+    ended.keeps("serial.log", "")?;
+    ended.keeps("qmp.log", "quit")
+}
+
+async fn qemu_is_killed(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], Vec::new())?;
+    run.is_recording().await?;
+    run.signal(Who::Qemu, Signal::KILL)?;
+    let ended = run.ends(FOLLOW).await?;
+    ended.is(INFRASTRUCTURE, &["QEMU died: killed by SIGKILL"])?;
+    ended.reports(Verdict::Infrastructure, "QEMU died: killed by SIGKILL")?;
+    ended.keeps("serial.log", "")?;
+    ended.keeps("qmp.log", "qmp_capabilities")
+}
+
+/// A stopped QEMU is a machine that neither runs nor answers its monitor, and that SIGTERM does not end.
+async fn qemu_hangs(scratch: &Path) -> Result<()> {
+    let deadline = Duration::from_secs(5);
+    let mut run = Run::start("waits", scratch, &["--deadline", "5"], Vec::new())?;
+    run.is_recording().await?;
+    run.signal(Who::Qemu, Signal::STOP)?;
+    let ended = run.ends(deadline + REPORTED).await?;
+    let words = "the guest never answered: waited 5.0 s for the recording";
+    ended.is(INFRASTRUCTURE, &[words])?;
+    ended.reports(Verdict::Infrastructure, words)?;
+    ended.keeps("qmp.log", "quit")
+}
+
+async fn qemu_refuses_to_start(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], fake_qemu(scratch, ITS_OWN, NO_MACHINE)?)?;
+    run.says("waits: restoring", READY).await?;
+    let ended = run.ends(FOLLOW).await?;
+    ended.is(INFRASTRUCTURE, &["QEMU died: exit code 1; its stderr", "-machine q35: no such machine"])?;
+    ended.reports(Verdict::Infrastructure, "-machine q35: no such machine")?;
+    ended.keeps("qemu.stderr", "-machine q35: no such machine")
+}
+
+/// Before any scenario runs, so there is no report.
+async fn qemu_refuses_to_boot(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], nothing_saved(scratch, NO_MACHINE)?)?;
+    run.says("booting it, once", READY).await?;
+    let ended = run.ends(FOLLOW).await?;
+    let boot = "boot the machine that is saved";
+    ended.is(INFRASTRUCTURE, &[boot, "QEMU died: exit code 1; its stderr", "no such machine"])?;
+    ended.names_evidence("qemu.stderr", "-machine q35: no such machine")
+}
+
+async fn qemu_never_answers(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], fake_qemu(scratch, ITS_OWN, STUCK)?)?;
+    run.says("waits: restoring", READY).await?;
+    let ended = run.ends(REPORTED).await?;
+    ended.is(INFRASTRUCTURE, &["waited 20.0 s for QEMU's monitor"])?;
+    ended.reports(Verdict::Infrastructure, "QEMU's monitor")
+}
+
+async fn suite_is_killed(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], Vec::new())?;
+    run.is_recording().await?;
+    run.signal(Who::Suite, Signal::KILL)?;
+    let ended = run.ends(FOLLOW).await?;
+    let words = "the test process ended without a verdict: killed by SIGKILL";
+    ended.is(INFRASTRUCTURE, &[words])?;
+    ended.reports(Verdict::Infrastructure, words)?;
+    ended.keeps("qmp.log", "qmp_capabilities")
+}
+
+/// Nobody is left to tell; what matters is that the machine does not stay.
+async fn xtask_is_killed(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], Vec::new())?;
+    run.is_recording().await?;
+    run.signal(Who::Xtask, Signal::KILL)?;
+    let ended = run.ends(FOLLOW).await?;
+    ensure!(describe(ended.status) == "killed by SIGKILL", "{}", describe(ended.status));
+    ended.keeps("qmp.log", "qmp_capabilities")
+}
+
+async fn ctrl_c(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], Vec::new())?;
+    run.is_recording().await?;
+    run.signal(Who::Xtask, Signal::INT)?;
+    let ended = run.ends(REPORTED).await?;
+    ended.is(INTERRUPTED, &["interrupted: cleaning up"])?;
+    ended.reports(Verdict::Interrupted, "interrupted")?;
+    ended.keeps("qmp.log", "quit")
+}
+
+async fn ctrl_c_before_the_machine_answers(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], fake_qemu(scratch, ITS_OWN, STUCK)?)?;
+    run.says("waits: restoring", READY).await?;
+    run.signal(Who::Xtask, Signal::INT)?;
+    let ended = run.ends(FOLLOW).await?;
+    ended.is(INTERRUPTED, &["interrupted: cleaning up"])?;
+    ended.reports(Verdict::Interrupted, "interrupted")
+}
+
+/// Before any scenario runs, so there is no report.
+async fn ctrl_c_while_it_boots(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], nothing_saved(scratch, STUCK)?)?;
+    run.says("booting it, once", READY).await?;
+    run.signal(Who::Xtask, Signal::INT)?;
+    let ended = run.ends(FOLLOW).await?;
+    ended
+        .is(INTERRUPTED, &["interrupted: cleaning up", "boot the machine that is saved", ": interrupted"])?;
+    ended.names_evidence("qemu.pid", "")
+}
+
+/// The suite is stopped first, so that its clean-up cannot be over before the second interrupt.
+async fn ctrl_c_twice(scratch: &Path) -> Result<()> {
+    let mut run = Run::start("waits", scratch, &[], Vec::new())?;
+    run.is_recording().await?;
+    run.signal(Who::Suite, Signal::STOP)?;
+    run.signal(Who::Xtask, Signal::INT)?;
+    run.says("once more ends it at once", FOLLOW).await?;
+    run.signal(Who::Xtask, Signal::INT)?;
+    let ended = run.ends(FOLLOW).await?;
+    ended.is(INTERRUPTED, &["ended without cleaning up"])?;
+    ended.keeps("qmp.log", "qmp_capabilities")
+}
+
+/// The command line of the machine that runs the scenario.
+const ITS_OWN: &str = "*/waits/serial.log*";
+/// That of the machine which is booted once and saved.
+const SAVED: &str = "*/boot/serial.log*";
+/// What a QEMU does that does not know what it is asked for.
+const NO_MACHINE: &str = "echo \"$0: -machine q35: no such machine\" >&2; exit 1";
+/// What a QEMU does that is stuck before it answers.
+const STUCK: &str = "sleep 3600";
+
+/// The environment in which QEMU is a shell script where its command line matches, and the real one for all else.
+fn fake_qemu(scratch: &Path, matches: &str, script: &str) -> Result<Vec<(&'static str, OsString)>> {
+    let real = tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?;
+    let directory = scratch.join("bin");
+    std::fs::create_dir(&directory)?;
+    let program = directory.join("qemu-system-x86_64");
+    let real = real.display();
+    let text =
+        format!("#!/bin/sh\ncase \"$*\" in\n{matches}) {script} ;;\n*) exec '{real}' \"$@\" ;;\nesac\n");
+    std::fs::write(&program, text)?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755))?;
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::join_paths(std::iter::once(directory).chain(std::env::split_paths(&path)))?;
+    Ok(vec![("PATH", path)])
+}
+
+/// The environment with a fake QEMU and a cache in which an image is, and no saved machine.
+fn nothing_saved(scratch: &Path, script: &str) -> Result<Vec<(&'static str, OsString)>> {
+    let images = cache::root()?.join("images");
+    std::fs::create_dir_all(&images)?;
+    let own = scratch.join("cache");
+    std::fs::create_dir(&own)?;
+    std::os::unix::fs::symlink(images, own.join("images"))?;
+    let mut environment = fake_qemu(scratch, SAVED, script)?;
+    environment.push((cache::CACHE_VAR, own.into()));
+    Ok(environment)
+}
+
+/// The processes of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Xtask,
+    Suite,
+    Qemu,
+}
+
+/// One process that belongs to a run.
+#[derive(Debug)]
+struct Process {
+    identity: Identity,
+    /// Its command's name: at most 15 bytes, see proc_pid_comm(5).
+    comm: String,
+}
+
+/// A `cargo xtask vm-test` under way.
+struct Run {
+    xtask: Child,
+    scenario: &'static str,
+    results: PathBuf,
+    lines: mpsc::UnboundedReceiver<String>,
+    /// All lines so far.
+    text: String,
+    /// The processes of this run that were seen.
+    seen: Vec<Process>,
+    /// When the fault began.
+    since: Instant,
+}
+
+impl Run {
+    /// Starts `xtask vm-test` for a scenario of `faults/`, with some variables of the environment set.
+    fn start(
+        scenario: &'static str,
+        scratch: &Path,
+        arguments: &[&str],
+        environment: Vec<(&str, OsString)>,
+    ) -> Result<Self> {
+        let results = scratch.join("results");
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults").join(scenario);
+        let mut program = Program::new(env!("CARGO_BIN_EXE_xtask"))
+            .args(["vm-test", "--clock", "real", "--accel", "auto"])
+            .args(arguments)
+            .arg("--results")
+            .arg(&results)
+            .arg(directory);
+        for (name, value) in environment {
+            program = program.env(name, value);
+        }
+        let mut xtask = program.spawn()?;
+        let (sender, lines) = mpsc::unbounded_channel();
+        tokio::spawn(relay(xtask.take_stdout()?.context("its stdout is a pipe")?, sender.clone()));
+        tokio::spawn(relay(xtask.take_stderr()?.context("its stderr is a pipe")?, sender));
+        let (text, seen, since) = (String::new(), Vec::new(), Instant::now());
+        Ok(Self { xtask, scenario, results, lines, text, seen, since })
+    }
+
+    /// Waits for a line with these words in it.
+    async fn says(&mut self, words: &str, within: Duration) -> Result<()> {
+        let said = timeout(within, async {
+            while let Some(line) = self.lines.recv().await {
+                self.text.push_str(&line);
+                self.text.push('\n');
+                if line.contains(words) {
+                    return true;
+                }
+            }
+            false
+        })
+        .await;
+        match said {
+            Ok(true) => {
+                self.since = Instant::now();
+                Ok(())
+            }
+            Ok(false) => bail!("it ended and did not say {words:?}; it said:\n{}", self.text),
+            Err(_elapsed) => bail!("no {words:?} within {within:?}; it said:\n{}", self.text),
+        }
+    }
+
+    /// Waits until the plan runs in the guest.
+    async fn is_recording(&mut self) -> Result<()> {
+        self.says(&format!("{}: recording", self.scenario), READY).await?;
+        self.seen = processes(&self.results)?;
+        Ok(())
+    }
+
+    /// Sends a signal to one of the run's processes: the fault begins.
+    fn signal(&mut self, who: Who, signal: Signal) -> Result<()> {
+        let pid = match who {
+            Who::Xtask => self.xtask.pid(),
+            Who::Suite => self.pid_of("scenarios-")?,
+            Who::Qemu => {
+                let file = self.results.join(self.scenario).join("qemu.pid");
+                let noted =
+                    std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
+                let pid = self.pid_of("qemu")?;
+                ensure!(noted.trim() == pid.to_string(), "{}: {noted}, but QEMU is {pid}", file.display());
+                pid
+            }
+        };
+        let pid = Pid::from_raw(i32::try_from(pid)?).context("a process id is not 0")?;
+        kill_process(pid, signal).with_context(|| format!("send {signal:?} to {who:?}"))?;
+        self.since = Instant::now();
+        Ok(())
+    }
+
+    fn pid_of(&self, comm: &str) -> Result<u32> {
+        let mut matching = self.seen.iter().filter(|process| process.comm.starts_with(comm));
+        match (matching.next(), matching.next()) {
+            (Some(process), None) => Ok(process.identity.pid),
+            _ => bail!("not exactly one {comm}* in {:?}", self.seen),
+        }
+    }
+
+    /// Waits for the end of `xtask` and of every process of the run, all within a bound from the fault on.
+    async fn ends(mut self, within: Duration) -> Result<Ended> {
+        let deadline = tokio::time::Instant::from_std(self.since) + within;
+        let status = match tokio::time::timeout_at(deadline, self.xtask.wait()).await {
+            Ok(status) => status?,
+            Err(_elapsed) => bail!("xtask is there {within:?} after the fault; it said:\n{}", self.rest()),
+        };
+        let exit = self.since.elapsed();
+        let left = processes(&self.results)?;
+        for process in self.seen.iter().chain(&left) {
+            if tokio::time::timeout_at(deadline, process.identity.ended()).await.is_err() {
+                let process = format!("{process:?}");
+                bail!("{process} is there {within:?} after the fault; xtask said:\n{}", self.rest());
+            }
+        }
+        let all = self.since.elapsed();
+        // With the last process, the last that could write is gone.
+        while let Ok(Some(line)) = tokio::time::timeout_at(deadline, self.lines.recv()).await {
+            self.text.push_str(&line);
+            self.text.push('\n');
+        }
+        let name = self.results.ancestors().nth(1).and_then(Path::file_name).unwrap_or_default();
+        eprintln!(
+            "{}: {} {:.2} s after the fault, all gone at {:.2} s",
+            name.display(),
+            describe(status),
+            exit.as_secs_f64(),
+            all.as_secs_f64()
+        );
+        Ok(Ended { status, text: self.text, scenario: self.scenario, results: self.results })
+    }
+
+    fn rest(&mut self) -> &str {
+        while let Ok(line) = self.lines.try_recv() {
+            self.text.push_str(&line);
+            self.text.push('\n');
+        }
+        &self.text
+    }
+}
+
+/// Hands out a stream's lines, until its end.
+async fn relay(stream: impl AsyncRead + Unpin, lines: mpsc::UnboundedSender<String>) {
+    let mut stream = BufReader::new(stream).lines();
+    while let Ok(Some(line)) = stream.next_line().await {
+        if lines.send(line).is_err() {
+            return;
+        }
+    }
+}
+
+/// Every process but us that has a run's directory in its command line, or in its environment as what was prepared.
+fn processes(results: &Path) -> Result<Vec<Process>> {
+    let results = results.as_os_str().as_encoded_bytes();
+    let prepared = [PREPARED_VAR.as_bytes(), b"=", results].concat();
+    let contains = |text: io::Result<Vec<u8>>, what: &[u8]| {
+        text.is_ok_and(|text| text.windows(what.len()).any(|at| at == what))
+    };
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        // What can't be read is another user's, or gone.
+        let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}"));
+        if contains(read("cmdline"), results) || contains(read("environ"), &prepared) {
+            let (Ok(identity), Ok(comm)) = (Identity::of(pid), read("comm")) else { continue };
+            let comm = String::from_utf8_lossy(&comm).trim_end().to_owned();
+            found.push(Process { identity, comm });
+        }
+    }
+    Ok(found)
+}
+
+/// A run that is over, with nothing of it left.
+struct Ended {
+    status: ExitStatus,
+    /// What it wrote to stdout and stderr.
+    text: String,
+    scenario: &'static str,
+    results: PathBuf,
+}
+
+impl Ended {
+    /// The exit code, and what was said.
+    fn is(&self, code: i32, words: &[&str]) -> Result<()> {
+        ensure!(
+            self.status.code() == Some(code),
+            "{}, not exit code {code}; it said:\n{}",
+            describe(self.status),
+            self.text
+        );
+        for words in words {
+            ensure!(self.text.contains(words), "it did not say {words:?}, but:\n{}", self.text);
+        }
+        Ok(())
+    }
+
+    /// The one verdict, and why.
+    fn reports(&self, verdict: Verdict, why: &str) -> Result<()> {
+        let file = self.results.join("report.json");
+        let text = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+        let report: Report =
+            serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))?;
+        let [ScenarioReport { verdict: its, why: reasons, .. }] = report.scenarios.as_slice() else {
+            bail!("not exactly one scenario in {}", file.display());
+        };
+        ensure!(*its == verdict, "the verdict is {its:?}, not {verdict:?}: {reasons:?}");
+        ensure!(reasons.iter().any(|reason| reason.contains(why)), "no {why:?} in {reasons:?}");
+        Ok(())
+    }
+
+    /// A directory of evidence that is named in the message, with a file that has these words in it.
+    fn names_evidence(&self, file: &str, words: &str) -> Result<()> {
+        let (_, named) = self.text.split_once("evidence: ").context("no evidence is named")?;
+        let directory = named.split([':', '\n']).next().unwrap_or_default();
+        has(&Path::new(directory).join(file), words)
+    }
+
+    /// A file of evidence, with these words in it.
+    fn keeps(&self, file: &str, words: &str) -> Result<()> {
+        has(&self.results.join(self.scenario).join(file), words)
+    }
+}
+
+fn has(path: &Path, words: &str) -> Result<()> {
+    let text = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let text = String::from_utf8_lossy(&text);
+    ensure!(text.contains(words), "no {words:?} in {}:\n{text}", path.display());
+    Ok(())
+}
