@@ -286,7 +286,7 @@ kernel/fs/bottom.ko:
         };
         assert_eq!(bytes(), bytes());
         let text = String::from_utf8_lossy(&bytes()).into_owned();
-        for expected in ["modules/02-overlay.ko", "rd_nr=1", "vm/systemd/system/getty.target", "TRAILER!!!"] {
+        for expected in ["modules/03-overlay.ko", "rd_nr=1", "vm/systemd/system/getty.target", "TRAILER!!!"] {
             assert!(text.contains(expected), "{expected}");
         }
     }

@@ -40,6 +40,8 @@ pub struct Cycle {
     pub holders_at_umount: Vec<Holder>,
     /// Whether the watched path was a mount point when the reset had ended.
     pub mounted: bool,
+    /// Paths that the reset was meant to remove and that are still there.
+    pub left_over: Vec<String>,
     /// What sources of events lost.
     pub lost: Vec<String>,
     /// What the recorder's own looks took during the reset, nanoseconds of guest time.
@@ -199,6 +201,7 @@ fn cycle(number: u32, events: &[&Event]) -> Cycle {
             .rev()
             .find(|(_, scan)| scan.trigger == Trigger::End)
             .is_some_and(|(_, scan)| scan.mounted),
+        left_over: left_over(&before_recovery),
         lost: lost(events),
         probe_ns: scans.iter().map(|(_, scan)| scan.cost_ns).sum(),
         reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
@@ -283,6 +286,14 @@ fn umount(at: u64, call: &UmountCall) -> Umount {
     Umount { comm: call.comm.clone(), result, duration_ns: call.returned.saturating_sub(at) }
 }
 
+fn left_over(events: &[&Event]) -> Vec<String> {
+    let left = events.iter().filter_map(|event| match &event.what {
+        What::LeftOver { path } => Some(path.clone()),
+        _ => None,
+    });
+    left.collect()
+}
+
 fn lost(events: &[&Event]) -> Vec<String> {
     let lost = events.iter().filter_map(|event| match &event.what {
         What::Lost { source, why } => Some(format!("{source}: {why}")),
@@ -335,6 +346,7 @@ impl Cycle {
             ("holders at umount", words(&self.holders_at_umount)),
             ("umount", list(umounts.collect())),
             ("mounted after reset", if self.mounted { "yes" } else { "no" }.to_owned()),
+            ("left over after reset", list(self.left_over.clone())),
             ("lost events", list(self.lost.clone())),
         ];
         for (name, value) in rows {
@@ -388,6 +400,11 @@ impl Cycle {
                 self.mounted == expect.mounted,
                 format!("the mount is {} after the reset", if self.mounted { "still there" } else { "gone" }),
             ),
+            (
+                self.left_over == expect.left_over,
+                format!("left over after the reset: {:?} instead of {:?}", self.left_over, expect.left_over),
+            ),
+            (self.lost.is_empty(), format!("events were lost: {}", self.lost.join("; "))),
             (
                 holders == expect.holders,
                 format!("holders at umount: {holders:?} instead of {:?}", expect.holders),

@@ -36,6 +36,9 @@ pub struct Manifest {
     /// Commands that bring the guest into its state after the files are there; each must succeed.
     #[serde(default)]
     pub setup: Vec<Vec<String>>,
+    /// Paths that a reset is meant to remove; none inside the mount.
+    #[serde(default)]
+    pub removed: Vec<String>,
     /// Brings the unit up.
     pub start: Vec<String>,
     /// Brings it down again.
@@ -81,6 +84,9 @@ pub struct Expect {
     pub exec_stop_post: Option<i32>,
     /// Whether the watched path is still a mount point afterwards.
     pub mounted: bool,
+    /// Which paths of `removed` are still there afterwards.
+    #[serde(default)]
+    pub left_over: Vec<String>,
     /// Who holds the mount when it is unmounted, as `<role> <comm> (<kind>, …)`; empty: nobody.
     pub holders: Vec<String>,
 }
@@ -137,6 +143,7 @@ impl Scenario {
         Plan {
             unit: manifest.unit.clone(),
             mount: manifest.mount.clone(),
+            removed: manifest.removed.clone(),
             cycles: cycles.unwrap_or(manifest.cycles),
             start: manifest.start.clone(),
             reset: manifest.reset.clone(),
@@ -157,6 +164,12 @@ fn check(manifest: &Manifest) -> Result<()> {
     };
     absolute("mount", &manifest.mount)?;
     manifest.state_directory.as_deref().map_or(Ok(()), |path| absolute("state_directory", path))?;
+    for path in &manifest.removed {
+        absolute("removed", path)?;
+        let inside =
+            path.strip_prefix(&manifest.mount).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        ensure!(!inside, "removed: {path} is the mount or lies in it: looking there would hold it");
+    }
     for path in manifest.deploy.programs.keys() {
         absolute("deploy.programs", path)?;
     }
@@ -250,6 +263,7 @@ holders = []
             (GOOD.replace("x.service", "x"), "full name"),
             (GOOD.replace("reset = [\"true\"]", "reset = []"), "empty command"),
             (GOOD.replace("unit =", "unti ="), "unti"),
+            (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\nremoved = [\"/m/x\"]"), "looking there"),
             (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\ncycles = 0"), "nothing would be run"),
         ];
         for (text, words) in cases {

@@ -15,6 +15,9 @@ pub struct Plan {
     pub unit: String,
     /// The mount point under watch, an absolute path without symbolic links.
     pub mount: String,
+    /// Paths, absolute, that a reset is meant to remove; those that are there after one are [`What::LeftOver`].
+    /// None may lie inside the mount: looking would hold it.
+    pub removed: Vec<String>,
     /// How many cycles to run.
     pub cycles: u32,
     /// Brings the unit up; a status other than 0 ends the run.
@@ -77,6 +80,11 @@ pub enum What {
     UmountCall(UmountCall),
     /// Who holds the mount, as of this moment.
     Scan(Scan),
+    /// A path of [`Plan::removed`] is still there after the reset.
+    LeftOver {
+        /// Which.
+        path: String,
+    },
     /// A source of events lost some: what is recorded is not all that happened.
     Lost {
         /// `proc-connector`, `tracefs`, `d-bus`, `mountinfo` or `scan`.

@@ -24,6 +24,7 @@ pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, unit: &mut UnitWa
             break;
         }
         steps.run(Step::Reset, &plan.reset)?;
+        steps.look_for_leftovers();
         if steps.left_something()? {
             for command in &plan.recover {
                 steps.run(Step::Recover, command)?;
@@ -58,6 +59,15 @@ impl Steps<'_> {
         self.watcher.step_ended(step)?;
         self.unit.record()?;
         Ok(ended.exit)
+    }
+
+    fn look_for_leftovers(&self) {
+        for path in &self.plan.removed {
+            // Of the path itself: a dangling link is something, too.
+            if Path::new(path).symlink_metadata().is_ok() {
+                self.sink.send(self.sink.clock.now(), What::LeftOver { path: path.clone() });
+            }
+        }
     }
 
     fn left_something(&mut self) -> Result<bool> {
