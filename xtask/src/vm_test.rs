@@ -127,7 +127,13 @@ fn forget(prepared: &Prepared, scenarios: &[Scenario]) -> Result<()> {
             cache::remove_tree(&directory)?;
         }
     }
-    Ok(())
+    let report = prepared.results.join("report.json");
+    match std::fs::remove_file(&report) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", report.display()))
+        }
+        _gone => Ok(()),
+    }
 }
 
 /// Builds the suite and returns its binary, so that it can be started as our own child: cargo in between would
@@ -210,8 +216,10 @@ async fn run_tests(
 fn show(report: &Report, path: &Path) {
     println!("\n{}", report.accelerator);
     println!("image: {}", report.image);
-    println!("durations are {} time of the guest\n", report.clock);
-    println!("{}", report::table(report));
+    if report.scenarios.iter().any(|scenario| !scenario.cycles.is_empty()) {
+        println!("durations are {} time of the guest\n", report.clock);
+        println!("{}", report::table(report));
+    }
     for scenario in &report.scenarios {
         for why in &scenario.why {
             println!("{}: {why}", scenario.name);
