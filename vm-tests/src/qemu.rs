@@ -131,6 +131,8 @@ impl Config {
             // Self-tests and speculation barriers cost a boot seconds and protect nobody here.
             "mitigations=off",
             "nokaslr",
+            // Programs at the same addresses every time: an emulator translates their code once, not at every exec.
+            "norandmaps",
             "cryptomgr.notests=1",
             "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted",
             "audit=0",
