@@ -280,9 +280,8 @@ async fn listen(mut read: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
         if let Some(hello) = Hello::from_bytes(&frame) {
             let mut waiting = lock();
             if let Some((_, sender)) = waiting.hello.take_if(|(nonce, _)| *nonce == hello.nonce) {
-                if sender.send(hello.protocol).is_err() {
-                    // Whoever asked gave up.
-                }
+                // Whoever asked may have given up.
+                drop(sender.send(hello.protocol));
             }
             continue;
         }
