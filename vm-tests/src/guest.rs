@@ -279,9 +279,10 @@ async fn listen(mut read: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
     while let Ok(frame) = read_frame(&mut read).await {
         if let Some(hello) = Hello::from_bytes(&frame) {
             let mut waiting = lock();
-            if let Some((_, sender)) = waiting.hello.take_if(|(nonce, _)| *nonce == hello.nonce) {
-                // Whoever asked may have given up.
-                drop(sender.send(hello.protocol));
+            if let Some((_, sender)) = waiting.hello.take_if(|(nonce, _)| *nonce == hello.nonce)
+                && sender.send(hello.protocol).is_err()
+            {
+                // Whoever asked gave up.
             }
             continue;
         }
