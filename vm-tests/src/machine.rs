@@ -228,13 +228,17 @@ impl Machine {
             }
             Err(exited(self.child.wait().await, &self.directory))
         };
-        timeout(QMP_DEADLINE, ended).await.unwrap_or_else(|_elapsed| {
-            Err(MachineError::Silent {
+        let mut cancel = self.cancel.clone();
+        tokio::select! {
+            biased;
+            migrated = ended => migrated,
+            () = cancelled(&mut cancel) => Err(MachineError::Interrupted),
+            () = passed(QMP_DEADLINE) => Err(MachineError::Silent {
                 waiting_for: "the end of a migration".to_owned(),
                 after: QMP_DEADLINE,
                 console: String::new(),
-            })
-        })
+            }),
+        }
     }
 
     /// The agent's channel. Wait on it through [`Machine::race`].
