@@ -1,6 +1,7 @@
 //! The VM harness: boots QEMU machines with systemd, deploys, runs a scenario's cycles, records and judges.
 
 pub mod accel;
+pub mod bench;
 pub mod build;
 pub mod bundle;
 pub mod cache;

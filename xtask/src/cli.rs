@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{check, doctor, image, shell, vm_test};
+use crate::{bench, check, doctor, image, shell, vm_test};
 
 /// Tests of left4me's server unit on real machines with systemd, and what goes with them.
 #[derive(Debug, Parser)]
@@ -23,6 +23,7 @@ pub(crate) enum Command {
     Image(image::ImageArgs),
     Doctor(doctor::DoctorArgs),
     Check(check::CheckArgs),
+    Bench(bench::BenchArgs),
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The commands people type: `cargo xtask …`. One file a subcommand; here only the match and the exit codes.
 
+mod bench;
 mod check;
 mod cli;
 mod docs;
@@ -62,6 +63,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Image(args) => image::run(&args).await.map(|()| PASSED),
         Command::Doctor(args) => doctor::run(&args).await.map(|well| if well { PASSED } else { FAILED }),
         Command::Check(args) => check::run(&args).await,
+        Command::Bench(args) => bench::run(args).await,
     }
 }
 
