@@ -525,7 +525,7 @@ fn boot_rows(prepared: &Prepared, boots: &[Boot]) -> Vec<Row> {
         Clock::Real => target::BOOT_REAL,
         Clock::Virtual => target::BOOT_VIRTUAL,
     };
-    vec![
+    let mut rows = vec![
         row("QEMU's start to the agent", |boot| boot.agent.as_secs_f64()).target(target),
         row("QEMU's start to its greeting", |boot| boot.greeting.as_secs_f64()),
         row("QEMU's start to systemd running", |boot| boot.running.as_secs_f64()),
@@ -533,7 +533,15 @@ fn boot_rows(prepared: &Prepared, boots: &[Boot]) -> Vec<Row> {
         row("guest time: initramfs", |boot| boot.guest.initramfs_secs),
         row("guest time: systemd to the agent", |boot| boot.guest.agent_secs),
         row("guest time: the agent to the end", |boot| boot.guest.rest_secs),
-    ]
+    ];
+    if clock == Clock::Real {
+        // Its clock runs as the host's does, so the rest is what came before it.
+        rows.push(row("firmware and decompression", |boot| {
+            let guest = boot.guest;
+            boot.agent.as_secs_f64() - guest.kernel_secs - guest.initramfs_secs - guest.agent_secs
+        }));
+    }
+    rows
 }
 
 fn restore_rows(prepared: &Prepared, boots: &[Boot], restores: [Samples; 4]) -> Result<Vec<Row>> {
