@@ -82,8 +82,10 @@ fn child(stubborn: bool) -> Result<()> {
     let signals = block(Signal::SIGTERM)?;
     let log = hold("child.log")?;
     File::create(CHILD_READY).with_context(|| format!("create {CHILD_READY}"))?;
-    while stubborn {
-        signals.wait().context("ignore SIGTERM")?;
+    if stubborn {
+        loop {
+            signals.wait().context("ignore SIGTERM")?;
+        }
     }
     let mut end = Vec::new();
     std::io::stdin().read_to_end(&mut end).context("wait for the parent")?;
