@@ -12,7 +12,7 @@ use std::fs::{File, Permissions};
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,11 @@ const RECIPE: u32 = 1;
 const BOOT_DEADLINE: Duration = Duration::from_secs(300);
 /// From the agent's answer to a machine without pending jobs.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How many saved machines are kept however old: three suites under two clocks.
+const KEPT: usize = 6;
+/// How long a machine beyond that must have been unused to be deleted.
+const UNUSED: Duration = Duration::from_secs(3600);
 
 const RAM: &str = "ram";
 const STATE: &str = "state";
@@ -91,7 +96,32 @@ pub async fn ensure(base: &Base, cancel: Cancel) -> Result<Saved> {
         };
         return Err(error.context(kept).context("boot the machine that is saved"));
     }
-    load(&staging.commit()?, &key)
+    let saved = load(&staging.commit()?, &key)?;
+    tidy(&cache::root()?.join("machines"))?;
+    Ok(saved)
+}
+
+/// Deletes machines that nobody has used for long: every change of the agent makes a new one of 200 MB.
+fn tidy(machines: &Path) -> Result<()> {
+    let what = || format!("tidy {}", machines.display());
+    let mut unused = Vec::new();
+    for entry in std::fs::read_dir(machines).with_context(what)? {
+        let directory = entry.with_context(what)?.path();
+        // An entry without a manifest is being made, or is kept for its logs.
+        if let Ok(used) = std::fs::metadata(directory.join(MANIFEST)).and_then(|manifest| manifest.modified())
+        {
+            unused.push((used, directory));
+        }
+    }
+    unused.sort();
+    let surplus = unused.len().saturating_sub(KEPT);
+    for (used, directory) in unused.into_iter().take(surplus) {
+        // A run that has just found it has yet to open it; one that has it open keeps it.
+        if used.elapsed().is_ok_and(|age| age > UNUSED) {
+            cache::remove_tree(&directory)?;
+        }
+    }
+    Ok(())
 }
 
 /// The hash of everything that a saved machine consists of.
@@ -137,6 +167,12 @@ fn load(directory: &Path, key: &Key) -> Result<Saved> {
     let saved = Saved { ram: directory.join(RAM), state: directory.join(STATE) };
     ensure!(hash_sparse(&saved.ram)? == manifest.ram_sha256, "{} has changed", saved.ram.display());
     ensure!(hash_sparse(&saved.state)? == manifest.state_sha256, "{} has changed", saved.state.display());
+    // When it was last used, for whoever tidies.
+    File::options()
+        .append(true)
+        .open(&path)
+        .and_then(|manifest| manifest.set_modified(SystemTime::now()))
+        .with_context(|| format!("touch {}", path.display()))?;
     Ok(saved)
 }
 
@@ -224,4 +260,48 @@ async fn settle(machine: &mut Machine) -> Result<()> {
         bail!("the guest is {state} after boot, not running; failed units: {}", failed.text());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(machines: &Path, name: &str, age: Duration) {
+        let directory = machines.join(name);
+        std::fs::create_dir(&directory).expect("mkdir");
+        let manifest = File::create(directory.join(MANIFEST)).expect("manifest");
+        manifest.set_modified(SystemTime::now() - age).expect("touch");
+    }
+
+    #[test]
+    fn the_longest_unused_machines_go_and_recent_ones_stay() {
+        let machines = tempfile::tempdir().expect("tempdir");
+        for number in 0..KEPT {
+            entry(machines.path(), &format!("recent{number}"), Duration::from_secs(10));
+        }
+        entry(machines.path(), "old", UNUSED * 2);
+        entry(machines.path(), "not-that-old", UNUSED / 2);
+        std::fs::create_dir(machines.path().join("x.failed")).expect("mkdir");
+        tidy(machines.path()).expect("tidy");
+        let left = |name: &str| machines.path().join(name).exists();
+        assert!(!left("old"));
+        assert!(left("not-that-old") && left("recent0") && left("x.failed"));
+    }
+
+    #[test]
+    fn a_changed_byte_changes_the_hash_and_holes_do_not_count_as_data() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("ram");
+        let write = |at: u64, byte: u8| {
+            use std::os::unix::fs::FileExt as _;
+            let file = File::options().create(true).truncate(false).write(true).open(&path).expect("open");
+            file.set_len(8 << 20).expect("length");
+            file.write_all_at(&[byte], at).expect("write");
+            hash_sparse(&path).expect("hash")
+        };
+        let first = write(5 << 20, 1);
+        assert_eq!(first, write(5 << 20, 1));
+        assert_ne!(first, write(5 << 20, 2));
+        assert_ne!(first, write(1 << 20, 1));
+    }
 }

@@ -210,6 +210,6 @@ mod tests {
     fn says_what_cannot_be_run() {
         let ended = run(&["/no/such".to_owned()], LONG, Clock::start()).unwrap();
         assert_eq!(ended.exit, Some(Exit::Code(NOT_FOUND)));
-        assert!(ended.stderr.starts_with("/no/such: "), "{}", ended.stderr);
+        assert!(ended.stderr.starts_with("run /no/such: "), "{}", ended.stderr);
     }
 }
