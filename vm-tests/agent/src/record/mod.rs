@@ -87,6 +87,13 @@ fn pretty_name(os_release: &str) -> Option<String> {
     Some(value.trim_matches(['"', '\'']).to_owned())
 }
 
+/// Whether process ids are those of the kernel's own tables: the inode number of the first pid namespace is fixed
+/// (PROC_PID_INIT_INO in linux/proc_ns.h). The guest's agent always is in it; a unit test may not be.
+#[cfg(test)]
+fn in_the_initial_pid_namespace() -> bool {
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.to_string_lossy() == "pid:[4026531836]")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,11 +105,4 @@ mod tests {
         assert_eq!(pretty_name("PRETTY_NAME=Alpine\n").as_deref(), Some("Alpine"));
         assert_eq!(pretty_name("NAME=x\n"), None);
     }
-}
-
-/// Whether process ids are those of the kernel's own tables: the inode number of the first pid namespace is fixed
-/// (PROC_PID_INIT_INO in linux/proc_ns.h). The guest's agent always is in it; a unit test may not be.
-#[cfg(test)]
-fn in_the_initial_pid_namespace() -> bool {
-    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.to_string_lossy() == "pid:[4026531836]")
 }
