@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use vm_agent::recording::{Plan, Recording};
 use vm_agent::wire::{Body, Session};
 
-use crate::bundle::Bundle;
+use crate::bundle;
 use crate::machine::{Cancel, Machine};
 use crate::outcome;
 use crate::qemu::Ram;
@@ -121,7 +121,7 @@ pub struct Phases {
 pub async fn boot(base: &Base, directory: &Path, cancel: Cancel) -> Result<Boot> {
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let deploy = directory.join("deploy.img");
-    Bundle::default().write(&deploy)?;
+    bundle::write_deploy_image(&deploy, None)?;
     let begun = Instant::now();
     let mut machine = Machine::start(&base.qemu, base.config(Ram::Fresh, deploy), directory, cancel).await?;
     let greeting = begun.elapsed();
@@ -193,7 +193,7 @@ pub async fn restore(
         let (prepared, cancel) = (Arc::clone(prepared), cancel.clone());
         let directory = directory.join(number.to_string());
         tasks.spawn(async move {
-            let (mut machine, _none) = run::restore(&prepared, None, &directory, cancel).await?;
+            let mut machine = run::restore(&prepared, None, &directory, cancel).await?;
             let answered = async {
                 answer(&mut machine).await?;
                 let elapsed = begun.elapsed();
@@ -230,7 +230,7 @@ async fn answer(machine: &mut Machine) -> Result<()> {
 
 /// Restores a machine that runs and has answered.
 async fn restored(prepared: &Prepared, directory: &Path, cancel: Cancel) -> Result<Machine> {
-    let (mut machine, _none) = run::restore(prepared, None, directory, cancel).await?;
+    let mut machine = run::restore(prepared, None, directory, cancel).await?;
     match answer(&mut machine).await {
         Ok(()) => Ok(machine),
         Err(error) => stop(machine, Err(error)).await,
@@ -426,7 +426,7 @@ pub async fn reset_and_stop(
 /// Runs a plan of one cycle and returns its Reset's guest time.
 async fn one(machine: &mut Machine, plan: &Plan) -> Result<Duration> {
     let guest = machine.guest();
-    let session = Session { deploy_bytes: 0, setup: Vec::new(), plan: Some(plan.clone()) };
+    let session = Session { plan: Some(plan.clone()), ..Session::default() };
     let recorded = async { guest.begin_session(session).await?.next().await };
     let recording: Recording = match machine.race("the recording", DEADLINE, recorded).await? {
         Body::Recorded(recording) => *recording,

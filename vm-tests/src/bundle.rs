@@ -1,12 +1,12 @@
-//! A scenario's files as one image that the guest reads as persistent memory (see [`vm_agent::wire::Session`]).
+//! A scenario's files, and the image by which a restored guest is given its session (see
+//! [`vm_agent::wire::DEPLOY_DEVICE`]).
 
 use std::fs::File;
-use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use vm_agent::wire::{self, Put};
+use vm_agent::wire::{self, Call, Put, Request, SESSION_ID, Session};
 
 use crate::qemu::DEPLOY_BYTES;
 
@@ -62,24 +62,32 @@ impl Bundle {
         self.0.push(Put { path: path.to_owned(), mode, symlink, offset: 0, last: true, bytes });
     }
 
-    /// Writes the image, sparse up to the device's fixed size, and returns how many bytes of it count.
-    ///
-    /// # Errors
-    /// When the files are more than the device holds, or the image can't be written.
-    pub fn write(&self, image: &Path) -> Result<u64> {
-        let bytes =
-            if self.0.is_empty() { Vec::new() } else { wire::encode(&self.0).context("encode the files")? };
+    /// The files, for a session.
+    #[must_use]
+    pub fn into_files(self) -> Vec<Put> {
+        self.0
+    }
+}
+
+/// Writes the image of the device that brings a session in, sparse up to its fixed size; without a session an empty
+/// one.
+///
+/// # Errors
+/// When the session is more than the device holds, or the image can't be written.
+pub fn write_deploy_image(image: &Path, session: Option<Session>) -> Result<()> {
+    let what = || format!("write {}", image.display());
+    let mut file = File::create(image).with_context(what)?;
+    if let Some(session) = session {
+        let request = Request { id: SESSION_ID, call: Call::Session(session) };
+        let bytes = wire::encode(&request).context("encode the session")?;
         let length = bytes.len() as u64;
         ensure!(
-            length <= DEPLOY_BYTES,
-            "the files are {length} bytes, more than the {DEPLOY_BYTES} a guest can be given"
+            length <= DEPLOY_BYTES - 4,
+            "files and plan are {length} bytes, more than the {DEPLOY_BYTES} that a guest can be given"
         );
-        let what = || format!("write {}", image.display());
-        let mut file = File::create(image).with_context(what)?;
-        file.write_all(&bytes).with_context(what)?;
-        file.set_len(DEPLOY_BYTES).with_context(what)?;
-        Ok(length)
+        wire::write_frame(&mut file, &bytes).with_context(what)?;
     }
+    file.set_len(DEPLOY_BYTES).with_context(what)
 }
 
 #[cfg(test)]
@@ -102,18 +110,13 @@ mod tests {
         assert_eq!(seen, [("/a", false, 0), ("/b/link", true, 0), ("/b/run", false, 0o111)]);
 
         let image = at("image");
-        let length = bundle.write(&image).expect("write");
-        let bytes = std::fs::read(&image).expect("read");
-        assert_eq!(bytes.len() as u64, DEPLOY_BYTES);
-        let back: Vec<Put> =
-            wire::decode(bytes.get(..usize::try_from(length).expect("small")).expect("length"))
-                .expect("decode");
-        assert_eq!(back.len(), 3);
-    }
-
-    #[test]
-    fn nothing_is_zero_bytes() {
-        let host = tempfile::tempdir().expect("tempdir");
-        assert_eq!(Bundle::default().write(&host.path().join("image")).expect("write"), 0);
+        let session = Session { files: bundle.into_files(), ..Session::default() };
+        write_deploy_image(&image, Some(session)).expect("write");
+        let mut file = File::open(&image).expect("open");
+        assert_eq!(file.metadata().expect("metadata").len(), DEPLOY_BYTES);
+        let frame = wire::read_frame(&mut file).expect("read");
+        let back: Request = wire::decode(&frame).expect("decode");
+        let Call::Session(session) = back.call else { panic!("{back:?}") };
+        assert_eq!((back.id, session.files.len()), (SESSION_ID, 3));
     }
 }

@@ -10,7 +10,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{mpsc, oneshot};
-use vm_agent::wire::{self, Body, CHUNK, Call, Command, Exit, Hello, Put, Reply, Request, Session, Stream};
+use vm_agent::wire::{
+    self, Body, CHUNK, Call, Command, Exit, Hello, Put, Reply, Request, SESSION_ID, Session, Stream,
+};
 
 /// Why the guest has no answer.
 #[derive(Debug)]
@@ -245,12 +247,36 @@ impl Guest {
         }
     }
 
-    /// Hands a whole session over. What is written before the machine runs waits in the port.
+    /// Hands a whole session over to a guest that runs.
     ///
     /// # Errors
     /// [`GuestError::Closed`] when the machine is gone.
     pub async fn begin_session(&self, session: Session) -> Result<Pending, GuestError> {
         self.request(Call::Session(session)).await
+    }
+
+    /// The answer to the session that lies on the machine's deploy device, which it begins when the doorbell rings.
+    #[must_use]
+    pub fn deployed_session(&self) -> Pending {
+        let (sender, answers) = mpsc::unbounded_channel();
+        self.waiting().requests.insert(SESSION_ID, sender);
+        Pending { id: SESSION_ID, answers }
+    }
+
+    /// Sets CLOCK_REALTIME to this many nanoseconds since 1970.
+    ///
+    /// # Errors
+    /// See [`Pending::next`].
+    pub async fn set_clock(&self, realtime_ns: u64) -> Result<(), GuestError> {
+        self.request(Call::SetClock { realtime_ns }).await?.done().await
+    }
+
+    /// Whether the agent hears the doorbell.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`] with the reason why not.
+    pub async fn hears_doorbell(&self) -> Result<(), GuestError> {
+        self.request(Call::Doorbell).await?.done().await
     }
 
     async fn write(&self, bytes: &[u8]) -> Result<(), GuestError> {

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::future::Future;
+use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +19,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::guest::{Guest, GuestError, Output};
 use crate::process::{self, Child, Program, Sink};
-use crate::qemu::{AGENT_FD, Config, QMP_FD};
+use crate::qemu::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
 use crate::qmp::{Qmp, QmpError, QmpEvent};
 
 /// From QEMU's start to the QMP greeting; it takes 0.05 s, loaded hosts included this is ample.
@@ -29,6 +30,9 @@ const STOP_STEP: Duration = Duration::from_secs(3);
 const EVIDENCE_DEADLINE: Duration = Duration::from_secs(20);
 /// Within this a guest that can still be asked runs `true`: 0.1 s under emulation on an idle host.
 const ALIVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Within so many turns of QEMU's main loop it reads a byte that lies in its socket; it takes one or two.
+const RING_TURNS: u32 = 1000;
 
 /// Turns true once, when the user interrupts.
 pub type Cancel = watch::Receiver<bool>;
@@ -134,6 +138,7 @@ pub struct Machine {
     qmp: Qmp,
     events: mpsc::UnboundedReceiver<QmpEvent>,
     guest: Guest,
+    doorbell: std::os::unix::net::UnixStream,
     directory: PathBuf,
     cancel: Cancel,
 }
@@ -153,12 +158,14 @@ impl Machine {
         config.serial_log = directory.join("serial.log");
         let (agent, agent_fd) = socket_pair()?;
         let (monitor, monitor_fd) = socket_pair()?;
+        let (doorbell, doorbell_fd) = std::os::unix::net::UnixStream::pair().context("socketpair")?;
         let child = Program::new(qemu)
             .args(config.argv())
             .stdout(Sink::File(log("qemu.stdout")?))
             .stderr(Sink::File(log("qemu.stderr")?))
             .pass_fd(agent_fd, AGENT_FD)
             .pass_fd(monitor_fd, QMP_FD)
+            .pass_fd(doorbell_fd.into(), DOORBELL_FD)
             .spawn()?;
         let pid = directory.join("qemu.pid");
         std::fs::write(&pid, format!("{}\n", child.pid()))
@@ -167,7 +174,8 @@ impl Machine {
         let transcript = log("qmp.log")?;
         let (qmp, events) = started.connect(monitor, transcript).await?;
         let Starting { child, .. } = started;
-        Ok(Self { child, qmp, events, guest: Guest::new(agent), directory: directory.to_owned(), cancel })
+        let (guest, directory) = (Guest::new(agent), directory.to_owned());
+        Ok(Self { child, qmp, events, guest, doorbell, directory, cancel })
     }
 
     /// Pauses the machine and writes the state of its devices to `state`; its RAM is in the file it was started
@@ -193,6 +201,27 @@ impl Machine {
         self.qmp.give("state", state.into()).await?;
         self.monitor("migrate-incoming", json!({ "uri": "fd:state" })).await?;
         self.migrated().await
+    }
+
+    /// Rings the doorbell (see [`vm_agent::wire::DOORBELL`]) and returns when QEMU has taken the byte: in a machine that
+    /// is paused, its interrupt is then pending.
+    ///
+    /// # Errors
+    /// What QEMU says; [`MachineError::Silent`] if it does not take the byte.
+    pub async fn ring(&mut self) -> Result<(), MachineError> {
+        self.doorbell.write_all(b"!").map_err(|_gone| GuestError::Closed)?;
+        for _turn in 0..RING_TURNS {
+            if unread(&self.doorbell).map_err(|_gone| GuestError::Closed)? == 0 {
+                return Ok(());
+            }
+            // Its answer comes from QEMU's main loop, which also reads the socket: one turn of that loop.
+            self.monitor("query-status", json!({})).await?;
+        }
+        Err(MachineError::Silent {
+            waiting_for: "QEMU to take the doorbell's ring".to_owned(),
+            after: Duration::ZERO,
+            console: console_tail(&self.directory),
+        })
     }
 
     /// Lets a paused machine run.
@@ -415,6 +444,16 @@ fn socket_pair() -> Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().context("socketpair")?;
     ours.set_nonblocking(true).context("set the socket to non-blocking")?;
     Ok((UnixStream::from_std(ours).context("register the socket")?, theirs.into()))
+}
+
+/// SIOCOUTQ: of a Unix stream socket, the bytes that the other end has not read (net/unix/af_unix.c:unix_outq_len).
+fn unread(socket: &std::os::unix::net::UnixStream) -> nix::Result<nix::libc::c_int> {
+    nix::ioctl_read_bad!(siocoutq, nix::libc::TIOCOUTQ, nix::libc::c_int);
+    let mut bytes = 0;
+    #[expect(unsafe_code, reason = "no crate has a safe call for SIOCOUTQ")]
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the kernel writes one int to `bytes`.
+    unsafe { siocoutq(std::os::fd::AsRawFd::as_raw_fd(socket), &raw mut bytes) }?;
+    Ok(bytes)
 }
 
 /// An event that ends a machine and has come already.

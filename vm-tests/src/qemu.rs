@@ -9,6 +9,8 @@ use crate::accel::{Accel, Clock};
 pub const AGENT_FD: i32 = 3;
 /// The file descriptor on which QEMU finds its end of QMP.
 pub const QMP_FD: i32 = 4;
+/// The file descriptor on which QEMU finds its end of the doorbell, the guest's second serial port.
+pub const DOORBELL_FD: i32 = 5;
 
 /// The guest's wall clock at boot in virtual time: a fixed one, since a host's would make two runs differ. Later than
 /// the build of any systemd in use, which would set the clock forward to that.
@@ -111,11 +113,14 @@ impl Config {
             argv.backend(id, file, size, "share=on,readonly=on");
             argv.pair("-device", format!("virtio-pmem-pci,memdev={id}"));
         }
-        argv.pair("-device", "virtio-serial-pci,max_ports=2");
+        // Without ioeventfd what the guest writes is taken when it says so, and not by another thread some time later.
+        argv.pair("-device", "virtio-serial-pci,max_ports=2,ioeventfd=off");
         argv.pair("-chardev", format!("socket,id=agent,fd={AGENT_FD}"));
         argv.pair("-device", format!("virtserialport,chardev=agent,name={}", vm_agent::wire::PORT));
         argv.pair("-device", "pvpanic-pci");
         argv.path("-serial", "file:", &self.serial_log);
+        argv.pair("-chardev", format!("socket,id=doorbell,fd={DOORBELL_FD}"));
+        argv.pair("-serial", "chardev:doorbell");
         argv.pair("-chardev", format!("socket,id=qmp,fd={QMP_FD}")).pair("-mon", "chardev=qmp,mode=control");
         argv.0
     }

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
-use vm_agent::wire::{Body, Call, Session};
+use vm_agent::wire::{Body, Session};
 
 use crate::accel::{Accel, Clock};
-use crate::bundle::Bundle;
+use crate::bundle::{self, Bundle};
 use crate::machine::{Cancel, Machine};
 use crate::outcome::{self, Cycle};
 use crate::qemu::{Config, Ram};
@@ -137,21 +137,19 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Restores the saved machine, paused, with a scenario's files on its deploy device; returns it with how many bytes
-/// of that device count. Without a scenario it gets no files.
+/// Restores the saved machine, paused, with a session on its deploy device, if there is one. [`session`] begins it.
 ///
 /// # Errors
-/// When a file of the scenario is missing, or QEMU refuses.
+/// When the session is too large, or QEMU refuses.
 pub async fn restore(
     prepared: &Prepared,
-    scenario: Option<&Scenario>,
+    session: Option<Session>,
     directory: &Path,
     cancel: Cancel,
-) -> Result<(Machine, u64)> {
+) -> Result<Machine> {
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let deploy = directory.join("deploy.img");
-    let bundle = scenario.map_or_else(|| Ok(Bundle::default()), |scenario| bundle(prepared, scenario))?;
-    let deploy_bytes = bundle.write(&deploy)?;
+    bundle::write_deploy_image(&deploy, session)?;
     let config = prepared.base.config(Ram::Restoring(prepared.saved.ram.clone()), deploy);
     let mut machine = Machine::start(&prepared.base.qemu, config, directory, cancel).await?;
     let state = &prepared.saved.state;
@@ -160,33 +158,38 @@ pub async fn restore(
         Err(error) => Err(error),
     };
     match loaded {
-        Ok(()) => Ok((machine, deploy_bytes)),
+        Ok(()) => Ok(machine),
         Err(error) => Err(give_up(machine, error, None).await),
     }
 }
 
-/// Hands a session to a paused machine, lets it run, and waits for the answer.
+/// Lets a restored machine run the session that lies on its deploy device, and waits for the answer.
 ///
 /// # Errors
 /// As [`Machine::race`]; a set-up command that fails is in the agent's words.
 pub async fn session(
     machine: &mut Machine,
     clock: Clock,
-    session: Session,
     waiting_for: &str,
     deadline: Duration,
 ) -> Result<Body> {
-    let guest = machine.guest();
-    // In virtual time the wall clock is a fixed one, and so is everything that is made from it.
-    let realtime_ns = if clock == Clock::Real { Some(realtime_ns()?) } else { None };
-    let begun = async {
-        if let Some(realtime_ns) = realtime_ns {
-            guest.request(Call::SetClock { realtime_ns }).await?;
+    let mut pending = machine.guest().deployed_session();
+    match clock {
+        // The ring is there before the first instruction, so no moment of the host's is in what follows. The wall clock
+        // is a fixed one, and so is everything that is made from it.
+        Clock::Virtual => {
+            machine.ring().await?;
+            machine.resume().await?;
         }
-        guest.begin_session(session).await
-    };
-    let mut pending = machine.race(waiting_for, deadline, begun).await?;
-    machine.resume().await?;
+        Clock::Real => {
+            machine.resume().await?;
+            let guest = machine.guest();
+            let realtime_ns = realtime_ns()?;
+            let set = async { guest.set_clock(realtime_ns).await };
+            machine.race("its clock to be set", deadline, set).await?;
+            machine.ring().await?;
+        }
+    }
     Ok(machine.race(waiting_for, deadline, pending.next()).await?)
 }
 
@@ -205,10 +208,14 @@ pub async fn prepare_shell(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Machine> {
-    let (mut machine, deploy_bytes) = restore(prepared, scenario, directory, cancel).await?;
-    let setup = scenario.map(setup).unwrap_or_default();
-    let wanted = Session { deploy_bytes, setup, plan: None };
-    match session(&mut machine, prepared.base.clock, wanted, "the set-up", SETUP_DEADLINE).await {
+    let wanted = match scenario {
+        Some(scenario) => {
+            Session { files: bundle(prepared, scenario)?.into_files(), setup: setup(scenario), plan: None }
+        }
+        None => Session::default(),
+    };
+    let mut machine = restore(prepared, Some(wanted), directory, cancel).await?;
+    match session(&mut machine, prepared.base.clock, "the set-up", SETUP_DEADLINE).await {
         Ok(_done) => Ok(machine),
         Err(error) => Err(give_up(machine, error, scenario).await),
     }
@@ -236,15 +243,17 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     let mut stages = Stages::default();
     let begun = Instant::now();
     eprintln!("{}: restoring", scenario.name);
-    let (mut machine, deploy_bytes) = restore(prepared, Some(scenario), &directory, cancel).await?;
+    let plan = scenario.plan(prepared.cycles);
+    let planned = plan.cycles;
+    let files = bundle(prepared, scenario)?.into_files();
+    let wanted = Session { files, setup: setup(scenario), plan: Some(plan) };
+    let mut machine = restore(prepared, Some(wanted), &directory, cancel).await?;
     stages.restore_ms = millis(begun);
 
     let begun = Instant::now();
-    let plan = scenario.plan(prepared.cycles);
-    eprintln!("{}: recording {} cycles", scenario.name, plan.cycles);
-    let wanted = Session { deploy_bytes, setup: setup(scenario), plan: Some(plan) };
+    eprintln!("{}: recording {planned} cycles", scenario.name);
     let deadline = Duration::from_secs(prepared.deadline_secs);
-    let answer = session(&mut machine, prepared.base.clock, wanted, "the recording", deadline).await;
+    let answer = session(&mut machine, prepared.base.clock, "the recording", deadline).await;
     stages.session_ms = millis(begun);
     let recording = match answer {
         Ok(Body::Recorded(recording)) => *recording,

@@ -26,7 +26,7 @@ use crate::qemu::{Config, DEPLOY_BYTES, Ram};
 use crate::run::Base;
 
 /// Goes up when the way a machine is saved changes and its inputs do not.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 
 /// From QEMU's start to an agent that answers: 5 to 20 s on an idle host; virtual time on a busy one is the slowest.
 const BOOT_DEADLINE: Duration = Duration::from_secs(300);
@@ -225,6 +225,8 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
     let mut machine = Machine::start(&base.qemu, config, &logs, cancel).await?;
     let saved = async {
         settle(&mut machine).await?;
+        let guest = machine.guest();
+        machine.race("the doorbell", SETTLE_DEADLINE, guest.hears_doorbell()).await?;
         progress.now("saving it");
         let file = File::create(&state).with_context(|| format!("create {}", state.display()))?;
         machine.save(file).await.context("save the machine")

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
-use vm_agent::wire::{self, Body, Call, Hello, Reply, Request};
+use vm_agent::wire::{self, Body, Call, Hello, Reply, Request, SESSION_ID};
 
 use crate::{files, run, session};
 
@@ -39,6 +39,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn serve(mut port: File) -> Result<()> {
     let answers = Arc::new(Mutex::new(port.try_clone().context("duplicate the port")?));
     let running = Running::default();
+    let doorbell = hear_doorbell(&answers);
     loop {
         let frame = wire::read_frame(&mut port).context("read a request")?;
         if let Some(hello) = Hello::from_bytes(&frame) {
@@ -47,10 +48,17 @@ pub(crate) fn serve(mut port: File) -> Result<()> {
         }
         let request: Request = wire::decode(&frame).context("decode a request")?;
         let answer = Answer { id: request.id, port: Arc::clone(&answers) };
-        if let Call::Ping = request.call {
-            // Answered here: a null request should cost no thread.
-            answer.send(Body::Done).context("answer a ping")?;
-            continue;
+        // Answered here: a null request should cost no thread.
+        match (&request.call, &doorbell) {
+            (Call::Ping, _) | (Call::Doorbell, Ok(())) => {
+                answer.send(Body::Done).context("answer a ping")?;
+                continue;
+            }
+            (Call::Doorbell, Err(deaf)) => {
+                answer.send(Body::Failed(deaf.clone())).context("answer of the doorbell")?;
+                continue;
+            }
+            _ => (),
         }
         let running = Arc::clone(&running);
         let begun = match &request.call {
@@ -64,15 +72,44 @@ pub(crate) fn serve(mut port: File) -> Result<()> {
                     Some(begun) => begun.and_then(|begun| run::finish(begun, &answer, &running, request.id)),
                     None => handle(request, &running),
                 };
-                let sent = match outcome {
-                    Ok(body) => answer.send(body),
-                    Err(error) => answer.send(Body::Failed(format!("{error:#}"))),
-                };
-                if let Err(error) = sent {
-                    complain(&format!("answer request {}: {error}", answer.id));
-                }
+                conclude(&answer, outcome);
             })
             .context("start a thread for a request")?;
+    }
+}
+
+/// Starts the thread that does what a ring asks for; the error is in words, for whoever asks [`Call::Doorbell`].
+fn hear_doorbell(port: &Arc<Mutex<File>>) -> Result<(), String> {
+    let port = Arc::clone(port);
+    let mut doorbell = session::doorbell().map_err(|error| format!("{error:#}"))?;
+    let hear = move || {
+        loop {
+            let answer = Answer { id: SESSION_ID, port: Arc::clone(&port) };
+            let request = match session::await_ring(&mut doorbell) {
+                Ok(request) => request,
+                Err(error) => {
+                    conclude(&answer, Err(error));
+                    return;
+                }
+            };
+            // What can be under way beside it comes by the channel.
+            conclude(&answer, handle(request, &Running::default()));
+        }
+    };
+    match thread::Builder::new().name("doorbell".into()).spawn(hear) {
+        Ok(_thread) => Ok(()),
+        Err(error) => Err(format!("start a thread for the doorbell: {error}")),
+    }
+}
+
+/// Sends the last answer to a request.
+fn conclude(answer: &Answer, outcome: Result<Body>) {
+    let sent = match outcome {
+        Ok(body) => answer.send(body),
+        Err(error) => answer.send(Body::Failed(format!("{error:#}"))),
+    };
+    if let Err(error) = sent {
+        complain(&format!("answer request {}: {error}", answer.id));
     }
 }
 
@@ -85,8 +122,8 @@ fn greet(answers: &Mutex<File>, hello: &Hello) -> Result<()> {
 /// Does what a request asks and returns its last answer.
 fn handle(request: Request, running: &Running) -> Result<Body> {
     match request.call {
-        // Both are begun by the thread that reads.
-        Call::Ping | Call::Run(_) => Ok(Body::Done),
+        // They are begun or answered by the thread that reads.
+        Call::Ping | Call::Doorbell | Call::Run(_) => Ok(Body::Done),
         Call::Put(put) => files::put(&put).map(|()| Body::Done),
         Call::SetClock { realtime_ns } => set_clock(realtime_ns).map(|()| Body::Done),
         Call::Session(session) => session::run(&session),

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::recording::{Plan, Recording};
 
 /// Goes up with every change to a type that crosses the channel.
-pub const PROTOCOL: u32 = 3;
+pub const PROTOCOL: u32 = 4;
 
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT: &str = "org.left4me.vm-agent";
@@ -82,6 +82,8 @@ pub enum Call {
     /// Does all that a scenario needs with no word from the host in between; answered by one
     /// [`Body::Recorded`], or by [`Body::Done`] if there is no plan.
     Session(Session),
+    /// Answered by [`Body::Done`] if the agent hears the doorbell (see [`DOORBELL`]).
+    Doorbell,
     /// More input for the running command `id`; answered by [`Body::Done`].
     Input {
         /// The request that runs the command.
@@ -116,18 +118,29 @@ impl Command {
 
 /// A scenario from its files to its recording. It is handed over whole, before the guest runs: what the host does
 /// and when then has no part in what the guest does.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Session {
-    /// How many bytes of [`DEPLOY_DEVICE`] are files to put: a [`postcard`] of `Vec<`[`Put`]`>`. 0: none.
-    pub deploy_bytes: u64,
+    /// The files to put, in order.
+    pub files: Vec<Put>,
     /// Commands that bring the guest into its state after the files are there; each must succeed.
     pub setup: Vec<Vec<String>>,
     /// What to run and record after that.
     pub plan: Option<Plan>,
 }
 
-/// The device that holds a scenario's files: persistent memory, so that reading it is a copy within the guest.
+/// The device that brings the session of a restored machine: one frame with a [`Request`] of [`SESSION_ID`], at its
+/// begin. Persistent memory, so that reading it is a copy within the guest.
 pub const DEPLOY_DEVICE: &str = "/dev/pmem1";
+
+/// The serial port on which a byte, whichever, means: do what is on [`DEPLOY_DEVICE`].
+///
+/// Not the virtio port: QEMU takes nothing from its socket while the machine is paused
+/// (hw/char/virtio-console.c:virtconsole_enable_backend), so a request would reach a restored guest some time after it
+/// runs. A UART takes a byte at any time. It lies in the FIFO and its interrupt is pending at the first instruction.
+pub const DOORBELL: &str = "/dev/ttyS1";
+
+/// The `id` of the request on [`DEPLOY_DEVICE`]; the host gives those on the channel others.
+pub const SESSION_ID: u64 = 0;
 
 /// Where a command's standard streams go.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
