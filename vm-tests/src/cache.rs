@@ -197,6 +197,30 @@ impl Lock {
         Ok(lock)
     }
 
+    /// Takes the lock if nobody has it.
+    ///
+    /// # Errors
+    /// If the file cannot be made or locked.
+    pub fn if_free(path: &Path) -> anyhow::Result<Option<Self>> {
+        let what = || format!("lock {}", path.display());
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .with_context(what)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                let lock = Self { file };
+                lock.sign(None).with_context(what)?;
+                Ok(Some(lock))
+            }
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(errno) => Err(errno).with_context(what),
+        }
+    }
+
     /// A second handle to hold the lock by, to be passed to a child: the lock then lasts until it is gone too.
     /// Tell [`Lock::note_group`] of the child.
     ///

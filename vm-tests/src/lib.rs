@@ -10,6 +10,7 @@ pub mod image;
 pub mod initramfs;
 pub mod machine;
 pub mod outcome;
+pub mod pins;
 pub mod process;
 pub mod qemu;
 pub mod qmp;

@@ -1,9 +1,14 @@
-//! From a machine's configuration to QEMU's arguments: pure, so that a golden file can hold them.
+//! From a machine's configuration to QEMU's arguments: pure, so that a golden file can hold them. And what a QEMU is
+//! asked before.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use crate::accel::{Accel, Clock};
+use crate::process;
 
 /// The file descriptor on which QEMU finds its end of the agent's channel.
 pub const AGENT_FD: i32 = 3;
@@ -38,9 +43,36 @@ pub enum Ram {
     Restoring(PathBuf),
 }
 
+/// What a QEMU can do that another one can't; asked, and not told by its version, which distributions patch.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abilities {
+    /// `memory-backend-file` has `rom`: RAM can be a private, writable mapping of a file that is opened for reading only
+    /// (QEMU 8.2 and newer). Without it the file of a saved machine has to be one that QEMU may write, and does not.
+    pub private_readonly: bool,
+}
+
+impl Abilities {
+    /// Asks a QEMU.
+    ///
+    /// # Errors
+    /// If it can't be run.
+    pub async fn ask(qemu: &Path) -> Result<Self, process::Error> {
+        let argv = [qemu.as_os_str(), "-object".as_ref(), "memory-backend-file,help".as_ref()];
+        let help = process::output(&argv, Duration::from_secs(10)).await?;
+        Ok(Self::parse(&help.text()))
+    }
+
+    /// From the list of properties, one a line: `  rom=<OnOffAuto>  - …`.
+    fn parse(properties: &str) -> Self {
+        Self { private_readonly: properties.lines().any(|line| line.trim_start().starts_with("rom=")) }
+    }
+}
+
 /// What a machine is made of.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// What its QEMU can do.
+    pub abilities: Abilities,
     /// KVM or emulation.
     pub accel: Accel,
     /// Real or virtual time.
@@ -80,7 +112,13 @@ impl Config {
             Ram::Fresh => argv.pair("-machine", machine),
             Ram::Saving(file) => argv.backend("ram", file, u64::from(self.memory_mib) << 20, "share=on"),
             // Private: any number of machines start from one file at once, and none changes it.
-            Ram::Restoring(file) => argv.backend("ram", file, u64::from(self.memory_mib) << 20, "share=off"),
+            Ram::Restoring(file) => {
+                let how = match self.abilities.private_readonly {
+                    true => "share=off,readonly=on,rom=off",
+                    false => "share=off",
+                };
+                argv.backend("ram", file, u64::from(self.memory_mib) << 20, how)
+            }
         };
         if self.ram != Ram::Fresh {
             argv.pair("-machine", format!("{machine},memory-backend=ram"));
@@ -200,6 +238,7 @@ mod tests {
 
     fn config(accel: Accel, clock: Clock, ram: Ram) -> Config {
         Config {
+            abilities: Abilities::default(),
             accel,
             clock,
             memory_mib: 512,
@@ -211,6 +250,16 @@ mod tests {
             serial_log: "/run/serial.log".into(),
             kernel_args: vec!["quiet".into()],
         }
+    }
+
+    #[test]
+    fn abilities_are_read_from_the_list_of_properties() {
+        let list = |last: &str| format!("memory-backend-file options:\n  readonly=<bool>\n  {last}\n");
+        assert!(
+            Abilities::parse(&list("rom=<OnOffAuto>        - Whether to create Read Only Memory (ROM)"))
+                .private_readonly
+        );
+        assert!(!Abilities::parse(&list("prom=<bool>")).private_readonly);
     }
 
     #[test]
@@ -229,6 +278,12 @@ mod tests {
             "tcg-real-restoring",
             golden(Accel::Tcg, Clock::Real, Ram::Restoring("/saved/ram".into()))
         );
+        let able = Config {
+            abilities: Abilities { private_readonly: true },
+            ..config(Accel::Tcg, Clock::Virtual, Ram::Restoring("/saved/ram".into()))
+        };
+        let argv: Vec<_> = able.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        assert!(argv.join(" ").contains("size=536870912,share=off,readonly=on,rom=off,mem-path=/saved/ram"));
         insta::assert_snapshot!("kvm-real-fresh", golden(Accel::Kvm, Clock::Real, Ram::Fresh));
     }
 }

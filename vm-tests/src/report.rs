@@ -1,5 +1,6 @@
 //! What is written and printed after a run: `report.json`, the postmortem's table, the probe's lines.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,16 +13,17 @@ use crate::scenario::Scenario;
 use vm_agent::wire::Exit;
 
 /// Goes up when a key of [`Report`] changes its meaning or goes away.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// `target/vm-test/report.json`.
 ///
 /// ```text
-/// { "schema": 1,
+/// { "schema": 2,
 ///   "accelerator": "accelerator: TCG, virtual time (…)",   one line
 ///   "clock": "virtual" | "real",                           what every *_ns was measured on
-///   "image": "…",                                          one line
-///   "scenarios": [ {
+///   "guests": { "trixie": "…" },                           each guest in one line, by its name
+///   "scenarios": [ {                                       each scenario on each guest
+///       "guest": "trixie",
 ///       "name": "5eac51a", "description": "…",
 ///       "verdict": "passed" | "failed" | "infrastructure" | "interrupted",
 ///       "why": ["…"],                                      empty if passed
@@ -31,7 +33,7 @@ pub const SCHEMA: u32 = 1;
 ///   } ] }
 /// ```
 ///
-/// Beside it, per scenario, `<name>/recording.json` (every event), `<name>/probe.txt` (the probe's lines of
+/// Beside it, per guest and scenario, `<guest>/<name>/recording.json` (every event), `probe.txt` (the probe's lines of
 /// every cycle) and the machine's logs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
@@ -41,15 +43,17 @@ pub struct Report {
     pub accelerator: String,
     /// `virtual` or `real`.
     pub clock: String,
-    /// What the image is, in one line.
-    pub image: String,
-    /// In the order they were asked for.
+    /// What each guest is, in one line, by its name.
+    pub guests: BTreeMap<String, String>,
+    /// Each scenario on each guest, in the order they were asked for.
     pub scenarios: Vec<ScenarioReport>,
 }
 
 /// One scenario's part of the report.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ScenarioReport {
+    /// The guest's name.
+    pub guest: String,
     /// The scenario's name.
     pub name: String,
     /// Its manifest's description.
@@ -85,10 +89,10 @@ pub enum Verdict {
 }
 
 impl ScenarioReport {
-    /// The report of a run that has a result; `mismatch` is what the snapshot says against it.
+    /// The report of a run that has a result; `mismatches` are what snapshot and pins say against it.
     #[must_use]
-    pub fn of_run(scenario: &Scenario, run: &Run, mismatch: Option<String>) -> Self {
-        let why: Vec<String> = run.deviations.iter().cloned().chain(mismatch).collect();
+    pub fn of_run(guest: &str, scenario: &Scenario, run: &Run, mismatches: Vec<String>) -> Self {
+        let why: Vec<String> = run.deviations.iter().cloned().chain(mismatches).collect();
         let verdict = if why.is_empty() { Verdict::Passed } else { Verdict::Failed };
         Self {
             verdict,
@@ -98,20 +102,21 @@ impl ScenarioReport {
             os: run.recording.os.clone(),
             stages: run.stages,
             cycles: run.cycles.clone(),
-            ..Self::without_result(scenario, Verdict::Infrastructure, Vec::new())
+            ..Self::without_result(guest, scenario, Verdict::Infrastructure, Vec::new())
         }
     }
 
     /// The report of a run that has no result.
     #[must_use]
-    pub fn of_error(scenario: &Scenario, error: &anyhow::Error) -> Self {
+    pub fn of_error(guest: &str, scenario: &Scenario, error: &anyhow::Error) -> Self {
         let verdict =
             if crate::process::is_interrupt(error) { Verdict::Interrupted } else { Verdict::Infrastructure };
-        Self::without_result(scenario, verdict, vec![format!("{error:#}")])
+        Self::without_result(guest, scenario, verdict, vec![format!("{error:#}")])
     }
 
-    fn without_result(scenario: &Scenario, verdict: Verdict, why: Vec<String>) -> Self {
+    fn without_result(guest: &str, scenario: &Scenario, verdict: Verdict, why: Vec<String>) -> Self {
         Self {
+            guest: guest.to_owned(),
             name: scenario.name.clone(),
             description: scenario.manifest.description.clone(),
             verdict,
@@ -158,34 +163,36 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
 ///
 /// # Errors
 /// When a report is there and can't be read.
-pub fn collect(prepared: &Prepared, scenarios: &[Scenario], missing: &(Verdict, String)) -> Result<Report> {
+pub fn collect(guests: &[Prepared], scenarios: &[Scenario], missing: &(Verdict, String)) -> Result<Report> {
     let mut reports = Vec::new();
-    for scenario in scenarios {
+    for (prepared, scenario) in guests.iter().flat_map(|guest| scenarios.iter().map(move |one| (guest, one)))
+    {
         let path = prepared.results_of(&scenario.name).join(SCENARIO_FILE);
         let report = match std::fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let (verdict, why) = missing;
-                ScenarioReport::without_result(scenario, *verdict, vec![why.clone()])
+                ScenarioReport::without_result(&prepared.guest, scenario, *verdict, vec![why.clone()])
             }
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
         reports.push(report);
     }
+    let first = guests.first().context("no guest was prepared")?;
     Ok(Report {
         schema: SCHEMA,
-        accelerator: prepared.choice.clone(),
-        clock: serde_json::to_value(prepared.base.clock)?.as_str().unwrap_or_default().to_owned(),
-        image: prepared.image.clone(),
+        accelerator: first.choice.clone(),
+        clock: serde_json::to_value(first.base.clock)?.as_str().unwrap_or_default().to_owned(),
+        guests: guests.iter().map(|guest| (guest.guest.clone(), guest.image.clone())).collect(),
         scenarios: reports,
     })
 }
 
-/// The postmortem's table: a column for each scenario that has cycles, in the order of the report.
+/// The postmortem's table for one guest: a column for each scenario that has cycles, in the order of the report.
 #[must_use]
-pub fn table(report: &Report) -> String {
+pub fn table(report: &Report, guest: &str) -> String {
     let measured: Vec<&ScenarioReport> =
-        report.scenarios.iter().filter(|one| !one.cycles.is_empty()).collect();
+        report.scenarios.iter().filter(|one| one.guest == guest && !one.cycles.is_empty()).collect();
     let mut rows = vec![
         vec!["Metric".to_owned()],
         vec!["Reset duration".to_owned()],

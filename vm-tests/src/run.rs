@@ -14,7 +14,7 @@ use crate::accel::{Accel, Clock};
 use crate::bundle::{self, Bundle};
 use crate::machine::{Cancel, Machine};
 use crate::outcome::{self, Cycle};
-use crate::qemu::{Config, Ram};
+use crate::qemu::{Abilities, Config, Ram};
 use crate::saved::Saved;
 use crate::scenario::Scenario;
 
@@ -26,6 +26,8 @@ const SETUP_DEADLINE: Duration = Duration::from_secs(300);
 pub struct Base {
     /// QEMU.
     pub qemu: PathBuf,
+    /// What it can do.
+    pub abilities: Abilities,
     /// The guest's root file system.
     pub root: PathBuf,
     /// The hash of what the image consists of.
@@ -49,6 +51,7 @@ impl Base {
     #[must_use]
     pub fn config(&self, ram: Ram, deploy: PathBuf) -> Config {
         Config {
+            abilities: self.abilities,
             accel: self.accel,
             clock: self.clock,
             memory_mib: self.memory_mib,
@@ -63,9 +66,12 @@ impl Base {
     }
 }
 
-/// Everything a run needs that must be there before it: made by `cargo xtask vm-test`, read by the tests.
+/// Everything that runs on one guest need and that must be there before them: made by `cargo xtask vm-test`, read by the
+/// tests.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Prepared {
+    /// The guest's short name: its Debian suite, or [`FOREIGN`].
+    pub guest: String,
     /// What every machine is made of.
     pub base: Base,
     /// The booted machine that every scenario starts from.
@@ -80,13 +86,16 @@ pub struct Prepared {
     pub cycles: Option<u32>,
     /// The longest a run of one scenario may take, in seconds of wall time.
     pub deadline_secs: u64,
-    /// Where the results go: one directory per scenario.
+    /// Where the guest's results go: one directory per scenario.
     pub results: PathBuf,
     /// The scenarios, by their directories.
     pub scenarios: Vec<PathBuf>,
 }
 
-/// The variable by which the tests find the file that holds a [`Prepared`] as JSON.
+/// The name of a guest that somebody else built.
+pub const FOREIGN: &str = "own";
+
+/// The variable by which the tests find the file that holds a list of [`Prepared`] as JSON, one for each guest.
 pub const PREPARED_VAR: &str = "VM_TESTS_PREPARED";
 
 impl Prepared {
@@ -94,7 +103,7 @@ impl Prepared {
     ///
     /// # Errors
     /// Says which command to type where nothing is prepared.
-    pub fn from_env() -> Result<Self> {
+    pub fn from_env() -> Result<Vec<Self>> {
         let Some(path) = std::env::var_os(PREPARED_VAR) else {
             bail!("nothing is prepared for the VM suite: run it with `cargo xtask vm-test`");
         };
@@ -242,7 +251,7 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     let directory = prepared.results_of(&scenario.name);
     let mut stages = Stages::default();
     let begun = Instant::now();
-    eprintln!("{}: restoring", scenario.name);
+    eprintln!("{}/{}: restoring", prepared.guest, scenario.name);
     let plan = scenario.plan(prepared.cycles);
     let planned = plan.cycles;
     let files = bundle(prepared, scenario)?.into_files();
@@ -251,7 +260,7 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     stages.restore_ms = millis(begun);
 
     let begun = Instant::now();
-    eprintln!("{}: recording {planned} cycles", scenario.name);
+    eprintln!("{}/{}: recording {planned} cycles", prepared.guest, scenario.name);
     let deadline = Duration::from_secs(prepared.deadline_secs);
     let answer = session(&mut machine, prepared.base.clock, "the recording", deadline).await;
     stages.session_ms = millis(begun);

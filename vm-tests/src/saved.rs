@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -37,6 +39,9 @@ const SETTLE_DEADLINE: Duration = Duration::from_secs(300);
 const KEPT: usize = 6;
 /// How long a machine beyond that must have been unused to be deleted.
 const UNUSED: Duration = Duration::from_secs(3600);
+
+/// The unit in which a saved RAM has holes, in bytes: a page, and a block of the usual file systems.
+const HOLE: usize = 4096;
 
 const RAM: &str = "ram";
 const STATE: &str = "state";
@@ -191,7 +196,7 @@ fn hash_sparse(path: &Path) -> Result<String> {
         let data = match rustix::fs::seek(&file, Sparse::Data(at)) {
             Ok(data) => data,
             // No data from here to the end.
-            Err(rustix::io::Errno::NXIO) => break,
+            Err(Errno::NXIO) => break,
             Err(errno) => return Err(errno).with_context(what),
         };
         let end = rustix::fs::seek(&file, Sparse::Hole(data)).with_context(what)?;
@@ -220,6 +225,7 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
         .and_then(|file| file.set_len(DEPLOY_BYTES))
         .with_context(|| format!("create {}", deploy.display()))?;
     let logs = directory.join(LOGS);
+    reserve(&ram, u64::from(base.memory_mib) << 20)?;
     let config = base.config(Ram::Saving(ram.clone()), deploy.clone());
     progress.now(&format!("booting it, once ({})", base.clock));
     let mut machine = Machine::start(&base.qemu, config, &logs, cancel).await?;
@@ -236,6 +242,7 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
     saved?;
     stopped?;
     std::fs::remove_file(&deploy).with_context(|| format!("delete {}", deploy.display()))?;
+    dig_holes(&ram)?;
     let manifest = Manifest {
         recipe: RECIPE,
         key: key.as_str().to_owned(),
@@ -243,13 +250,57 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
         state_sha256: hash_sparse(&state)?,
         boot_ms: u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX),
     };
-    for file in [&ram, &state] {
+    // One that QEMU can't map without opening it for writing stays as it is: see `Abilities`.
+    let read_only = if base.abilities.private_readonly { vec![&ram, &state] } else { vec![&state] };
+    for file in read_only {
         std::fs::set_permissions(file, Permissions::from_mode(0o444))
             .with_context(|| format!("make {} read-only", file.display()))?;
     }
     let path = directory.join(MANIFEST);
     std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)
         .with_context(|| format!("write {}", path.display()))
+}
+
+/// Makes the file for the guest's RAM and takes all its room on the disk: QEMU maps it, and a page that the disk has no
+/// room for would be a SIGBUS in the middle of the boot and not an error.
+fn reserve(ram: &Path, bytes: u64) -> Result<()> {
+    let what = || format!("create {}", ram.display());
+    let file = File::create_new(ram).with_context(what)?;
+    match rustix::fs::fallocate(&file, FallocateFlags::empty(), 0, bytes) {
+        Ok(()) => Ok(()),
+        // A file system without it: the room that is there now is all that can be asked.
+        Err(Errno::OPNOTSUPP) if cache::free_bytes(ram)? > bytes => file.set_len(bytes).with_context(what),
+        Err(Errno::NOSPC | Errno::OPNOTSUPP) => bail!(
+            "no room for a saved machine: it needs {} MiB at {} while it boots; free some, or set {} to a directory \
+             on another disk",
+            bytes >> 20,
+            ram.display(),
+            cache::CACHE_VAR
+        ),
+        Err(errno) => Err(errno).with_context(|| format!("fallocate {bytes} bytes of {}", ram.display())),
+    }
+}
+
+/// Gives the disk back what the guest never wrote or wrote zeros to: of 512 MiB it has touched 200, and 80 of those are
+/// zeros. A hole reads as zeros.
+fn dig_holes(ram: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    let what = || format!("dig holes into {}", ram.display());
+    let file = File::options().read(true).write(true).open(ram).with_context(what)?;
+    let mut buffer = vec![0; HOLE];
+    for at in (0..file.metadata().with_context(what)?.len()).step_by(HOLE) {
+        let length = file.read_at(&mut buffer, at).with_context(what)?;
+        if buffer.iter().take(length).all(|byte| *byte == 0) {
+            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+            match rustix::fs::fallocate(&file, flags, at, length as u64) {
+                Ok(()) => (),
+                // It costs room and is right all the same.
+                Err(Errno::OPNOTSUPP) => return Ok(()),
+                Err(errno) => return Err(errno).with_context(what),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Waits until the guest has booted to its end.
@@ -288,6 +339,79 @@ mod tests {
         let left = |name: &str| machines.path().join(name).exists();
         assert!(!left("old"));
         assert!(left("not-that-old") && left("recent0") && left("x.failed"));
+    }
+
+    /// A whole entry of the cache, and its key.
+    fn whole(directory: &Path) -> Key {
+        let key = Inputs::new("test", 1).key();
+        let ram = directory.join(RAM);
+        reserve(&ram, 1 << 20).expect("reserve");
+        std::os::unix::fs::FileExt::write_all_at(
+            &File::options().write(true).open(&ram).expect("open"),
+            b"written by the guest",
+            5 * HOLE as u64,
+        )
+        .expect("write");
+        dig_holes(&ram).expect("dig");
+        std::fs::write(directory.join(STATE), "devices").expect("write");
+        let manifest = Manifest {
+            recipe: RECIPE,
+            key: key.as_str().to_owned(),
+            ram_sha256: hash_sparse(&ram).expect("hash"),
+            state_sha256: hash_sparse(&directory.join(STATE)).expect("hash"),
+            boot_ms: 1,
+        };
+        std::fs::write(directory.join(MANIFEST), serde_json::to_vec(&manifest).expect("json"))
+            .expect("write");
+        key
+    }
+
+    #[test]
+    fn an_entry_that_is_damaged_or_foreign_is_not_loaded() {
+        type Damage = fn(&Path) -> std::io::Result<()>;
+        let cases: [(&str, Damage); 8] = [
+            ("a bit of RAM", |d| flip_bit(&d.join(RAM), 5 * HOLE as u64)),
+            ("a bit in a hole of RAM", |d| flip_bit(&d.join(RAM), 100 * HOLE as u64)),
+            ("RAM cut short", |d| File::options().write(true).open(d.join(RAM))?.set_len(512 << 10)),
+            ("a bit of the state", |d| flip_bit(&d.join(STATE), 3)),
+            ("the state cut short", |d| File::options().write(true).open(d.join(STATE))?.set_len(3)),
+            ("no state", |d| std::fs::remove_file(d.join(STATE))),
+            ("half a manifest", |d| File::options().write(true).open(d.join(MANIFEST))?.set_len(20)),
+            ("no manifest", |d| std::fs::remove_file(d.join(MANIFEST))),
+        ];
+        for (what, damage) in cases {
+            let directory = tempfile::tempdir().expect("tempdir");
+            let key = whole(directory.path());
+            load(directory.path(), &key).expect("it is whole");
+            damage(directory.path()).expect(what);
+            load(directory.path(), &key).expect_err(what);
+        }
+        let directory = tempfile::tempdir().expect("tempdir");
+        whole(directory.path());
+        let other = Inputs::new("test", 2).key();
+        let error = load(directory.path(), &other).expect_err("another machine's");
+        assert!(error.to_string().contains("another machine"), "{error:#}");
+    }
+
+    fn flip_bit(path: &Path, at: u64) -> std::io::Result<()> {
+        use std::os::unix::fs::FileExt as _;
+        let file = File::options().read(true).write(true).open(path)?;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&byte.map(|byte| byte ^ 1), at)
+    }
+
+    #[test]
+    fn holes_are_dug_where_there_are_zeros_and_nowhere_else() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        whole(directory.path());
+        let ram = directory.path().join(RAM);
+        let bytes = std::fs::read(&ram).expect("read");
+        assert_eq!(bytes.len(), 1 << 20);
+        assert_eq!(bytes.get(5 * HOLE..5 * HOLE + 7), Some(&b"written"[..]));
+        assert!(bytes.iter().filter(|byte| **byte != 0).count() == 20, "all else is zeros");
+        let blocks = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&ram).expect("metadata"));
+        assert!(blocks * 512 < 1 << 20, "{blocks} blocks: nothing was given back");
     }
 
     #[test]

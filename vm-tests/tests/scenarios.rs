@@ -1,4 +1,4 @@
-//! The VM suite: one scenario, one test, one machine.
+//! The VM suite: one scenario on one guest, one test, one machine.
 //!
 //! `cargo xtask vm-test` prepares what it needs (tools, image, guest programs) and runs it; run without that,
 //! every test fails with the command to type. Being a libtest-like binary, filters, `--list`, cargo-nextest
@@ -13,33 +13,25 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::watch;
+use vm_tests::accel::Clock;
+use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, MachineError};
+use vm_tests::pins::{self, Pins, Update};
 use vm_tests::report::{self, ScenarioReport, Verdict};
-use vm_tests::run::{self, Prepared};
+use vm_tests::run::{self, Prepared, Run};
 use vm_tests::scenario::{self, Scenario};
 use vm_tests::{outcome, process};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let (cancel, cancelled) = watch::channel(false);
-    let prepared = Prepared::from_env().map(Arc::new).map_err(|error| format!("{error:#}"));
-    let scenarios = match scenarios(prepared.as_deref().ok()) {
-        Ok(scenarios) => scenarios,
+    let tests = match tests(&cancelled) {
+        Ok(tests) => tests,
         Err(error) => {
             eprintln!("error: {error:#}");
             return ExitCode::FAILURE;
         }
     };
-    let tests = scenarios
-        .into_iter()
-        .map(|scenario| {
-            let (prepared, cancelled) = (prepared.clone(), cancelled.clone());
-            Trial::test(scenario.name.clone(), move || {
-                let prepared = prepared.map_err(Failed::from)?;
-                judge(&prepared, &scenario, cancelled)
-            })
-        })
-        .collect();
     if let Err(error) = listen(cancel) {
         eprintln!("error: listen for signals: {error:#}");
         return ExitCode::FAILURE;
@@ -47,12 +39,29 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, tests).exit_code()
 }
 
-/// The prepared ones, or those of the repository, so that `--list` works without preparation.
-fn scenarios(prepared: Option<&Prepared>) -> Result<Vec<Scenario>> {
-    match prepared {
-        Some(prepared) => prepared.scenarios.iter().map(|directory| Scenario::load(directory)).collect(),
-        None => scenario::discover(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios")),
+/// What is prepared; else the scenarios of the repository, so that `--list` works without preparation.
+fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
+    let mut tests = Vec::new();
+    match Prepared::from_env() {
+        Ok(guests) => {
+            for prepared in guests.into_iter().map(Arc::new) {
+                for directory in &prepared.scenarios {
+                    let scenario = Scenario::load(directory)?;
+                    let (prepared, cancelled) = (Arc::clone(&prepared), cancelled.clone());
+                    let name = format!("{}/{}", prepared.guest, scenario.name);
+                    tests.push(Trial::test(name, move || judge(&prepared, &scenario, cancelled)));
+                }
+            }
+        }
+        Err(error) => {
+            let why = format!("{error:#}");
+            for scenario in scenario::discover(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios"))? {
+                let (name, why) = (format!("{}/{}", Suite::default(), scenario.name), why.clone());
+                tests.push(Trial::test(name, move || Err(Failed::from(why))));
+            }
+        }
     }
+    Ok(tests)
 }
 
 /// Turns a signal into a cancellation: the machines see it, end within their bounds, and their tests fail as
@@ -97,24 +106,65 @@ fn judge(prepared: &Prepared, scenario: &Scenario, cancelled: Cancel) -> Result<
     });
     let (report, run) = match outcome {
         Ok(run) => {
-            let mismatch = compare(scenario, &outcome::snapshot(&run.cycles));
-            (ScenarioReport::of_run(scenario, &run, mismatch), Some(run))
+            let mut mismatches: Vec<String> =
+                compare(scenario, &prepared.guest, &outcome::snapshot(&run.cycles)).into_iter().collect();
+            mismatches.extend(durations(prepared, scenario, &run)?);
+            (ScenarioReport::of_run(&prepared.guest, scenario, &run, mismatches), Some(run))
         }
-        Err(error) => (ScenarioReport::of_error(scenario, &error), None),
+        Err(error) => (ScenarioReport::of_error(&prepared.guest, scenario, &error), None),
     };
     report::write_scenario(&directory, &report, run.as_ref()).map_err(|error| format!("{error:#}"))?;
     if report.verdict == Verdict::Passed { Ok(()) } else { Err(report.why.join("\n").into()) }
 }
 
-/// Compares with `outcome.snap` in the scenario's directory; insta prints the difference.
-fn compare(scenario: &Scenario, snapshot: &str) -> Option<String> {
+/// Compares the medians with the pinned ones, where the clock is virtual.
+fn durations(prepared: &Prepared, scenario: &Scenario, run: &Run) -> Result<Vec<String>, Failed> {
+    // One cycle more or less moves a median: the first is not as the others.
+    let as_pinned = prepared.cycles.is_none_or(|cycles| cycles == scenario.manifest.cycles);
+    match Pins::of(&run.cycles) {
+        // What deviates already has other durations, which nobody wants pinned.
+        Some(measured) if prepared.base.clock == Clock::Virtual && as_pinned && run.deviations.is_empty() => {
+            let update = if accepting() { Update::Always } else { Update::Never };
+            pins::compare(&scenario.directory, &prepared.guest, &measured, update)
+                .map_err(|error| Failed::from(format!("{error:#}")))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// Whether whoever runs this asks for what is new to be accepted.
+fn accepting() -> bool {
+    std::env::var("INSTA_UPDATE").is_ok_and(|how| how == "always" || how == "force")
+}
+
+/// Compares with the snapshot in the scenario's directory: the guest's own `outcome.<guest>.snap` if there is one, else
+/// the one that all guests share, `outcome.snap`. insta prints the difference.
+fn compare(scenario: &Scenario, guest: &str, snapshot: &str) -> Option<String> {
+    let shared = scenario.directory.join("outcome.snap");
+    let own = scenario.directory.join(format!("outcome.{guest}.snap"));
+    let contents = |path: &Path| {
+        let text = std::fs::read_to_string(path).ok()?;
+        // insta's form: a header between two lines of dashes.
+        Some(text.split_once("---\n")?.1.split_once("---\n")?.1.trim_end().to_owned())
+    };
+    let as_shared = contents(&shared).is_some_and(|shared| shared == snapshot.trim_end());
+    let reference = guest == Suite::default().as_str();
+    // One that is accepted becomes the shared one if there is none yet, or if it is the reference's.
+    let name = if own.exists() || (accepting() && !reference && shared.exists() && !as_shared) {
+        format!("outcome.{guest}")
+    } else {
+        "outcome".to_owned()
+    };
+    if own.exists() && as_shared {
+        return Some(format!("{} says what outcome.snap says: delete it", own.display()));
+    }
     let mut settings = insta::Settings::clone_current();
     settings.set_snapshot_path(&scenario.directory);
     settings.set_prepend_module_to_snapshot(false);
     settings.set_omit_expression(true);
     settings.set_description(scenario.manifest.description.clone());
     // Nothing that a failed comparison leaves half done is looked at again.
-    let compare = AssertUnwindSafe(|| settings.bind(|| insta::assert_snapshot!("outcome", snapshot)));
+    let compare = AssertUnwindSafe(|| settings.bind(|| insta::assert_snapshot!(name.clone(), snapshot)));
     let mismatch = std::panic::catch_unwind(compare).err();
-    mismatch.map(|_panic| format!("the outcome is not that of {}/outcome.snap", scenario.directory.display()))
+    mismatch.map(|_panic| format!("the outcome is not that of {}/{name}.snap", scenario.directory.display()))
 }

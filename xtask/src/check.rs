@@ -4,7 +4,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use vm_tests::accel::Wish;
 use vm_tests::cache;
 use vm_tests::image::Suite;
 use vm_tests::process::{Interrupted, Interrupts, Program, Sink, describe};
@@ -74,13 +73,7 @@ pub(crate) async fn run(args: &CheckArgs) -> Result<u8> {
         step(name, cargo(arguments), &mut tally).await?;
     }
     if !args.no_vm {
-        let machine = MachineArgs {
-            image: Suite::default(),
-            accel: Wish::Auto,
-            clock: None,
-            mirror: std::env::var(vm_tests::image::MIRROR_VAR).ok(),
-        };
-        step("vm-test", vm_test::all(machine), &mut tally).await?;
+        step("vm-test", vm_test::all(MachineArgs::of_suites(&Suite::ALL)), &mut tally).await?;
         let (name, arguments) = FAULTS;
         step(name, cargo(arguments), &mut tally).await?;
     }

@@ -1,17 +1,18 @@
 //! Makes sure of everything that a machine needs: tools, image, guest programs, initramfs, accelerator.
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 use tokio::sync::watch;
 use vm_tests::accel::{self, Clock, Wish};
-use vm_tests::image::{self, Request, Suite};
+use vm_tests::cache::Key;
+use vm_tests::image::{self, Foreign, Request, Suite};
 use vm_tests::machine::Cancel;
 use vm_tests::process::Interrupts;
-use vm_tests::run::{Base, Prepared};
+use vm_tests::qemu::Abilities;
+use vm_tests::run::{Base, FOREIGN, Prepared};
 use vm_tests::scenario::Scenario;
 use vm_tests::tools::{self, Need};
 use vm_tests::{build, cache, initramfs, saved};
@@ -20,11 +21,27 @@ use vm_tests::{build, cache, initramfs, saved};
 const MEMORY_MIB: u32 = 512;
 
 /// What a machine is made of.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(crate) struct MachineArgs {
-    /// The guest's Debian suite: bookworm, trixie or sid
-    #[arg(long, value_name = "SUITE", default_value_t = Suite::default())]
-    pub(crate) image: Suite,
+    /// The guest's Debian suite: bookworm, trixie or sid; several with commas between them, where several can be
+    #[arg(long, value_name = "SUITE", value_delimiter = ',', default_values_t = [Suite::default()])]
+    pub(crate) image: Vec<Suite>,
+
+    /// The kernel of a system that somebody else built (bzImage or vmlinux), in place of --image
+    #[arg(long, value_name = "FILE", requires_all = ["modules", "root"], conflicts_with = "image")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// The modules of that kernel: the directory that has modules.dep
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub(crate) modules: Option<PathBuf>,
+
+    /// The root file system of that system, with systemd: an image of squashfs, erofs, ext4 or btrfs. It is never written
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) root: Option<PathBuf>,
+
+    /// The QEMU to run instead of the one on PATH
+    #[arg(long, value_name = "PROGRAM", env = "VM_TESTS_QEMU")]
+    pub(crate) qemu: Option<PathBuf>,
 
     /// What executes the guest's instructions: auto takes KVM if it is proved to work, kvm fails if it does not
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
@@ -40,58 +57,147 @@ pub(crate) struct MachineArgs {
     pub(crate) mirror: Option<String>,
 }
 
+impl MachineArgs {
+    /// Machines of these suites, all else by default.
+    pub(crate) fn of_suites(suites: &[Suite]) -> Self {
+        Self {
+            image: suites.to_vec(),
+            kernel: None,
+            modules: None,
+            root: None,
+            qemu: std::env::var_os("VM_TESTS_QEMU").map(PathBuf::from),
+            accel: Wish::Auto,
+            clock: None,
+            mirror: std::env::var(image::MIRROR_VAR).ok(),
+        }
+    }
+
+    fn foreign(&self) -> Option<Foreign> {
+        let (kernel, modules, root) = (self.kernel.clone()?, self.modules.clone()?, self.root.clone()?);
+        Some(Foreign { kernel, modules, root })
+    }
+}
+
 /// What is not the machine's.
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
     pub(crate) scenarios: &'a [Scenario],
     pub(crate) cycles: Option<u32>,
     pub(crate) deadline_secs: u64,
+    /// Gets one directory per guest.
     pub(crate) results: &'a Path,
 }
 
-/// Installs, builds and chooses; says in one line on what the machines will run.
-pub(crate) async fn prepare(machine: &MachineArgs, wanted: Wanted<'_>, cancel: Cancel) -> Result<Prepared> {
+/// Prepares one guest, for a command that runs no more than one.
+pub(crate) async fn prepare_one(
+    machine: &MachineArgs,
+    wanted: Wanted<'_>,
+    cancel: Cancel,
+) -> Result<Prepared> {
+    ensure!(machine.image.len() == 1, "--image: one suite at a time here; vm-test takes several");
+    prepare(machine, wanted, cancel).await?.pop().context("a guest")
+}
+
+/// Installs, builds and chooses; says in one line on what the machines will run. One result for each guest, in the order
+/// they were asked for.
+pub(crate) async fn prepare(
+    machine: &MachineArgs,
+    wanted: Wanted<'_>,
+    cancel: Cancel,
+) -> Result<Vec<Prepared>> {
     tools::ensure(&[Need::Machine, Need::GuestBinaries]).await?;
     let choice = accel::decide(machine.accel, machine.clock).await?;
     eprintln!("{choice}");
-    let mirror = machine.mirror.clone().filter(|mirror| !mirror.is_empty());
-    let image = image::ensure(&Request { suite: machine.image, mirror, rebuild: false }).await?;
-    let programs = build::guest_binaries().await?;
-    std::fs::create_dir_all(wanted.results)
-        .with_context(|| format!("create {}", wanted.results.display()))?;
-
-    let initramfs = wanted.results.join("initramfs.img");
-    let mut bytes = Vec::new();
-    initramfs::write(&mut bytes, &image.modules, programs.path("vm-init")?, programs.path("vm-agent")?)?;
-    std::fs::File::create(&initramfs)
-        .and_then(|mut file| file.write_all(&bytes))
-        .with_context(|| format!("write {}", initramfs.display()))?;
-
-    let programs: BTreeMap<String, PathBuf> =
-        programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect();
-    let base = Base {
-        qemu: tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?,
-        root: image.root.clone(),
-        root_key: image.content_key().as_str().to_owned(),
-        root_bytes: std::fs::metadata(&image.root).context("look at the image")?.len(),
-        kernel: image.kernel.clone(),
-        initramfs,
-        accel: choice.accel,
-        clock: choice.clock,
-        memory_mib: MEMORY_MIB,
+    let qemu = match &machine.qemu {
+        Some(program) => std::path::absolute(program).context("--qemu")?,
+        None => tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?,
     };
-    let saved = saved::ensure(&base, cancel).await?;
-    Ok(Prepared {
-        base,
-        saved,
-        image: format!("Debian {}, kernel {}", image.manifest.suite.as_str(), image.manifest.kernel_version),
-        programs,
-        choice: choice.to_string(),
-        cycles: wanted.cycles,
-        deadline_secs: wanted.deadline_secs,
-        results: wanted.results.to_owned(),
-        scenarios: wanted.scenarios.iter().map(|scenario| scenario.directory.clone()).collect(),
-    })
+    let abilities = Abilities::ask(&qemu).await?;
+    let programs = build::guest_binaries().await?;
+    let mut all = Vec::new();
+    for system in systems(machine).await? {
+        let results = wanted.results.join(&system.name);
+        std::fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
+        let initramfs = results.join("initramfs.img");
+        let mut bytes = Vec::new();
+        initramfs::write(&mut bytes, &system.modules, programs.path("vm-init")?, programs.path("vm-agent")?)?;
+        std::fs::File::create(&initramfs)
+            .and_then(|mut file| file.write_all(&bytes))
+            .with_context(|| format!("write {}", initramfs.display()))?;
+        let base = Base {
+            qemu: qemu.clone(),
+            abilities,
+            root_bytes: std::fs::metadata(&system.root).context("look at the root")?.len(),
+            root: system.root,
+            root_key: system.root_key.as_str().to_owned(),
+            kernel: system.kernel,
+            initramfs,
+            accel: choice.accel,
+            clock: choice.clock,
+            memory_mib: MEMORY_MIB,
+        };
+        let saved = saved::ensure(&base, cancel.clone())
+            .await
+            .with_context(|| format!("the machine of {}", system.name))?;
+        all.push(Prepared {
+            guest: system.name,
+            base,
+            saved,
+            image: system.description,
+            programs: programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect(),
+            choice: choice.to_string(),
+            cycles: wanted.cycles,
+            deadline_secs: wanted.deadline_secs,
+            results,
+            scenarios: wanted.scenarios.iter().map(|scenario| scenario.directory.clone()).collect(),
+        });
+    }
+    Ok(all)
+}
+
+/// What a guest boots.
+struct System {
+    /// Short, and a directory's name.
+    name: String,
+    kernel: PathBuf,
+    modules: PathBuf,
+    root: PathBuf,
+    root_key: Key,
+    /// One line.
+    description: String,
+}
+
+/// The systems that are asked for, built where they are not there.
+async fn systems(machine: &MachineArgs) -> Result<Vec<System>> {
+    if let Some(foreign) = machine.foreign() {
+        let adopted = image::adopt(&foreign).await?;
+        let description = format!("{}, kernel {}", foreign.root.display(), foreign.kernel.display());
+        return Ok(vec![System {
+            name: FOREIGN.to_owned(),
+            kernel: foreign.kernel,
+            modules: foreign.modules,
+            root: adopted.root,
+            root_key: adopted.root_key,
+            description,
+        }]);
+    }
+    let mirror = machine.mirror.clone().filter(|mirror| !mirror.is_empty());
+    let mut systems: Vec<System> = Vec::new();
+    for suite in &machine.image {
+        if systems.iter().any(|system| system.name == suite.as_str()) {
+            continue;
+        }
+        let image = image::ensure(&Request { suite: *suite, mirror: mirror.clone(), rebuild: false }).await?;
+        systems.push(System {
+            name: suite.to_string(),
+            root_key: image.content_key(),
+            description: format!("Debian {suite}, kernel {}", image.manifest.kernel_version),
+            kernel: image.kernel,
+            modules: image.modules,
+            root: image.root,
+        });
+    }
+    Ok(systems)
 }
 
 /// Turns true when the user interrupts.

@@ -40,14 +40,10 @@ pub(crate) async fn run(args: &ShellArgs) -> Result<u8> {
         false => scenario::select(&prepare::scenarios_root()?, &names)?,
     };
     let results = cache::workspace()?.join("target/vm-shell");
-    let machine = MachineArgs {
-        clock: args.machine.clock.or(Some(Clock::Real)),
-        mirror: args.machine.mirror.clone(),
-        ..args.machine
-    };
+    let machine = MachineArgs { clock: args.machine.clock.or(Some(Clock::Real)), ..args.machine.clone() };
     let wanted = Wanted { scenarios: &scenarios, cycles: None, deadline_secs: 0, results: &results };
     let cancel = prepare::cancel_on_interrupt()?;
-    let prepared = prepare::prepare(&machine, wanted, cancel.clone()).await?;
+    let prepared = prepare::prepare_one(&machine, wanted, cancel.clone()).await?;
     let directory = results.join(std::process::id().to_string());
     let mut machine = run::prepare_shell(&prepared, scenarios.first(), &directory, cancel).await?;
     eprintln!("ready; exit or Ctrl-D ends the machine");

@@ -16,6 +16,9 @@ use vm_tests::scenario::{self, Scenario};
 use crate::prepare::{self, MachineArgs, Wanted};
 use crate::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};
 
+/// How many runs a checkout bears at once before something is wrong.
+const MOST_RUNS: u32 = 16;
+
 /// How long the tests may take to end their machines after an interrupt: each step of a machine's stop is bounded
 /// by 3 s, its evidence by 20 s.
 const STOP_GRACE: Duration = Duration::from_secs(40);
@@ -84,26 +87,18 @@ async fn run_with(args: &VmTestArgs, accept: Accept) -> Result<u8> {
     // From here on no interrupt is lost, whatever is under way when it comes.
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
     let scenarios = scenario::select(&prepare::scenarios_root()?, &args.scenarios)?;
-    let results = match &args.results {
-        Some(results) => std::path::absolute(results).context("--results")?,
-        None => cache::workspace()?.join("target/vm-test"),
-    };
-    std::fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
-    let _ours = Lock::exclusive(&results.join("lock"), |who| {
-        eprintln!("{}: waiting for {who}, which writes its results there", results.display());
-    })
-    .await?;
+    let (results, _ours) = results_of_our_own(args.results.as_deref()).await?;
     let wanted = Wanted {
         scenarios: &scenarios,
         cycles: args.cycles,
         deadline_secs: args.deadline,
         results: &results,
     };
-    let prepared = prepare::prepare(&args.machine, wanted, prepare::cancel_on_interrupt()?).await?;
-    forget(&prepared, &scenarios)?;
+    let guests = prepare::prepare(&args.machine, wanted, prepare::cancel_on_interrupt()?).await?;
+    forget(&results, &guests, &scenarios)?;
     let tests = build_tests().await?;
-    let ended = run_tests(&tests, &prepared, how, &mut interrupts).await?;
-    let report = report::collect(&prepared, &scenarios, &ended.without_verdict())?;
+    let ended = run_tests(&tests, &results, &guests, how, &mut interrupts).await?;
+    let report = report::collect(&guests, &scenarios, &ended.without_verdict())?;
     let path = results.join("report.json");
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
@@ -119,15 +114,50 @@ fn default_jobs() -> usize {
     cores.min(memory).max(1)
 }
 
+/// The directory for the results of this run and no other at the same time, and the lock that makes it so. A run that
+/// names none and finds the usual one in use takes the next.
+async fn results_of_our_own(named: Option<&Path>) -> Result<(PathBuf, Lock)> {
+    let create = |results: &Path| {
+        std::fs::create_dir_all(results).with_context(|| format!("create {}", results.display()))
+    };
+    if let Some(named) = named {
+        let results = std::path::absolute(named).context("--results")?;
+        create(&results)?;
+        let lock = Lock::exclusive(&results.join("lock"), |who| {
+            eprintln!("{}: waiting for {who}, which writes its results there", results.display());
+        })
+        .await?;
+        return Ok((results, lock));
+    }
+    let usual = cache::workspace()?.join("target/vm-test");
+    for number in 1..=MOST_RUNS {
+        let results =
+            if number == 1 { usual.clone() } else { usual.with_file_name(format!("vm-test-{number}")) };
+        create(&results)?;
+        if let Some(lock) = Lock::if_free(&results.join("lock"))? {
+            if number > 1 {
+                eprintln!(
+                    "{} is in use by another run; results go to {}",
+                    usual.display(),
+                    results.display()
+                );
+            }
+            return Ok((results, lock));
+        }
+    }
+    bail!("{MOST_RUNS} runs at once in this checkout: wait for one, or name a directory with --results")
+}
+
 /// A result of an earlier run must not be taken for one of this run.
-fn forget(prepared: &Prepared, scenarios: &[Scenario]) -> Result<()> {
-    for scenario in scenarios {
+fn forget(results: &Path, guests: &[Prepared], scenarios: &[Scenario]) -> Result<()> {
+    for (prepared, scenario) in guests.iter().flat_map(|guest| scenarios.iter().map(move |one| (guest, one)))
+    {
         let directory = prepared.results_of(&scenario.name);
         if directory.exists() {
             cache::remove_tree(&directory)?;
         }
     }
-    let report = prepared.results.join("report.json");
+    let report = results.join("report.json");
     match std::fs::remove_file(&report) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("delete {}", report.display()))
@@ -185,12 +215,13 @@ impl Ended {
 /// Runs the suite to its end, or to an interrupt that it is told of.
 async fn run_tests(
     tests: &Path,
-    prepared: &Prepared,
+    results: &Path,
+    guests: &[Prepared],
     how: How,
     interrupts: &mut Interrupts,
 ) -> Result<Ended> {
-    let file = prepared.results.join("prepared.json");
-    std::fs::write(&file, serde_json::to_string_pretty(prepared)?)
+    let file = results.join("prepared.json");
+    std::fs::write(&file, serde_json::to_string_pretty(guests)?)
         .with_context(|| format!("write {}", file.display()))?;
     let mut program = Program::new(tests);
     if how.accept == Accept::Never {
@@ -215,14 +246,16 @@ async fn run_tests(
 
 fn show(report: &Report, path: &Path) {
     println!("\n{}", report.accelerator);
-    println!("image: {}", report.image);
-    if report.scenarios.iter().any(|scenario| !scenario.cycles.is_empty()) {
-        println!("durations are {} time of the guest\n", report.clock);
-        println!("{}", report::table(report));
+    println!("durations are {} time of the guest", report.clock);
+    for (guest, image) in &report.guests {
+        println!("\n{image}");
+        if report.scenarios.iter().any(|scenario| scenario.guest == *guest && !scenario.cycles.is_empty()) {
+            println!("\n{}", report::table(report, guest));
+        }
     }
     for scenario in &report.scenarios {
         for why in &scenario.why {
-            println!("{}: {why}", scenario.name);
+            println!("{}/{}: {why}", scenario.guest, scenario.name);
         }
     }
     println!("report: {}", path.display());

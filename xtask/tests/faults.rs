@@ -32,6 +32,9 @@ const FOLLOW: Duration = Duration::from_secs(10);
 /// bounded by 5 s for a guest that tells nothing, 25 s for one that does, and 9 s; see `vm_tests::machine`.
 const REPORTED: Duration = Duration::from_secs(40);
 
+/// The guest of all cases, and its directory in the results.
+const GUEST: &str = "trixie";
+
 /// The exit codes of `xtask --help`.
 const INFRASTRUCTURE: i32 = 69;
 const INTERRUPTED: i32 = 130;
@@ -54,6 +57,12 @@ fn main() -> ExitCode {
         trial("ctrl-c-before-the-machine-answers", ctrl_c_before_the_machine_answers),
         trial("ctrl-c-while-it-boots", ctrl_c_while_it_boots),
         trial("ctrl-c-twice", ctrl_c_twice),
+        trial("saved-machine-is-damaged", saved_machine_is_damaged),
+        trial("saved-by-another-qemu", saved_by_another_qemu),
+        trial("disk-full-before-saving", disk_full_before_saving),
+        trial("disk-full-while-saving", disk_full_while_saving),
+        trial("xtask-is-killed-at-any-moment", xtask_is_killed_at_any_moment),
+        trial("two-runs-at-once", two_runs_at_once),
     ];
     libtest_mimic::run(&arguments, cases).exit_code()
 }
@@ -122,7 +131,7 @@ async fn qemu_hangs(scratch: &Path) -> Result<()> {
 
 async fn qemu_refuses_to_start(scratch: &Path) -> Result<()> {
     let mut run = Run::start("waits", scratch, &[], fake_qemu(scratch, ITS_OWN, NO_MACHINE)?)?;
-    run.says("waits: restoring", READY).await?;
+    run.says("/waits: restoring", READY).await?;
     let ended = run.ends(FOLLOW).await?;
     ended.is(INFRASTRUCTURE, &["QEMU died: exit code 1; its stderr", "-machine q35: no such machine"])?;
     ended.reports(Verdict::Infrastructure, "-machine q35: no such machine")?;
@@ -141,7 +150,7 @@ async fn qemu_refuses_to_boot(scratch: &Path) -> Result<()> {
 
 async fn qemu_never_answers(scratch: &Path) -> Result<()> {
     let mut run = Run::start("waits", scratch, &[], fake_qemu(scratch, ITS_OWN, STUCK)?)?;
-    run.says("waits: restoring", READY).await?;
+    run.says("/waits: restoring", READY).await?;
     let ended = run.ends(REPORTED).await?;
     ended.is(INFRASTRUCTURE, &["waited 20.0 s for QEMU's monitor"])?;
     ended.reports(Verdict::Infrastructure, "QEMU's monitor")
@@ -180,7 +189,7 @@ async fn ctrl_c(scratch: &Path) -> Result<()> {
 
 async fn ctrl_c_before_the_machine_answers(scratch: &Path) -> Result<()> {
     let mut run = Run::start("waits", scratch, &[], fake_qemu(scratch, ITS_OWN, STUCK)?)?;
-    run.says("waits: restoring", READY).await?;
+    run.says("/waits: restoring", READY).await?;
     run.signal(Who::Xtask, Signal::INT)?;
     let ended = run.ends(FOLLOW).await?;
     ended.is(INTERRUPTED, &["interrupted: cleaning up"])?;
@@ -211,6 +220,206 @@ async fn ctrl_c_twice(scratch: &Path) -> Result<()> {
     ended.keeps("qmp.log", "qmp_capabilities")
 }
 
+/// One bit of the saved RAM is another: it is noticed, told, and mended by booting anew.
+async fn saved_machine_is_damaged(scratch: &Path) -> Result<()> {
+    let own = own_cache(scratch)?;
+    let environment = || vec![(cache::CACHE_VAR, own.clone().into_os_string())];
+    let run = Run::start("quick", scratch, &[], environment())?;
+    run.ends(READY).await?.is(0, &["booting it, once"])?;
+    let ram = only_machine(&own)?.join("ram");
+    flip_a_bit(&ram)?;
+    let run = Run::start("quick", scratch, &[], environment())?;
+    let damaged = format!("is damaged, making it anew: {} has changed", ram.display());
+    run.ends(READY).await?.is(0, &[&damaged, "booting it, once"])?;
+    let ended = Run::start("quick", scratch, &[], environment())?.ends(READY).await?;
+    ended.is(0, &[])?;
+    ensure!(!ended.text.contains("booting it, once"), "it was booted again:\n{}", ended.text);
+    nothing_half_made(&own)
+}
+
+/// The version is part of what a saved machine is named by, so that of another QEMU is not found.
+async fn saved_by_another_qemu(scratch: &Path) -> Result<()> {
+    let own = own_cache(scratch)?;
+    let cache = || (cache::CACHE_VAR, own.clone().into_os_string());
+    Run::start("quick", scratch, &[], vec![cache()])?.ends(READY).await?.is(0, &["booting it, once"])?;
+    let mut environment = fake_qemu(scratch, "--version", "echo 'QEMU emulator version 99.0.1'")?;
+    environment.push(cache());
+    let mut run = Run::start("quick", scratch, &[], environment)?;
+    run.says("booting it, once", READY).await?;
+    run.ends(READY).await?.is(0, &["1 passed"])?;
+    let machines = machines(&own)?;
+    ensure!(machines.len() == 2, "one machine for each QEMU, not {machines:?}");
+    nothing_half_made(&own)
+}
+
+/// The room is taken before the boot, so that a full disk is an error and no SIGBUS in QEMU.
+async fn disk_full_before_saving(scratch: &Path) -> Result<()> {
+    disk_full(scratch, "64m", "no room for a saved machine").await
+}
+
+/// There is room for the RAM and not for the state of the devices.
+async fn disk_full_while_saving(scratch: &Path) -> Result<()> {
+    disk_full(scratch, "525056k", "save the machine").await
+}
+
+/// A run whose cache is a file system of this size. It is mounted in a mount namespace that ends with the run.
+async fn disk_full(scratch: &Path, size: &str, words: &str) -> Result<()> {
+    let own = own_cache(scratch)?;
+    let machines = own.join("machines");
+    std::fs::create_dir(&machines)?;
+    let script = format!(
+        "mount -t tmpfs -o size={size} tmpfs '{0}' && \"$@\"; code=$?; ls -A '{0}' >'{1}'; exit $code",
+        machines.display(),
+        scratch.join("left").display()
+    );
+    let before = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", &script, "sh"];
+    let environment = vec![(cache::CACHE_VAR, own.into_os_string())];
+    let run = Run::start_by(&before, "quick", scratch, &["--accel", "tcg"], environment)?;
+    run.ends(READY).await?.is(INFRASTRUCTURE, &[words])?;
+    let left = std::fs::read_to_string(scratch.join("left"))?;
+    // Logs of a boot that failed are kept; nothing else is.
+    let rest: Vec<&str> =
+        left.lines().filter(|name| !name.ends_with(".lock") && !name.ends_with(".failed")).collect();
+    ensure!(rest.is_empty(), "left on the full disk: {rest:?}");
+    Ok(())
+}
+
+/// SIGKILL at moments drawn at random, over the whole of a run: a fifth of them while the machine is booted and saved.
+/// Nothing of the run is left, and the next one makes do with the cache as it is.
+async fn xtask_is_killed_at_any_moment(scratch: &Path) -> Result<()> {
+    let kills: u32 = match std::env::var(KILLS_VAR) {
+        Ok(text) => text.parse().with_context(|| format!("{KILLS_VAR}={text}"))?,
+        Err(_unset) => KILLS,
+    };
+    let own = own_cache(scratch)?;
+    let environment = || vec![(cache::CACHE_VAR, own.clone().into_os_string())];
+    let whole = async || -> Result<Duration> {
+        let begun = Instant::now();
+        Run::start("quick", scratch, &[], environment())?.ends(READY).await?.is(0, &["1 passed"])?;
+        Ok(begun.elapsed())
+    };
+    let (cold, warm) = (whole().await?, whole().await?);
+    let seed = std::env::var(SEED_VAR).ok().and_then(|text| text.parse().ok());
+    let seed: u64 = seed.unwrap_or_else(|| u64::from(std::process::id()) ^ 0x9e37_79b9_7f4a_7c15);
+    eprintln!(
+        "{kills} kills over {:.1} s, or {:.1} s with a boot; {SEED_VAR}={seed}",
+        warm.as_secs_f64(),
+        cold.as_secs_f64()
+    );
+    let mut random = fastrand::Rng::with_seed(seed);
+    for number in 1..=kills {
+        let boots = number % 5 == 0;
+        if boots {
+            for machine in machines(&own)? {
+                cache::remove_tree(&machine)?;
+            }
+        }
+        let within = if boots { cold } else { warm };
+        let moment = within.mul_f64(random.f64());
+        let mut run = Run::start("quick", scratch, &[], environment())?;
+        // Its end may come first, at a moment near the end.
+        if timeout(moment, run.xtask.wait()).await.is_err() {
+            run.seen = processes(&run.results)?;
+            let pid = Pid::from_raw(i32::try_from(run.xtask.pid())?).context("a process id is not 0")?;
+            kill_process(pid, Signal::KILL).context("kill xtask")?;
+            run.since = Instant::now();
+        }
+        run.ends(FOLLOW).await.with_context(|| format!("kill {number}, {moment:?} after the start"))?;
+    }
+    whole().await?;
+    nothing_half_made(&own)?;
+    ensure!(sockets(scratch)?.is_empty(), "sockets are left: {:?}", sockets(scratch)?);
+    Ok(())
+}
+
+/// Neither waits for the other where each has results of its own, and both have their verdict.
+async fn two_runs_at_once(scratch: &Path) -> Result<()> {
+    let (first, second) = (scratch.join("first"), scratch.join("second"));
+    for directory in [&first, &second] {
+        std::fs::create_dir(directory)?;
+    }
+    let mut waits = Run::start("waits", &first, &[], Vec::new())?;
+    waits.is_recording().await?;
+    let quick = Run::start("quick", &second, &[], Vec::new())?.ends(READY).await?;
+    quick.is(0, &["1 passed"])?;
+    quick.reports_passed()?;
+    // The other one is as it was.
+    waits.signal(Who::Xtask, Signal::INT)?;
+    let ended = waits.ends(REPORTED).await?;
+    ended.is(INTERRUPTED, &["interrupted: cleaning up"])?;
+    ended.reports(Verdict::Interrupted, "interrupted")
+}
+
+/// How many kills, unless this variable of the environment says otherwise.
+const KILLS_VAR: &str = "VM_TESTS_KILLS";
+const KILLS: u32 = 50;
+/// Repeats the moments of an earlier run.
+const SEED_VAR: &str = "VM_TESTS_SEED";
+
+/// A cache of the case's own, with the images of the usual one.
+fn own_cache(scratch: &Path) -> Result<PathBuf> {
+    let images = cache::root()?.join("images");
+    std::fs::create_dir_all(&images)?;
+    let own = scratch.join("cache");
+    std::fs::create_dir(&own)?;
+    std::os::unix::fs::symlink(images, own.join("images"))?;
+    Ok(own)
+}
+
+/// The saved machines of a cache.
+fn machines(cache: &Path) -> Result<Vec<PathBuf>> {
+    let directory = cache.join("machines");
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let all: Vec<_> = std::fs::read_dir(directory)?.collect::<Result<_, _>>()?;
+    Ok(all.iter().map(std::fs::DirEntry::path).filter(|path| path.join("manifest.json").exists()).collect())
+}
+
+fn only_machine(cache: &Path) -> Result<PathBuf> {
+    match machines(cache)?.as_slice() {
+        [one] => Ok(one.clone()),
+        all => bail!("not one saved machine in {}: {all:?}", cache.display()),
+    }
+}
+
+/// Flips a bit in the middle of a file's data.
+fn flip_a_bit(path: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt as _;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
+    let file = std::fs::File::options().read(true).write(true).open(path)?;
+    let at = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(file.metadata()?.len() / 2))?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at)?;
+    file.write_all_at(&byte.map(|byte| byte ^ 16), at)?;
+    Ok(())
+}
+
+/// No entry of the cache is left in the making.
+fn nothing_half_made(cache: &Path) -> Result<()> {
+    for entry in std::fs::read_dir(cache.join("machines"))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        ensure!(!name.contains(".building-"), "half made and left: {name}");
+    }
+    Ok(())
+}
+
+/// The sockets below a directory.
+fn sockets(directory: &Path) -> Result<Vec<PathBuf>> {
+    use std::os::unix::fs::FileTypeExt as _;
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_socket() {
+            found.push(entry.path());
+        } else if kind.is_dir() {
+            found.extend(sockets(&entry.path())?);
+        }
+    }
+    Ok(found)
+}
+
 /// The command line of the machine that runs the scenario.
 const ITS_OWN: &str = "*/waits/serial.log*";
 /// That of the machine which is booted once and saved.
@@ -238,11 +447,7 @@ fn fake_qemu(scratch: &Path, matches: &str, script: &str) -> Result<Vec<(&'stati
 
 /// The environment with a fake QEMU and a cache in which an image is, and no saved machine.
 fn nothing_saved(scratch: &Path, script: &str) -> Result<Vec<(&'static str, OsString)>> {
-    let images = cache::root()?.join("images");
-    std::fs::create_dir_all(&images)?;
-    let own = scratch.join("cache");
-    std::fs::create_dir(&own)?;
-    std::os::unix::fs::symlink(images, own.join("images"))?;
+    let own = own_cache(scratch)?;
     let mut environment = fake_qemu(scratch, SAVED, script)?;
     environment.push((cache::CACHE_VAR, own.into()));
     Ok(environment)
@@ -286,10 +491,27 @@ impl Run {
         arguments: &[&str],
         environment: Vec<(&str, OsString)>,
     ) -> Result<Self> {
+        Self::start_by(&[], scenario, scratch, arguments, environment)
+    }
+
+    /// The same, by a program that runs its last arguments.
+    fn start_by(
+        before: &[&str],
+        scenario: &'static str,
+        scratch: &Path,
+        arguments: &[&str],
+        environment: Vec<(&str, OsString)>,
+    ) -> Result<Self> {
         let results = scratch.join("results");
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults").join(scenario);
-        let mut program = Program::new(env!("CARGO_BIN_EXE_xtask"))
-            .args(["vm-test", "--clock", "real", "--accel", "auto"])
+        let xtask = env!("CARGO_BIN_EXE_xtask");
+        let (program, rest) = before.split_first().unwrap_or((&xtask, &[]));
+        let mut program = Program::new(program).args(rest);
+        if !before.is_empty() {
+            program = program.arg(xtask);
+        }
+        program = program
+            .args(["vm-test", "--clock", "real"])
             .args(arguments)
             .arg("--results")
             .arg(&results)
@@ -330,7 +552,7 @@ impl Run {
 
     /// Waits until the plan runs in the guest.
     async fn is_recording(&mut self) -> Result<()> {
-        self.says(&format!("{}: recording", self.scenario), READY).await?;
+        self.says(&format!("{GUEST}/{}: recording", self.scenario), READY).await?;
         self.seen = processes(&self.results)?;
         Ok(())
     }
@@ -341,7 +563,7 @@ impl Run {
             Who::Xtask => self.xtask.pid(),
             Who::Suite => self.pid_of("scenarios-")?,
             Who::Qemu => {
-                let file = self.results.join(self.scenario).join("qemu.pid");
+                let file = self.results.join(GUEST).join(self.scenario).join("qemu.pid");
                 let noted =
                     std::fs::read_to_string(&file).with_context(|| format!("read {}", file.display()))?;
                 let pid = self.pid_of("qemu")?;
@@ -474,6 +696,15 @@ impl Ended {
         Ok(())
     }
 
+    /// The one verdict is that it passed.
+    fn reports_passed(&self) -> Result<()> {
+        let text = std::fs::read(self.results.join("report.json")).context("read report.json")?;
+        let report: Report = serde_json::from_slice(&text).context("parse report.json")?;
+        let passed = report.scenarios.iter().filter(|one| one.verdict == Verdict::Passed).count();
+        ensure!(passed == 1 && report.scenarios.len() == 1, "not one that passed: {:?}", report.scenarios);
+        Ok(())
+    }
+
     /// A directory of evidence that is named in the message, with a file that has these words in it.
     fn names_evidence(&self, file: &str, words: &str) -> Result<()> {
         let (_, named) = self.text.split_once("evidence: ").context("no evidence is named")?;
@@ -483,7 +714,7 @@ impl Ended {
 
     /// A file of evidence, with these words in it.
     fn keeps(&self, file: &str, words: &str) -> Result<()> {
-        has(&self.results.join(self.scenario).join(file), words)
+        has(&self.results.join(GUEST).join(self.scenario).join(file), words)
     }
 }
 

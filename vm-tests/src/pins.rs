@@ -1,0 +1,153 @@
+//! Pinned durations: a scenario's `durations.toml` says how long its start and its reset take in virtual time.
+//!
+//! ```toml
+//! [trixie]
+//! start_ms = 318.0
+//! reset_ms = 124.4
+//! ```
+//!
+//! A table for each guest: the medians over a run's cycles, in milliseconds of the guest. A guest without a table is
+//! not compared. Written by the same rule as snapshots (`INSTA_UPDATE=always`), read when the clock is virtual: a
+//! wall-clock duration is the host's, and no file's.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::outcome::Cycle;
+
+/// How far a median may be from its pin, as a part of it.
+///
+/// Runs of one build do not differ at all (see "Determinism" in ARCHITECTURE.md). What a pin must bear are other builds:
+/// the guest's packages are the day's, and the guest programs are compiled anew. Over the builds that were at hand when
+/// this was written the median of 5eac51a's Reset went from 120 to 125 ms, by 4.2 %. Three times that is allowed.
+pub const TOLERANCE: f64 = 0.125;
+
+/// The file's name, in the scenario's directory.
+pub const FILE: &str = "durations.toml";
+
+const HEADER: &str = "\
+# Medians in milliseconds of the guest's virtual time, for each image. Compared where the clock is virtual, within the
+# tolerance of vm-tests/src/pins.rs. INSTA_UPDATE=always writes what was measured.
+";
+
+/// One guest's table.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pins {
+    /// The start command's median.
+    pub start_ms: f64,
+    /// The reset command's median.
+    pub reset_ms: f64,
+}
+
+impl Pins {
+    /// What a run gave; `None` without a cycle.
+    #[must_use]
+    pub fn of(cycles: &[Cycle]) -> Option<Self> {
+        let median = |of: fn(&Cycle) -> u64| {
+            let mut all: Vec<u64> = cycles.iter().map(of).collect();
+            all.sort_unstable();
+            all.get(all.len() / 2).copied()
+        };
+        #[expect(clippy::cast_precision_loss, reason = "nanoseconds of minutes are far below 2^52")]
+        let ms = |ns: u64| ns as f64 / 1e6;
+        Some(Self {
+            start_ms: ms(median(|cycle| cycle.start_ns)?),
+            reset_ms: ms(median(|cycle| cycle.reset_ns)?),
+        })
+    }
+
+    /// What is further from its pin than [`TOLERANCE`], in words.
+    #[must_use]
+    pub fn deviations(&self, measured: &Self) -> Vec<String> {
+        [("start", self.start_ms, measured.start_ms), ("reset", self.reset_ms, measured.reset_ms)]
+            .into_iter()
+            .filter(|(_, pinned, measured)| {
+                // Also if either is no number.
+                !((measured - pinned).abs() <= pinned * TOLERANCE)
+            })
+            .map(|(what, pinned, measured)| {
+                format!(
+                    "the median {what} took {measured:.1} ms of virtual time, and {pinned:.1} ms are pinned (±{:.1} %)",
+                    TOLERANCE * 100.0
+                )
+            })
+            .collect()
+    }
+}
+
+/// What to do about a run's durations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Update {
+    /// Compare, change nothing.
+    Never,
+    /// Write what was measured where it deviates or is not pinned.
+    Always,
+}
+
+/// Compares a run with a scenario's pins for this guest, or writes them. Returns what deviates.
+///
+/// # Errors
+/// A file that can't be read, parsed or written.
+pub fn compare(directory: &Path, guest: &str, measured: &Pins, update: Update) -> Result<Vec<String>> {
+    let path = directory.join(FILE);
+    let mut all: BTreeMap<String, Pins> = match std::fs::read_to_string(&path) {
+        Ok(text) => toml::from_str(&text).with_context(|| format!("parse {}", path.display()))?,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
+        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+    };
+    let pinned = all.get(guest);
+    let deviations = pinned.map(|pinned| pinned.deviations(measured)).unwrap_or_default();
+    if update == Update::Never || (pinned.is_some() && deviations.is_empty()) {
+        return Ok(deviations.iter().map(|what| format!("{what}: {}", path.display())).collect());
+    }
+    let tenth = |ms: f64| (ms * 10.0).round() / 10.0;
+    let rounded = Pins { start_ms: tenth(measured.start_ms), reset_ms: tenth(measured.reset_ms) };
+    all.insert(guest.to_owned(), rounded);
+    let text = toml::to_string(&all).context("write pins as TOML")?;
+    std::fs::write(&path, format!("{HEADER}\n{text}"))
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(Vec::new())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pin_is_a_bound_on_both_sides() {
+        let pinned = Pins { start_ms: 300.0, reset_ms: 100.0 };
+        for (reset_ms, right) in
+            [(100.0, true), (112.4, true), (87.6, true), (112.6, false), (87.4, false), (f64::NAN, false)]
+        {
+            let deviations = pinned.deviations(&Pins { start_ms: 300.0, reset_ms });
+            assert_eq!(deviations.is_empty(), right, "{reset_ms}: {deviations:?}");
+        }
+        let both = pinned.deviations(&Pins { start_ms: 1.0, reset_ms: 1.0 });
+        assert_eq!(both.len(), 2);
+    }
+
+    #[test]
+    fn what_was_measured_is_written_when_asked_and_only_where_it_deviates() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let at = |reset_ms| Pins { start_ms: 300.0, reset_ms };
+        let compare = |guest, measured: &Pins, update| {
+            super::compare(directory.path(), guest, measured, update).expect("compare")
+        };
+        assert!(compare("trixie", &at(100.0), Update::Never).is_empty());
+        assert!(!directory.path().join(FILE).exists(), "nothing is written unasked");
+        assert!(compare("trixie", &at(100.04), Update::Always).is_empty());
+        assert!(compare("sid", &at(200.0), Update::Always).is_empty());
+        let text = std::fs::read_to_string(directory.path().join(FILE)).expect("read");
+        assert!(text.contains("[trixie]\nstart_ms = 300.0\nreset_ms = 100.0\n"), "{text}");
+        let deviations = compare("trixie", &at(150.0), Update::Never);
+        assert!(deviations.len() == 1 && deviations.concat().contains("150.0 ms"), "{deviations:?}");
+        assert!(compare("trixie", &at(101.0), Update::Always).is_empty());
+        assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).expect("read"), text);
+        assert!(compare("trixie", &at(150.0), Update::Always).is_empty());
+        assert!(compare("trixie", &at(150.0), Update::Never).is_empty());
+    }
+}
