@@ -23,11 +23,12 @@ use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{self, Inputs, Key, Lock, Staging};
+use crate::kernel;
 use crate::process::{self, Program, Progress, Stream};
 use crate::tools::{self, Need};
 
 /// Goes up when the way an image is made changes and its inputs do not.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// The variable that names the mirror, as `--mirror` does.
 pub const MIRROR_VAR: &str = "VM_TESTS_MIRROR";
@@ -74,7 +75,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 const PACK_LIMIT: Duration = Duration::from_secs(600);
 
 const ROOT: &str = "root.squashfs";
-const KERNEL: &str = "vmlinuz";
+const KERNEL: &str = "kernel";
 const CONFIG: &str = "kernel.config";
 const MODULES: &str = "modules";
 const MANIFEST: &str = "manifest.json";
@@ -198,7 +199,7 @@ pub struct Image {
     pub dir: PathBuf,
     /// The root file system, an uncompressed squashfs.
     pub root: PathBuf,
-    /// The kernel as Debian ships it, a bzImage.
+    /// The kernel: the vmlinux of the bzImage that Debian ships, or that itself if QEMU can't boot the vmlinux.
     pub kernel: PathBuf,
     /// What the kernel was configured with.
     pub config: PathBuf,
@@ -499,6 +500,14 @@ async fn unpack(tar: &Path, work: &Path) -> anyhow::Result<(String, BTreeMap<Str
         let to = work.join(name);
         std::fs::rename(&from, &to)
             .with_context(|| format!("rename {} to {}", from.display(), to.display()))?;
+    }
+    let (kernel, config) = (work.join(KERNEL), work.join(CONFIG));
+    let bzimage = std::fs::read(&kernel).with_context(|| format!("read {}", kernel.display()))?;
+    let config = std::fs::read_to_string(&config).with_context(|| format!("read {}", config.display()))?;
+    if let Some(vmlinux) =
+        kernel::vmlinux(&bzimage, &config).with_context(|| format!("unpack the kernel of {version}"))?
+    {
+        std::fs::write(&kernel, vmlinux).with_context(|| format!("write {}", kernel.display()))?;
     }
     let status = out.join("var/lib/dpkg/status");
     let text = std::fs::read_to_string(&status).with_context(|| format!("read {}", status.display()))?;
@@ -829,7 +838,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temp dir");
         let image = fake(dir.path());
         image.verify().expect("it is what was written");
-        std::fs::write(&image.kernel, "vmlinux").expect("write");
+        std::fs::write(&image.kernel, "kernal").expect("write");
         Image::load(dir.path()).expect("the size is the same");
         let error = image.verify().expect_err("the contents are not");
         assert!(error.to_string().contains(KERNEL), "{error:#}");

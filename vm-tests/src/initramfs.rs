@@ -9,9 +9,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use crate::kernel;
+
 /// The modules a machine needs before its root is there, and what later code relies on. `overlay` is the file
 /// system under test and the machine's own root; `brd` gives the RAM disk for state directories.
-const MODULES: [(&str, &str); 9] = [
+const MODULES: [(&str, &str); 10] = [
     // Built into newer kernels, modules in bookworm's.
     ("virtio_pci", ""),
     ("virtio_console", ""),
@@ -22,6 +24,8 @@ const MODULES: [(&str, &str); 9] = [
     ("overlay", ""),
     // Pages are taken when written, so the size costs nothing: 1 GiB of KiB blocks.
     ("brd", "rd_nr=1 rd_size=1048576 max_part=0"),
+    // systemd's first act is to load it; it is unpacked here.
+    ("autofs4", ""),
     // Tells QEMU of a panic (GUEST_PANICKED).
     ("pvpanic-pci", ""),
 ];
@@ -45,7 +49,7 @@ LimitNOFILE=65536
 
 /// Units that are left out, since a machine without network, terminals, disks of its own, firmware variables or a next
 /// day has no use for them. A unit that an older or newer systemd lacks is masked in vain, which does no harm.
-const MASKED: [&str; 40] = [
+const MASKED: [&str; 44] = [
     // Terminals, and questions to a person at one.
     "getty.target",
     "getty-static.service",
@@ -91,6 +95,10 @@ const MASKED: [&str; 40] = [
     "systemd-binfmt.service",
     "sys-fs-fuse-connections.mount",
     "sys-kernel-config.mount",
+    "modprobe@configfs.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "modprobe@fuse.service",
     "dev-hugepages.mount",
 ];
 
@@ -150,8 +158,17 @@ pub fn write(out: &mut impl Write, modules: &Path, init: &Path, agent: &Path) ->
     archive.file("init", 0o755, &read_bytes(init)?)?;
     for (index, path) in order.iter().enumerate() {
         let file = path.rsplit('/').next().unwrap_or(path);
+        let mut module = read_bytes(&modules.join(path))?;
+        // Others than xz the guest's kernel unpacks itself.
+        let file = match file.strip_suffix(".xz") {
+            Some(plain) => {
+                module = kernel::unxz(&module).with_context(|| format!("unpack {path}"))?;
+                plain
+            }
+            None => file,
+        };
         let name = format!("modules/{index:02}-{file}");
-        archive.file(&name, 0o644, &read_bytes(&modules.join(path))?)?;
+        archive.file(&name, 0o644, &module)?;
         let parameters = MODULES.iter().find(|(module, _)| module_name(path) == module_name(module));
         if let Some((_, parameters)) = parameters.filter(|(_, parameters)| !parameters.is_empty()) {
             archive.file(&format!("{name}.parameters"), 0o644, parameters.as_bytes())?;

@@ -8,6 +8,7 @@ pub mod cache;
 pub mod guest;
 pub mod image;
 pub mod initramfs;
+pub mod kernel;
 pub mod machine;
 pub mod outcome;
 pub mod pins;

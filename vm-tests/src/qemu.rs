@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use vm_agent::wire::FIXED_SEED;
+
 use crate::accel::{Accel, Clock};
 use crate::process;
 
@@ -189,7 +191,7 @@ impl Config {
         ];
         if self.clock == Clock::Virtual {
             // The TSC counts instructions here: it needs no watchdog, and there is no jitter to collect.
-            words.extend(["tsc=reliable", "no_timer_check", "random.trust_cpu=off"]);
+            words.extend(["tsc=reliable", "no_timer_check", "random.trust_cpu=off", FIXED_SEED]);
         }
         words.extend(self.kernel_args.iter().map(String::as_str));
         words.join(" ")

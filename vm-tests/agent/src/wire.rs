@@ -17,6 +17,9 @@ pub const PROTOCOL: u32 = 4;
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT: &str = "org.left4me.vm-agent";
 
+/// The word of the kernel's command line by which the guest's random number generator gets a fixed seed.
+pub const FIXED_SEED: &str = "vm_test.fixed_seed";
+
 /// The longest frame either side accepts, in bytes. A recording of a long run is the largest thing sent.
 pub const FRAME_MAX: usize = 256 << 20;
 

@@ -8,16 +8,19 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::kmod::{ModuleInitFlags, finit_module};
+use nix::libc;
 use nix::mount::{MsFlags, mount};
 use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::unistd::{chdir, chroot, execv};
+
+use vm_agent::wire::FIXED_SEED;
 
 /// Root file systems that are tried, in this order.
 const ROOT_TYPES: [&str; 4] = ["squashfs", "erofs", "ext4", "btrfs"];
@@ -44,6 +47,7 @@ fn boot() -> Result<std::convert::Infallible> {
     for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
         mount_new(kind, kind, at, MsFlags::empty(), None)?;
     }
+    credit_entropy()?;
     load_modules()?;
     wait_for_device("pmem0")?;
     mount_root("/dev/pmem0", "/new")?;
@@ -55,6 +59,35 @@ fn boot() -> Result<std::convert::Infallible> {
     }
     switch_root("/new")
 }
+
+/// Gives the kernel's random number generator a fixed seed where the host asks for it, by a word of the command line: in
+/// virtual time nothing random may come in, and without a seed the kernel would run in circles for a second of guest time
+/// to make one of its own (drivers/char/random.c:try_to_generate_entropy).
+fn credit_entropy() -> Result<()> {
+    let line = fs::read_to_string("/proc/cmdline").context("read /proc/cmdline")?;
+    if !line.split_whitespace().any(|word| word == FIXED_SEED) {
+        return Ok(());
+    }
+    let seed = Seed { bits: 256, bytes: 32, seed: *b"the same in each virtual machine" };
+    let random = File::options().write(true).open("/dev/random").context("open /dev/random")?;
+    #[expect(unsafe_code, reason = "no crate has a safe call for RNDADDENTROPY")]
+    // SAFETY: the descriptor is open, and the kernel reads a `rand_pool_info` and the 32 bytes behind it.
+    unsafe { rndaddentropy(random.as_raw_fd(), (&raw const seed).cast()) }.context("RNDADDENTROPY")?;
+    Ok(())
+}
+
+/// `struct rand_pool_info` of linux/random.h with its buffer.
+#[repr(C)]
+struct Seed {
+    bits: libc::c_int,
+    bytes: libc::c_int,
+    seed: [u8; 32],
+}
+
+nix::ioctl_write_ptr!(
+    /// `RNDADDENTROPY` of linux/random.h: its type is the header of `rand_pool_info`, two ints.
+    rndaddentropy, b'R', 0x03, [libc::c_int; 2]
+);
 
 fn mount_new(source: &str, kind: &str, at: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
     fs::create_dir_all(at).with_context(|| format!("create {at}"))?;
