@@ -867,6 +867,130 @@ mod tests {
         }
     }
 
+    fn clean() -> Cycle {
+        Cycle {
+            number: 1,
+            start_exit: Some(Exit::Code(0)),
+            start_ns: 1,
+            reset_exit: Some(Exit::Code(0)),
+            reset_ns: 100_000_000,
+            unit: UnitState { active: "inactive".to_owned(), ..UnitState::default() },
+            states: Vec::new(),
+            execs: Vec::new(),
+            umounts: vec![Umount { comm: "umount".to_owned(), result: "ok".to_owned(), duration_ns: 1 }],
+            holders_at_stop: Vec::new(),
+            holders_at_umount: Vec::new(),
+            listed: Vec::new(),
+            verdict: Hold::OnlyListed,
+            mounted: false,
+            end: Some(EndState {
+                mounted_in: Vec::new(),
+                processes: Vec::new(),
+                failed_units: Vec::new(),
+                remount: Remount::Tried { result: 0, in_use: false },
+            }),
+            kernel_warnings: Vec::new(),
+            core_dumps: Vec::new(),
+            left_over: Vec::new(),
+            lost: Vec::new(),
+            probe_ns: 0,
+            reset_stderr: String::new(),
+        }
+    }
+
+    const EXPECT: &str = "reset_exit = 0\nreset_under_ms = 1000\nactive_state = \"inactive\"\n\
+                          mounted = false\nholders = []\n";
+
+    fn expect(more: &str) -> Expect {
+        toml::from_str(&format!("{EXPECT}{more}")).expect("a good one")
+    }
+
+    /// What a manifest leaves out has to be clean: each thing alone makes the cycle red.
+    #[test]
+    fn one_thing_that_is_not_declared_is_a_deviation() {
+        let mutate = |change: fn(&mut Cycle)| {
+            let mut cycle = clean();
+            change(&mut cycle);
+            cycle
+        };
+        let with_end = |change: fn(&mut EndState)| {
+            let mut cycle = clean();
+            change(cycle.end.as_mut().expect("an end"));
+            cycle
+        };
+        let copy = || MountCopy {
+            pid: 1,
+            comm: "x".to_owned(),
+            unit: "x.service".to_owned(),
+            namespace: Namespace { inode: 1, id: None },
+            mount_points: vec!["/mnt".to_owned()],
+        };
+        let mut copied = clean();
+        copied.end.as_mut().expect("an end").mounted_in.push(copy());
+        let cases = [
+            (mutate(|cycle| cycle.start_exit = Some(Exit::Code(1))), "start: exit status 1"),
+            (mutate(|cycle| cycle.reset_exit = None), "reset: no end"),
+            (mutate(|cycle| cycle.reset_ns = 1_000_000_000), "reset took 1.000 s"),
+            (mutate(|cycle| cycle.unit.active = "failed".to_owned()), "the unit is failed"),
+            (mutate(|cycle| cycle.unit.restarts = 1), "NRestarts 1"),
+            (mutate(|cycle| cycle.umounts[0].result = "EBUSY".to_owned()), "umount2: EBUSY"),
+            (mutate(|cycle| cycle.verdict = Hold::NotVisible), "verdict: not visible"),
+            (mutate(|cycle| cycle.holders_at_umount = vec![holder(1, Role::Main)]), "main x (cwd)"),
+            (mutate(|cycle| cycle.mounted = true), "still there"),
+            (mutate(|cycle| cycle.left_over = vec!["/x".to_owned()]), "left over"),
+            (mutate(|cycle| cycle.kernel_warnings = vec!["BUG".to_owned()]), "kernel warnings"),
+            (mutate(|cycle| cycle.core_dumps = vec!["x".to_owned()]), "core dumps"),
+            (mutate(|cycle| cycle.lost = vec!["d-bus".to_owned()]), "lost events"),
+            (mutate(|cycle| cycle.end = None), "not looked at"),
+            (with_end(|end| end.processes = vec![(1, "x".to_owned())]), "left in the unit's cgroup"),
+            (with_end(|end| end.failed_units = vec!["y.service".to_owned()]), "failed units"),
+            (with_end(|end| end.remount = Remount::Tried { result: 0, in_use: true }), "in use"),
+            (with_end(|end| end.remount = Remount::Tried { result: BUSY, in_use: true }), "EBUSY"),
+            (copied, "x.service: /mnt"),
+        ];
+        assert_eq!(clean().deviations(&expect("")), [""; 0]);
+        for (cycle, words) in cases {
+            let deviations = cycle.deviations(&expect(""));
+            assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
+            assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
+        }
+    }
+
+    /// A declared failure that comes for another reason is red, and so is one that does not come.
+    #[test]
+    fn another_failure_than_the_declared_one_is_a_deviation() {
+        let declared = "umount = \"EBUSY\"\nverdict = \"held by yourself\"\nlisted = [\"b.service\"]\n\
+                        remount = \"in use\"\nexec_stop_post = \"SIGTERM\"\nreset_from_ms = 50";
+        let mut cycle = clean();
+        cycle.verdict = Hold::HeldByYourself;
+        cycle.listed = vec!["a.service".to_owned(), "b.service".to_owned()];
+        cycle.umounts[0].result = "EBUSY".to_owned();
+        cycle.end.as_mut().expect("an end").remount = Remount::Tried { result: 0, in_use: true };
+        cycle.execs.push(ExecOutcome {
+            line: "ExecStopPost".to_owned(),
+            program: "x".to_owned(),
+            exit: Some(Exit::Signal(15)),
+            duration_ns: None,
+        });
+        assert_eq!(cycle.deviations(&expect(declared)), [""; 0]);
+        type Change = fn(&mut Cycle);
+        let changes: [(Change, &str); 6] = [
+            (|cycle| cycle.verdict = Hold::HeldByProcess, "verdict: held by a process instead of"),
+            (|cycle| cycle.verdict = Hold::OnlyListed, "verdict: only listed instead of"),
+            (|cycle| cycle.umounts[0].result = "EINVAL".to_owned(), "umount2: EINVAL instead of EBUSY"),
+            (|cycle| cycle.umounts.clear(), "umount2: none instead of EBUSY"),
+            (|cycle| cycle.listed.truncate(1), "b.service was not"),
+            (|cycle| cycle.reset_ns = 10_000_000, "reset took 0.010 s"),
+        ];
+        for (change, words) in changes {
+            let mut other = cycle.clone();
+            change(&mut other);
+            let deviations = other.deviations(&expect(declared));
+            assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
+            assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
+        }
+    }
+
     #[test]
     fn a_retry_is_told_once() {
         let told = |items: &[&str]| runs(items.iter().map(|&item| item.to_owned())).join(", ");
