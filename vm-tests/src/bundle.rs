@@ -58,6 +58,11 @@ impl Bundle {
         Ok(())
     }
 
+    /// Adds a file with this text, mode 0644.
+    pub fn text(&mut self, to: &str, text: &str) {
+        self.put(to, 0o644, false, text.as_bytes().to_vec());
+    }
+
     fn put(&mut self, path: &str, mode: u32, symlink: bool, bytes: Vec<u8>) {
         self.0.push(Put { path: path.to_owned(), mode, symlink, offset: 0, last: true, bytes });
     }

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vm_agent::recording::{
-    Event, Exec, Kind, Recording, Role, Scan, Step, StepEnd, Task, Trigger, UmountCall, UnitState, What,
+    EndState, Event, Exec, Kind, Recording, Remount, Role, Scan, Step, StepEnd, Task, Trigger, UmountCall,
+    UnitState, What,
 };
 use vm_agent::wire::Exit;
 
-use crate::scenario::Expect;
+use crate::scenario::{Expect, ExpectedExit};
 
 /// One cycle, as far as it was recorded.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -32,14 +33,25 @@ pub struct Cycle {
     pub states: Vec<String>,
     /// The runs of Exec lines, in order.
     pub execs: Vec<ExecOutcome>,
-    /// The calls of umount2(2) during the reset.
+    /// The calls of umount2(2), up to the reset's end.
     pub umounts: Vec<Umount>,
     /// Who held the mount when the reset began.
     pub holders_at_stop: Vec<Holder>,
     /// Who held it at the last moment before each umount2.
     pub holders_at_umount: Vec<Holder>,
+    /// Units, in the order of their names, whose processes were in a mount namespace of their own that had a copy of
+    /// the mount, and held nothing in it, at the last look at all of `/proc` that saw the mount.
+    pub listed: Vec<String>,
+    /// What kept the mount, in one word.
+    pub verdict: Hold,
     /// Whether the watched path was a mount point when the reset had ended.
     pub mounted: bool,
+    /// What was left when the reset had ended; `None` for one that never ran.
+    pub end: Option<EndState>,
+    /// What the kernel logged of level warning or worse.
+    pub kernel_warnings: Vec<String>,
+    /// comm of each process that died of a signal that dumps core.
+    pub core_dumps: Vec<String>,
     /// Paths that the reset was meant to remove and that are still there.
     pub left_over: Vec<String>,
     /// What sources of events lost.
@@ -48,6 +60,57 @@ pub struct Cycle {
     pub probe_ns: u64,
     /// What the reset command wrote to stderr.
     pub reset_stderr: String,
+}
+
+/// The verdict on who kept the mount, or its file system behind a umount that succeeded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// A umount2 was EBUSY, and a process other than the caller's family had a reference inside.
+    HeldByProcess,
+    /// A umount2 was EBUSY, and all who had a reference inside were the caller or of its family: the control
+    /// process that runs the Exec line, and what it started.
+    HeldByYourself,
+    /// A umount2 was EBUSY, and `/proc` showed nobody.
+    NotVisible,
+    /// umount2 succeeded although somebody held a copy, or the file system is mounted elsewhere afterwards, or the
+    /// next mount of the same layers finds them in use.
+    AliveElsewhere,
+    /// Nobody held it. Some were in a mount namespace with a copy of it, which blocks nothing.
+    OnlyListed,
+    /// Nobody held it, nobody had a copy.
+    None,
+}
+
+impl Hold {
+    /// All of them.
+    pub const ALL: [Self; 6] = [
+        Self::HeldByProcess,
+        Self::HeldByYourself,
+        Self::NotVisible,
+        Self::AliveElsewhere,
+        Self::OnlyListed,
+        Self::None,
+    ];
+
+    /// As in manifests, tables and snapshots.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::HeldByProcess => "held by a process",
+            Self::HeldByYourself => "held by yourself",
+            Self::NotVisible => "not visible",
+            Self::AliveElsewhere => "alive elsewhere",
+            Self::OnlyListed => "only listed",
+            Self::None => "none",
+        }
+    }
+
+    /// Whether nobody kept the mount: what a scenario that declares no verdict expects.
+    #[must_use]
+    pub fn is_clean(self) -> bool {
+        matches!(self, Self::OnlyListed | Self::None)
+    }
 }
 
 /// One run of one Exec line.
@@ -167,23 +230,39 @@ fn cycle(number: u32, events: &[&Event]) -> Cycle {
     let until = begin(Step::Recover).unwrap_or(u64::MAX);
     let window: Vec<&Event> =
         events.iter().copied().filter(|event| (from..until).contains(&event.at)).collect();
-    let scans: Vec<(u64, &Scan)> = window
-        .iter()
-        .filter_map(|event| match &event.what {
-            What::Scan(scan) => Some((event.at, scan)),
-            _ => None,
-        })
-        .collect();
-    let calls: Vec<(u64, &UmountCall)> = window
+    let scans: Vec<(u64, &Scan)> = window.iter().filter_map(|event| scan_of(event)).collect();
+    // A start that fails stops the unit by itself, and unmounts.
+    let before_recovery: Vec<&Event> = events.iter().copied().filter(|event| event.at < until).collect();
+    let calls: Vec<(u64, &UmountCall)> = before_recovery
         .iter()
         .filter_map(|event| match &event.what {
             What::UmountCall(call) => Some((event.at, call)),
             _ => None,
         })
         .collect();
-    let before_recovery: Vec<&Event> = events.iter().copied().filter(|event| event.at < until).collect();
+    let at_umount = match calls.as_slice() {
+        // Without any call (no tracefs): the last look that still saw the mount.
+        [] => scans.iter().rev().find(|(_, scan)| scan.mounted).map(|(_, scan)| *scan).into_iter().collect(),
+        calls => {
+            let scans: Vec<(u64, &Scan)> =
+                before_recovery.iter().filter_map(|event| scan_of(event)).collect();
+            scans_at_umount(&scans, calls)
+        }
+    };
     let start: Option<&StepEnd> = step(Step::Start);
     let reset: Option<&StepEnd> = step(Step::Reset);
+    let holders_at_umount = holders(at_umount);
+    let listed = listed(&before_recovery);
+    let mounted = scans
+        .iter()
+        .rev()
+        .find(|(_, scan)| scan.trigger == Trigger::End)
+        .is_some_and(|(_, scan)| scan.mounted);
+    let end = events.iter().find_map(|event| match &event.what {
+        What::EndState(end) => Some(end.clone()),
+        _ => None,
+    });
+    let lives_on = !mounted && end.as_ref().is_some_and(lives_on);
     Cycle {
         number,
         start_exit: start.and_then(|end| end.exit),
@@ -195,12 +274,13 @@ fn cycle(number: u32, events: &[&Event]) -> Cycle {
         execs: execs(&before_recovery),
         umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
         holders_at_stop: holders(scan_at_stop(events)),
-        holders_at_umount: holders(scans_at_umount(&scans, &calls)),
-        mounted: scans
-            .iter()
-            .rev()
-            .find(|(_, scan)| scan.trigger == Trigger::End)
-            .is_some_and(|(_, scan)| scan.mounted),
+        verdict: verdict(&calls, &holders_at_umount, &listed, lives_on),
+        holders_at_umount,
+        listed,
+        mounted,
+        end,
+        kernel_warnings: kernel_warnings(events),
+        core_dumps: core_dumps(events),
         left_over: left_over(&before_recovery),
         lost: lost(events),
         probe_ns: scans.iter().map(|(_, scan)| scan.cost_ns).sum(),
@@ -216,8 +296,15 @@ fn scan_at_stop<'a>(events: &[&'a Event]) -> Option<&'a Scan> {
     })
 }
 
+fn scan_of(event: &Event) -> Option<(u64, &Scan)> {
+    match &event.what {
+        What::Scan(scan) => Some((event.at, scan)),
+        _ => None,
+    }
+}
+
 /// The looks that tell who held the mount at the moment of each umount2: the last one before the call and, if
-/// it failed, the first one after it. Without any call (no tracefs), the last one that still saw the mount.
+/// it failed, the first one after it.
 fn scans_at_umount<'a>(scans: &[(u64, &'a Scan)], calls: &[(u64, &UmountCall)]) -> Vec<&'a Scan> {
     let mut chosen = Vec::new();
     for (at, call) in calls {
@@ -229,10 +316,68 @@ fn scans_at_umount<'a>(scans: &[(u64, &'a Scan)], calls: &[(u64, &UmountCall)]) 
             );
         }
     }
-    if calls.is_empty() {
-        chosen.extend(scans.iter().rev().find(|(_, scan)| scan.mounted).map(|(_, scan)| *scan));
-    }
     chosen
+}
+
+/// Those who are listed for their namespace alone.
+fn listed(events: &[&Event]) -> Vec<String> {
+    let last = events.iter().rev().find_map(|event| match &event.what {
+        What::Scan(scan) if scan.whole_proc && scan.mounted => Some(scan),
+        _ => None,
+    });
+    let tasks = last.map(|scan| scan.tasks.as_slice()).unwrap_or_default();
+    let bare = tasks
+        .iter()
+        .filter(|task| task.role == Role::Outside && task.private_copy && task.references.is_empty());
+    let units: BTreeSet<String> = bare.map(|task| task.unit.clone()).collect();
+    units.into_iter().collect()
+}
+
+/// Whether the file system outlives the mount that is gone.
+fn lives_on(end: &EndState) -> bool {
+    let remount_in_use = match end.remount {
+        Remount::Tried { result, in_use } => in_use || result == -i64::from(nix::libc::EBUSY),
+        Remount::NotTried { .. } => false,
+    };
+    remount_in_use || !end.mounted_in.is_empty()
+}
+
+fn verdict(calls: &[(u64, &UmountCall)], holders: &[Holder], listed: &[String], lives_on: bool) -> Hold {
+    let is_busy = |call: &UmountCall| call.result == -i64::from(nix::libc::EBUSY);
+    let is_control = |role: Role| matches!(role, Role::Control | Role::ControlChild);
+    match calls.iter().find(|(_, call)| is_busy(call)) {
+        Some(_) if holders.is_empty() => Hold::NotVisible,
+        Some((_, call)) => {
+            let is_caller = |holder: &Holder| {
+                holder.pid == call.pid || (is_control(holder.role) && is_control(call.role))
+            };
+            if holders.iter().all(is_caller) { Hold::HeldByYourself } else { Hold::HeldByProcess }
+        }
+        None => {
+            let unmounted = calls.iter().any(|(_, call)| call.result == 0);
+            match () {
+                () if lives_on || (unmounted && !holders.is_empty()) => Hold::AliveElsewhere,
+                () if !listed.is_empty() => Hold::OnlyListed,
+                () => Hold::None,
+            }
+        }
+    }
+}
+
+fn kernel_warnings(events: &[&Event]) -> Vec<String> {
+    let warnings = events.iter().filter_map(|event| match &event.what {
+        What::KernelWarning { text } => Some(text.clone()),
+        _ => None,
+    });
+    warnings.collect()
+}
+
+fn core_dumps(events: &[&Event]) -> Vec<String> {
+    let dumped = events.iter().filter_map(|event| match &event.what {
+        What::Coredump { comm, .. } => Some(comm.clone()),
+        _ => None,
+    });
+    dumped.collect()
 }
 
 fn last_unit(events: &[&Event]) -> UnitState {
@@ -278,12 +423,26 @@ fn execs(events: &[&Event]) -> Vec<ExecOutcome> {
 }
 
 fn umount(at: u64, call: &UmountCall) -> Umount {
-    let result = match i32::try_from(-call.result) {
+    let result = result_words(call.result);
+    Umount { comm: call.comm.clone(), result, duration_ns: call.returned.saturating_sub(at) }
+}
+
+/// `ok`, or the name of a negative errno.
+fn result_words(result: i64) -> String {
+    match i32::try_from(-result) {
         Ok(0) => "ok".to_owned(),
         Ok(errno) => format!("{:?}", nix::errno::Errno::from_raw(errno)),
-        Err(_) => call.result.to_string(),
-    };
-    Umount { comm: call.comm.clone(), result, duration_ns: call.returned.saturating_sub(at) }
+        Err(_) => result.to_string(),
+    }
+}
+
+fn remount_words(remount: &Remount) -> String {
+    match remount {
+        Remount::NotTried { why } => format!("not tried: {why}"),
+        Remount::Tried { result: 0, in_use: false } => "silent".to_owned(),
+        Remount::Tried { result: 0, in_use: true } => "in use".to_owned(),
+        Remount::Tried { result, .. } => result_words(*result),
+    }
 }
 
 fn left_over(events: &[&Event]) -> Vec<String> {
@@ -317,7 +476,62 @@ pub fn duration_class(ns: u64) -> &'static str {
     }
 }
 
+/// Items in their order, and one that comes several times in a row once.
+fn runs(items: impl Iterator<Item = String>) -> Vec<String> {
+    let mut runs: Vec<(String, usize)> = Vec::new();
+    for item in items {
+        match runs.last_mut() {
+            Some((last, times)) if *last == item => *times += 1,
+            _ => runs.push((item, 1)),
+        }
+    }
+    let words = |(item, times)| if times > 1 { format!("{item}, again and again") } else { item };
+    runs.into_iter().map(words).collect()
+}
+
 impl Cycle {
+    /// How the last umount2 went, `ok` or the name of its errno; `None` if there was none.
+    #[must_use]
+    pub fn umount_result(&self) -> Option<&str> {
+        self.umounts.last().map(|umount| umount.result.as_str())
+    }
+
+    /// Where the file system is still mounted, as `unit: path`, each once. Empty while it is still mounted at the
+    /// watched path: then every namespace that copied it has it, and says nothing of its own.
+    #[must_use]
+    pub fn mounted_elsewhere(&self) -> Vec<String> {
+        let copies = match &self.end {
+            Some(end) if !self.mounted => end.mounted_in.as_slice(),
+            _ => &[],
+        };
+        let words = copies.iter().flat_map(|copy| {
+            let who = if copy.unit.is_empty() { &copy.comm } else { &copy.unit };
+            copy.mount_points.iter().map(move |path| format!("{who}: {path}"))
+        });
+        words.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// comm of each process that is left in the unit's cgroup.
+    #[must_use]
+    pub fn left_processes(&self) -> Vec<String> {
+        let mut comms: Vec<String> =
+            self.end.iter().flat_map(|end| &end.processes).map(|(_, comm)| comm.clone()).collect();
+        comms.sort();
+        comms
+    }
+
+    fn failed_units(&self) -> Vec<String> {
+        self.end.as_ref().map(|end| end.failed_units.clone()).unwrap_or_default()
+    }
+
+    /// How the next mount of the same layers went: `silent`, `in use`, the name of an errno, or `not tried: <why>`.
+    #[must_use]
+    pub fn remount(&self) -> String {
+        self.end
+            .as_ref()
+            .map_or_else(|| "not tried: no end state".to_owned(), |end| remount_words(&end.remount))
+    }
+
     /// How the last ExecStopPost ended.
     #[must_use]
     pub fn exec_stop_post(&self) -> Option<Exit> {
@@ -333,7 +547,7 @@ impl Cycle {
             .execs
             .iter()
             .map(|exec| format!("{} {}: {}", exec.line, exec.program, exit_words(exec.exit)));
-        let umounts = self.umounts.iter().map(|umount| format!("{}: {}", umount.comm, umount.result));
+        let umounts = runs(self.umounts.iter().map(|umount| format!("{}: {}", umount.comm, umount.result)));
         let UnitState { active, sub, result, restarts, .. } = &self.unit;
         let mut shape = String::new();
         let rows = [
@@ -344,9 +558,16 @@ impl Cycle {
             ("exec", list(execs.collect())),
             ("holders at stop", words(&self.holders_at_stop)),
             ("holders at umount", words(&self.holders_at_umount)),
-            ("umount", list(umounts.collect())),
+            ("umount", list(umounts)),
+            ("verdict", self.verdict.words().to_owned()),
             ("mounted after reset", if self.mounted { "yes" } else { "no" }.to_owned()),
+            ("mounted elsewhere", list(self.mounted_elsewhere())),
+            ("remount", self.remount()),
             ("left over after reset", list(self.left_over.clone())),
+            ("left in the cgroup", list(self.left_processes())),
+            ("failed units", list(self.failed_units())),
+            ("kernel warnings", list(runs(self.kernel_warnings.iter().cloned()))),
+            ("core dumps", list(self.core_dumps.clone())),
             ("lost events", list(self.lost.clone())),
         ];
         for (name, value) in rows {
@@ -358,63 +579,100 @@ impl Cycle {
     /// What is not as expected, in words; empty if all is.
     #[must_use]
     pub fn deviations(&self, expect: &Expect) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let mut check = |right: bool, words: String| {
+            if !right {
+                wrong.push(format!("cycle {}: {words}", self.number));
+            }
+        };
+        let mut equal = |what: &str, is: &[String], expected: &[String]| {
+            check(is == expected, format!("{what}: {is:?} instead of {expected:?}"));
+        };
         let holders: Vec<String> = self.holders_at_umount.iter().map(Holder::words).collect();
-        let reset = Duration::from_nanos(self.reset_ns);
-        let checks = [
-            (self.start_exit == Some(Exit::Code(0)), format!("start: {}", exit_words(self.start_exit))),
-            (
-                self.reset_exit == Some(Exit::Code(expect.reset_exit)),
-                format!(
-                    "reset: {} instead of exit status {}",
-                    exit_words(self.reset_exit),
-                    expect.reset_exit
-                ),
+        equal("holders at umount", &holders, &expect.holders);
+        equal("left over after the reset", &self.left_over, &expect.left_over);
+        equal("still mounted elsewhere", &self.mounted_elsewhere(), &expect.mounted_elsewhere);
+        equal("left in the unit's cgroup", &self.left_processes(), &expect.left_processes);
+        equal("failed units", &self.failed_units(), &expect.failed_units());
+        equal("kernel warnings", &self.kernel_warnings, &expect.kernel_warnings);
+        equal("core dumps", &self.core_dumps, &expect.core_dumps);
+        equal("lost events", &self.lost, &[]);
+
+        check(self.end.is_some(), "what the reset left was not looked at".to_owned());
+        let start = Some(Exit::Code(expect.start_exit));
+        check(self.start_exit == start, wrong_exit("start", self.start_exit, start));
+        let reset = Some(Exit::Code(expect.reset_exit));
+        check(self.reset_exit == reset, wrong_exit("reset", self.reset_exit, reset));
+        let (took, from, under) =
+            (Duration::from_nanos(self.reset_ns), expect.reset_from(), expect.reset_under());
+        check(
+            (from..under).contains(&took),
+            format!(
+                "reset took {:.3} s, not {:.3} to {:.3} s",
+                took.as_secs_f64(),
+                from.as_secs_f64(),
+                under.as_secs_f64()
             ),
-            (
-                reset < Duration::from_millis(expect.reset_under_ms),
-                format!(
-                    "reset took {:.3} s, not under {:.3} s",
-                    reset.as_secs_f64(),
-                    Duration::from_millis(expect.reset_under_ms).as_secs_f64()
-                ),
+        );
+        check(
+            self.unit.active == expect.active_state,
+            format!("the unit is {} after the reset, not {}", self.unit.active, expect.active_state),
+        );
+        check(self.unit.restarts == 0, format!("the unit was restarted: NRestarts {}", self.unit.restarts));
+        let stop_post = expect.exec_stop_post.as_ref().and_then(ExpectedExit::exit);
+        check(
+            self.exec_stop_post() == stop_post,
+            wrong_exit("ExecStopPost", self.exec_stop_post(), stop_post),
+        );
+        let umount = self.umount_result();
+        match &expect.umount {
+            Some(expected) => check(
+                umount.unwrap_or("none") == expected,
+                format!("umount2: {} instead of {expected}", umount.unwrap_or("none")),
             ),
-            (
-                self.unit.active == expect.active_state,
-                format!("the unit is {} after the reset, not {}", self.unit.active, expect.active_state),
+            None => check(
+                expect.mounted || umount.is_none_or(|result| result == "ok"),
+                format!("umount2: {} instead of ok", umount.unwrap_or("none")),
             ),
-            (
-                self.exec_stop_post() == expect.exec_stop_post.map(Exit::Code),
-                match expect.exec_stop_post {
-                    Some(code) => {
-                        format!(
-                            "ExecStopPost: {} instead of exit status {code}",
-                            exit_words(self.exec_stop_post())
-                        )
-                    }
-                    None => {
-                        format!("ExecStopPost: {}, and none was expected", exit_words(self.exec_stop_post()))
-                    }
-                },
+        }
+        match &expect.verdict {
+            Some(expected) => check(
+                self.verdict.words() == expected,
+                format!("verdict: {} instead of {expected}", self.verdict.words()),
             ),
-            (
-                self.mounted == expect.mounted,
-                format!("the mount is {} after the reset", if self.mounted { "still there" } else { "gone" }),
+            None => check(
+                self.verdict.is_clean(),
+                format!("verdict: {}, and nobody was expected to hold the mount", self.verdict.words()),
             ),
-            (
-                self.left_over == expect.left_over,
-                format!("left over after the reset: {:?} instead of {:?}", self.left_over, expect.left_over),
+        }
+        for unit in &expect.listed {
+            check(
+                self.listed.contains(unit),
+                format!("{unit} was not in a namespace with a copy of the mount; listed: {:?}", self.listed),
+            );
+        }
+        check(
+            self.mounted == expect.mounted,
+            format!("the mount is {} after the reset", if self.mounted { "still there" } else { "gone" }),
+        );
+        let remount = self.remount();
+        match &expect.remount {
+            Some(expected) => {
+                check(remount == *expected, format!("remount: {remount} instead of {expected}"));
+            }
+            None => check(
+                remount == "silent" || remount.starts_with("not tried"),
+                format!("the next mount of the same layers: {remount}"),
             ),
-            (self.lost.is_empty(), format!("events were lost: {}", self.lost.join("; "))),
-            (
-                holders == expect.holders,
-                format!("holders at umount: {holders:?} instead of {:?}", expect.holders),
-            ),
-        ];
-        checks
-            .into_iter()
-            .filter(|(right, _)| !right)
-            .map(|(_, words)| format!("cycle {}: {words}", self.number))
-            .collect()
+        }
+        wrong
+    }
+}
+
+fn wrong_exit(what: &str, is: Option<Exit>, expected: Option<Exit>) -> String {
+    match expected {
+        Some(_) => format!("{what}: {} instead of {}", exit_words(is), exit_words(expected)),
+        None => format!("{what}: {}, and none was expected", exit_words(is)),
     }
 }
 
@@ -468,4 +726,275 @@ pub fn probe_lines(recording: &Recording, cycle: u32) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vm_agent::recording::{MountCopy, Namespace, Reference};
+
+    const BUSY: i64 = -16;
+
+    fn call(pid: u32, role: Role, result: i64) -> (u64, UmountCall) {
+        (10, UmountCall { pid, comm: "umount".to_owned(), role, returned: 11, result })
+    }
+
+    fn holder(pid: u32, role: Role) -> Holder {
+        Holder {
+            pid,
+            comm: "x".to_owned(),
+            role,
+            kinds: vec![Kind::Cwd],
+            namespace_inode: 1,
+            namespace_id: None,
+        }
+    }
+
+    #[test]
+    fn verdicts() {
+        let (helper, its_child) = (holder(5, Role::Control), holder(6, Role::ControlChild));
+        let (server, stranger) = (holder(7, Role::Child), holder(8, Role::Outside));
+        let failed = call(9, Role::ControlChild, BUSY);
+        let ok = call(9, Role::ControlChild, 0);
+        let listed = vec!["udevd.service".to_owned()];
+        let none: Vec<String> = Vec::new();
+        let cases = [
+            ("the helper's own", vec![&failed], vec![helper.clone()], &listed, false, Hold::HeldByYourself),
+            (
+                "and its child's",
+                vec![&failed],
+                vec![helper.clone(), its_child],
+                &none,
+                false,
+                Hold::HeldByYourself,
+            ),
+            ("the server's child", vec![&failed], vec![server.clone()], &listed, false, Hold::HeldByProcess),
+            ("both", vec![&failed], vec![helper.clone(), server.clone()], &none, false, Hold::HeldByProcess),
+            ("nobody is seen", vec![&failed], vec![], &listed, false, Hold::NotVisible),
+            (
+                "lazily in the end",
+                vec![&failed, &ok],
+                vec![helper.clone()],
+                &none,
+                false,
+                Hold::HeldByYourself,
+            ),
+            (
+                "a copy that does not block",
+                vec![&ok],
+                vec![helper.clone()],
+                &none,
+                false,
+                Hold::AliveElsewhere,
+            ),
+            ("a copy that stays", vec![&ok], vec![], &listed, true, Hold::AliveElsewhere),
+            ("bare namespaces", vec![&ok], vec![], &listed, false, Hold::OnlyListed),
+            ("nothing at all", vec![&ok], vec![], &none, false, Hold::None),
+            ("no umount seen", vec![], vec![server.clone()], &none, false, Hold::None),
+        ];
+        for (what, calls, holders, listed, lives_on, expected) in cases {
+            let calls: Vec<(u64, &UmountCall)> = calls.iter().map(|(at, call)| (*at, call)).collect();
+            assert_eq!(verdict(&calls, &holders, listed, lives_on), expected, "{what}");
+        }
+        // A person at a prompt in the mount, and one elsewhere.
+        let (_, by_hand) = call(8, Role::Outside, BUSY);
+        assert_eq!(verdict(&[(1, &by_hand)], &[stranger], &none, false), Hold::HeldByYourself);
+        assert_eq!(verdict(&[(1, &by_hand)], &[helper], &none, false), Hold::HeldByProcess);
+    }
+
+    #[test]
+    fn listed_are_strangers_with_a_copy_and_nothing_in_it() {
+        let namespace = Namespace { inode: 1, id: None };
+        let task = |unit: &str, role, private_copy, held: bool| Task {
+            pid: 1,
+            tid: 1,
+            comm: "x".to_owned(),
+            role,
+            unit: unit.to_owned(),
+            namespace,
+            private_copy,
+            references: held
+                .then(|| Reference { kind: Kind::Cwd, path: "/m".to_owned() })
+                .into_iter()
+                .collect(),
+        };
+        let tasks = vec![
+            task("b.service", Role::Outside, true, false),
+            task("a.service", Role::Outside, true, false),
+            task("a.service", Role::Outside, true, false),
+            task("same-namespace.service", Role::Outside, false, false),
+            task("holds.service", Role::Outside, true, true),
+            task("own.service", Role::Child, true, false),
+        ];
+        let scan = |mounted, whole_proc, tasks: Vec<Task>| Event {
+            at: 0,
+            cycle: 1,
+            what: What::Scan(Scan { trigger: Trigger::Stop, whole_proc, cost_ns: 0, mounted, tasks }),
+        };
+        let events = [scan(true, true, tasks.clone()), scan(true, false, vec![]), scan(false, true, vec![])];
+        assert_eq!(listed(&events.iter().collect::<Vec<_>>()), ["a.service", "b.service"]);
+        assert!(listed(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_file_system_lives_on() {
+        let clean = EndState {
+            mounted_in: Vec::new(),
+            processes: Vec::new(),
+            failed_units: Vec::new(),
+            remount: Remount::Tried { result: 0, in_use: false },
+        };
+        let copy = MountCopy {
+            pid: 1,
+            comm: "x".to_owned(),
+            unit: "x.service".to_owned(),
+            namespace: Namespace { inode: 1, id: None },
+            mount_points: vec!["/mnt".to_owned()],
+        };
+        let not_tried = Remount::NotTried { why: "gone".to_owned() };
+        let with = |remount: Remount| EndState { remount, ..clean.clone() };
+        let cases = [
+            (clean.clone(), false, "silent"),
+            (with(not_tried), false, "not tried: gone"),
+            (with(Remount::Tried { result: 0, in_use: true }), true, "in use"),
+            (with(Remount::Tried { result: BUSY, in_use: true }), true, "EBUSY"),
+            (with(Remount::Tried { result: -2, in_use: false }), false, "ENOENT"),
+            (EndState { mounted_in: vec![copy], ..clean.clone() }, true, "silent"),
+        ];
+        for (end, expected, words) in cases {
+            assert_eq!(lives_on(&end), expected, "{end:?}");
+            assert_eq!(remount_words(&end.remount), words);
+        }
+    }
+
+    fn clean() -> Cycle {
+        Cycle {
+            number: 1,
+            start_exit: Some(Exit::Code(0)),
+            start_ns: 1,
+            reset_exit: Some(Exit::Code(0)),
+            reset_ns: 100_000_000,
+            unit: UnitState { active: "inactive".to_owned(), ..UnitState::default() },
+            states: Vec::new(),
+            execs: Vec::new(),
+            umounts: vec![Umount { comm: "umount".to_owned(), result: "ok".to_owned(), duration_ns: 1 }],
+            holders_at_stop: Vec::new(),
+            holders_at_umount: Vec::new(),
+            listed: Vec::new(),
+            verdict: Hold::OnlyListed,
+            mounted: false,
+            end: Some(EndState {
+                mounted_in: Vec::new(),
+                processes: Vec::new(),
+                failed_units: Vec::new(),
+                remount: Remount::Tried { result: 0, in_use: false },
+            }),
+            kernel_warnings: Vec::new(),
+            core_dumps: Vec::new(),
+            left_over: Vec::new(),
+            lost: Vec::new(),
+            probe_ns: 0,
+            reset_stderr: String::new(),
+        }
+    }
+
+    const EXPECT: &str = "reset_exit = 0\nreset_under_ms = 1000\nactive_state = \"inactive\"\n\
+                          mounted = false\nholders = []\n";
+
+    fn expect(more: &str) -> Expect {
+        toml::from_str(&format!("{EXPECT}{more}")).expect("a good one")
+    }
+
+    /// What a manifest leaves out has to be clean: each thing alone makes the cycle red.
+    #[test]
+    fn one_thing_that_is_not_declared_is_a_deviation() {
+        let mutate = |change: fn(&mut Cycle)| {
+            let mut cycle = clean();
+            change(&mut cycle);
+            cycle
+        };
+        let with_end = |change: fn(&mut EndState)| {
+            let mut cycle = clean();
+            change(cycle.end.as_mut().expect("an end"));
+            cycle
+        };
+        let copy = || MountCopy {
+            pid: 1,
+            comm: "x".to_owned(),
+            unit: "x.service".to_owned(),
+            namespace: Namespace { inode: 1, id: None },
+            mount_points: vec!["/mnt".to_owned()],
+        };
+        let mut copied = clean();
+        copied.end.as_mut().expect("an end").mounted_in.push(copy());
+        let cases = [
+            (mutate(|cycle| cycle.start_exit = Some(Exit::Code(1))), "start: exit status 1"),
+            (mutate(|cycle| cycle.reset_exit = None), "reset: no end"),
+            (mutate(|cycle| cycle.reset_ns = 1_000_000_000), "reset took 1.000 s"),
+            (mutate(|cycle| cycle.unit.active = "failed".to_owned()), "the unit is failed"),
+            (mutate(|cycle| cycle.unit.restarts = 1), "NRestarts 1"),
+            (mutate(|cycle| cycle.umounts[0].result = "EBUSY".to_owned()), "umount2: EBUSY"),
+            (mutate(|cycle| cycle.verdict = Hold::NotVisible), "verdict: not visible"),
+            (mutate(|cycle| cycle.holders_at_umount = vec![holder(1, Role::Main)]), "main x (cwd)"),
+            (mutate(|cycle| cycle.mounted = true), "still there"),
+            (mutate(|cycle| cycle.left_over = vec!["/x".to_owned()]), "left over"),
+            (mutate(|cycle| cycle.kernel_warnings = vec!["BUG".to_owned()]), "kernel warnings"),
+            (mutate(|cycle| cycle.core_dumps = vec!["x".to_owned()]), "core dumps"),
+            (mutate(|cycle| cycle.lost = vec!["d-bus".to_owned()]), "lost events"),
+            (mutate(|cycle| cycle.end = None), "not looked at"),
+            (with_end(|end| end.processes = vec![(1, "x".to_owned())]), "left in the unit's cgroup"),
+            (with_end(|end| end.failed_units = vec!["y.service".to_owned()]), "failed units"),
+            (with_end(|end| end.remount = Remount::Tried { result: 0, in_use: true }), "in use"),
+            (with_end(|end| end.remount = Remount::Tried { result: BUSY, in_use: true }), "EBUSY"),
+            (copied, "x.service: /mnt"),
+        ];
+        assert_eq!(clean().deviations(&expect("")), [""; 0]);
+        for (cycle, words) in cases {
+            let deviations = cycle.deviations(&expect(""));
+            assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
+            assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
+        }
+    }
+
+    /// A declared failure that comes for another reason is red, and so is one that does not come.
+    #[test]
+    fn another_failure_than_the_declared_one_is_a_deviation() {
+        let declared = "umount = \"EBUSY\"\nverdict = \"held by yourself\"\nlisted = [\"b.service\"]\n\
+                        remount = \"in use\"\nexec_stop_post = \"SIGTERM\"\nreset_from_ms = 50";
+        let mut cycle = clean();
+        cycle.verdict = Hold::HeldByYourself;
+        cycle.listed = vec!["a.service".to_owned(), "b.service".to_owned()];
+        cycle.umounts[0].result = "EBUSY".to_owned();
+        cycle.end.as_mut().expect("an end").remount = Remount::Tried { result: 0, in_use: true };
+        cycle.execs.push(ExecOutcome {
+            line: "ExecStopPost".to_owned(),
+            program: "x".to_owned(),
+            exit: Some(Exit::Signal(15)),
+            duration_ns: None,
+        });
+        assert_eq!(cycle.deviations(&expect(declared)), [""; 0]);
+        type Change = fn(&mut Cycle);
+        let changes: [(Change, &str); 6] = [
+            (|cycle| cycle.verdict = Hold::HeldByProcess, "verdict: held by a process instead of"),
+            (|cycle| cycle.verdict = Hold::OnlyListed, "verdict: only listed instead of"),
+            (|cycle| cycle.umounts[0].result = "EINVAL".to_owned(), "umount2: EINVAL instead of EBUSY"),
+            (|cycle| cycle.umounts.clear(), "umount2: none instead of EBUSY"),
+            (|cycle| cycle.listed.truncate(1), "b.service was not"),
+            (|cycle| cycle.reset_ns = 10_000_000, "reset took 0.010 s"),
+        ];
+        for (change, words) in changes {
+            let mut other = cycle.clone();
+            change(&mut other);
+            let deviations = other.deviations(&expect(declared));
+            assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
+            assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
+        }
+    }
+
+    #[test]
+    fn a_retry_is_told_once() {
+        let told = |items: &[&str]| runs(items.iter().map(|&item| item.to_owned())).join(", ");
+        assert_eq!(told(&["a", "b", "b", "b", "a"]), "a, b, again and again, a");
+        assert_eq!(told(&[]), "");
+    }
 }

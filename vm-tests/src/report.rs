@@ -1,4 +1,5 @@
-//! What is written and printed after a run: `report.json`, the postmortem's table, the probe's lines.
+//! What is written and printed after a run: `report.json`, the postmortem's table, the whole history as one table, the
+//! probe's lines.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::outcome::{self, Cycle, Holder};
 use crate::run::{Prepared, Run, Stages};
-use crate::scenario::Scenario;
+use crate::scenario::{History, Scenario};
 use vm_agent::wire::Exit;
 
 /// Goes up when a key of [`Report`] changes its meaning or goes away.
@@ -25,6 +26,7 @@ pub const SCHEMA: u32 = 2;
 ///   "scenarios": [ {                                       each scenario on each guest
 ///       "guest": "trixie",
 ///       "name": "5eac51a", "description": "…",
+///       "history": { "step", "what", "told" } | null,      its place in a history
 ///       "verdict": "passed" | "failed" | "infrastructure" | "interrupted",
 ///       "why": ["…"],                                      empty if passed
 ///       "kernel": "6.12…", "systemd": "257…", "os": "…",
@@ -58,6 +60,9 @@ pub struct ScenarioReport {
     pub name: String,
     /// Its manifest's description.
     pub description: String,
+    /// Its place in a history, if it has one.
+    #[serde(default)]
+    pub history: Option<History>,
     /// Exactly one.
     pub verdict: Verdict,
     /// Why it is not `passed`.
@@ -119,6 +124,7 @@ impl ScenarioReport {
             guest: guest.to_owned(),
             name: scenario.name.clone(),
             description: scenario.manifest.description.clone(),
+            history: scenario.manifest.history.clone(),
             verdict,
             why,
             kernel: String::new(),
@@ -188,11 +194,18 @@ pub fn collect(guests: &[Prepared], scenarios: &[Scenario], missing: &(Verdict, 
     })
 }
 
-/// The postmortem's table for one guest: a column for each scenario that has cycles, in the order of the report.
+/// More scenarios than this are a line each, since their columns would be wider than any terminal.
+const COLUMNS: usize = 4;
+
+/// The postmortem's table for one guest: a column for each scenario that has cycles, in the order of the report; a line
+/// for each if there are many.
 #[must_use]
 pub fn table(report: &Report, guest: &str) -> String {
     let measured: Vec<&ScenarioReport> =
         report.scenarios.iter().filter(|one| one.guest == guest && !one.cycles.is_empty()).collect();
+    if measured.len() > COLUMNS {
+        return lines(&["Scenario"], measured.into_iter().map(|one| (vec![one.name.clone()], one)));
+    }
     let mut rows = vec![
         vec!["Metric".to_owned()],
         vec!["Reset duration".to_owned()],
@@ -205,10 +218,7 @@ pub fn table(report: &Report, guest: &str) -> String {
         let column = [
             scenario.name.clone(),
             durations(&scenario.cycles),
-            distinct(&scenario.cycles, |cycle| {
-                let holders: Vec<_> = cycle.holders_at_umount.iter().map(holder).collect();
-                format!("[{}]", holders.join(", "))
-            }),
+            distinct(&scenario.cycles, holders),
             distinct(&scenario.cycles, |cycle| cycle.unit.active.clone()),
             distinct(&scenario.cycles, exec_stop_post),
             scenario.cycles.len().to_string(),
@@ -220,6 +230,58 @@ pub fn table(report: &Report, guest: &str) -> String {
     aligned(&rows)
 }
 
+/// A history as one table for one guest: a line for each scenario that has a place in one, in the order of their steps.
+#[must_use]
+pub fn history(report: &Report, guest: &str) -> String {
+    let of_guest = report.scenarios.iter().filter(|one| one.guest == guest);
+    let mut steps: Vec<(&History, &ScenarioReport)> =
+        of_guest.filter_map(|one| Some((one.history.as_ref()?, one))).collect();
+    steps.sort_by_key(|(history, _)| history.step);
+    lines(
+        &["Step", "Told at the time"],
+        steps.into_iter().map(|(history, one)| (vec![history.what.clone(), history.told.clone()], one)),
+    )
+}
+
+/// A line for each scenario: some cells that say which it is, then what was measured.
+fn lines<'a>(head: &[&str], scenarios: impl Iterator<Item = (Vec<String>, &'a ScenarioReport)>) -> String {
+    let measured = [
+        "Reset duration",
+        "`holders=`",
+        "Unit state",
+        "ExecStopPost exit code",
+        "Who kept the mount",
+        "Next mount",
+        "As expected",
+    ];
+    let mut rows = vec![head.iter().chain(&measured).map(|cell| (*cell).to_owned()).collect::<Vec<_>>()];
+    for (mut row, scenario) in scenarios {
+        let cycles = &scenario.cycles;
+        let as_expected = match scenario.verdict {
+            Verdict::Passed => "yes",
+            Verdict::Failed => "NO",
+            Verdict::Infrastructure | Verdict::Interrupted => "no result",
+        };
+        row.extend([
+            durations(cycles),
+            distinct(cycles, holders),
+            distinct(cycles, |cycle| cycle.unit.active.clone()),
+            distinct(cycles, exec_stop_post),
+            distinct(cycles, |cycle| cycle.verdict.words().to_owned()),
+            // Why not is in the snapshot.
+            distinct(cycles, |cycle| cycle.remount().split(':').next().unwrap_or_default().to_owned()),
+            as_expected.to_owned(),
+        ]);
+        rows.push(row);
+    }
+    aligned(&rows)
+}
+
+fn holders(cycle: &Cycle) -> String {
+    let holders: Vec<_> = cycle.holders_at_umount.iter().map(holder).collect();
+    format!("[{}]", holders.join(", "))
+}
+
 fn holder(holder: &Holder) -> String {
     let kinds: Vec<_> = holder.kinds.iter().map(|kind| kind.word()).collect();
     format!("{} ({})", holder.comm, kinds.join(", "))
@@ -228,14 +290,14 @@ fn holder(holder: &Holder) -> String {
 fn exec_stop_post(cycle: &Cycle) -> String {
     let busy = cycle.umounts.iter().any(|umount| umount.result == "EBUSY");
     match cycle.exec_stop_post() {
-        Some(Exit::Code(code)) if busy => format!("{code} (EBUSY)"),
+        Some(Exit::Code(code)) if busy && code != 0 => format!("{code} (EBUSY)"),
         Some(Exit::Code(code)) => code.to_string(),
         Some(Exit::Signal(signal)) => format!("signal {signal}"),
         None => "none".to_owned(),
     }
 }
 
-/// The median and the range, and whether the command succeeded.
+/// The median and, of more than one, the range; and whether the command succeeded.
 fn durations(cycles: &[Cycle]) -> String {
     let mut sorted: Vec<u64> = cycles.iter().map(|cycle| cycle.reset_ns).filter(|ns| *ns > 0).collect();
     if sorted.is_empty() {
@@ -250,6 +312,9 @@ fn durations(cycles: &[Cycle]) -> String {
         some => format!("fails in {some} of {}: ", cycles.len()),
     };
     let last = sorted.len().saturating_sub(1);
+    if last == 0 {
+        return format!("{outcome}{:.3} s", at(0));
+    }
     format!("{outcome}{:.3} s ({:.3} to {:.3})", at(last / 2), at(0), at(last))
 }
 
@@ -285,4 +350,116 @@ fn aligned(rows: &[Vec<String>]) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::outcome::{ExecOutcome, Hold, Umount};
+    use vm_agent::recording::{EndState, Kind, Remount, Role, UnitState};
+
+    fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
+        let busy = umount == "EBUSY";
+        let holder = Holder {
+            pid: 442,
+            comm: "left4me-overlay".to_owned(),
+            role: Role::Control,
+            kinds: vec![Kind::Cwd],
+            namespace_inode: 4_026_532_158,
+            namespace_id: Some(23),
+        };
+        let state = if busy { "failed" } else { "inactive" };
+        Cycle {
+            number: 1,
+            start_exit: Some(Exit::Code(0)),
+            start_ns: 1,
+            reset_exit: Some(Exit::Code(i32::from(busy))),
+            reset_ns,
+            unit: UnitState { active: state.to_owned(), ..UnitState::default() },
+            states: Vec::new(),
+            execs: vec![ExecOutcome {
+                line: "ExecStopPost".to_owned(),
+                program: "left4me-overlay".to_owned(),
+                exit: Some(stop_post),
+                duration_ns: Some(1),
+            }],
+            umounts: vec![Umount { comm: "umount".to_owned(), result: umount.to_owned(), duration_ns: 1 }],
+            holders_at_stop: Vec::new(),
+            holders_at_umount: if busy { vec![holder] } else { Vec::new() },
+            listed: Vec::new(),
+            verdict: if busy { Hold::HeldByYourself } else { Hold::OnlyListed },
+            mounted: busy,
+            end: Some(EndState {
+                mounted_in: Vec::new(),
+                processes: Vec::new(),
+                failed_units: Vec::new(),
+                remount: if busy {
+                    Remount::NotTried { why: "still mounted".to_owned() }
+                } else {
+                    Remount::Tried { result: 0, in_use: false }
+                },
+            }),
+            kernel_warnings: Vec::new(),
+            core_dumps: Vec::new(),
+            left_over: Vec::new(),
+            lost: Vec::new(),
+            probe_ns: 0,
+            reset_stderr: String::new(),
+        }
+    }
+
+    fn scenario(
+        name: &str,
+        history: Option<(u32, &str)>,
+        verdict: Verdict,
+        cycles: Vec<Cycle>,
+    ) -> ScenarioReport {
+        ScenarioReport {
+            guest: "trixie".to_owned(),
+            name: name.to_owned(),
+            description: String::new(),
+            history: history.map(|(step, told)| History {
+                step,
+                what: format!("what {name} was"),
+                told: told.to_owned(),
+            }),
+            verdict,
+            why: Vec::new(),
+            kernel: String::new(),
+            systemd: String::new(),
+            os: String::new(),
+            stages: Stages::default(),
+            cycles,
+        }
+    }
+
+    #[test]
+    fn tables() {
+        let (ok, busy) = (Exit::Code(0), Exit::Code(32));
+        let fixed = vec![cycle(120_000_000, ok, "ok"), cycle(115_000_000, ok, "ok")];
+        let report = Report {
+            schema: SCHEMA,
+            accelerator: String::new(),
+            clock: "virtual".to_owned(),
+            guests: BTreeMap::new(),
+            scenarios: vec![
+                scenario("fixed", Some((9, "~0.5 s, inactive, 0")), Verdict::Passed, fixed),
+                scenario("bystander", None, Verdict::Passed, vec![cycle(100_000_000, ok, "ok")]),
+                scenario("bug", Some((2, "EBUSY")), Verdict::Passed, vec![cycle(121_000_000, busy, "EBUSY")]),
+                scenario(
+                    "killed",
+                    Some((5, "works sometimes")),
+                    Verdict::Failed,
+                    vec![cycle(15_100_000_000, Exit::Signal(15), "EBUSY")],
+                ),
+                scenario("none", Some((6, "~25 s")), Verdict::Infrastructure, Vec::new()),
+            ],
+        };
+        insta::assert_snapshot!("table", table(&report, "trixie"));
+        insta::assert_snapshot!("history", history(&report, "trixie"));
+        assert!(!table(&report, "sid").contains("fixed"), "each guest has its own");
+        let mut many = report;
+        many.scenarios.push(scenario("more", None, Verdict::Passed, vec![cycle(100_000_000, ok, "ok")]));
+        insta::assert_snapshot!("table-of-many", table(&many, "trixie"));
+    }
 }

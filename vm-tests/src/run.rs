@@ -303,6 +303,7 @@ fn bundle(prepared: &Prepared, scenario: &Scenario) -> Result<Bundle> {
         };
         bundle.file(&from, to, Some(0o755))?;
     }
+    deploy.text.iter().for_each(|(to, text)| bundle.text(to, text));
     Ok(bundle)
 }
 

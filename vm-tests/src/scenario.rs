@@ -5,13 +5,20 @@
 //! <name>/files/          laid over the guest's /
 //! <name>/outcome.snap    the snapshot that its outcome is compared with
 //! ```
+//!
+//! Scenarios that differ in a line or two share the rest: `base` names a manifest that one begins with.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Deserialize;
+use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use vm_agent::recording::Plan;
+use vm_agent::wire::Exit;
+
+use crate::outcome::Hold;
 
 /// `scenario.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -43,7 +50,7 @@ pub struct Manifest {
     pub start: Vec<String>,
     /// Brings it down again.
     pub reset: Vec<String>,
-    /// Run after a cycle that left something mounted or the unit failed.
+    /// Run after a cycle that left something mounted, a process of the unit, or the unit failed.
     #[serde(default)]
     pub recover: Vec<Vec<String>>,
     /// The longest a command of a cycle may take, in seconds of guest time.
@@ -54,6 +61,21 @@ pub struct Manifest {
     pub sample_ms: u64,
     /// What every cycle must be, whatever the snapshot says.
     pub expect: Expect,
+    /// Its place in a history that is told as one table.
+    #[serde(default)]
+    pub history: Option<History>,
+}
+
+/// A step of a history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    /// Its number: the order of the table's lines.
+    pub step: u32,
+    /// What the step was, in a few words.
+    pub what: String,
+    /// What was written of it at the time.
+    pub told: String,
 }
 
 /// What the guest gets, in this order.
@@ -67,21 +89,41 @@ pub struct Deploy {
     /// (`left4me-overlay`, `l4d2ctl`, `vm-game`) or, with a `/` in it, its path from the scenario's directory.
     #[serde(default)]
     pub programs: BTreeMap<String, String>,
+    /// Small files, after all others: where each goes in the guest, and what is in it. Drop-ins of a unit, say, so
+    /// that what a scenario changes is seen in its manifest.
+    #[serde(default)]
+    pub text: BTreeMap<String, String>,
 }
 
 /// What every cycle must be. The numbers are bounds; the shape is also in the snapshot.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Expect {
+    /// The start command's exit status.
+    #[serde(default)]
+    pub start_exit: i32,
     /// The reset command's exit status.
     pub reset_exit: i32,
+    /// The shortest a reset must take, in milliseconds of guest time.
+    #[serde(default)]
+    pub reset_from_ms: u64,
     /// The longest a reset may take, in milliseconds of guest time.
     pub reset_under_ms: u64,
     /// The unit's ActiveState afterwards.
     pub active_state: String,
-    /// The exit status of the last ExecStopPost; left out for a unit that has none.
+    /// How the last ExecStopPost ended; left out for a unit that has none.
     #[serde(default)]
-    pub exec_stop_post: Option<i32>,
+    pub exec_stop_post: Option<ExpectedExit>,
+    /// How the last umount2(2) went: `ok`, `none`, or the name of an errno. Left out: `ok` or none at all, and if the
+    /// mount is meant to stay, anything.
+    #[serde(default)]
+    pub umount: Option<String>,
+    /// The verdict on who kept the mount, in [`Hold::words`]. Left out: nobody.
+    #[serde(default)]
+    pub verdict: Option<String>,
+    /// Units that must be seen in a namespace with a copy of the mount, and nothing held in it.
+    #[serde(default)]
+    pub listed: Vec<String>,
     /// Whether the watched path is still a mount point afterwards.
     pub mounted: bool,
     /// Which paths of `removed` are still there afterwards.
@@ -89,6 +131,72 @@ pub struct Expect {
     pub left_over: Vec<String>,
     /// Who holds the mount when it is unmounted, as `<role> <comm> (<kind>, …)`; empty: nobody.
     pub holders: Vec<String>,
+    /// Where the file system is still mounted after it was unmounted, as `<unit>: <path>`.
+    #[serde(default)]
+    pub mounted_elsewhere: Vec<String>,
+    /// The next mount of the same layers: `silent`, `in use`, the name of an errno, or `not tried: <why>`. Left out:
+    /// silent or not tried.
+    #[serde(default)]
+    pub remount: Option<String>,
+    /// comm of each process that is left in the unit's cgroup.
+    #[serde(default)]
+    pub left_processes: Vec<String>,
+    /// Failed units besides the one under test, whose state is `active_state`.
+    #[serde(default)]
+    pub other_failed_units: Vec<String>,
+    /// What the kernel logs of level warning or worse.
+    #[serde(default)]
+    pub kernel_warnings: Vec<String>,
+    /// comm of each process that dies of a signal that dumps core.
+    #[serde(default)]
+    pub core_dumps: Vec<String>,
+    /// The unit under test, for [`Expect::failed_units`].
+    #[serde(skip)]
+    unit: String,
+}
+
+/// How a process is meant to end: an exit status, or the name of a signal.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum ExpectedExit {
+    /// Its exit status.
+    Code(i32),
+    /// The signal that ends it, as `SIGTERM`.
+    Signal(String),
+}
+
+impl ExpectedExit {
+    /// `None` for a name that is no signal's.
+    #[must_use]
+    pub fn exit(&self) -> Option<Exit> {
+        match self {
+            Self::Code(code) => Some(Exit::Code(*code)),
+            Self::Signal(name) => name.parse::<Signal>().ok().map(|signal| Exit::Signal(signal as i32)),
+        }
+    }
+}
+
+impl Expect {
+    /// The shortest a reset must take.
+    #[must_use]
+    pub fn reset_from(&self) -> Duration {
+        Duration::from_millis(self.reset_from_ms)
+    }
+
+    /// The longest a reset may take.
+    #[must_use]
+    pub fn reset_under(&self) -> Duration {
+        Duration::from_millis(self.reset_under_ms)
+    }
+
+    /// All units that are meant to be failed, in the order of their names.
+    #[must_use]
+    pub fn failed_units(&self) -> Vec<String> {
+        let own = (self.active_state == "failed").then(|| self.unit.clone());
+        let mut units: Vec<String> = self.other_failed_units.iter().cloned().chain(own).collect();
+        units.sort();
+        units
+    }
 }
 
 fn default_cycles() -> u32 {
@@ -121,11 +229,8 @@ impl Scenario {
     /// Names the file and the key, with what to do.
     pub fn load(directory: &Path) -> Result<Self> {
         let file = directory.join("scenario.toml");
-        let text = std::fs::read_to_string(&file).with_context(|| {
-            format!("read {}: a scenario is a directory with a scenario.toml", file.display())
-        })?;
-        let manifest: Manifest =
-            toml::from_str(&text).with_context(|| format!("parse {}", file.display()))?;
+        let mut manifest = read(&file)?;
+        manifest.expect.unit.clone_from(&manifest.unit);
         check(&manifest).with_context(|| format!("check {}", file.display()))?;
         let directory = directory.canonicalize().with_context(|| format!("find {}", directory.display()))?;
         let name = directory
@@ -154,6 +259,73 @@ impl Scenario {
     }
 }
 
+/// Reads a manifest and the one that it begins with.
+fn read(file: &Path) -> Result<Manifest> {
+    let text = std::fs::read_to_string(file).with_context(|| {
+        format!("read {}: a scenario is a directory with a scenario.toml", file.display())
+    })?;
+    let what = || format!("parse {}", file.display());
+    let own: toml::Table = toml::from_str(&text).with_context(what)?;
+    if own.contains_key(BASE) {
+        let whole = with_base(own, file)?;
+        whole.try_into().with_context(|| format!("{}, with its base", what()))
+    } else {
+        // From the text, so that an error names the line.
+        toml::from_str(&text).with_context(what)
+    }
+}
+
+const BASE: &str = "base";
+
+/// What a base may itself begin with is bounded, so that two that name each other are an error.
+const BASES: usize = 4;
+
+/// A manifest laid over its base. Tables are merged, `deploy.trees` of the base come first, any other key replaces the
+/// base's. The base's paths are relative to where it lies.
+fn with_base(mut own: toml::Table, file: &Path) -> Result<toml::Table> {
+    let mut file = file.to_owned();
+    for _ in 0..BASES {
+        let Some(base) = own.remove(BASE) else { return Ok(own) };
+        let base = base.as_str().with_context(|| format!("{}: base: give a path", file.display()))?;
+        let directory = file.parent().context("a manifest lies in a directory")?.to_owned();
+        file = directory.join(base);
+        let text = std::fs::read_to_string(&file).with_context(|| format!("read base {}", file.display()))?;
+        let mut base: toml::Table =
+            toml::from_str(&text).with_context(|| format!("parse {}", file.display()))?;
+        let directory = file.parent().context("a manifest lies in a directory")?;
+        make_absolute(&mut base, &std::path::absolute(directory)?);
+        merge(&mut base, own);
+        own = base;
+    }
+    bail!("{}: more than {BASES} bases in a row", file.display())
+}
+
+fn make_absolute(base: &mut toml::Table, directory: &Path) {
+    let join = |value: &mut toml::Value| {
+        if let toml::Value::String(path) = value {
+            *path = directory.join(&path).to_string_lossy().into_owned();
+        }
+    };
+    let Some(toml::Value::Table(deploy)) = base.get_mut("deploy") else { return };
+    if let Some(toml::Value::Array(trees)) = deploy.get_mut("trees") {
+        trees.iter_mut().for_each(join);
+    }
+    if let Some(toml::Value::Table(programs)) = deploy.get_mut("programs") {
+        let is_path = |value: &&mut toml::Value| value.as_str().is_some_and(|name| name.contains('/'));
+        programs.iter_mut().map(|(_, value)| value).filter(is_path).for_each(join);
+    }
+}
+
+fn merge(base: &mut toml::Table, over: toml::Table) {
+    for (key, value) in over {
+        match (base.get_mut(&key), value) {
+            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => merge(base, over),
+            (Some(toml::Value::Array(base)), toml::Value::Array(over)) if key == "trees" => base.extend(over),
+            (_, value) => drop(base.insert(key, value)),
+        }
+    }
+}
+
 fn check(manifest: &Manifest) -> Result<()> {
     let absolute = |key: &str, path: &str| {
         ensure!(
@@ -172,6 +344,20 @@ fn check(manifest: &Manifest) -> Result<()> {
     }
     for path in manifest.deploy.programs.keys() {
         absolute("deploy.programs", path)?;
+    }
+    for path in manifest.deploy.text.keys() {
+        absolute("deploy.text", path)?;
+    }
+    if let Some(ExpectedExit::Signal(name)) = &manifest.expect.exec_stop_post {
+        let signal = manifest.expect.exec_stop_post.as_ref().and_then(ExpectedExit::exit);
+        ensure!(
+            signal.is_some(),
+            "exec_stop_post = {name:?}: give an exit status or a signal, as \"SIGTERM\""
+        );
+    }
+    if let Some(verdict) = &manifest.expect.verdict {
+        let known: Vec<_> = Hold::ALL.iter().map(|hold| hold.words()).collect();
+        ensure!(known.contains(&verdict.as_str()), "verdict = {verdict:?}: there are {}", known.join(", "));
     }
     ensure!(manifest.unit.contains('.'), "unit = {:?}: give the full name, with .service", manifest.unit);
     ensure!(manifest.cycles > 0, "cycles = 0: nothing would be run");
@@ -265,11 +451,60 @@ holders = []
             (GOOD.replace("unit =", "unti ="), "unti"),
             (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\nremoved = [\"/m/x\"]"), "looking there"),
             (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\ncycles = 0"), "nothing would be run"),
+            (
+                GOOD.replace("exec_stop_post = 0", "exec_stop_post = \"SIGNOT\""),
+                "give an exit status or a signal",
+            ),
+            (
+                GOOD.replace("holders = []", "holders = []\nverdict = \"held\""),
+                "there are held by a process, ",
+            ),
+            (format!("{GOOD}\n[deploy.text]\nx = \"y\""), "deploy.text"),
         ];
         for (text, words) in cases {
             let error = format!("{:#}", parse(&text).expect_err(words));
             assert!(error.contains(words), "{words} is not in: {error}");
         }
+    }
+
+    #[test]
+    fn a_manifest_begins_with_its_base() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().expect("a parent")).expect("mkdir");
+            std::fs::write(path, text).expect("write");
+        };
+        write(
+            "shared/one.toml",
+            &format!(
+                "{GOOD}\n[deploy]\ntrees = [\"a\"]\n[deploy.programs]\n\"/x\" = \"./x\"\n\"/y\" = \"y\""
+            ),
+        );
+        write("shared/two.toml", "base = \"one.toml\"\ncycles = 3\n[deploy]\ntrees = [\"b\"]");
+        write(
+            "mine/scenario.toml",
+            "base = \"../shared/two.toml\"\ndescription = \"mine\"\n[deploy]\ntrees = [\"c\"]\n\
+             [expect]\nactive_state = \"failed\"\nexec_stop_post = \"SIGTERM\"",
+        );
+        let Manifest { description, unit, cycles, deploy, expect, .. } =
+            Scenario::load(&root.path().join("mine")).expect("a good one").manifest;
+        assert_eq!((description.as_str(), unit.as_str(), cycles), ("mine", "x.service", 3));
+        let shared = |name: &str| root.path().join("mine/../shared").join(name);
+        let trees = [shared("a"), shared("b"), PathBuf::from("c")];
+        assert_eq!(deploy.trees.len(), 3);
+        for (tree, expected) in deploy.trees.iter().zip(trees) {
+            let plain = |path: &Path| path.components().collect::<PathBuf>();
+            assert_eq!(plain(tree), plain(&expected));
+        }
+        assert!(deploy.programs["/x"].ends_with("shared/./x"), "{:?}", deploy.programs);
+        assert_eq!(deploy.programs["/y"], "y", "a program by name is nobody's path");
+        assert_eq!(expect.failed_units(), ["x.service"]);
+        assert_eq!(expect.exec_stop_post.and_then(|exit| exit.exit()), Some(Exit::Signal(15)));
+
+        write("loop/scenario.toml", "base = \"scenario.toml\"");
+        let error = Scenario::load(&root.path().join("loop")).expect_err("a loop").to_string();
+        assert!(error.contains("bases in a row"), "{error}");
     }
 
     #[test]

@@ -35,6 +35,10 @@ pub(crate) struct VmTestArgs {
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
 
+    /// Only the scenarios that are steps of the history, and that as one table
+    #[arg(long, conflicts_with = "scenarios")]
+    history: bool,
+
     /// How many Start/Reset cycles, instead of what the scenario says
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycles: Option<u32>,
@@ -86,7 +90,8 @@ async fn run_with(args: &VmTestArgs, accept: Accept) -> Result<u8> {
     let how = How { accept, jobs: args.jobs.unwrap_or_else(default_jobs) };
     // From here on no interrupt is lost, whatever is under way when it comes.
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
-    let scenarios = scenario::select(&prepare::scenarios_root()?, &args.scenarios)?;
+    let mut scenarios = scenario::select(&prepare::scenarios_root()?, &args.scenarios)?;
+    scenarios.retain(|one| !args.history || one.manifest.history.is_some());
     let (results, _ours) = results_of_our_own(args.results.as_deref()).await?;
     let wanted = Wanted {
         scenarios: &scenarios,
@@ -102,7 +107,7 @@ async fn run_with(args: &VmTestArgs, accept: Accept) -> Result<u8> {
     let path = results.join("report.json");
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
-    show(&report, &path);
+    show(&report, &path, if args.history { report::history } else { report::table });
     Ok(exit_code(&report, ended.status))
 }
 
@@ -244,13 +249,13 @@ async fn run_tests(
     }
 }
 
-fn show(report: &Report, path: &Path) {
+fn show(report: &Report, path: &Path, table: fn(&Report, &str) -> String) {
     println!("\n{}", report.accelerator);
     println!("durations are {} time of the guest", report.clock);
     for (guest, image) in &report.guests {
         println!("\n{image}");
         if report.scenarios.iter().any(|scenario| scenario.guest == *guest && !scenario.cycles.is_empty()) {
-            println!("\n{}", report::table(report, guest));
+            println!("\n{}", table(report, guest));
         }
     }
     for scenario in &report.scenarios {
@@ -277,8 +282,15 @@ fn exit_code(report: &Report, status: ExitStatus) -> u8 {
 
 /// Runs the whole suite as `cargo xtask check` does.
 pub(crate) async fn all(machine: MachineArgs) -> Result<()> {
-    let args =
-        VmTestArgs { scenarios: Vec::new(), cycles: None, jobs: None, machine, deadline: 900, results: None };
+    let args = VmTestArgs {
+        scenarios: Vec::new(),
+        history: false,
+        cycles: None,
+        jobs: None,
+        machine,
+        deadline: 900,
+        results: None,
+    };
     match run_with(&args, Accept::Never).await? {
         PASSED => Ok(()),
         INTERRUPTED => Err(Interrupted { signal: Signal::SIGINT }.into()),

@@ -20,11 +20,12 @@ pub struct Plan {
     pub removed: Vec<String>,
     /// How many cycles to run.
     pub cycles: u32,
-    /// Brings the unit up; a status other than 0 ends the run.
+    /// Brings the unit up; a status other than 0 ends the run after this cycle.
     pub start: Vec<String>,
     /// Brings it down again; its status is part of the recording.
     pub reset: Vec<String>,
-    /// Run, in this order, after a cycle that left something mounted or the unit failed; not timed.
+    /// Run, in this order, after a cycle that left something mounted, a process of the unit, or the unit failed; not
+    /// timed.
     pub recover: Vec<Vec<String>>,
     /// The longest a single command may take, in milliseconds of guest time; it is ended then.
     pub command_timeout_ms: u64,
@@ -85,9 +86,23 @@ pub enum What {
         /// Which.
         path: String,
     },
+    /// What is left when a reset has ended, before anything recovers from it.
+    EndState(EndState),
+    /// The kernel logged something of level warning or worse. `at` is when it was read, at the end of a step.
+    KernelWarning {
+        /// The message.
+        text: String,
+    },
+    /// A process died of a signal that dumps core, whether or not one was written.
+    Coredump {
+        /// The process.
+        pid: u32,
+        /// Its comm.
+        comm: String,
+    },
     /// A source of events lost some: what is recorded is not all that happened.
     Lost {
-        /// `proc-connector`, `tracefs`, `d-bus`, `mountinfo` or `scan`.
+        /// `proc-connector`, `tracefs`, `d-bus`, `mountinfo`, `kmsg` or `scan`.
         source: String,
         /// What the source said.
         why: String,
@@ -171,10 +186,60 @@ pub struct UmountCall {
     pub pid: u32,
     /// Its comm.
     pub comm: String,
+    /// The caller's place in the unit.
+    pub role: Role,
     /// When it returned, nanoseconds since the plan began.
     pub returned: u64,
     /// 0, or a negative errno.
     pub result: i64,
+}
+
+/// What is left when a reset has ended. Clean is: nothing, and a silent remount.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct EndState {
+    /// Where the file system that the start had mounted is still mounted: one for each mount namespace that has a
+    /// process and a mount of that device number. Empty too if the start had mounted nothing.
+    pub mounted_in: Vec<MountCopy>,
+    /// What is still in the unit's cgroup: each process's pid and comm.
+    pub processes: Vec<(u32, String)>,
+    /// Every unit of the machine that is `failed`.
+    pub failed_units: Vec<String>,
+    /// Whether the same layers can be mounted again.
+    pub remount: Remount,
+}
+
+/// A mount namespace in which a file system is mounted.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct MountCopy {
+    /// The first process found in it.
+    pub pid: u32,
+    /// Its comm.
+    pub comm: String,
+    /// The unit its cgroup belongs to; empty if none.
+    pub unit: String,
+    /// Which namespace.
+    pub namespace: Namespace,
+    /// Where it is mounted, as that namespace has it.
+    pub mount_points: Vec<String>,
+}
+
+/// What making an overlay's file system again, of the layers that the start had mounted, says. Nothing is attached
+/// anywhere: fsopen(2), fsconfig(2), close.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Remount {
+    /// It was not tried: no overlay, or it is still mounted, or the layers are gone.
+    NotTried {
+        /// Why.
+        why: String,
+    },
+    /// It was tried.
+    Tried {
+        /// 0, or a negative errno.
+        result: i64,
+        /// Whether the kernel logged that upper or work layer are in use (`fs/overlayfs/super.c:ovl_report_in_use`).
+        in_use: bool,
+    },
 }
 
 /// Who holds the mount, as of one moment.

@@ -2,7 +2,8 @@
 //!
 //! Started inside `merged`, it holds it in every ordinary way: working directory, program, an open log that it
 //! writes (so in the upper layer), a mapped file, and a child that does the same. It exits cleanly on SIGTERM,
-//! its child first. `--stubborn-child` makes a child that ignores SIGTERM and outlives it.
+//! its child first. `--stubborn-child` makes a child that ignores SIGTERM and outlives it. `--in DIRECTORY` goes there
+//! first, as srcds_run goes to where it lies, whatever the unit's WorkingDirectory= is.
 //!
 //! When all that is so it makes the file `server.ready`. `vm-game --wait-for-ready DIRECTORY` waits for that
 //! file: a scenario's start command ends with it, so that a stop never meets a server that is half started.
@@ -23,6 +24,10 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let has = |word: &str| arguments.iter().any(|argument| argument == word);
+    if let Some(at) = arguments.iter().position(|argument| argument == "--in") {
+        let directory = arguments.get(at + 1).context("--in: give a directory")?;
+        std::env::set_current_dir(directory).with_context(|| format!("go to {directory}"))?;
+    }
     match arguments.as_slice() {
         [wait, directory] if wait == "--wait-for-ready" => wait_for_ready(Path::new(directory)),
         _ if has("--child") => child(has("--stubborn-child")),

@@ -2,7 +2,8 @@
 //!
 //! Three threads, and nothing that waits for a clock:
 //!
-//! - the caller runs the plan's commands ([`steps`], [`command`]);
+//! - the caller runs the plan's commands ([`steps`], [`command`]) and looks at what they leave ([`end_state`],
+//!   [`kernel_log`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
 //!   ([`proc_connector`]), the umount tracepoints ([`umounts`]) and orders from the others, and looks at the
 //!   unit's tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
@@ -14,7 +15,9 @@
 
 mod clock;
 mod command;
+mod end_state;
 mod events;
+mod kernel_log;
 mod mounts;
 mod proc_connector;
 mod roles;

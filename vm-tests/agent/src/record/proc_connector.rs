@@ -1,4 +1,4 @@
-//! Every fork, exec and exit in the machine, from the kernel's proc connector (`linux/cn_proc.h`).
+//! Every fork, exec, core dump and exit in the machine, from the kernel's proc connector (`linux/cn_proc.h`).
 //!
 //! The kernel sends an exec before the new program runs its first instruction, and a fork before the child
 //! does. An exit comes when the task has already let go of its files, directories and namespaces.
@@ -17,6 +17,8 @@ pub(super) enum ProcessEvent {
     Fork { parent: u32, child: u32 },
     /// A new program.
     Exec { pid: u32 },
+    /// It dies of a signal that dumps core (`kernel/signal.c:get_signal`), whether or not one is written.
+    Coredump { pid: u32 },
     /// It ended.
     Exit { pid: u32 },
 }
@@ -43,6 +45,7 @@ const IGNORE: u32 = 2;
 /// `enum what` of `struct proc_event`.
 const FORK: u32 = 1;
 const EXEC: u32 = 2;
+const COREDUMP: u32 = 0x4000_0000;
 const EXIT: u32 = 0x8000_0000;
 /// Sizes of `struct nlmsghdr` and `struct cn_msg`, and where `event_data` lies in `struct proc_event`.
 const NLMSG_HEADER: usize = 16;
@@ -136,7 +139,7 @@ fn order(operation: u32) -> Vec<u8> {
     message
 }
 
-/// Reads the events out of one datagram; what is not one of the three kinds, or cut short, is passed over.
+/// Reads the events out of one datagram; what is not one of the four kinds, or cut short, is passed over.
 fn parse(datagram: &[u8]) -> Vec<ProcessEvent> {
     let mut events = Vec::new();
     let mut rest = datagram;
@@ -161,6 +164,7 @@ fn parse_message(message: &[u8]) -> Option<ProcessEvent> {
             (child == child_process).then_some(ProcessEvent::Fork { parent, child })
         }
         EXEC => Some(ProcessEvent::Exec { pid: word(data, 4)? }),
+        COREDUMP => Some(ProcessEvent::Coredump { pid: word(data, 4)? }),
         EXIT => {
             let (task, process) = (word(data, 0)?, word(data, 4)?);
             (task == process).then_some(ProcessEvent::Exit { pid: process })
@@ -189,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_the_three_kinds() {
+    fn reads_the_four_kinds() {
         let cases = [
             (datagram(FORK, &[10, 10, 20, 20]), vec![ProcessEvent::Fork { parent: 10, child: 20 }]),
             // Made by a thread: the parent is its process.
@@ -197,6 +201,8 @@ mod tests {
             // A thread was made.
             (datagram(FORK, &[10, 10, 21, 10]), vec![]),
             (datagram(EXEC, &[20, 20]), vec![ProcessEvent::Exec { pid: 20 }]),
+            // A thread crashes, its process dies.
+            (datagram(COREDUMP, &[21, 20, 10, 10]), vec![ProcessEvent::Coredump { pid: 20 }]),
             (datagram(EXIT, &[20, 20, 0, 17, 10, 10]), vec![ProcessEvent::Exit { pid: 20 }]),
             // A thread ended.
             (datagram(EXIT, &[21, 20, 0, 17, 10, 10]), vec![]),

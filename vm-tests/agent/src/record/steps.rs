@@ -4,31 +4,39 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use holders::mountinfo::{self, Mount};
 use vm_agent::recording::{Plan, Step, StepEnd, What};
 use vm_agent::wire::Exit;
 
 use super::command;
+use super::end_state;
 use super::events::Sink;
+use super::kernel_log::KernelLog;
 use super::unit::UnitWatch;
 use super::watcher::Watcher;
 
-/// Runs all cycles. A start that fails ends the run; a reset that fails does not, it is what is looked for.
+/// Runs all cycles. A start that fails ends the run, after its reset; a reset that fails does not, it is what is
+/// looked for.
 ///
 /// # Errors
 /// If a command cannot be watched, the unit cannot be asked for, or mountinfo cannot be read.
 pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, unit: &mut UnitWatch) -> Result<()> {
-    let mut steps = Steps { plan, sink, watcher, unit };
+    let kernel_log = KernelLog::open().inspect_err(|error| sink.lost("kmsg", format!("{error:#}"))).ok();
+    let mut steps = Steps { plan, sink, watcher, unit, kernel_log };
     for _ in 0..plan.cycles {
         let started = steps.run(Step::Start, &plan.start)?;
-        if !started.is_some_and(Exit::success) {
-            break;
-        }
+        let mount = mountinfo::read_at(1, Path::new(&plan.mount))?;
         steps.run(Step::Reset, &plan.reset)?;
         steps.look_for_leftovers();
-        if steps.left_something()? {
+        let is_clean = steps.look_at_the_end(mount.as_ref())?;
+        if !is_clean || steps.unit.state().active == "failed" {
             for command in &plan.recover {
                 steps.run(Step::Recover, command)?;
             }
+        }
+        steps.record_kernel_warnings();
+        if !started.is_some_and(Exit::success) {
+            break;
         }
     }
     Ok(())
@@ -39,6 +47,8 @@ struct Steps<'a> {
     sink: &'a Sink,
     watcher: &'a Watcher,
     unit: &'a mut UnitWatch,
+    /// `None` if it can't be read, which was recorded as lost.
+    kernel_log: Option<KernelLog>,
 }
 
 impl Steps<'_> {
@@ -70,8 +80,28 @@ impl Steps<'_> {
         }
     }
 
-    fn left_something(&mut self) -> Result<bool> {
-        let mounted = holders::mountinfo::read_at(1, Path::new(&self.plan.mount))?.is_some();
-        Ok(mounted || self.unit.state().active == "failed")
+    /// Records what is left of what the start had mounted; true if nothing is mounted at the watched path and no
+    /// process is left in the unit's cgroup.
+    fn look_at_the_end(&mut self, mount: Option<&Mount>) -> Result<bool> {
+        // Before the remount, whose own warning is part of the end state.
+        self.record_kernel_warnings();
+        let is_mounted = mountinfo::read_at(1, Path::new(&self.plan.mount))?.is_some();
+        let log = self.kernel_log.as_mut();
+        let end = end_state::look(mount, is_mounted, self.unit, log).context("look at the end state")?;
+        let is_clean = !is_mounted && end.processes.is_empty();
+        self.sink.send_now(What::EndState(end));
+        Ok(is_clean)
+    }
+
+    fn record_kernel_warnings(&mut self) {
+        let Some(log) = &mut self.kernel_log else { return };
+        match log.read() {
+            Ok(warnings) => {
+                for text in warnings {
+                    self.sink.send_now(What::KernelWarning { text });
+                }
+            }
+            Err(error) => self.sink.lost("kmsg", format!("{error:#}")),
+        }
     }
 }

@@ -5,9 +5,10 @@
 //! be told otherwise. systemd alone unmounts dozens of things while it sets up one service's namespace. Kept
 //! are ([`Calls`]):
 //!
-//! - calls that failed with EBUSY, by anyone;
-//! - calls by a process of the unit that runs a program of its own. What systemd does between fork and exec
-//!   has a comm in parentheses, `(name)`, and is left out;
+//! - calls that failed with EBUSY, by any program;
+//! - calls by a process of the unit that runs a program of its own;
+//! - not what systemd does between fork and exec, whose comm is in parentheses, `(name)`: systemd 252 meets EBUSY
+//!   several times while it sets up a namespace, of mounts that are none of ours;
 //! - the call during which, or last before which, the watched path ceased to be a mount point.
 
 use std::collections::HashMap;
@@ -166,7 +167,7 @@ impl Calls {
     /// A call has ended: returns it, with its entry, if it is kept.
     pub(super) fn returned(&mut self, call: UmountCall) -> Option<(u64, UmountCall)> {
         let entry = self.under_way.remove(&call.pid).unwrap_or(Entry { at: call.returned, kept: false });
-        if entry.kept || is_busy(&call) {
+        if entry.kept || (is_busy(&call) && !is_before_exec(&call.comm)) {
             return Some((entry.at, call));
         }
         if call.result == 0 {
@@ -255,6 +256,7 @@ fn microseconds(seconds: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vm_agent::recording::Role;
 
     fn entered(tid: u32, comm: &str, at_us: u64) -> Option<TraceLine> {
         Some(TraceLine::Entered { tid, comm: comm.to_owned(), at_us })
@@ -318,7 +320,7 @@ mod tests {
     }
 
     fn call(pid: u32, returned: u64, result: i64) -> UmountCall {
-        UmountCall { pid, comm: "x".to_owned(), returned, result }
+        UmountCall { pid, comm: "x".to_owned(), role: Role::Outside, returned, result }
     }
 
     #[test]
@@ -333,6 +335,9 @@ mod tests {
         assert_eq!(calls.returned(call(3, 15, -16)), Some((14, call(3, 15, -16))));
         calls.entered(4, 16, false);
         assert_eq!(calls.returned(call(4, 17, -22)), None);
+        calls.entered(6, 16, false);
+        let set_up = UmountCall { comm: "(srcds_run)".to_owned(), ..call(6, 17, -16) };
+        assert_eq!(calls.returned(set_up), None, "systemd sets up a namespace");
         assert_eq!(
             calls.returned(call(5, 18, -16)),
             Some((18, call(5, 18, -16))),

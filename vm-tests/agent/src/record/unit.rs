@@ -53,6 +53,8 @@ pub(super) struct UnitWatch {
     /// The serial of the call whose answer ends the thread.
     last_call: Arc<AtomicU32>,
     state: UnitState,
+    /// The unit's cgroup, which systemd says only while there is one.
+    control_group: String,
     /// The runs that were recorded, by process id and start in microseconds.
     recorded: HashSet<(u32, u64)>,
 }
@@ -112,7 +114,7 @@ impl UnitWatch {
         sink.send_now(What::Unit(known.state.clone()));
         known.sent = (known.state.clone(), known.changed_us);
         orders.send(Order::Unit(known.view()));
-        let state = known.state.clone();
+        let (state, control_group) = (known.state.clone(), known.control_group.clone());
         let last_call = Arc::new(AtomicU32::new(0));
         let thread = {
             let (bus, sink, orders, last_call) =
@@ -121,7 +123,8 @@ impl UnitWatch {
                 .name("d-bus".to_owned())
                 .spawn(move || watch(messages, &bus, &sink, &orders, &last_call, known))?
         };
-        Ok(Self { bus, sink, orders, thread: Some(thread), last_call, state, recorded: HashSet::new() })
+        let recorded = HashSet::new();
+        Ok(Self { bus, sink, orders, thread: Some(thread), last_call, state, control_group, recorded })
     }
 
     /// systemd's `Version`.
@@ -138,6 +141,24 @@ impl UnitWatch {
         &self.state
     }
 
+    /// The unit's cgroup at the last [`UnitWatch::record`] that found one; empty if none did.
+    pub(super) fn control_group(&self) -> &str {
+        &self.control_group
+    }
+
+    /// Every unit of the machine that is `failed`, in the order of their names.
+    ///
+    /// # Errors
+    /// What D-Bus says.
+    pub(super) fn failed_units(&self) -> Result<Vec<String>> {
+        let states = (vec!["failed"],);
+        let answer = call(&self.bus.connection, MANAGER_PATH, MANAGER, "ListUnitsFiltered", &states)?;
+        let units: Vec<ListedUnit> = answer.body().deserialize().context("answer of ListUnitsFiltered")?;
+        let mut names: Vec<String> = units.into_iter().map(|unit| unit.0).collect();
+        names.sort();
+        Ok(names)
+    }
+
     /// Records the unit's state as of now, and every run of an Exec line that has ended since the last time.
     ///
     /// # Errors
@@ -148,6 +169,9 @@ impl UnitWatch {
         self.orders.send(Order::Unit(known.view()));
         self.sink.send_now(What::Unit(known.state.clone()));
         self.state = known.state;
+        if !known.control_group.is_empty() {
+            self.control_group = known.control_group;
+        }
         self.record_runs(false)
     }
 
@@ -387,6 +411,10 @@ impl Run {
         Exec { line: line.to_owned(), argv: self.argv, pid: self.pid, ended, exit }
     }
 }
+
+/// Name, description, load, active and sub state, followed unit, path, job's id, type and path.
+type ListedUnit =
+    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 /// Path, argv, flags, start (realtime, monotonic), end (the same), pid, code, status.
 type ExecStatus = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32, i32);

@@ -309,6 +309,11 @@ impl Watch {
                         trigger = Some(Trigger::Exec);
                     }
                 }
+                ProcessEvent::Coredump { pid } => {
+                    // It waits for its parent at the latest, so it is there to be asked.
+                    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+                    self.sink.send_now(What::Coredump { pid, comm: comm.trim_end().to_owned() });
+                }
                 ProcessEvent::Exit { pid } => {
                     if self.unit_tasks.remove(&pid) && self.in_stop {
                         trigger = trigger.or(Some(Trigger::Exit));
@@ -339,7 +344,9 @@ impl Watch {
                 }
                 TraceLine::Returned { tid, comm, at_us, result } => {
                     let returned = self.sink.clock.at_us(at_us);
-                    self.take_call(UmountCall { pid: tid, comm, returned, result });
+                    let role =
+                        if self.is_of_unit(tid) { self.roles.of(tid, parent_of) } else { Role::Outside };
+                    self.take_call(UmountCall { pid: tid, comm, role, returned, result });
                 }
                 TraceLine::Lost(why) => self.sink.lost("tracefs", why),
                 TraceLine::End => return true,
