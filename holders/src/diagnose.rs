@@ -122,6 +122,7 @@ impl Query {
             path: &self.path,
             target,
             devices,
+            is_device_given: !self.devices.is_empty(),
             listed: namespace::listed().ok(),
             tables: vec![own],
             unlisted: Vec::new(),
@@ -178,6 +179,7 @@ struct Survey<'a> {
     /// Index into the first table, which is the caller's.
     target: Option<usize>,
     devices: Vec<Device>,
+    is_device_given: bool,
     /// `None` if the kernel lists no namespaces, or not to this user.
     listed: Option<Vec<MountNamespace>>,
     tables: Vec<Table>,
@@ -196,6 +198,7 @@ impl Survey<'_> {
         let mut wanted = Wanted {
             sockets: kernel_holders::bound_sockets().keys().copied().collect(),
             detached: self.target.is_none() && !self.devices.is_empty(),
+            carriers: true,
             ..Wanted::default()
         };
         self.settle();
@@ -286,17 +289,26 @@ impl Survey<'_> {
             None => None,
         };
         let id = id.or_else(|| namespace::unique_id(task.as_fd()).ok().flatten());
+        let namespace = MountNamespace { inode: met.inode, id };
+        let is_whole = met.root == b"/";
+        // A member with another root directory is shown what lies below that, and no more.
+        if !is_whole
+            && let Some(id) = id
+            && let Ok(mounts) = kernel::mounts_of(id)
+        {
+            return Some(Table { namespace, mounts });
+        }
         let mut text = Vec::new();
         walk::read_file(task.as_fd(), c"mountinfo", &mut text).ok()?;
         let mut mounts = mountinfo::parse(&text).ok()?;
-        if met.root != b"/" {
+        if !is_whole {
             let root = PathBuf::from(OsString::from_vec(met.root.clone()));
             for mount in &mut mounts {
                 let below = mount.mount_point.strip_prefix("/").unwrap_or(&mount.mount_point);
                 mount.mount_point = if below == Path::new("") { root.clone() } else { root.join(below) };
             }
         }
-        Some(Table { namespace: MountNamespace { inode: met.inode, id }, mounts })
+        Some(Table { namespace, mounts })
     }
 
     /// Where namespaces are bind mounted: inode number, mount point.
@@ -318,6 +330,9 @@ impl Survey<'_> {
     fn settle(&mut self) {
         if let Some(mount) = self.target {
             self.fates = propagation::fates(&self.tables, At { table: 0, mount });
+            return;
+        }
+        if self.is_device_given {
             return;
         }
         // What lies at the path elsewhere, unless it is something that is mounted here as well: a unit's private

@@ -24,6 +24,8 @@
 //! meant to explain; a readlink under `/proc/PID` does not.
 
 mod diagnose;
+#[cfg(feature = "json")]
+mod json;
 mod kernel;
 mod kernel_holders;
 pub mod mountinfo;
@@ -32,6 +34,7 @@ pub mod propagation;
 pub mod report;
 pub mod scan;
 mod task;
+mod text;
 mod verdict;
 mod walk;
 

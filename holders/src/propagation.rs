@@ -136,10 +136,15 @@ pub fn fates(tables: &[Table], target: At) -> Fates {
     let mount = &tables[target.table].mounts[target.mount];
     let mut fates = Fates::default();
     let receivers = receivers(tables, target);
+    let groups = mount.propagation.shared.map(|group| receiving(tables, group)).unwrap_or_default();
     for (table, others) in tables.iter().enumerate() {
         for (index, other) in others.mounts.iter().enumerate() {
             if other.device == mount.device {
-                let fate = Fate::Survives(reason(&receivers, tables, target, table, other));
+                let fate = if is_propagated_copy(others, other, &groups) {
+                    Fate::UnmountedAlong
+                } else {
+                    Fate::Survives(reason(&receivers, tables, target, table, other))
+                };
                 fates.by_id.insert(other.id, (At { table, mount: index }, fate));
             }
         }
@@ -189,6 +194,32 @@ struct Receiver {
     table: usize,
     parent: u64,
     place: PathBuf,
+}
+
+/// For a table that does not show the mount below the copy, as that of a task whose root directory the copy is:
+/// the copy's own peer group then says that it was made by propagation. That it was not moved since is assumed.
+fn is_propagated_copy(table: &Table, copy: &Mount, groups: &HashSet<u64>) -> bool {
+    let shows_parent = table.mounts.iter().any(|mount| mount.id == copy.parent);
+    let group = copy.propagation.shared.or(copy.propagation.master);
+    !shows_parent && copy.mount_point != Path::new("/") && group.is_some_and(|group| groups.contains(&group))
+}
+
+/// The peer group and all that receive from it.
+fn receiving(tables: &[Table], group: u64) -> HashSet<u64> {
+    let mut groups = HashSet::from([group]);
+    loop {
+        let mounts = tables.iter().flat_map(|table| &table.mounts);
+        let receiving = mounts.filter(|mount| {
+            mount.propagation.master.is_some_and(|master| groups.contains(&master))
+        });
+        // A slave that is not shared onwards has no group; it goes by its master's.
+        let more: Vec<u64> = receiving.filter_map(|mount| mount.propagation.shared).collect();
+        let before = groups.len();
+        groups.extend(more);
+        if groups.len() == before {
+            return groups;
+        }
+    }
 }
 
 /// `propagation_next` of `fs/pnode.c`: all peers of the target's parent, and all that are slaves of one of them or
@@ -327,7 +358,7 @@ mod tests {
 
     #[test]
     fn propagation_decides_what_is_asked() {
-        let cases: [(&str, &[&str], &str); 22] = [
+        let cases: [(&str, &[&str], &str); 24] = [
             ("alone", &[HOST], ""),
             (
                 "a slave copy",
@@ -437,6 +468,16 @@ mod tests {
                     "30 1 0:60 / / rw | 31 30 8:1 /run /data rw master:1 | 60 31 0:42 / /data/m rw master:9",
                 ],
                 "60=along",
+            ),
+            (
+                "a task whose root directory the copy is",
+                &[HOST, "60 30 0:42 / /run/m rw master:9"],
+                "60=along",
+            ),
+            (
+                "a private mount as a root directory",
+                &[HOST, "60 30 0:42 / /run/m rw"],
+                "60=private",
             ),
             (
                 "a container that sees another part of the tree",

@@ -41,6 +41,8 @@ pub enum Verdict {
     NotAllowed {
         /// How many processes could not be looked at.
         processes: usize,
+        /// What is so if these have nothing to do with it.
+        otherwise: Box<Self>,
     },
     /// Nothing blocks the unmount. Other namespaces have copies, which go with it.
     OnlyListed {
@@ -85,6 +87,23 @@ pub const NOT_VISIBLE_HINTS: [&str; 5] = [
 
 impl Verdict {
     pub(crate) fn of(report: &Report) -> Self {
+        let seen = Self::of_what_is_seen(report);
+        let processes = report.unseen.processes;
+        match seen {
+            Self::NotVisible { .. }
+            | Self::OnlyListed { .. }
+            | Self::Outlives { .. }
+            | Self::NotMounted
+            | Self::NothingInTheWay
+                if processes > 0 =>
+            {
+                Self::NotAllowed { processes, otherwise: Box::new(seen) }
+            }
+            seen => seen,
+        }
+    }
+
+    fn of_what_is_seen(report: &Report) -> Self {
         if report.mount.is_none() {
             let processes = processes_with(report, Effect::KeepsSuperblock);
             let is_held = report.kernel_holders.iter().any(|held| held.effect == Effect::KeepsSuperblock);
@@ -112,9 +131,6 @@ impl Verdict {
             let mounts = report.submounts.iter().map(|mount| mount.mount_point.clone()).collect();
             return Self::Submounts { mounts };
         }
-        if report.unseen.processes > 0 {
-            return Self::NotAllowed { processes: report.unseen.processes };
-        }
         if report.refused {
             return Self::NotVisible { suspects: report.suspects.clone() };
         }
@@ -141,7 +157,10 @@ impl Verdict {
             | Self::HeldByKernel { .. }
             | Self::Submounts { .. }
             | Self::NotVisible { .. } => Some(true),
-            Self::NotAllowed { .. } => None,
+            Self::NotAllowed { otherwise, .. } => match **otherwise {
+                Self::NotVisible { .. } => Some(true),
+                _ => None,
+            },
             Self::OnlyListed { .. }
             | Self::Outlives { .. }
             | Self::AliveElsewhere { .. }
@@ -194,9 +213,11 @@ impl Verdict {
                 "held by something that /proc does not show, perhaps {}",
                 joined(suspects.iter().map(ToString::to_string))
             ),
-            Self::NotAllowed { processes } => format!(
-                "nobody that you may look at holds it, but {} could not be looked at: ask as root",
-                counted(*processes, "process", "processes")
+            Self::NotAllowed { processes, otherwise } => format!(
+                "{} could not be looked at (ask as root); but for {}: {}",
+                counted(*processes, "process", "processes"),
+                if *processes == 1 { "that" } else { "these" },
+                otherwise.line()
             ),
             Self::OnlyListed { namespaces } => format!(
                 "nothing blocks an unmount; {} listed with a copy, which goes along",
@@ -233,7 +254,7 @@ impl Verdict {
             Self::HeldByKernel { holders } => holders.iter().map(advice_about_kernel).collect(),
             Self::Submounts { .. } => vec!["unmount these first, the innermost first".to_owned()],
             Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
-            Self::NotAllowed { .. } => Vec::new(),
+            Self::NotAllowed { otherwise, .. } => otherwise.advice(),
             Self::OnlyListed { .. } => vec![
                 "to be in a mount namespace with a copy of the mount is no reference to it; leave these processes \
                  alone"

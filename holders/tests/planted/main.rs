@@ -1,0 +1,275 @@
+//! Each way to pin a mount, planted natively: what the diagnosis says beside what umount2(2) really answers.
+//!
+//! Every trial has a thread with a mount namespace of its own, in which it mounts an overlay on a shared tmpfs, and
+//! starts the planter (this same program) as a child. All of it ends with the thread and the child. Needs root;
+//! without, the trials are ignored and the reason is printed.
+
+#[path = "../../examples/planter.rs"]
+#[expect(dead_code, reason = "its main is not this program's")]
+mod planter;
+
+use std::error::Error;
+use std::ffi::CString;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use holders::report::{Carries, Relation};
+use holders::{Query, Report, Verdict};
+use libtest_mimic::{Arguments, Failed, Trial};
+use planter::{CASES, Case, Umount};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|first| first == "planter") {
+        return planter::run(args);
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        println!("skipped: to plant mounts takes root");
+    }
+    let mut trials: Vec<_> = CASES
+        .iter()
+        .map(|case| Trial::test(case.name, move || on_a_stage(move |stage| planted(stage, case))))
+        .collect();
+    trials.push(Trial::test("underlying", || on_a_stage(underlying)));
+    trials.push(Trial::test("self", || on_a_stage(held_by_the_caller)));
+    trials.push(Trial::test("ancestor", || on_a_stage(held_by_an_ancestor)));
+    trials.push(Trial::test("stacked", || on_a_stage(stacked)));
+    trials.push(Trial::test("gone", || on_a_stage(gone)));
+    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+/// An overlay on a shared tmpfs, in a mount namespace that ends with the trial's thread.
+struct Stage {
+    directory: tempfile::TempDir,
+    base: PathBuf,
+    merged: PathBuf,
+}
+
+impl Stage {
+    fn set_up() -> Result<Self, Box<dyn Error>> {
+        let directory = tempfile::tempdir()?;
+        let base = directory.path().canonicalize()?;
+        unshare_mounts()?;
+        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        rustix::mount::mount("holders-test", &base, "tmpfs", MountFlags::empty(), None)?;
+        rustix::mount::mount_change(&base, MountPropagationFlags::SHARED)?;
+        for name in ["lower", "upper", "work", "merged"] {
+            std::fs::create_dir(base.join(name))?;
+        }
+        Ok(Self { directory, merged: base.join("merged"), base })
+    }
+
+    fn mount(&self) -> Result<(), Errno> {
+        // With index=on a second mount of layers that are in use is EBUSY: that tells whether the first lives.
+        let base = self.base.display();
+        let options =
+            format!("lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work,index=on,metacopy=off");
+        let options = CString::new(options).map_err(|_nul| Errno::INVAL)?;
+        rustix::mount::mount("holders-test", &self.merged, "overlay", MountFlags::empty(), Some(&*options))
+    }
+
+    fn umount(&self) -> Result<(), Errno> {
+        rustix::mount::unmount(&self.merged, UnmountFlags::NOFOLLOW)
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the test's own child; it ends with its stdin, and with the guard")]
+    fn plant(&self, case: &str) -> Result<Planter, Box<dyn Error>> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["planter", case])
+            .arg(&self.merged)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
+        let planter = |holder| Planter { child, holder };
+        match line.trim().strip_prefix("ready ").map(str::parse) {
+            Some(pid) => Ok(planter(pid?)),
+            None => {
+                drop(planter(0));
+                Err(format!("the planter of {case} said {line:?}").into())
+            }
+        }
+    }
+
+    fn ask(&self) -> Result<Report, holders::Error> {
+        Query::new(&self.merged).run()
+    }
+}
+
+#[expect(unsafe_code, reason = "a mount namespace for this thread alone")]
+fn unshare_mounts() -> Result<(), Errno> {
+    // SAFETY: the descriptor table stays shared; nothing else in this program goes by this thread's directories.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+}
+
+/// Ends with its stdin, or else by force.
+struct Planter {
+    child: Child,
+    holder: u32,
+}
+
+impl Drop for Planter {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().expect("wait for the planter");
+    }
+}
+
+fn on_a_stage(
+    trial: impl FnOnce(&Stage) -> Result<(), Box<dyn Error>> + Send + 'static,
+) -> Result<(), Failed> {
+    let thread = std::thread::spawn(move || {
+        let stage = Stage::set_up().map_err(|error| format!("set up: {error}"))?;
+        let done = trial(&stage).map_err(|error| error.to_string());
+        drop(stage.directory);
+        done
+    });
+    match thread.join() {
+        Ok(done) => done.map_err(Failed::from),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The verdict on what can be seen: a sandbox may have a process that not even root may look at.
+fn seen(report: &Report) -> Verdict {
+    match report.verdict() {
+        Verdict::NotAllowed { otherwise, .. } => *otherwise,
+        verdict => verdict,
+    }
+}
+
+fn planted(stage: &Stage, case: &Case) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    let device = stage.ask()?.mount.ok_or("the overlay is not seen")?.device;
+    let planter = stage.plant(case.name)?;
+    let before = stage.ask()?;
+    let umount = match stage.umount() {
+        Ok(()) => Umount::Done,
+        Err(Errno::BUSY) => Umount::Busy,
+        Err(Errno::INVAL) => Umount::NotMounted,
+        Err(error) => return Err(error.into()),
+    };
+    assert_eq!(umount, case.umount, "the kernel does not do what the table of cases says");
+    let verdict = seen(&before);
+    println!("{}: {}", case.name, verdict.line());
+    for blocker in before.blockers() {
+        assert_eq!(blocker.pid, planter.holder, "accused the wrong one: {before:#?}");
+        assert!(blocker.pidfd()?.is_some(), "{blocker:?} has ended");
+    }
+    match (umount, case.visible) {
+        (Umount::Busy, true) => {
+            assert_eq!(verdict.blocks_umount(), Some(true), "{before:#?}");
+        }
+        (Umount::Busy, false) => {
+            assert_eq!(verdict, Verdict::NothingInTheWay, "{before:#?}");
+            let after = Query::new(&stage.merged).after_ebusy().run()?;
+            let Verdict::NotVisible { suspects } = seen(&after) else { panic!("{after:#?}") };
+            if case.name == "scm-rights" {
+                assert!(
+                    suspects.iter().any(|suspect| suspect.pid == planter.holder
+                        && suspect.carries == Carries::InFlight(1)),
+                    "{after:#?}"
+                );
+            }
+        }
+        (Umount::Done, _) => {
+            assert_eq!(verdict.blocks_umount(), Some(false), "{before:#?}");
+            assert!(before.blockers().is_empty(), "{before:#?}");
+            assert_eq!(matches!(verdict, Verdict::Outlives { .. }), case.outlives, "{before:#?}");
+        }
+        (Umount::NotMounted, _) => {}
+    }
+    if umount != Umount::Busy {
+        let after = Query::new(&stage.merged).of_device(device).run()?;
+        println!("{}: then {}", case.name, seen(&after).line());
+        let is_alive = matches!(seen(&after), Verdict::AliveElsewhere { .. });
+        assert_eq!(is_alive, case.outlives, "{after:#?}");
+        // The kernel's word for it.
+        let again = stage.mount();
+        assert_eq!(again, if case.outlives { Err(Errno::BUSY) } else { Ok(()) }, "{after:#?}");
+    }
+    Ok(())
+}
+
+/// A working directory in what the overlay covers: it shows the same path and blocks nothing.
+fn underlying(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let _planter = stage.plant("cwd")?;
+    stage.mount()?;
+    let report = stage.ask()?;
+    assert_eq!(seen(&report), Verdict::NothingInTheWay, "{report:#?}");
+    Ok(stage.umount()?)
+}
+
+fn held_by_the_caller(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    // This thread's alone, like its namespace.
+    std::env::set_current_dir(&stage.merged)?;
+    let report = stage.ask()?;
+    assert_eq!(stage.umount(), Err(Errno::BUSY));
+    let Verdict::HeldByYourself { blockers } = report.verdict() else { panic!("{report:#?}") };
+    assert_eq!(blockers[0].relation, Relation::Caller, "{report:#?}");
+    std::env::set_current_dir("/")?;
+    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    Ok(stage.umount()?)
+}
+
+fn held_by_an_ancestor(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    // The verdict of a child whose parent holds: asked by this program's own copy of the command.
+    stage.mount()?;
+    let _directory = Cwd::enter(&stage.merged)?;
+    let verdict = ask_the_command(&stage.merged)?;
+    assert!(verdict.contains("held by yourself"), "{verdict}");
+    assert!(verdict.contains("started this process"), "{verdict}");
+    Ok(())
+}
+
+struct Cwd;
+
+impl Cwd {
+    fn enter(path: &Path) -> std::io::Result<Self> {
+        std::env::set_current_dir(path)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Cwd {
+    fn drop(&mut self) {
+        std::env::set_current_dir("/").expect("chdir /");
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command under test; waited for")]
+fn ask_the_command(merged: &Path) -> Result<String, Box<dyn Error>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_holders")).arg(merged).stdin(Stdio::null()).output()?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn stacked(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    rustix::mount::mount("holders-test", &stage.merged, "tmpfs", MountFlags::empty(), None)?;
+    let _planter = stage.plant("cwd")?;
+    let report = stage.ask()?;
+    assert_eq!(report.mount.as_ref().map(|mount| mount.fstype.as_str()), Some("tmpfs"));
+    assert_eq!(report.stacked, 1);
+    assert_eq!(report.verdict().blocks_umount(), Some(true), "{report:#?}");
+    assert_eq!(stage.umount(), Err(Errno::BUSY));
+    Ok(())
+}
+
+fn gone(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    assert_eq!(seen(&stage.ask()?), Verdict::NotMounted);
+    stage.mount()?;
+    let device = stage.ask()?.mount.ok_or("not seen")?.device;
+    stage.umount()?;
+    let report = Query::new(&stage.merged).of_device(device).run()?;
+    assert_eq!(seen(&report), Verdict::NotMounted, "{report:#?}");
+    Ok(())
+}
