@@ -211,7 +211,10 @@ fn plant(name: &str, path: &Path) -> Result<Planted> {
     reference(name, path)
 }
 
-#[expect(unsafe_code, reason = "a namespace or a table of its own, in a program that shares neither with a guard")]
+#[expect(
+    unsafe_code,
+    reason = "a namespace or a table of its own, in a program that shares neither with a guard"
+)]
 fn unshare(flags: UnshareFlags) -> Result<()> {
     // SAFETY: no I/O safety is relied on across the call: FILES is only used in a thread that opens its own.
     unsafe { rustix::thread::unshare_unsafe(flags) }.map_err(|error| format!("unshare: {error}").into())
@@ -241,7 +244,7 @@ fn reference(name: &str, path: &Path) -> Result<Planted> {
         "exe" => {
             let program = path.join("planter-program");
             fs::copy("/proc/self/exe", &program)?;
-            return Err(Command::new(&program).args(["planter", "wait"]).exec().into());
+            return Err(command(&program).args(["planter", "wait"]).exec().into());
         }
         "file" => planted.kept.push(Box::new(file(path)?)),
         "opath" => {
@@ -272,14 +275,16 @@ fn reference(name: &str, path: &Path) -> Result<Planted> {
         "leaderless" => {
             std::env::set_current_dir(path)?;
             std::thread::spawn(|| {
-                let done = first_thread_gone().and_then(|()| ready(std::process::id())).and_then(|()| end_of_input());
+                let done = first_thread_gone()
+                    .and_then(|()| ready(std::process::id()))
+                    .and_then(|()| end_of_input());
                 end(if done.is_ok() { 0 } else { 1 })
             });
             end_this_thread();
         }
         "pidns-cwd" => {
             unshare(UnshareFlags::NEWPID)?;
-            let child = Command::new("/proc/self/exe")
+            let child = command("/proc/self/exe")
                 .args(["planter", "wait"])
                 .current_dir(path)
                 .stdout(Stdio::piped())
@@ -310,7 +315,7 @@ fn reference(name: &str, path: &Path) -> Result<Planted> {
             planted.kept.push(Box::new(watch));
         }
         "zombie" => {
-            let child = Command::new("/proc/self/exe")
+            let child = command("/proc/self/exe")
                 .args(["planter", "--list"])
                 .current_dir(path)
                 .stdout(Stdio::null())
@@ -359,7 +364,8 @@ fn reference(name: &str, path: &Path) -> Result<Planted> {
         "proc-root-file" => {
             file(path)?;
             let mut slave = helper_in_slave_namespace(path, "nothing")?;
-            let inside = PathBuf::from(format!("/proc/{}/root{}", slave.id(), path.join("planted").display()));
+            let inside =
+                PathBuf::from(format!("/proc/{}/root{}", slave.id(), path.join("planted").display()));
             planted.kept.push(Box::new(File::open(inside)?));
             // It ends with the stdin that it shares.
             slave.stdout = None;
@@ -482,9 +488,14 @@ fn end(code: i32) -> ! {
     std::process::exit(code)
 }
 
+#[expect(clippy::disallowed_methods, reason = "this program again; it ends with the stdin that it shares")]
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    Command::new(program)
+}
+
 /// A child in a slave namespace of its own that has planted `case` there and waits.
 fn helper_in_slave_namespace(path: &Path, case: &str) -> Result<Child> {
-    let mut child = Command::new("/proc/self/exe")
+    let mut child = command("/proc/self/exe")
         .arg("planter")
         .arg(format!("slave-{case}"))
         .arg(path)
@@ -562,7 +573,9 @@ impl Loop {
         }
         let device = File::options().read(true).write(true).open(format!("/dev/loop{number}"))?;
         // SAFETY: the argument is a descriptor number, which is open.
-        let setter = unsafe { rustix::ioctl::IntegerSetter::<{ Self::SET_FD }>::new_usize(usize::try_from(image.as_raw_fd())?) };
+        let setter = unsafe {
+            rustix::ioctl::IntegerSetter::<{ Self::SET_FD }>::new_usize(usize::try_from(image.as_raw_fd())?)
+        };
         // SAFETY: as above.
         unsafe { rustix::ioctl::ioctl(&device, setter) }?;
         Ok(Self(device))

@@ -10,7 +10,7 @@ pub(crate) const HELP: &str = "\
 holders: who keeps a mount busy, and by what kind of reference
 
 Usage:
-  holders [--busy] [--device MAJ:MIN] [--json] PATH
+  holders [--busy] [--detached] [--device MAJ:MIN] [--json] PATH
   holders --help | --version
 
 PATH is a mount point. The answer is a verdict and what it rests on: for each
@@ -22,6 +22,8 @@ has a copy, and nothing in it, blocks nothing, and is not blamed.
 Options:
   --busy            umount has just said EBUSY: if nothing is found, say what
                     can hold a mount without being seen
+  --detached        also find references to mounts of the same file system that
+                    lie in no namespace: clones, lazily unmounted ones
   --device MAJ:MIN  the file system that was mounted at PATH, as mountinfo had
                     it: find what is left of it after an unmount
   --json            one JSON object instead of text
@@ -59,6 +61,7 @@ pub(crate) enum Command {
 pub(crate) struct Diagnose {
     pub(crate) path: PathBuf,
     pub(crate) is_busy: bool,
+    pub(crate) detached: bool,
     pub(crate) device: Option<Device>,
     pub(crate) json: bool,
 }
@@ -68,15 +71,17 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
     use lexopt::prelude::*;
     let mut parser = lexopt::Parser::from_iter(args);
     let mut path = None;
-    let (mut is_busy, mut device, mut json) = (false, None, false);
+    let (mut is_busy, mut detached, mut device, mut json) = (false, false, None, false);
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
         match arg {
             Long("help") | Short('h') => return Ok(Command::Help),
             Long("version") | Short('V') => return Ok(Command::Version),
             Long("busy") => is_busy = true,
+            Long("detached") => detached = true,
             Long("json") => json = true,
             Long("device") => {
-                let text = parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())?;
+                let text =
+                    parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())?;
                 device = Some(parse_device(&text)?);
             }
             Value(value) if path.is_none() => path = Some(PathBuf::from(value)),
@@ -85,13 +90,13 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command,
         }
     }
     let path = path.ok_or("no path: give the mount point")?;
-    Ok(Command::Diagnose(Diagnose { path, is_busy, device, json }))
+    Ok(Command::Diagnose(Diagnose { path, is_busy, detached, device, json }))
 }
 
 fn parse_device(text: &str) -> Result<Device, String> {
-    let parsed = text.split_once(':').and_then(|(major, minor)| {
-        Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? })
-    });
+    let parsed = text
+        .split_once(':')
+        .and_then(|(major, minor)| Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? }));
     parsed.ok_or_else(|| format!("--device {text}: expected major:minor as in mountinfo, like 0:42"))
 }
 
@@ -120,8 +125,7 @@ pub(crate) fn resolve(
         let next = done.join(&name);
         let Some((on, is_mount_point)) = propagation::containing(mounts, &next) else { break };
         let may_look = !is_mount_point
-            && (mounts[on].mount_point == Path::new("/")
-                || !propagation::submounts(mounts, on).is_empty());
+            && (mounts[on].mount_point == Path::new("/") || !propagation::submounts(mounts, on).is_empty());
         match may_look.then(|| read_link(&next)).flatten() {
             Some(_) if links == 0 => return Err(format!("{}: too many symbolic links", given.display())),
             Some(target) => {
@@ -172,12 +176,19 @@ mod tests {
 
     #[test]
     fn command_lines() {
-        let plain = |path: &str| Diagnose { path: path.into(), is_busy: false, device: None, json: false };
+        let plain = |path: &str| Diagnose {
+            path: path.into(),
+            is_busy: false,
+            detached: false,
+            device: None,
+            json: false,
+        };
         assert_eq!(parsed(&["/m"]), Ok(Command::Diagnose(plain("/m"))));
         assert_eq!(
-            parsed(&["/m", "--json", "--busy", "--device", "0:42"]),
+            parsed(&["/m", "--json", "--busy", "--detached", "--device", "0:42"]),
             Ok(Command::Diagnose(Diagnose {
                 is_busy: true,
+                detached: true,
                 json: true,
                 device: Some(Device { major: 0, minor: 42 }),
                 ..plain("/m")

@@ -30,6 +30,7 @@ pub struct Query {
     path: PathBuf,
     devices: Vec<Device>,
     refused: bool,
+    detached: bool,
 }
 
 /// Why there is no report.
@@ -75,7 +76,7 @@ impl Query {
     /// Asks about the mount at `path`, an absolute path without symbolic links, in the caller's mount namespace.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), devices: Vec::new(), refused: false }
+        Self { path: path.into(), devices: Vec::new(), refused: false, detached: false }
     }
 
     /// Says that an unmount was just refused with EBUSY. If nothing is found that blocks it, the verdict is then
@@ -88,10 +89,20 @@ impl Query {
 
     /// Names the file system, by the device number that mountinfo showed while it was mounted: what of it is left
     /// once the path is no mount point any more. Without this only what lies at the same path in other
-    /// namespaces is found.
+    /// namespaces is found. The kernel gives the number of a file system that has ended to the next one, so this is
+    /// for the time right after an unmount.
     #[must_use]
     pub fn of_device(mut self, device: Device) -> Self {
         self.devices.push(device);
+        self
+    }
+
+    /// Also finds references to mounts of the file system that lie in no namespace: a clone (`OPEN_TREE_CLONE`), or
+    /// one that was unmounted lazily. They block no unmount and show no path that tells them, so every link has
+    /// to be asked for its mount. Done in any case if the path is no mount point and the device is known.
+    #[must_use]
+    pub fn with_detached(mut self) -> Self {
+        self.detached = true;
         self
     }
 
@@ -123,6 +134,7 @@ impl Query {
             target,
             devices,
             is_device_given: !self.devices.is_empty(),
+            detached: self.detached,
             listed: namespace::listed().ok(),
             tables: vec![own],
             unlisted: Vec::new(),
@@ -180,6 +192,7 @@ struct Survey<'a> {
     target: Option<usize>,
     devices: Vec<Device>,
     is_device_given: bool,
+    detached: bool,
     /// `None` if the kernel lists no namespaces, or not to this user.
     listed: Option<Vec<MountNamespace>>,
     tables: Vec<Table>,
@@ -197,7 +210,6 @@ impl Survey<'_> {
     fn look(&mut self) -> Result<(), Errno> {
         let mut wanted = Wanted {
             sockets: kernel_holders::bound_sockets().keys().copied().collect(),
-            detached: self.target.is_none() && !self.devices.is_empty(),
             carriers: true,
             ..Wanted::default()
         };
@@ -231,7 +243,7 @@ impl Survey<'_> {
                 is_new = true;
             }
         }
-        let detached = self.target.is_none() && !self.devices.is_empty();
+        let detached = self.detached || (self.target.is_none() && !self.devices.is_empty());
         is_new |= detached && !wanted.detached;
         wanted.detached = detached;
         is_new

@@ -57,6 +57,9 @@ fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
     if asked.is_busy {
         query = query.after_ebusy();
     }
+    if asked.detached {
+        query = query.with_detached();
+    }
     if let Some(device) = asked.device {
         query = query.of_device(device);
     }

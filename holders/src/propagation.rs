@@ -209,9 +209,8 @@ fn receiving(tables: &[Table], group: u64) -> HashSet<u64> {
     let mut groups = HashSet::from([group]);
     loop {
         let mounts = tables.iter().flat_map(|table| &table.mounts);
-        let receiving = mounts.filter(|mount| {
-            mount.propagation.master.is_some_and(|master| groups.contains(&master))
-        });
+        let receiving =
+            mounts.filter(|mount| mount.propagation.master.is_some_and(|master| groups.contains(&master)));
         // A slave that is not shared onwards has no group; it goes by its master's.
         let more: Vec<u64> = receiving.filter_map(|mount| mount.propagation.shared).collect();
         let before = groups.len();
@@ -474,11 +473,7 @@ mod tests {
                 &[HOST, "60 30 0:42 / /run/m rw master:9"],
                 "60=along",
             ),
-            (
-                "a private mount as a root directory",
-                &[HOST, "60 30 0:42 / /run/m rw"],
-                "60=private",
-            ),
+            ("a private mount as a root directory", &[HOST, "60 30 0:42 / /run/m rw"], "60=private"),
             (
                 "a container that sees another part of the tree",
                 &[HOST, "30 1 0:60 / / rw | 31 30 8:1 /home /data rw master:1"],

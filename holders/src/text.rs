@@ -49,13 +49,20 @@ impl fmt::Display for Report {
         }
         let unseen = &self.unseen;
         if unseen.processes > 0 {
-            writeln!(f, "not seen: {} of {} processes, for want of CAP_SYS_PTRACE", unseen.processes, self.processes)?;
+            writeln!(
+                f,
+                "not seen: {} of {} processes, for want of CAP_SYS_PTRACE",
+                unseen.processes, self.processes
+            )?;
         }
         for namespace in &unseen.namespaces {
             writeln!(f, "not seen: the mounts of {namespace}, which has no process that can be looked at")?;
         }
         if !unseen.namespace_list {
-            writeln!(f, "not seen: namespaces without a process or descriptor (that takes Linux 6.12 and root)")?;
+            writeln!(
+                f,
+                "not seen: namespaces without a process or descriptor (that takes Linux 6.12 and root)"
+            )?;
         }
         Ok(())
     }

@@ -56,6 +56,8 @@ pub enum Verdict {
         copies: Vec<MountCopy>,
         /// The processes that refer to one of them, or to one that was detached.
         processes: Vec<u32>,
+        /// What else refers to it.
+        kernel: Vec<KernelHolder>,
     },
     /// The path is no mount point, but the file system that was there is alive.
     AliveElsewhere {
@@ -65,9 +67,15 @@ pub enum Verdict {
         copies: Vec<MountCopy>,
         /// The processes that refer to them.
         processes: Vec<u32>,
+        /// What else refers to them.
+        kernel: Vec<KernelHolder>,
     },
-    /// The path is no mount point, and nothing of what may have been there is left.
-    NotMounted,
+    /// The path is no mount point, and nothing of what may have been there is to be seen.
+    NotMounted {
+        /// The file systems that were asked about ([`crate::Query::of_device`]), of which nothing is left. Empty:
+        /// it is not known what was there, so something may be left that no path tells.
+        devices: Vec<Device>,
+    },
     /// It is mounted once, and nobody refers to it.
     NothingInTheWay,
 }
@@ -93,7 +101,7 @@ impl Verdict {
             Self::NotVisible { .. }
             | Self::OnlyListed { .. }
             | Self::Outlives { .. }
-            | Self::NotMounted
+            | Self::NotMounted { .. }
             | Self::NothingInTheWay
                 if processes > 0 =>
             {
@@ -106,12 +114,12 @@ impl Verdict {
     fn of_what_is_seen(report: &Report) -> Self {
         if report.mount.is_none() {
             let processes = processes_with(report, Effect::KeepsSuperblock);
-            let is_held = report.kernel_holders.iter().any(|held| held.effect == Effect::KeepsSuperblock);
-            return if report.copies.is_empty() && processes.is_empty() && !is_held {
-                Self::NotMounted
+            let kernel = kernel_with(report, Effect::KeepsSuperblock);
+            return if report.copies.is_empty() && processes.is_empty() && kernel.is_empty() {
+                Self::NotMounted { devices: report.devices.clone() }
             } else {
                 let (devices, copies) = (report.devices.clone(), report.copies.clone());
-                Self::AliveElsewhere { devices, copies, processes }
+                Self::AliveElsewhere { devices, copies, processes, kernel }
             };
         }
         let blockers = report.blockers();
@@ -122,8 +130,7 @@ impl Verdict {
                 Self::HeldByProcess { blockers }
             };
         }
-        let blocking = report.kernel_holders.iter().filter(|held| held.effect == Effect::BlocksUmount);
-        let holders: Vec<_> = blocking.cloned().collect();
+        let holders = kernel_with(report, Effect::BlocksUmount);
         if !holders.is_empty() {
             return Self::HeldByKernel { holders };
         }
@@ -137,9 +144,9 @@ impl Verdict {
         let surviving = report.copies.iter().filter(|copy| matches!(copy.fate, Some(Fate::Survives(_))));
         let copies: Vec<_> = surviving.cloned().collect();
         let processes = processes_with(report, Effect::KeepsSuperblock);
-        let is_layer = report.kernel_holders.iter().any(|held| held.effect == Effect::KeepsSuperblock);
-        if !copies.is_empty() || !processes.is_empty() || is_layer {
-            return Self::Outlives { copies, processes };
+        let kernel = kernel_with(report, Effect::KeepsSuperblock);
+        if !copies.is_empty() || !processes.is_empty() || !kernel.is_empty() {
+            return Self::Outlives { copies, processes, kernel };
         }
         if report.copies.is_empty() {
             Self::NothingInTheWay
@@ -164,7 +171,7 @@ impl Verdict {
             Self::OnlyListed { .. }
             | Self::Outlives { .. }
             | Self::AliveElsewhere { .. }
-            | Self::NotMounted
+            | Self::NotMounted { .. }
             | Self::NothingInTheWay => Some(false),
         }
     }
@@ -182,7 +189,7 @@ impl Verdict {
             Self::OnlyListed { .. } => "only-listed",
             Self::Outlives { .. } => "outlives",
             Self::AliveElsewhere { .. } => "alive-elsewhere",
-            Self::NotMounted => "not-mounted",
+            Self::NotMounted { .. } => "not-mounted",
             Self::NothingInTheWay => "nothing-in-the-way",
         }
     }
@@ -223,18 +230,22 @@ impl Verdict {
                 "nothing blocks an unmount; {} listed with a copy, which goes along",
                 counted(namespaces.len(), "other mount namespace is", "other mount namespaces are")
             ),
-            Self::Outlives { copies, processes } => {
+            Self::Outlives { copies, processes, kernel } => {
                 format!(
                     "nothing blocks an unmount, but the file system outlives it: {}",
-                    alive(copies, processes)
+                    alive(copies, processes, kernel)
                 )
             }
-            Self::AliveElsewhere { devices, copies, processes } => format!(
+            Self::AliveElsewhere { devices, copies, processes, kernel } => format!(
                 "not mounted here, but file system {} is alive: {}",
                 joined(devices.iter().map(ToString::to_string)),
-                alive(copies, processes)
+                alive(copies, processes, kernel)
             ),
-            Self::NotMounted => "not mounted, and nothing is left of a mount at this path".to_owned(),
+            Self::NotMounted { devices } if devices.is_empty() => "not mounted".to_owned(),
+            Self::NotMounted { devices } => format!(
+                "not mounted, and nothing is left of file system {}",
+                joined(devices.iter().map(ToString::to_string))
+            ),
             Self::NothingInTheWay => "nothing blocks an unmount".to_owned(),
         }
     }
@@ -265,7 +276,7 @@ impl Verdict {
                  detaches copies that nobody refers to"
                     .to_owned(),
             ],
-            Self::NotMounted | Self::NothingInTheWay => Vec::new(),
+            Self::NotMounted { .. } | Self::NothingInTheWay => Vec::new(),
         }
     }
 }
@@ -278,6 +289,10 @@ fn processes_with(report: &Report, effect: Effect) -> Vec<u32> {
         .collect();
     processes.dedup();
     processes
+}
+
+fn kernel_with(report: &Report, effect: Effect) -> Vec<KernelHolder> {
+    report.kernel_holders.iter().filter(|held| held.effect == effect).cloned().collect()
 }
 
 fn advice_to_yourself(blocker: &Blocker) -> String {
@@ -336,7 +351,7 @@ fn with_relation(blocker: &Blocker) -> String {
     }
 }
 
-fn alive(copies: &[MountCopy], processes: &[u32]) -> String {
+fn alive(copies: &[MountCopy], processes: &[u32], kernel: &[KernelHolder]) -> String {
     let mut parts: Vec<String> = copies
         .iter()
         .map(|copy| {
@@ -354,11 +369,8 @@ fn alive(copies: &[MountCopy], processes: &[u32]) -> String {
         [pid] => parts.push(format!("used by process {pid}")),
         pids => parts.push(format!("used by processes {}", joined(pids.iter().map(u32::to_string)))),
     }
-    if parts.is_empty() {
-        "a layer of another overlay, or a device".to_owned()
-    } else {
-        joined(parts.into_iter())
-    }
+    parts.extend(kernel.iter().map(|held| format!("{} on {}", held.kind, held.path.display())));
+    joined(parts.into_iter())
 }
 
 fn joined(parts: impl Iterator<Item = String>) -> String {
