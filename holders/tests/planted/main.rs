@@ -45,6 +45,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("ancestor", || on_a_stage(held_by_an_ancestor)));
     trials.push(Trial::test("stacked", || on_a_stage(stacked)));
     trials.push(Trial::test("the-observer-holds-nothing", || on_a_stage(the_observer_holds_nothing)));
+    trials.push(Trial::test("the-observer-leaves-no-trace", || on_a_stage(the_observer_leaves_no_trace)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
     let mut arguments = Arguments::from_args();
@@ -246,15 +247,42 @@ fn held_by_an_ancestor(stage: &Stage) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// The kernel keeps count: a mount that is marked with MNT_EXPIRE loses the mark with the first reference that
+/// anybody drops (umount(2)), so that the second such call only unmounts what nobody touched, however shortly.
+fn the_observer_leaves_no_trace(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let expire = || rustix::mount::unmount(&stage.merged, UnmountFlags::EXPIRE);
+    stage.mount()?;
+    let _bystander = stage.plant("slave-nothing")?;
+    assert_eq!(expire(), Err(Errno::AGAIN), "the first call marks");
+    // That this sees what it is meant to see: the look of an ordinary tool.
+    std::fs::metadata(&stage.merged)?;
+    assert_eq!(expire(), Err(Errno::AGAIN), "a stat has touched it");
+
+    for query in [
+        Query::new(&stage.merged),
+        Query::new(&stage.merged).after_ebusy(),
+        Query::new(&stage.merged).with_detached(),
+    ] {
+        assert!(query.run()?.mount.is_some());
+    }
+    ask_the_command(&stage.merged)?;
+    assert_eq!(expire(), Ok(()), "the diagnosis has touched the mount");
+    Ok(())
+}
+
 /// Mounts and unmounts while another process asks without a pause: a single EBUSY would be the observer's doing.
 fn the_observer_holds_nothing(stage: &Stage) -> Result<(), Box<dyn Error>> {
-    const ROUNDS: usize = 2000;
+    const ROUNDS: usize = 4000;
     // Something to look at in every walk: a copy in another namespace, and a task that lives in it.
     let bystander = stage.plant("slave-nothing")?;
     let observer = Observer::start(&stage.merged)?;
     let mut refused = 0;
     for _ in 0..ROUNDS {
         rustix::mount::mount("holders-test", &stage.merged, "tmpfs", MountFlags::empty(), None)?;
+        // Some time for it to be looked at.
+        for _ in 0..4 {
+            std::fs::read("/proc/thread-self/mountinfo")?;
+        }
         match stage.umount() {
             Ok(()) => {}
             Err(Errno::BUSY) => {
