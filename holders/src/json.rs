@@ -6,9 +6,11 @@ use serde_json::{Value, json};
 
 use crate::mountinfo::Mount;
 use crate::namespace::MountNamespace;
+use crate::ns::NamespaceReport;
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Carries, Holder, KernelHolder, Kind, MountCopy, NamespaceUse, Reference, Relation, Report, Suspect,
+    Carries, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Reference, Relation, Report,
+    Suspect,
 };
 
 impl Report {
@@ -47,8 +49,7 @@ fn path(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
 
-/// A namespace as the other objects have it.
-pub(crate) fn namespace(namespace: MountNamespace) -> Value {
+fn namespace(namespace: MountNamespace) -> Value {
     json!({ "inode": namespace.inode, "id": namespace.id })
 }
 
@@ -127,14 +128,30 @@ fn suspect(suspect: &Suspect) -> Value {
     json!({ "pid": suspect.pid, "comm": suspect.comm, "fd": suspect.fd, "carries": what, "count": count })
 }
 
-/// What keeps a namespace alive, as an object.
-pub(crate) fn namespace_use(used: &NamespaceUse) -> Value {
+impl NamespaceReport {
+    /// The whole report, as one object.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "namespace": namespace(self.namespace),
+            "members": self.members.iter().map(member).collect::<Vec<_>>(),
+            "files": self.files.iter().map(|(of, fd)| json!({ "member": member(of), "fd": fd })).collect::<Vec<_>>(),
+            "binds": self.binds.iter().map(|bind| path(bind)).collect::<Vec<_>>(),
+            "mounts": self.mounts,
+            "denied": self.denied,
+        })
+    }
+}
+
+fn member(member: &Member) -> Value {
+    json!({ "pid": member.pid, "comm": member.comm, "unit": member.unit })
+}
+
+fn namespace_use(used: &NamespaceUse) -> Value {
     json!({
         "namespace": namespace(used.namespace),
         "processes": used.processes,
-        "member": used.member.as_ref().map(|member| json!({
-            "pid": member.pid, "comm": member.comm, "unit": member.unit,
-        })),
+        "member": used.member.as_ref().map(member),
         "files": used.files.iter().map(|(pid, fd)| json!({ "pid": pid, "fd": fd })).collect::<Vec<_>>(),
         "binds": used.binds.iter().map(|bind| path(bind)).collect::<Vec<_>>(),
     })

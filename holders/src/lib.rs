@@ -30,6 +30,7 @@ mod kernel;
 mod kernel_holders;
 pub mod mountinfo;
 pub mod namespace;
+pub mod ns;
 pub mod propagation;
 pub mod report;
 pub mod scan;

@@ -41,6 +41,8 @@ pub(crate) struct Wanted {
     pub(crate) detached: bool,
     /// Keep all sockets and io_uring instances, in [`Walk::carriers`].
     pub(crate) carriers: bool,
+    /// Keep the tasks that are in the namespace with this inode number, in [`Walk::members`].
+    pub(crate) members_of: Option<u64>,
 }
 
 /// Some absolute paths, and whether another one lies at or below them.
@@ -57,6 +59,8 @@ pub(crate) struct Walk {
     pub(crate) namespace_files: Vec<NamespaceFile>,
     /// See [`Wanted::carriers`]. io_uring instances are always kept.
     pub(crate) carriers: Vec<Carrier>,
+    /// See [`Wanted::members_of`]: process and thread ids. Threads only where they differ from their process.
+    pub(crate) members: Vec<(u32, u32)>,
     /// How many processes were looked at, kernel threads not counted.
     pub(crate) processes: usize,
     /// How many of them the caller was not allowed to look at, wholly or in part.
@@ -331,6 +335,9 @@ impl Walker<'_> {
     /// The link buffer has what `ns/mnt` shows, the root buffer the task's root directory.
     fn met_namespace(&mut self, pid: u32, tid: u32) {
         let Some(inode) = crate::namespace::parse_link(&self.link) else { return };
+        if self.wanted.members_of == Some(inode) {
+            self.walk.members.push((pid, tid));
+        }
         let first_thread = usize::from(pid == tid);
         let known = match self.walk.namespaces.get_mut(self.last_namespace as usize) {
             Some(last) if last.inode == inode => Some(last),
