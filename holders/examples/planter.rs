@@ -387,7 +387,7 @@ fn reference(name: &str, path: &Path) -> Result<Planted> {
         }
         "nsfs-fd" | "nsfs-fd-submount" | "nsfs-bind" => {
             let inner = if name == "nsfs-fd-submount" { "submount" } else { "nothing" };
-            let mut slave = helper_in_slave_namespace(path, inner)?;
+            let mut slave = helper_in_younger_namespace(path, inner)?;
             let link = format!("/proc/{}/ns/mnt", slave.id());
             if name == "nsfs-bind" {
                 let place = beside("ns");
@@ -504,6 +504,29 @@ fn helper_in_slave_namespace(path: &Path, case: &str) -> Result<Child> {
     let mut line = [0; 6];
     child.stdout.as_mut().ok_or("no stdout")?.read_exact(&mut line)?;
     Ok(child)
+}
+
+/// The same, in a namespace whose id is higher than this one's: the file of a lower one can't be bound here
+/// (`fs/namespace.c:mnt_ns_loop`). Each processor hands out ids from a batch of its own, so one after the other is
+/// tried.
+fn helper_in_younger_namespace(path: &Path, case: &str) -> Result<Child> {
+    let id = |pid| holders::namespace::MountNamespace::of(pid).map(|namespace| namespace.id);
+    let own = id(std::process::id())?;
+    let allowed = rustix::thread::sched_getaffinity(None)?;
+    for cpu in (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)) {
+        let mut one = rustix::thread::CpuSet::new();
+        one.set(cpu);
+        rustix::thread::sched_setaffinity(None, &one)?;
+        let helper = helper_in_slave_namespace(path, case);
+        rustix::thread::sched_setaffinity(None, &allowed)?;
+        let mut helper = helper?;
+        if id(helper.id())? >= own {
+            return Ok(helper);
+        }
+        helper.kill()?;
+        helper.wait()?;
+    }
+    Err("every processor makes namespaces that are older than this one".into())
 }
 
 /// Passes on that a child is ready, with its process id in this pid namespace.

@@ -1,4 +1,4 @@
-//! `holders PATH`: who keeps a mount busy. What is left to this file: the order of things and the exit status.
+//! `holders`: who keeps a mount busy. What is left to this file: the order of things and the exit status.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use holders::{Query, Verdict, mountinfo};
 
 mod cli;
+mod watch;
 
-use cli::{Command, Diagnose};
+use cli::{Command, Diagnose, Namespace, NamespaceOf};
 
 const EXIT_OK: u8 = 0;
 const EXIT_FAILED: u8 = 1;
@@ -35,6 +36,8 @@ fn main() -> ExitCode {
             Ok(EXIT_OK)
         }
         Ok(Command::Diagnose(asked)) => diagnose(&asked, &current),
+        Ok(Command::Namespace(asked)) => namespace(&asked, &current),
+        Ok(Command::Watch(asked)) => watch(asked, &current),
         Err(problem) => {
             eprintln!("holders: {problem}\nTry: holders --help");
             return ExitCode::from(EXIT_USAGE);
@@ -67,6 +70,42 @@ fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
     let text = if asked.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
     print(&text)?;
     Ok(status(&report.verdict()))
+}
+
+fn namespace(asked: &Namespace, current: &Path) -> Result<u8, Failure> {
+    let report = match &asked.of {
+        NamespaceOf::Process(pid) => holders::ns::of_process(*pid)?,
+        NamespaceOf::File(file) => holders::ns::of_file(&current.join(file))?,
+    };
+    let text = if asked.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    print(&text)?;
+    Ok(EXIT_OK)
+}
+
+fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
+    let plan = watch::Plan {
+        path: resolve(&asked.path, current)?,
+        unit: asked.unit,
+        rate: asked.rate,
+        until_unmounted: asked.until_unmounted,
+    };
+    let done = watch::watch(&plan, |look| {
+        let line = if asked.json { look.json().to_string() } else { look.line() };
+        let mut stdout = io::stdout().lock();
+        io::Write::write_all(&mut stdout, format!("{line}\n").as_bytes())?;
+        io::Write::flush(&mut stdout)
+    });
+    match done {
+        // The reader has gone away.
+        Err(error)
+            if error
+                .downcast_ref()
+                .is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe) =>
+        {
+            Ok(EXIT_OK)
+        }
+        done => done.map(|()| EXIT_OK),
+    }
 }
 
 fn resolve(given: &Path, current: &Path) -> Result<PathBuf, Failure> {

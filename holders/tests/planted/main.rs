@@ -46,6 +46,8 @@ fn main() -> ExitCode {
     trials.push(Trial::test("stacked", || on_a_stage(stacked)));
     trials.push(Trial::test("the-observer-holds-nothing", || on_a_stage(the_observer_holds_nothing)));
     trials.push(Trial::test("the-observer-leaves-no-trace", || on_a_stage(the_observer_leaves_no_trace)));
+    trials.push(Trial::test("watch", || on_a_stage(watch)));
+    trials.push(Trial::test("watch-a-unit", || on_a_stage(watch_a_unit)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
     let mut arguments = Arguments::from_args();
@@ -352,6 +354,105 @@ fn observe(path: &Path) -> ExitCode {
     }
     println!("{}", if seen > 0 { looks } else { 0 });
     ExitCode::SUCCESS
+}
+
+/// `holders watch`, ended when dropped.
+struct Watching {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Watching {
+    #[expect(clippy::disallowed_methods, reason = "the command under test; ended with the guard")]
+    fn start(stage: &Stage, options: &[&str]) -> Result<Self, Box<dyn Error>> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_holders"))
+            .arg("watch")
+            .args(options)
+            .arg(&stage.merged)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(child.stdout.take().ok_or("no stdout")?).lines();
+        Ok(Self { child, lines })
+    }
+
+    /// The next line without its time.
+    fn next(&mut self) -> Result<String, Box<dyn Error>> {
+        let line = self.lines.next().ok_or("the watch has ended")??;
+        Ok(line.split_once("] ").ok_or("no time")?.1.to_owned())
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.child.kill().and_then(|()| self.child.wait()).expect("end the watch");
+    }
+}
+
+fn watch(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    let mut watching = Watching::start(stage, &["--until-unmounted", "--rate", "50"])?;
+    assert_eq!(watching.next()?, "mounted=Y holders=[]");
+    let planter = stage.plant("cwd")?;
+    let comm = std::fs::read_to_string(format!("/proc/{}/comm", planter.holder))?;
+    assert_eq!(watching.next()?, format!("mounted=Y holders=[{}({})]", planter.holder, comm.trim()));
+    drop(planter);
+    assert_eq!(watching.next()?, "mounted=Y holders=[]");
+    stage.umount()?;
+    assert_eq!(watching.next()?, "mounted=N holders=[]");
+    assert!(watching.lines.next().is_none(), "it ends by itself");
+    Ok(())
+}
+
+/// Without a clock: what is seen is seen by events.
+fn watch_a_unit(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let Some(root) = cgroup_root()? else {
+        println!("skipped: no cgroup v2 to make a unit's cgroup in");
+        return Ok(());
+    };
+    let unit = format!("holders-test-{}.service", std::process::id());
+    let cgroup = Cgroup::make(root.join(&unit))?;
+    stage.mount()?;
+    let planter = stage.plant("cwd")?;
+    std::fs::write(cgroup.0.join("cgroup.procs"), planter.holder.to_string())?;
+    let mut watching = Watching::start(stage, &["--json", "--rate", "0", "--unit", &unit])?;
+    let mut next = || -> Result<serde_json::Value, Box<dyn Error>> {
+        let line = watching.lines.next().ok_or("the watch has ended")??;
+        Ok(serde_json::from_str(&line)?)
+    };
+    let first = next()?;
+    assert_eq!((&first["event"], &first["holders"][0]["pid"]), (&"start".into(), &planter.holder.into()));
+    assert_eq!(first["holders"][0]["unit"], unit.as_str(), "{first}");
+    drop(planter);
+    let second = next()?;
+    assert_eq!(second["holders"], serde_json::json!([]), "{second}");
+    assert!(["exit", "cgroup"].contains(&second["event"].as_str().unwrap_or_default()), "{second}");
+    stage.umount()?;
+    let third = next()?;
+    assert_eq!((&third["event"], &third["mounted"]), (&"mounts".into(), &false.into()));
+    Ok(())
+}
+
+fn cgroup_root() -> Result<Option<PathBuf>, Box<dyn Error>> {
+    let mounts = holders::mountinfo::read(std::process::id())?;
+    Ok(mounts.into_iter().find(|mount| mount.fstype == "cgroup2").map(|mount| mount.mount_point))
+}
+
+/// A cgroup, removed when dropped; its processes have ended by then.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn make(path: PathBuf) -> std::io::Result<Self> {
+        std::fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.0).expect("remove the test's cgroup");
+    }
 }
 
 struct Cwd;
