@@ -112,7 +112,8 @@ fn write_copy(f: &mut fmt::Formatter<'_>, copy: &MountCopy) -> fmt::Result {
 }
 
 fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Result {
-    write!(f, "namespace {}: {} processes", used.namespace, used.processes)?;
+    let processes = if used.processes == 1 { "process" } else { "processes" };
+    write!(f, "namespace {}: {} {processes}", used.namespace, used.processes)?;
     if let Some(member) = &used.member {
         write!(f, ", as {} ({})", member.pid, member.comm)?;
         if let Some(unit) = &member.unit {
@@ -126,4 +127,42 @@ fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Resu
         write!(f, "; bound at {}", bind.display())?;
     }
     writeln!(f)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::propagation::Fate;
+    use crate::report::samples::*;
+    use crate::report::{Effect, Relation, Report, Unseen};
+
+    #[test]
+    fn a_report_as_a_person_sees_it() {
+        let report = Report {
+            holders: vec![
+                holder(35259, Relation::Other, Effect::BlocksUmount),
+                holder(35260, Relation::Other, Effect::KeepsSuperblock),
+            ],
+            kernel_holders: vec![loop_device(Effect::BlocksUmount)],
+            submounts: vec![mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw")],
+            copies: vec![copy(Some(Fate::UnmountedAlong)), private_copy()],
+            namespaces: vec![unit_namespace()],
+            stacked: 1,
+            unseen: Unseen { processes: 2, namespaces: vec![UNIT], namespace_list: false },
+            ..mounted()
+        };
+        insta::assert_snapshot!(report.to_string());
+    }
+
+    #[cfg(feature = "json")]
+    #[test]
+    fn a_report_as_a_script_sees_it() {
+        let report = Report {
+            holders: vec![holder(35259, Relation::Other, Effect::BlocksUmount)],
+            kernel_holders: vec![loop_device(Effect::BlocksUmount)],
+            copies: vec![private_copy()],
+            namespaces: vec![unit_namespace()],
+            ..mounted()
+        };
+        insta::assert_snapshot!(format!("{:#}", report.to_json()));
+    }
 }
