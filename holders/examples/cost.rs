@@ -23,6 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut floor = Vec::new();
     let mut without_mappings = Vec::new();
     let mut diagnoses = Vec::new();
+    let mut samples = Vec::new();
     let (mut links, mut links_without_mappings) = (0, 0);
     let mut processes = 0;
     for _ in 0..rounds {
@@ -31,12 +32,16 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let start = processor_time();
         processes = holders::diagnose(&path)?.processes;
         diagnoses.push(processor_time() - start);
+        let start = processor_time();
+        holders::Query::new(&path).among([std::process::id()]).run()?;
+        samples.push(processor_time() - start);
     }
     println!("{processes} processes, {links} links, {links_without_mappings} without mappings");
     for (name, times) in [
         ("bare loop", &mut floor),
         ("without map_files", &mut without_mappings),
         ("diagnosis", &mut diagnoses),
+        ("sample of one", &mut samples),
     ] {
         times.sort();
         println!(

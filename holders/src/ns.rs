@@ -36,7 +36,8 @@ pub fn of_process(pid: u32) -> Result<NamespaceReport, Error> {
     let namespace = MountNamespace::of(pid).map_err(|source| Error::Proc {
         call: "look at",
         path: format!("/proc/{pid}/ns/mnt").into(),
-        source,
+        // Its text names the file already.
+        source: source.kind().into(),
     })?;
     of_inode(namespace.inode)
 }
