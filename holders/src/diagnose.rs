@@ -265,6 +265,12 @@ impl Survey<'_> {
                 is_new = true;
             }
         }
+        let related: HashSet<u64> = self.related().iter().map(|(at, _)| self.mount(*at).id).collect();
+        wanted.devices_are_shared = self.target.is_some()
+            && self.tables[0]
+                .mounts
+                .iter()
+                .any(|mount| wanted.devices.contains(&mount.device) && !related.contains(&mount.id));
         let detached = self.detached || (self.target.is_none() && !self.devices.is_empty());
         is_new |= detached && !wanted.detached;
         wanted.detached = detached;

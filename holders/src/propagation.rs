@@ -130,7 +130,8 @@ pub fn containing(mounts: &[Mount], path: &Path) -> Option<(usize, bool)> {
 }
 
 /// The fates of all mounts of the target's file system, and of whatever else lies where propagation would
-/// unmount.
+/// unmount. If the target is a bind mount of a directory, of all mounts of that directory or of one below it: that
+/// the file system has others is then a matter of course.
 #[must_use]
 pub fn fates(tables: &[Table], target: At) -> Fates {
     let mount = &tables[target.table].mounts[target.mount];
@@ -139,7 +140,7 @@ pub fn fates(tables: &[Table], target: At) -> Fates {
     let groups = mount.propagation.shared.map(|group| receiving(tables, group)).unwrap_or_default();
     for (table, others) in tables.iter().enumerate() {
         for (index, other) in others.mounts.iter().enumerate() {
-            if other.device == mount.device {
+            if other.device == mount.device && other.root.starts_with(&mount.root) {
                 let fate = if is_propagated_copy(others, other, &groups) {
                     Fate::UnmountedAlong
                 } else {
@@ -357,7 +358,7 @@ mod tests {
 
     #[test]
     fn propagation_decides_what_is_asked() {
-        let cases: [(&str, &[&str], &str); 24] = [
+        let cases: [(&str, &[&str], &str); 25] = [
             ("alone", &[HOST], ""),
             (
                 "a slave copy",
@@ -490,6 +491,13 @@ mod tests {
                 "another file system in the copy's place",
                 &[HOST, "30 1 8:1 / / rw master:1 | 60 30 0:77 / /run/m rw"],
                 "60=along",
+            ),
+            (
+                "a directory of the root file system, bound",
+                &[
+                    "20 1 8:1 / / rw shared:1 | 50 20 8:1 /srv/x /run/m rw shared:1 | 51 20 8:1 /srv /a rw shared:1 | 52 20 8:1 /srv/x/y /b rw shared:1",
+                ],
+                "52=elsewhere",
             ),
             (
                 "a parent that does not propagate",

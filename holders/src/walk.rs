@@ -36,6 +36,8 @@ pub(crate) struct Wanted {
     pub(crate) devices: Vec<Device>,
     /// Inode numbers of bound sockets.
     pub(crate) sockets: HashSet<u64>,
+    /// The devices have other mounts that are of no interest: a mapping is kept only if its path is, too.
+    pub(crate) devices_are_shared: bool,
     /// Also keep links, whatever they show, that lie on one of `devices`: those of a mount that was detached
     /// show a path from its own root. Costs a statx for every link.
     pub(crate) detached: bool,
@@ -454,12 +456,15 @@ impl Walker<'_> {
         if self.allowed(done).is_none() {
             return;
         }
+        // Without other mounts the device number says enough, whatever path is shown.
+        if self.wanted.devices_are_shared && !self.wanted.mount_points.have(&self.link) {
+            return;
+        }
         let known = self.walk.found.iter().rev().take_while(|found| found.pid == pid);
         let is_known = known
             .into_iter()
             .any(|found| matches!(found.link, Link::Exe | Link::Mapping) && found.path == self.link);
         if !is_known {
-            // Kept whatever path it shows: the device number said that it is of interest.
             let mount = self.mount_of(task, name);
             let path = self.link.clone();
             self.walk.found.push(Found { pid, tid, link: Link::Mapping, path, mount });

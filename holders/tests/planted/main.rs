@@ -48,6 +48,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("the-observer-leaves-no-trace", || on_a_stage(the_observer_leaves_no_trace)));
     trials.push(Trial::test("watch", || on_a_stage(watch)));
     trials.push(Trial::test("watch-a-unit", || on_a_stage(watch_a_unit)));
+    trials.push(Trial::test("bound-directory", || on_a_stage(bound_directory)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
     let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
     let mut arguments = Arguments::from_args();
@@ -486,6 +487,23 @@ fn stacked(stage: &Stage) -> Result<(), Box<dyn Error>> {
     assert_eq!(report.verdict().blocks_umount(), Some(true), "{report:#?}");
     assert_eq!(stage.umount(), Err(Errno::BUSY));
     Ok(())
+}
+
+/// The mount is a directory of a file system that is mounted for itself and in use elsewhere.
+fn bound_directory(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let lower = stage.base.join("lower");
+    let _elsewhere = std::fs::File::create(stage.base.join("upper/file"))?;
+    let _the_same_by_its_own_path = std::fs::File::create(lower.join("file"))?;
+    rustix::mount::mount_bind(&lower, &stage.merged)?;
+    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    for case in ["cwd", "mmap"] {
+        let planter = stage.plant(case)?;
+        let report = stage.ask()?;
+        let pids: Vec<_> = report.blockers().iter().map(|blocker| blocker.pid).collect();
+        assert_eq!(pids, [planter.holder], "{case}: {report:#?}");
+        assert_eq!(stage.umount(), Err(Errno::BUSY));
+    }
+    Ok(stage.umount()?)
 }
 
 fn gone(stage: &Stage) -> Result<(), Box<dyn Error>> {
