@@ -196,7 +196,8 @@ fn device(field: &[u8]) -> Option<Device> {
     Some(Device { major: number(&field[..colon])?, minor: number(&field[colon + 1..])? })
 }
 
-fn path(field: &[u8]) -> PathBuf {
+/// The path of an escaped field.
+pub(crate) fn path(field: &[u8]) -> PathBuf {
     OsString::from_vec(unescape(field).into_owned()).into()
 }
 

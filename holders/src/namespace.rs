@@ -11,8 +11,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::ioctl;
 
+use crate::kernel::{self, Way};
 use crate::mountinfo::in_context;
 
 /// A mount namespace, as of the moment it was looked at.
@@ -59,25 +59,36 @@ pub(crate) fn inode(task: BorrowedFd<'_>) -> Result<u64, Errno> {
 /// The descriptor pins the namespace while it is open, which blocks no unmount, and is closed at once.
 pub(crate) fn unique_id(task: BorrowedFd<'_>) -> Result<Option<u64>, Errno> {
     let namespace = rustix::fs::openat(task, c"ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    match ns_get_mntns_id(namespace.as_fd()) {
+    match kernel::mount_namespace_id(namespace.as_fd()) {
         Ok(id) => Ok(Some(id)),
         Err(Errno::NOTTY | Errno::INVAL) => Ok(None),
         Err(error) => Err(error),
     }
 }
 
-/// `NS_GET_MNTNS_ID` of `linux/nsfs.h`: `_IOR(0xb7, 5, __u64)`.
-const NS_GET_MNTNS_ID: ioctl::Opcode = ioctl::opcode::read::<u64>(0xb7, 5);
-
-#[expect(unsafe_code, reason = "rustix has no wrapper for the nsfs ioctls")]
-fn ns_get_mntns_id(namespace: BorrowedFd<'_>) -> Result<u64, Errno> {
-    // SAFETY: the opcode is a read of one `__u64`, which is what `Getter` makes room for; a kernel or a file
-    // that does not know it answers ENOTTY and writes nothing.
-    unsafe { ioctl::ioctl(namespace, ioctl::Getter::<NS_GET_MNTNS_ID, u64>::new()) }
+/// All mount namespaces that the kernel lists, those without a process too, in the order of their ids.
+///
+/// # Errors
+/// NOTTY before Linux 6.12; PERM without CAP_SYS_ADMIN in the initial user namespace.
+pub(crate) fn listed() -> Result<Vec<MountNamespace>, Errno> {
+    let own = rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let id = kernel::mount_namespace_id(own.as_fd())?;
+    let mut listed = vec![MountNamespace { inode: rustix::fs::fstat(&own)?.st_ino, id: Some(id) }];
+    for way in [Way::Previous, Way::Next] {
+        // One descriptor at a time: each pins its namespace while it is open.
+        let mut at = kernel::adjacent_namespace(own.as_fd(), way)?;
+        while let Some(found) = at {
+            let inode = rustix::fs::fstat(&found.file)?.st_ino;
+            listed.push(MountNamespace { inode, id: Some(found.id) });
+            at = kernel::adjacent_namespace(found.file.as_fd(), way)?;
+        }
+    }
+    listed.sort_by_key(|namespace| namespace.id);
+    Ok(listed)
 }
 
 /// Reads `mnt:[4026531841]`.
-fn parse_link(link: &[u8]) -> Option<u64> {
+pub(crate) fn parse_link(link: &[u8]) -> Option<u64> {
     let number = link.strip_prefix(b"mnt:[")?.strip_suffix(b"]")?;
     std::str::from_utf8(number).ok()?.parse().ok()
 }
@@ -101,15 +112,23 @@ mod tests {
     }
 
     #[test]
-    fn the_ioctl_is_the_one_of_nsfs_h() {
-        assert_eq!(NS_GET_MNTNS_ID, 0x8008_b705);
-    }
-
-    #[test]
     fn a_process_is_in_a_namespace() {
         let own = MountNamespace::of(std::process::id()).unwrap();
         assert!(own.inode > 0);
         assert_eq!(own, MountNamespace::of(std::process::id()).unwrap());
+    }
+
+    #[test]
+    fn the_kernels_list_has_ours() {
+        match listed() {
+            Err(Errno::NOTTY | Errno::PERM) => {
+                println!("skipped: no list of namespaces for this user or kernel")
+            }
+            listed => {
+                let own = MountNamespace::of(std::process::id()).unwrap();
+                assert!(listed.unwrap().contains(&own), "{own}");
+            }
+        }
     }
 
     #[test]

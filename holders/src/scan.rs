@@ -17,7 +17,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ffi::{CStr, CString, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,8 @@ use rustix::io::Errno;
 
 use crate::mountinfo::{self, in_context};
 use crate::namespace::{self, MountNamespace};
+use crate::task::v2_cgroup;
+use crate::walk::{open_directory, open_task, read_file};
 
 /// Which processes to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -261,7 +263,7 @@ impl Look<'_> {
             }
         }
 
-        let maps = read(task, c"maps", &mut self.buffer);
+        let maps = read_file(task, c"maps", &mut self.buffer);
         if self.allowed(maps).is_some() {
             let mut last: &[u8] = exe.as_deref().unwrap_or_default();
             let mut mapped = HashSet::new();
@@ -327,7 +329,7 @@ impl Look<'_> {
         let id = self.allowed(id)?;
         let mut has_copy = false;
         if elsewhere {
-            let table = read(member, c"mountinfo", &mut self.buffer);
+            let table = read_file(member, c"mountinfo", &mut self.buffer);
             self.allowed(table)?;
             // A line for the path itself that does not parse is still a mount at that path.
             has_copy =
@@ -351,7 +353,7 @@ impl Look<'_> {
     }
 
     fn text(&mut self, task: BorrowedFd<'_>, name: &CStr) -> String {
-        let done = read(task, name, &mut self.buffer);
+        let done = read_file(task, name, &mut self.buffer);
         self.allowed(done).map(|()| String::from_utf8_lossy(&self.buffer).into_owned()).unwrap_or_default()
     }
 
@@ -373,15 +375,6 @@ fn namespace_inode(proc_dir: BorrowedFd<'_>, task: &CStr) -> Result<u64, Errno> 
     namespace::inode(open_task(proc_dir, task)?.as_fd())
 }
 
-/// A handle on a task's directory in `/proc`; pins neither the task nor anything it holds.
-fn open_task(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(directory, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-fn open_directory(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
 /// The entries of a directory that are numbers.
 fn numbers(directory: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
     let mut numbers = Vec::new();
@@ -389,19 +382,6 @@ fn numbers(directory: BorrowedFd<'_>) -> Result<Vec<u32>, Errno> {
         numbers.extend(entry?.file_name().to_str().ok().and_then(|name| name.parse::<u32>().ok()));
     }
     Ok(numbers)
-}
-
-fn read(directory: BorrowedFd<'_>, name: &CStr, buffer: &mut Vec<u8>) -> Result<(), Errno> {
-    buffer.clear();
-    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    loop {
-        buffer.reserve(16 << 10);
-        match rustix::io::read(&file, rustix::buffer::spare_capacity(buffer)) {
-            Ok(0) => return Ok(()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 fn c_number(number: u32) -> CString {
@@ -432,11 +412,6 @@ fn shown_mapping(path: &[u8]) -> PathBuf {
         }
     }
     OsString::from_vec(bytes).into()
-}
-
-/// The path of the line `0::/system.slice/x.service` (cgroups(7)).
-fn v2_cgroup(table: &str) -> &str {
-    table.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -489,12 +464,6 @@ mod tests {
         for (cgroup, unit) in cases {
             assert_eq!(unit_of_cgroup(cgroup), unit, "{cgroup}");
         }
-    }
-
-    #[test]
-    fn takes_the_v2_line() {
-        assert_eq!(v2_cgroup("12:cpu:/old\n0::/system.slice/a.service\n"), "/system.slice/a.service");
-        assert_eq!(v2_cgroup("12:cpu:/old\n"), "");
     }
 
     #[test]

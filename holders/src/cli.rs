@@ -1,0 +1,383 @@
+//! The command line: what is asked, the help text, and the path that is meant.
+
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
+
+use holders::mountinfo::{Device, Mount};
+use holders::propagation;
+
+pub(crate) const HELP: &str = "\
+holders: who keeps a mount busy, and by what kind of reference
+
+Usage:
+  holders [--busy] [--detached] [--device MAJ:MIN] [--json] PATH
+  holders ns [--json] PID|FILE
+  holders watch [--unit UNIT] [--rate HZ] [--until-unmounted] [--json] PATH
+  holders --help | --version
+
+PATH is a mount point. The answer is a verdict and what it rests on: for each
+task its working directory, root, program, files and mappings on the mount or on
+a copy of it in another mount namespace, and whether each makes umount fail,
+only keeps the file system alive after it, or does neither. A namespace that
+has a copy, and nothing in it, blocks nothing, and is not blamed.
+
+  --busy            umount has just said EBUSY: if nothing is found, say what
+                    can hold a mount without being seen
+  --detached        also find references to mounts of the same file system that
+                    lie in no namespace: clones, lazily unmounted ones
+  --device MAJ:MIN  the file system that was mounted at PATH, as mountinfo had
+                    it: find what is left of it after an unmount
+  --json            JSON instead of text
+
+ns says who is in a mount namespace and what else keeps it alive: that of a
+process, or the one that FILE is (/proc/PID/ns/mnt, or where it is bound). A
+path that is called ns or watch is ./ns or ./watch.
+
+watch prints a line whenever PATH is mounted or unmounted and whenever its
+holders change, until it is interrupted:
+  [t= 2.27] mounted=Y holders=[35259(left4me-overlay)]
+It waits for events: mountinfo, a pidfd of each holder, the unit's cgroup. New
+holders are no event; for them it looks at a clock in between.
+
+  --unit UNIT        at the clock look at this unit's tasks only, which is cheap
+  --rate HZ          how often; 250 a second with a unit, 5 without; 0 for never
+  --until-unmounted  end when PATH is unmounted
+  --json             one JSON object a line
+
+Examples:
+  holders /var/lib/left4me/runtime/3/merged
+  umount /mnt || holders --busy /mnt
+  holders --json /mnt | jq -r '.holders[].pid'
+  holders watch --unit demo.service /srv/demo
+  holders ns $$
+
+It resolves no path inside the mount, and so never makes it busy itself. As
+another user than root it sees that user's processes only, and says how many it
+did not see.
+
+Exit status:
+   0  nothing blocks an unmount and nothing outlives it, or PATH is not mounted
+      and nothing of it is seen; ns and watch: done
+   1  it could not be found out
+   2  usage
+  32  umount says EBUSY: somebody or something holds the mount
+  33  nothing blocks an unmount, but the file system outlives it; or PATH is not
+      mounted, but its file system is alive
+  34  nobody that may be looked at blocks it; others could not be looked at
+";
+
+/// What is asked for.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Command {
+    Help,
+    Version,
+    Diagnose(Diagnose),
+    Namespace(Namespace),
+    Watch(Watch),
+}
+
+/// `holders ns`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Namespace {
+    pub(crate) of: NamespaceOf,
+    pub(crate) json: bool,
+}
+
+/// Whose namespace.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NamespaceOf {
+    Process(u32),
+    File(PathBuf),
+}
+
+/// `holders watch`.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Watch {
+    pub(crate) path: PathBuf,
+    pub(crate) unit: Option<String>,
+    pub(crate) rate: f64,
+    pub(crate) until_unmounted: bool,
+    pub(crate) json: bool,
+}
+
+/// Looks a second without a unit: each goes over all processes.
+const RATE: f64 = 5.0;
+/// And with one: a new holder is seen within 4 ms.
+const UNIT_RATE: f64 = 250.0;
+
+/// `holders PATH`.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Diagnose {
+    pub(crate) path: PathBuf,
+    pub(crate) is_busy: bool,
+    pub(crate) detached: bool,
+    pub(crate) device: Option<Device>,
+    pub(crate) json: bool,
+}
+
+/// Which options were given, and the one path or number.
+#[derive(Default)]
+struct Given {
+    operand: Option<OsString>,
+    is_busy: bool,
+    detached: bool,
+    device: Option<Device>,
+    json: bool,
+    unit: Option<String>,
+    rate: Option<f64>,
+    until_unmounted: bool,
+}
+
+/// Reads the arguments, the program's name first.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+    use lexopt::prelude::*;
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Verb {
+        Diagnose,
+        Ns,
+        Watch,
+    }
+    let mut parser = lexopt::Parser::from_iter(args);
+    let mut given = Given::default();
+    let mut verb = Verb::Diagnose;
+    let mut is_first = true;
+    while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
+        match (arg, verb) {
+            (Long("help") | Short('h'), _) => return Ok(Command::Help),
+            (Long("version") | Short('V'), _) => return Ok(Command::Version),
+            (Long("json"), _) => given.json = true,
+            (Long("busy"), Verb::Diagnose) => given.is_busy = true,
+            (Long("detached"), Verb::Diagnose) => given.detached = true,
+            (Long("device"), Verb::Diagnose) => given.device = Some(parse_device(&text_of(&mut parser)?)?),
+            (Long("unit"), Verb::Watch) => given.unit = Some(text_of(&mut parser)?),
+            (Long("rate"), Verb::Watch) => given.rate = Some(parse_rate(&text_of(&mut parser)?)?),
+            (Long("until-unmounted"), Verb::Watch) => given.until_unmounted = true,
+            (Value(value), _) if is_first && value == "ns" => verb = Verb::Ns,
+            (Value(value), _) if is_first && value == "watch" => verb = Verb::Watch,
+            (Value(value), _) if given.operand.is_none() => given.operand = Some(value),
+            (Value(extra), _) => return Err(format!("one at a time, {} is too much", extra.display())),
+            (other, _) => return Err(other.unexpected().to_string()),
+        }
+        is_first = false;
+    }
+    let missing = if verb == Verb::Ns {
+        "no namespace: give a process id or a file"
+    } else {
+        "no path: give the mount point"
+    };
+    let operand = given.operand.ok_or(missing)?;
+    let path = PathBuf::from(&operand);
+    let Given { is_busy, detached, device, json, unit, rate, until_unmounted, .. } = given;
+    Ok(match verb {
+        Verb::Diagnose => Command::Diagnose(Diagnose { path, is_busy, detached, device, json }),
+        Verb::Ns => {
+            let pid = operand.to_str().and_then(|text| text.parse().ok());
+            let of = pid.map_or(NamespaceOf::File(path), NamespaceOf::Process);
+            Command::Namespace(Namespace { of, json })
+        }
+        Verb::Watch => {
+            let rate = rate.unwrap_or(if unit.is_some() { UNIT_RATE } else { RATE });
+            Command::Watch(Watch { path, unit, rate, until_unmounted, json })
+        }
+    })
+}
+
+fn text_of(parser: &mut lexopt::Parser) -> Result<String, String> {
+    use lexopt::ValueExt;
+    parser.value().and_then(|value| value.string()).map_err(|error| error.to_string())
+}
+
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse().ok().filter(|rate: &f64| (0.0..=10_000.0).contains(rate));
+    rate.ok_or_else(|| format!("--rate {text}: expected looks a second, 0 to 10000"))
+}
+
+fn parse_device(text: &str) -> Result<Device, String> {
+    let parsed = text
+        .split_once(':')
+        .and_then(|(major, minor)| Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? }));
+    parsed.ok_or_else(|| format!("--device {text}: expected major:minor as in mountinfo, like 0:42"))
+}
+
+/// The path that is meant: absolute, without `.`, `..` and symbolic links.
+///
+/// A path that is a mount point as it stands is left alone. Otherwise links are followed, but only where that can
+/// make no mount busy that could be unmounted: on the root file system, and on mounts that have others on them.
+///
+/// # Errors
+/// A sentence that says what to give instead.
+pub(crate) fn resolve(
+    given: &Path,
+    current: &Path,
+    mounts: &[Mount],
+    read_link: impl Fn(&Path) -> Option<PathBuf>,
+) -> Result<PathBuf, String> {
+    let path = lexical(&current.join(given));
+    if propagation::visible_at(mounts, &path).is_some() {
+        return Ok(path);
+    }
+    // The kernel's own limit (path_resolution(7)).
+    let mut links = 40;
+    let mut done = PathBuf::from("/");
+    let mut to_do: Vec<OsString> = components(&path);
+    while let Some(name) = to_do.pop() {
+        let next = done.join(&name);
+        let Some((on, is_mount_point)) = propagation::containing(mounts, &next) else { break };
+        let may_look = !is_mount_point
+            && (mounts[on].mount_point == Path::new("/") || !propagation::submounts(mounts, on).is_empty());
+        match may_look.then(|| read_link(&next)).flatten() {
+            Some(_) if links == 0 => return Err(format!("{}: too many symbolic links", given.display())),
+            Some(target) => {
+                links -= 1;
+                let target = lexical(&done.join(target));
+                done = PathBuf::from("/");
+                to_do.extend(components(&target));
+            }
+            None => done = next,
+        }
+    }
+    Ok(done)
+}
+
+/// Without `.`, `..` and doubled slashes, by the text alone.
+fn lexical(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::from("/");
+    for component in path.components() {
+        match component {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            Component::Normal(name) => plain.push(name),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => {}
+        }
+    }
+    plain
+}
+
+/// The names of a path, the last first.
+fn components(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        _ => None,
+    });
+    let mut names: Vec<_> = names.collect();
+    names.reverse();
+    names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Result<Command, String> {
+        parse(std::iter::once("holders").chain(args.iter().copied()).map(OsString::from))
+    }
+
+    #[test]
+    fn command_lines() {
+        let plain = |path: &str| Diagnose {
+            path: path.into(),
+            is_busy: false,
+            detached: false,
+            device: None,
+            json: false,
+        };
+        assert_eq!(parsed(&["/m"]), Ok(Command::Diagnose(plain("/m"))));
+        assert_eq!(
+            parsed(&["/m", "--json", "--busy", "--detached", "--device", "0:42"]),
+            Ok(Command::Diagnose(Diagnose {
+                is_busy: true,
+                detached: true,
+                json: true,
+                device: Some(Device { major: 0, minor: 42 }),
+                ..plain("/m")
+            }))
+        );
+        assert_eq!(parsed(&["./ns"]), Ok(Command::Diagnose(plain("./ns"))));
+        assert_eq!(
+            parsed(&["ns", "12", "--json"]),
+            Ok(Command::Namespace(Namespace { of: NamespaceOf::Process(12), json: true }))
+        );
+        assert_eq!(
+            parsed(&["ns", "/run/x"]),
+            Ok(Command::Namespace(Namespace { of: NamespaceOf::File("/run/x".into()), json: false }))
+        );
+        let watch = |unit: Option<&str>, rate| {
+            Ok(Command::Watch(Watch {
+                path: "/m".into(),
+                unit: unit.map(str::to_owned),
+                rate,
+                until_unmounted: false,
+                json: false,
+            }))
+        };
+        assert_eq!(parsed(&["watch", "/m"]), watch(None, RATE));
+        assert_eq!(parsed(&["watch", "--unit", "a.service", "/m"]), watch(Some("a.service"), UNIT_RATE));
+        assert_eq!(parsed(&["watch", "--unit=a.service", "--rate=0", "/m"]), watch(Some("a.service"), 0.0));
+        assert_eq!(parsed(&["--", "--m"]), Ok(Command::Diagnose(plain("--m"))));
+        assert_eq!(parsed(&["-h"]), Ok(Command::Help));
+        assert_eq!(parsed(&["/m", "--version"]), Ok(Command::Version));
+        for (args, expected) in [
+            (&[][..], "no path"),
+            (&["/a", "/b"], "/b is too much"),
+            (&["--device", "42", "/m"], "expected major:minor"),
+            (&["--lazy", "/m"], "invalid option '--lazy'"),
+            (&["watch", "--rate", "-1", "/m"], "expected looks a second"),
+            (&["watch", "--busy", "/m"], "invalid option '--busy'"),
+            (&["--unit", "x", "/m"], "invalid option '--unit'"),
+            (&["ns"], "no namespace"),
+        ] {
+            let problem = parsed(args).unwrap_err();
+            assert!(problem.contains(expected), "{args:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn help_fits_a_terminal() {
+        assert!(HELP.lines().all(|line| line.len() <= 80));
+        insta::assert_snapshot!(HELP);
+    }
+
+    #[test]
+    fn follows_links_only_where_that_is_safe() {
+        let table = "20 1 8:1 / / rw - ext4 s rw\n21 20 8:2 / /var rw - ext4 s rw\n\
+                     22 21 0:42 / /var/m rw - overlay o rw\n23 20 0:43 / /alone rw - tmpfs t rw\n";
+        let mounts = holders::mountinfo::parse(table.as_bytes()).unwrap();
+        let links = [
+            ("/link", "/var/m"),
+            ("/var/relative", "./m"),
+            ("/up", "var/../var/m"),
+            ("/alone/link", "/var/m"),
+            ("/var/m/link", "/"),
+            ("/circle", "/circle"),
+        ];
+        let looked = std::cell::RefCell::new(Vec::new());
+        let read_link = |path: &Path| {
+            looked.borrow_mut().push(path.to_owned());
+            links.iter().find(|(link, _)| path == Path::new(link)).map(|(_, target)| target.into())
+        };
+        let cases = [
+            ("/var/m", "/var/m"),
+            ("/var/m/", "/var/m"),
+            ("m", "/var/m"),
+            (".", "/var"),
+            ("../link", "/var/m"),
+            ("/link", "/var/m"),
+            ("/var/relative", "/var/m"),
+            ("/up", "/var/m"),
+            // Not looked at: reading a link there would be a reference.
+            ("/alone/link", "/alone/link"),
+            ("/var/m/link", "/var/m/link"),
+            ("/nothing/here", "/nothing/here"),
+        ];
+        for (given, expected) in cases {
+            let resolved = resolve(Path::new(given), Path::new("/var"), &mounts, read_link);
+            assert_eq!(resolved, Ok(expected.into()), "{given}");
+        }
+        for path in looked.borrow().iter() {
+            let inside = ["/var/m", "/alone"].iter().any(|mount| path.starts_with(mount));
+            assert!(!inside, "{} was looked at", path.display());
+        }
+        assert!(resolve(Path::new("/circle"), Path::new("/"), &mounts, read_link).is_err());
+    }
+}

@@ -1,0 +1,158 @@
+//! A report as JSON. Paths are lossily UTF-8; what is not known is null.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::mountinfo::Mount;
+use crate::namespace::MountNamespace;
+use crate::ns::NamespaceReport;
+use crate::propagation::{Fate, Reason};
+use crate::report::{
+    Carries, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Reference, Relation, Report,
+    Suspect,
+};
+
+impl Report {
+    /// The whole report with its verdict, as one object.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let verdict = self.verdict();
+        json!({
+            "path": path(&self.path),
+            "verdict": verdict.word(),
+            "line": verdict.line(),
+            "advice": verdict.advice(),
+            "blocks_umount": verdict.blocks_umount(),
+            "namespace": namespace(self.namespace),
+            "mount": self.mount.as_ref().map(mount),
+            "lies_on": self.lies_on.as_ref().map(mount),
+            "stacked": self.stacked,
+            "devices": self.devices.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "copies": self.copies.iter().map(copy).collect::<Vec<_>>(),
+            "submounts": self.submounts.iter().map(mount).collect::<Vec<_>>(),
+            "holders": self.holders.iter().map(holder).collect::<Vec<_>>(),
+            "kernel_holders": self.kernel_holders.iter().map(kernel_holder).collect::<Vec<_>>(),
+            "suspects": self.suspects.iter().map(suspect).collect::<Vec<_>>(),
+            "namespaces": self.namespaces.iter().map(namespace_use).collect::<Vec<_>>(),
+            "processes": self.processes,
+            "unseen": {
+                "processes": self.unseen.processes,
+                "namespaces": self.unseen.namespaces.iter().copied().map(namespace).collect::<Vec<_>>(),
+                "namespaces_were_listed": self.unseen.namespace_list,
+            },
+        })
+    }
+}
+
+fn path(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+fn namespace(namespace: MountNamespace) -> Value {
+    json!({ "inode": namespace.inode, "id": namespace.id })
+}
+
+fn mount(mount: &Mount) -> Value {
+    json!({
+        "id": mount.id,
+        "parent": mount.parent,
+        "device": mount.device.to_string(),
+        "root": path(&mount.root),
+        "mount_point": path(&mount.mount_point),
+        "type": mount.fstype,
+        "shared": mount.propagation.shared,
+        "master": mount.propagation.master,
+    })
+}
+
+fn copy(copy: &MountCopy) -> Value {
+    let fate = copy.fate.map(|fate| match fate {
+        Fate::Target => "target",
+        Fate::UnmountedAlong => "unmounted-along",
+        Fate::Survives(Reason::NotPropagated) => "survives-private",
+        Fate::Survives(Reason::Elsewhere) => "survives-elsewhere",
+        Fate::Survives(Reason::HasSubmount) => "survives-submount",
+    });
+    json!({ "mount": mount(&copy.mount), "namespace": namespace(copy.namespace), "fate": fate })
+}
+
+fn holder(holder: &Holder) -> Value {
+    json!({
+        "pid": holder.pid,
+        "tid": holder.tid,
+        "comm": holder.comm,
+        "start_time": holder.start_time,
+        "cgroup": holder.cgroup,
+        "unit": holder.unit,
+        "phase": holder.phase.word(),
+        "relation": match holder.relation {
+            Relation::Caller => "caller",
+            Relation::Ancestor => "ancestor",
+            Relation::Other => "other",
+        },
+        "namespace": holder.namespace.map(namespace),
+        "references": holder.references.iter().map(reference).collect::<Vec<_>>(),
+    })
+}
+
+fn reference(reference: &Reference) -> Value {
+    json!({
+        "kind": reference.kind.word(),
+        "fd": match reference.kind {
+            Kind::File { fd } | Kind::Socket { fd } | Kind::RegisteredFile { ring: fd } => Some(fd),
+            Kind::Cwd | Kind::Root | Kind::Exe | Kind::Mapping => None,
+        },
+        "path": path(&reference.path),
+        "mount_id": reference.mount_id,
+        "unique_mount_id": reference.unique_mount_id,
+        "mount_namespace": reference.mount_namespace.map(namespace),
+        "effect": reference.effect.word(),
+    })
+}
+
+fn kernel_holder(held: &KernelHolder) -> Value {
+    json!({
+        "what": held.kind.to_string(),
+        "path": path(&held.path),
+        "effect": held.effect.word(),
+        "mounted_at": held.mounted_at.iter().map(|at| path(at)).collect::<Vec<_>>(),
+    })
+}
+
+fn suspect(suspect: &Suspect) -> Value {
+    let (what, count) = match suspect.carries {
+        Carries::InFlight(count) => ("descriptors-in-flight", count),
+        Carries::Registered(count) => ("io_uring-files", count),
+    };
+    json!({ "pid": suspect.pid, "comm": suspect.comm, "fd": suspect.fd, "carries": what, "count": count })
+}
+
+impl NamespaceReport {
+    /// The whole report, as one object.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        json!({
+            "namespace": namespace(self.namespace),
+            "members": self.members.iter().map(member).collect::<Vec<_>>(),
+            "files": self.files.iter().map(|(of, fd)| json!({ "member": member(of), "fd": fd })).collect::<Vec<_>>(),
+            "binds": self.binds.iter().map(|bind| path(bind)).collect::<Vec<_>>(),
+            "mounts": self.mounts,
+            "denied": self.denied,
+        })
+    }
+}
+
+fn member(member: &Member) -> Value {
+    json!({ "pid": member.pid, "comm": member.comm, "unit": member.unit })
+}
+
+fn namespace_use(used: &NamespaceUse) -> Value {
+    json!({
+        "namespace": namespace(used.namespace),
+        "processes": used.processes,
+        "member": used.member.as_ref().map(member),
+        "files": used.files.iter().map(|(pid, fd)| json!({ "pid": pid, "fd": fd })).collect::<Vec<_>>(),
+        "binds": used.binds.iter().map(|bind| path(bind)).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,144 @@
+//! `holders`: who keeps a mount busy. What is left to this file: the order of things and the exit status.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use holders::{Query, Verdict, mountinfo};
+
+mod cli;
+mod watch;
+
+use cli::{Command, Diagnose, Namespace, NamespaceOf};
+
+const EXIT_OK: u8 = 0;
+const EXIT_FAILED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+/// As mount(8) and umount(8) say that a mount failed.
+const EXIT_BUSY: u8 = 32;
+const EXIT_OUTLIVES: u8 = 33;
+const EXIT_NOT_ALLOWED: u8 = 34;
+
+fn main() -> ExitCode {
+    let current = std::env::current_dir().unwrap_or_else(|_gone| PathBuf::from("/"));
+    // First of all: a shell inside the mount has started this process there, and it is not to hold it too.
+    if let Err(error) = std::env::set_current_dir("/") {
+        eprintln!("holders: chdir /: {error}");
+        return ExitCode::from(EXIT_FAILED);
+    }
+    let done = match cli::parse(std::env::args_os()) {
+        Ok(Command::Help) => {
+            print!("{}", cli::HELP);
+            Ok(EXIT_OK)
+        }
+        Ok(Command::Version) => {
+            println!("holders {}", env!("CARGO_PKG_VERSION"));
+            Ok(EXIT_OK)
+        }
+        Ok(Command::Diagnose(asked)) => diagnose(&asked, &current),
+        Ok(Command::Namespace(asked)) => namespace(&asked, &current),
+        Ok(Command::Watch(asked)) => watch(asked, &current),
+        Err(problem) => {
+            eprintln!("holders: {problem}\nTry: holders --help");
+            return ExitCode::from(EXIT_USAGE);
+        }
+    };
+    match done {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => {
+            eprintln!("holders: {}", chain(&*error));
+            ExitCode::from(EXIT_FAILED)
+        }
+    }
+}
+
+type Failure = Box<dyn std::error::Error>;
+
+fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
+    let path = resolve(&asked.path, current)?;
+    let mut query = Query::new(path);
+    if asked.is_busy {
+        query = query.after_ebusy();
+    }
+    if asked.detached {
+        query = query.with_detached();
+    }
+    if let Some(device) = asked.device {
+        query = query.of_device(device);
+    }
+    let report = query.run()?;
+    let text = if asked.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    print(&text)?;
+    Ok(status(&report.verdict()))
+}
+
+fn namespace(asked: &Namespace, current: &Path) -> Result<u8, Failure> {
+    let report = match &asked.of {
+        NamespaceOf::Process(pid) => holders::ns::of_process(*pid)?,
+        NamespaceOf::File(file) => holders::ns::of_file(&current.join(file))?,
+    };
+    let text = if asked.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    print(&text)?;
+    Ok(EXIT_OK)
+}
+
+fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
+    let plan = watch::Plan {
+        path: resolve(&asked.path, current)?,
+        unit: asked.unit,
+        rate: asked.rate,
+        until_unmounted: asked.until_unmounted,
+    };
+    let done = watch::watch(&plan, |look| {
+        let line = if asked.json { look.json().to_string() } else { look.line() };
+        let mut stdout = io::stdout().lock();
+        io::Write::write_all(&mut stdout, format!("{line}\n").as_bytes())?;
+        io::Write::flush(&mut stdout)
+    });
+    match done {
+        // The reader has gone away.
+        Err(error)
+            if error
+                .downcast_ref()
+                .is_some_and(|error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe) =>
+        {
+            Ok(EXIT_OK)
+        }
+        done => done.map(|()| EXIT_OK),
+    }
+}
+
+fn resolve(given: &Path, current: &Path) -> Result<PathBuf, Failure> {
+    let mounts = mountinfo::read(std::process::id())?;
+    Ok(cli::resolve(given, current, &mounts, |path| std::fs::read_link(path).ok())?)
+}
+
+fn status(verdict: &Verdict) -> u8 {
+    match verdict {
+        Verdict::Outlives { .. } | Verdict::AliveElsewhere { .. } => EXIT_OUTLIVES,
+        verdict => match verdict.blocks_umount() {
+            Some(true) => EXIT_BUSY,
+            Some(false) => EXIT_OK,
+            None => EXIT_NOT_ALLOWED,
+        },
+    }
+}
+
+/// A reader that has gone away, as `head` does, is no error.
+fn print(text: &str) -> io::Result<()> {
+    match io::Write::write_all(&mut io::stdout().lock(), text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,163 @@
+//! What is worth knowing of a task that holds something: its name, its age, its unit, and what it was started for.
+
+use std::ffi::CStr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use rustix::io::Errno;
+use rustix::path::DecInt;
+
+use crate::report::{Phase, Relation};
+use crate::scan::unit_of_cgroup;
+use crate::walk::{open_proc, open_task, read_file, stat_fields};
+
+/// What a task's own files under `/proc` say of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct About {
+    pub(crate) comm: String,
+    pub(crate) cgroup: String,
+    pub(crate) unit: Option<String>,
+}
+
+/// Looks at a thread of a process; fields that can't be read are empty.
+pub(crate) fn about(proc_dir: BorrowedFd<'_>, pid: u32, tid: u32) -> About {
+    let Ok(task) = open_thread(proc_dir, pid, tid) else { return About::default() };
+    let mut text = Vec::new();
+    let mut read = |name: &CStr| {
+        let done = read_file(task.as_fd(), name, &mut text);
+        done.map(|()| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
+    };
+    let comm = read(c"comm").trim_end_matches('\n').to_owned();
+    let cgroup = v2_cgroup(&read(c"cgroup")).to_owned();
+    let unit = unit_of_cgroup(&cgroup).map(str::to_owned);
+    About { comm, cgroup, unit }
+}
+
+/// When a process started, in clock ticks since boot; `None` if it is gone.
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    let proc_dir = open_proc().ok()?;
+    // The 22nd field; the first of these is the third.
+    stat_field(proc_dir.as_fd(), pid, 19)
+}
+
+/// The caller and its ancestors below PID 1, nearest first.
+pub(crate) fn lineage(proc_dir: BorrowedFd<'_>) -> Vec<u32> {
+    let mut lineage = vec![std::process::id()];
+    while let Some(&last) = lineage.last()
+        && let Some(parent) = stat_field(proc_dir, last, 1).and_then(|parent| u32::try_from(parent).ok())
+        && parent > 1
+        && !lineage.contains(&parent)
+    {
+        lineage.push(parent);
+    }
+    lineage
+}
+
+/// Whose the process is, to the caller.
+pub(crate) fn relation(lineage: &[u32], pid: u32) -> Relation {
+    match lineage.iter().position(|&own| own == pid) {
+        Some(0) => Relation::Caller,
+        Some(_) => Relation::Ancestor,
+        None => Relation::Other,
+    }
+}
+
+/// What systemd started the process for.
+pub(crate) fn phase(proc_dir: BorrowedFd<'_>, pid: u32, about: &About) -> Phase {
+    if about.unit.is_none() {
+        return Phase::Unknown;
+    }
+    let environment = open_thread(proc_dir, pid, pid).and_then(|task| {
+        let mut text = Vec::new();
+        read_file(task.as_fd(), c"environ", &mut text).map(|()| text)
+    });
+    phase_from(pid, &about.cgroup, environment.as_deref().unwrap_or_default())
+}
+
+/// `$SYSTEMD_EXEC_PID` (since systemd 248) says which process systemd itself started, and is inherited; stop
+/// commands alone are told `$SERVICE_RESULT`, and control commands `$MAINPID` (systemd.exec(5)).
+fn phase_from(pid: u32, cgroup: &str, environment: &[u8]) -> Phase {
+    let mut exec_pid = None;
+    let (mut is_stop, mut is_control) = (false, cgroup.ends_with("/.control"));
+    for variable in environment.split(|&byte| byte == 0) {
+        if let Some(number) = variable.strip_prefix(b"SYSTEMD_EXEC_PID=") {
+            exec_pid = std::str::from_utf8(number).ok().and_then(|number| number.parse::<u32>().ok());
+        } else if variable.starts_with(b"SERVICE_RESULT=") {
+            is_stop = true;
+        } else if variable.starts_with(b"MAINPID=") {
+            is_control = true;
+        }
+    }
+    match exec_pid {
+        Some(started) if started != pid => Phase::Child,
+        Some(_) if is_stop => Phase::Stop,
+        Some(_) if is_control => Phase::Control,
+        Some(_) => Phase::Start,
+        None if is_control => Phase::Control,
+        None => Phase::Unknown,
+    }
+}
+
+fn stat_field(proc_dir: BorrowedFd<'_>, pid: u32, after_name: usize) -> Option<u64> {
+    let task = open_task(proc_dir, DecInt::new(pid).as_c_str()).ok()?;
+    let mut stat = Vec::new();
+    read_file(task.as_fd(), c"stat", &mut stat).ok()?;
+    stat_fields(&stat)?.nth(after_name)?.parse().ok()
+}
+
+/// The directory of a thread, also where the process's first thread has ended.
+pub(crate) fn open_thread(
+    proc_dir: BorrowedFd<'_>,
+    pid: u32,
+    tid: u32,
+) -> Result<std::os::fd::OwnedFd, Errno> {
+    let process = open_task(proc_dir, DecInt::new(pid).as_c_str())?;
+    if pid == tid {
+        return Ok(process);
+    }
+    let threads = open_task(process.as_fd(), c"task")?;
+    open_task(threads.as_fd(), DecInt::new(tid).as_c_str())
+}
+
+/// The path of the line `0::/system.slice/x.service` (cgroups(7)).
+pub(crate) fn v2_cgroup(table: &str) -> &str {
+    table.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_environment_tells_the_phase() {
+        let unit = "/system.slice/a.service";
+        let cases: [(&str, &[u8], Phase); 9] = [
+            (unit, b"", Phase::Unknown),
+            (unit, b"PATH=/bin\0INVOCATION_ID=1\0", Phase::Unknown),
+            (unit, b"SYSTEMD_EXEC_PID=7\0", Phase::Start),
+            (unit, b"SYSTEMD_EXEC_PID=7\0SERVICE_RESULT=success\0EXIT_CODE=exited\0", Phase::Stop),
+            (unit, b"SYSTEMD_EXEC_PID=7\0MAINPID=5\0", Phase::Control),
+            (unit, b"SYSTEMD_EXEC_PID=6\0SERVICE_RESULT=success\0", Phase::Child),
+            (unit, b"SYSTEMD_EXEC_PID=x\0", Phase::Unknown),
+            ("/system.slice/a.service/.control", b"", Phase::Control),
+            ("/system.slice/a.service/.control", b"SYSTEMD_EXEC_PID=7\0SERVICE_RESULT=x\0", Phase::Stop),
+        ];
+        for (cgroup, environment, expected) in cases {
+            assert_eq!(phase_from(7, cgroup, environment), expected, "{cgroup} {environment:?}");
+        }
+    }
+
+    #[test]
+    fn the_caller_leads_its_lineage() {
+        let lineage = lineage(open_proc().unwrap().as_fd());
+        assert_eq!(lineage[0], std::process::id());
+        assert_eq!(lineage.get(1), Some(&std::os::unix::process::parent_id()).filter(|&&parent| parent > 1));
+        assert_eq!(relation(&lineage, std::process::id()), Relation::Caller);
+        assert_eq!(relation(&lineage, 1), Relation::Other);
+    }
+
+    #[test]
+    fn takes_the_v2_line() {
+        assert_eq!(v2_cgroup("12:cpu:/old\n0::/system.slice/a.service\n"), "/system.slice/a.service");
+        assert_eq!(v2_cgroup("12:cpu:/old\n"), "");
+    }
+}

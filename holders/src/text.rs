@@ -1,0 +1,168 @@
+//! A report as text for a person: the verdict first, then the mount, who refers to it, its copies, and what could
+//! not be seen.
+
+use std::fmt;
+
+use crate::propagation::{Fate, Reason};
+use crate::report::{Holder, MountCopy, NamespaceUse, Phase, Report};
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = self.verdict();
+        writeln!(f, "{}: {}", self.path.display(), verdict.line())?;
+        for advice in verdict.advice() {
+            writeln!(f, "  - {advice}")?;
+        }
+        match (&self.mount, &self.lies_on) {
+            (Some(mount), _) => writeln!(
+                f,
+                "mount {} ({}, device {}) in {}",
+                mount.id, mount.fstype, mount.device, self.namespace
+            )?,
+            (None, Some(mount)) => writeln!(
+                f,
+                "it lies on the mount at {} ({}, device {}) in {}",
+                mount.mount_point.display(),
+                mount.fstype,
+                mount.device,
+                self.namespace
+            )?,
+            (None, None) => {}
+        }
+        if self.stacked > 0 {
+            writeln!(f, "below it at the same path: {} more, each to be unmounted by itself", self.stacked)?;
+        }
+        for holder in &self.holders {
+            write_holder(f, holder)?;
+        }
+        for held in &self.kernel_holders {
+            writeln!(f, "{}: {}, {}", held.kind, held.path.display(), held.effect.word())?;
+        }
+        for mount in &self.submounts {
+            writeln!(f, "submount {} ({})", mount.mount_point.display(), mount.fstype)?;
+        }
+        for copy in &self.copies {
+            write_copy(f, copy)?;
+        }
+        for namespace in &self.namespaces {
+            write_namespace(f, namespace)?;
+        }
+        let unseen = &self.unseen;
+        if unseen.processes > 0 {
+            writeln!(
+                f,
+                "not seen: {} of {} processes, for want of CAP_SYS_PTRACE",
+                unseen.processes, self.processes
+            )?;
+        }
+        for namespace in &unseen.namespaces {
+            writeln!(f, "not seen: the mounts of {namespace}, which has no process that can be looked at")?;
+        }
+        if !unseen.namespace_list {
+            writeln!(
+                f,
+                "not seen: namespaces without a process or descriptor (that takes Linux 6.12 and root)"
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn write_holder(f: &mut fmt::Formatter<'_>, holder: &Holder) -> fmt::Result {
+    write!(f, "process {}", holder.pid)?;
+    if holder.tid != holder.pid {
+        write!(f, " thread {}", holder.tid)?;
+    }
+    write!(f, " ({})", holder.comm)?;
+    if let Some(unit) = &holder.unit {
+        write!(f, " of {unit}")?;
+    }
+    if holder.phase != Phase::Unknown {
+        write!(f, ", {}", holder.phase.word().unwrap_or_default())?;
+    }
+    if let Some(namespace) = holder.namespace {
+        write!(f, ", in {namespace}")?;
+    }
+    writeln!(f)?;
+    for reference in &holder.references {
+        write!(f, "  {} {}", reference.kind, reference.path.display())?;
+        match (reference.mount_id, reference.mount_namespace) {
+            (Some(id), Some(namespace)) if holder.namespace != Some(namespace) => {
+                write!(f, " on mount {id} in {namespace}")?;
+            }
+            (Some(id), None) => write!(f, " on mount {id}, which is in no namespace")?,
+            (Some(id), Some(_)) => write!(f, " on mount {id}")?,
+            (None, _) => {}
+        }
+        writeln!(f, ": {}", reference.effect.word())?;
+    }
+    Ok(())
+}
+
+fn write_copy(f: &mut fmt::Formatter<'_>, copy: &MountCopy) -> fmt::Result {
+    let fate = match copy.fate {
+        Some(Fate::UnmountedAlong) => "goes with an unmount, blocks nothing by itself",
+        Some(Fate::Survives(Reason::NotPropagated)) => "private, an unmount does not reach it",
+        Some(Fate::Survives(Reason::Elsewhere)) => "bound or moved, an unmount does not reach it",
+        Some(Fate::Survives(Reason::HasSubmount)) => "has a mount on it, so an unmount leaves it",
+        Some(Fate::Target) | None => "alive",
+    };
+    let (mount, namespace) = (&copy.mount, copy.namespace);
+    writeln!(f, "copy {} at {} in {namespace}: {fate}", mount.id, mount.mount_point.display())
+}
+
+fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Result {
+    let processes = if used.processes == 1 { "process" } else { "processes" };
+    write!(f, "namespace {}: {} {processes}", used.namespace, used.processes)?;
+    if let Some(member) = &used.member {
+        write!(f, ", as {} ({})", member.pid, member.comm)?;
+        if let Some(unit) = &member.unit {
+            write!(f, " of {unit}")?;
+        }
+    }
+    for (pid, fd) in &used.files {
+        write!(f, "; kept by descriptor {fd} of {pid}")?;
+    }
+    for bind in &used.binds {
+        write!(f, "; bound at {}", bind.display())?;
+    }
+    writeln!(f)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::propagation::Fate;
+    use crate::report::samples::*;
+    use crate::report::{Effect, Relation, Report, Unseen};
+
+    #[test]
+    fn a_report_as_a_person_sees_it() {
+        let report = Report {
+            holders: vec![
+                holder(35259, Relation::Other, Effect::BlocksUmount),
+                holder(35260, Relation::Other, Effect::KeepsSuperblock),
+            ],
+            kernel_holders: vec![loop_device(Effect::BlocksUmount)],
+            submounts: vec![mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw")],
+            copies: vec![copy(Some(Fate::UnmountedAlong)), private_copy()],
+            namespaces: vec![unit_namespace()],
+            stacked: 1,
+            unseen: Unseen { processes: 2, namespaces: vec![UNIT], namespace_list: false },
+            ..mounted()
+        };
+        insta::assert_snapshot!(report.to_string());
+    }
+
+    #[cfg(feature = "json")]
+    #[test]
+    fn a_report_as_a_script_sees_it() {
+        let report = Report {
+            holders: vec![holder(35259, Relation::Other, Effect::BlocksUmount)],
+            kernel_holders: vec![loop_device(Effect::BlocksUmount)],
+            copies: vec![private_copy()],
+            namespaces: vec![unit_namespace()],
+            ..mounted()
+        };
+        insta::assert_snapshot!(format!("{:#}", report.to_json()));
+    }
+}

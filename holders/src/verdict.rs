@@ -1,0 +1,527 @@
+//! What a report comes to: one typed answer, never an accusation of somebody who does not block.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+
+use crate::mountinfo::Device;
+use crate::propagation::{Fate, Reason};
+use crate::report::{
+    Blocker, Carries, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, Phase, Relation, Report, Suspect,
+};
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The one who asks holds it, or one of its ancestors, and nobody else does.
+    HeldByYourself {
+        /// The caller, its ancestors, or both.
+        blockers: Vec<Blocker>,
+    },
+    /// Processes hold it, the caller or its ancestors perhaps among them.
+    HeldByProcess {
+        /// Which, by process id.
+        blockers: Vec<Blocker>,
+    },
+    /// No process does, but the kernel itself: a loop device, a swap file.
+    HeldByKernel {
+        /// What.
+        holders: Vec<KernelHolder>,
+    },
+    /// Nothing refers to it, but other mounts lie on it, which is enough for EBUSY.
+    Submounts {
+        /// Their mount points, the outermost first.
+        mounts: Vec<PathBuf>,
+    },
+    /// An unmount was refused, and nothing that `/proc` shows is the reason.
+    NotVisible {
+        /// Descriptors that may carry the reason.
+        suspects: Vec<Suspect>,
+    },
+    /// Nobody who can be seen blocks it, but not everybody can be seen.
+    NotAllowed {
+        /// How many processes could not be looked at.
+        processes: usize,
+        /// What is so if these have nothing to do with it.
+        otherwise: Box<Self>,
+    },
+    /// Nothing blocks the unmount. Other namespaces have copies, which go with it.
+    OnlyListed {
+        /// Which namespaces.
+        namespaces: Vec<NamespaceUse>,
+    },
+    /// Nothing blocks the unmount, but the file system will live on after it: a mount that the unmount does not
+    /// reach, or a reference to one.
+    Outlives {
+        /// The mounts that stay.
+        copies: Vec<MountCopy>,
+        /// The processes that refer to one of them, or to one that was detached.
+        processes: Vec<u32>,
+        /// What else refers to it.
+        kernel: Vec<KernelHolder>,
+    },
+    /// The path is no mount point, but the file system that was there is alive.
+    AliveElsewhere {
+        /// Which file systems.
+        devices: Vec<Device>,
+        /// Where they are mounted.
+        copies: Vec<MountCopy>,
+        /// The processes that refer to them.
+        processes: Vec<u32>,
+        /// What else refers to them.
+        kernel: Vec<KernelHolder>,
+    },
+    /// The path is no mount point, and nothing of what may have been there is to be seen.
+    NotMounted {
+        /// The file systems that were asked about ([`crate::Query::of_device`]), of which nothing is left. Empty:
+        /// it is not known what was there, so something may be left that no path tells.
+        devices: Vec<Device>,
+    },
+    /// It is mounted once, and nobody refers to it.
+    NothingInTheWay,
+}
+
+/// What can make umount(2) fail although nothing under `/proc` shows it, and how to find out.
+pub const NOT_VISIBLE_HINTS: [&str; 5] = [
+    "a descriptor in flight over a Unix socket (SCM_RIGHTS): `scm_fds` in /proc/PID/fdinfo/FD of the receiving \
+     socket is not 0; end or restart the receiver",
+    "a file registered with io_uring, which for some 50 ms outlives a killed process: `UserFiles` in \
+     /proc/PID/fdinfo/FD of a ring; for a process that has just ended, unmount at the next event, not in a loop",
+    "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket that was bound to a relative \
+     path or in another network namespace: `ss -xap`",
+    "a process that has just ended or was just started: look again",
+    "the kernel itself: an NFS export (`exportfs`), a device-mapper or nbd back end, an accounting file (acct(2)), \
+     a process in a pid namespace whose /proc this is not",
+];
+
+impl Verdict {
+    pub(crate) fn of(report: &Report) -> Self {
+        let seen = Self::of_what_is_seen(report);
+        let processes = report.unseen.processes;
+        match seen {
+            Self::NotVisible { .. }
+            | Self::OnlyListed { .. }
+            | Self::Outlives { .. }
+            | Self::NotMounted { .. }
+            | Self::NothingInTheWay
+                if processes > 0 =>
+            {
+                Self::NotAllowed { processes, otherwise: Box::new(seen) }
+            }
+            seen => seen,
+        }
+    }
+
+    fn of_what_is_seen(report: &Report) -> Self {
+        if report.mount.is_none() {
+            let processes = processes_with(report, Effect::KeepsSuperblock);
+            let kernel = kernel_with(report, Effect::KeepsSuperblock);
+            return if report.copies.is_empty() && processes.is_empty() && kernel.is_empty() {
+                Self::NotMounted { devices: report.devices.clone() }
+            } else {
+                let (devices, copies) = (report.devices.clone(), report.copies.clone());
+                Self::AliveElsewhere { devices, copies, processes, kernel }
+            };
+        }
+        let blockers = report.blockers();
+        if !blockers.is_empty() {
+            return if blockers.iter().all(|blocker| blocker.relation != Relation::Other) {
+                Self::HeldByYourself { blockers }
+            } else {
+                Self::HeldByProcess { blockers }
+            };
+        }
+        let holders = kernel_with(report, Effect::BlocksUmount);
+        if !holders.is_empty() {
+            return Self::HeldByKernel { holders };
+        }
+        if !report.submounts.is_empty() {
+            let mounts = report.submounts.iter().map(|mount| mount.mount_point.clone()).collect();
+            return Self::Submounts { mounts };
+        }
+        if report.refused {
+            return Self::NotVisible { suspects: report.suspects.clone() };
+        }
+        let surviving = report.copies.iter().filter(|copy| matches!(copy.fate, Some(Fate::Survives(_))));
+        let copies: Vec<_> = surviving.cloned().collect();
+        let processes = processes_with(report, Effect::KeepsSuperblock);
+        let kernel = kernel_with(report, Effect::KeepsSuperblock);
+        if !copies.is_empty() || !processes.is_empty() || !kernel.is_empty() {
+            return Self::Outlives { copies, processes, kernel };
+        }
+        if report.copies.is_empty() {
+            Self::NothingInTheWay
+        } else {
+            Self::OnlyListed { namespaces: report.namespaces.clone() }
+        }
+    }
+
+    /// Whether umount(2) fails with EBUSY now; `None` if that can't be told.
+    #[must_use]
+    pub fn blocks_umount(&self) -> Option<bool> {
+        match self {
+            Self::HeldByYourself { .. }
+            | Self::HeldByProcess { .. }
+            | Self::HeldByKernel { .. }
+            | Self::Submounts { .. }
+            | Self::NotVisible { .. } => Some(true),
+            Self::NotAllowed { otherwise, .. } => match **otherwise {
+                Self::NotVisible { .. } => Some(true),
+                _ => None,
+            },
+            Self::OnlyListed { .. }
+            | Self::Outlives { .. }
+            | Self::AliveElsewhere { .. }
+            | Self::NotMounted { .. }
+            | Self::NothingInTheWay => Some(false),
+        }
+    }
+
+    /// A word for scripts, the same in JSON.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::HeldByYourself { .. } => "held-by-yourself",
+            Self::HeldByProcess { .. } => "held-by-process",
+            Self::HeldByKernel { .. } => "held-by-kernel",
+            Self::Submounts { .. } => "submounts",
+            Self::NotVisible { .. } => "not-visible",
+            Self::NotAllowed { .. } => "not-allowed",
+            Self::OnlyListed { .. } => "only-listed",
+            Self::Outlives { .. } => "outlives",
+            Self::AliveElsewhere { .. } => "alive-elsewhere",
+            Self::NotMounted { .. } => "not-mounted",
+            Self::NothingInTheWay => "nothing-in-the-way",
+        }
+    }
+
+    /// One line for a person: a lower-case fragment that says what is so, not what to do.
+    #[must_use]
+    pub fn line(&self) -> String {
+        match self {
+            Self::HeldByYourself { blockers } => {
+                format!("held by yourself: {}", joined(blockers.iter().map(with_relation)))
+            }
+            Self::HeldByProcess { blockers } => {
+                format!("held by {}", joined(blockers.iter().map(with_relation)))
+            }
+            Self::HeldByKernel { holders } => format!(
+                "held by {}",
+                joined(holders.iter().map(|held| format!("{} on {}", held.kind, held.path.display())))
+            ),
+            Self::Submounts { mounts } => format!(
+                "nobody refers to it, but {} on it: {}",
+                if mounts.len() == 1 { "a mount lies" } else { "mounts lie" },
+                joined(mounts.iter().map(|mount| mount.display().to_string()))
+            ),
+            Self::NotVisible { suspects } if suspects.is_empty() => {
+                "held by something that /proc does not show".to_owned()
+            }
+            Self::NotVisible { suspects } => format!(
+                "held by something that /proc does not show, perhaps {}",
+                joined(suspects.iter().map(ToString::to_string))
+            ),
+            Self::NotAllowed { processes, otherwise } => format!(
+                "{} could not be looked at (ask as root); but for {}: {}",
+                counted(*processes, "process", "processes"),
+                if *processes == 1 { "that" } else { "these" },
+                otherwise.line()
+            ),
+            Self::OnlyListed { namespaces } => format!(
+                "nothing blocks an unmount; {} listed with a copy, which goes along",
+                counted(namespaces.len(), "other mount namespace is", "other mount namespaces are")
+            ),
+            Self::Outlives { copies, processes, kernel } => {
+                format!(
+                    "nothing blocks an unmount, but the file system outlives it: {}",
+                    alive(copies, processes, kernel)
+                )
+            }
+            Self::AliveElsewhere { devices, copies, processes, kernel } => format!(
+                "not mounted here, but file system {} is alive: {}",
+                joined(devices.iter().map(ToString::to_string)),
+                alive(copies, processes, kernel)
+            ),
+            Self::NotMounted { devices } if devices.is_empty() => "not mounted".to_owned(),
+            Self::NotMounted { devices } => format!(
+                "not mounted, and nothing is left of file system {}",
+                joined(devices.iter().map(ToString::to_string))
+            ),
+            Self::NothingInTheWay => "nothing blocks an unmount".to_owned(),
+        }
+    }
+
+    /// What to do about it, one sentence a line; empty if there is nothing to do.
+    #[must_use]
+    pub fn advice(&self) -> Vec<String> {
+        match self {
+            Self::HeldByYourself { blockers } => blockers.iter().map(advice_to_yourself).collect(),
+            Self::HeldByProcess { blockers } => blockers
+                .iter()
+                .map(|blocker| match blocker.relation {
+                    Relation::Other => advice_about(blocker),
+                    Relation::Caller | Relation::Ancestor => advice_to_yourself(blocker),
+                })
+                .collect(),
+            Self::HeldByKernel { holders } => holders.iter().map(advice_about_kernel).collect(),
+            Self::Submounts { .. } => vec!["unmount these first, the innermost first".to_owned()],
+            Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
+            Self::NotAllowed { otherwise, .. } => otherwise.advice(),
+            Self::OnlyListed { .. } => vec![
+                "to be in a mount namespace with a copy of the mount is no reference to it; leave these processes \
+                 alone"
+                    .to_owned(),
+            ],
+            Self::Outlives { .. } | Self::AliveElsewhere { .. } => vec![
+                "until that ends, a new mount of the same upper layer finds it in use; rmdir of the mount point \
+                 detaches copies that nobody refers to"
+                    .to_owned(),
+            ],
+            Self::NotMounted { .. } | Self::NothingInTheWay => Vec::new(),
+        }
+    }
+}
+
+fn processes_with(report: &Report, effect: Effect) -> Vec<u32> {
+    let holders = report.holders.iter();
+    let mut processes: Vec<_> = holders
+        .filter(|holder| holder.references.iter().any(|reference| reference.effect == effect))
+        .map(|holder| holder.pid)
+        .collect();
+    processes.dedup();
+    processes
+}
+
+fn kernel_with(report: &Report, effect: Effect) -> Vec<KernelHolder> {
+    report.kernel_holders.iter().filter(|held| held.effect == effect).cloned().collect()
+}
+
+fn advice_to_yourself(blocker: &Blocker) -> String {
+    let who = match blocker.relation {
+        Relation::Caller => "this process",
+        Relation::Ancestor | Relation::Other => "the process that started this one",
+    };
+    let held = blocker.kinds.iter().map(|kind| match kind {
+        Kind::Cwd => "change its working directory first (chdir, or no WorkingDirectory= inside the mount)",
+        Kind::Root => "leave that root directory first",
+        Kind::Exe => "run a program from elsewhere",
+        Kind::File { .. } | Kind::Mapping | Kind::Socket { .. } | Kind::RegisteredFile { .. } => {
+            "close what it has open there first"
+        }
+    });
+    let held: Vec<_> = held.collect();
+    format!("{} ({}) is {who}: {}", blocker.pid, blocker.comm, held.join("; "))
+}
+
+fn advice_about(blocker: &Blocker) -> String {
+    let mut text = format!("{} ({}): ", blocker.pid, blocker.comm);
+    // Writing to a String does not fail; the compiler can't know that.
+    let written = match (&blocker.unit, blocker.phase) {
+        (Some(unit), Phase::Stop | Phase::Control) => {
+            write!(
+                text,
+                "a command of {unit} itself: give it a working directory elsewhere, or wait for its end"
+            )
+        }
+        (Some(unit), _) => write!(text, "stop {unit}, or wait for its end with a pidfd"),
+        (None, _) => write!(text, "end it, or wait for its end with a pidfd"),
+    };
+    debug_assert!(written.is_ok());
+    text
+}
+
+fn advice_about_kernel(holder: &KernelHolder) -> String {
+    use crate::report::KernelKind;
+    match &holder.kind {
+        KernelKind::Loop(name) if holder.mounted_at.is_empty() => format!("losetup -d /dev/{name}"),
+        KernelKind::Loop(name) => format!(
+            "unmount {}, then losetup -d /dev/{name}",
+            joined(holder.mounted_at.iter().map(|at| at.display().to_string()))
+        ),
+        KernelKind::Swap => format!("swapoff {}", holder.path.display()),
+        KernelKind::BinfmtMisc(name) => format!("echo -1 > /proc/sys/fs/binfmt_misc/{name}"),
+        KernelKind::OverlayLayer(at) => format!("unmount {}", at.display()),
+    }
+}
+
+fn with_relation(blocker: &Blocker) -> String {
+    match blocker.relation {
+        Relation::Other => blocker.to_string(),
+        Relation::Caller => format!("{blocker} (this process)"),
+        Relation::Ancestor => format!("{blocker} (started this process)"),
+    }
+}
+
+fn alive(copies: &[MountCopy], processes: &[u32], kernel: &[KernelHolder]) -> String {
+    let mut parts: Vec<String> = copies
+        .iter()
+        .map(|copy| {
+            let why = match copy.fate {
+                Some(Fate::Survives(Reason::NotPropagated)) => "private copy",
+                Some(Fate::Survives(Reason::Elsewhere)) => "mount",
+                Some(Fate::Survives(Reason::HasSubmount)) => "copy with a mount on it",
+                _ => "mount",
+            };
+            format!("{why} at {} in {}", copy.mount.mount_point.display(), copy.namespace)
+        })
+        .collect();
+    match processes {
+        [] => {}
+        [pid] => parts.push(format!("used by process {pid}")),
+        pids => parts.push(format!("used by processes {}", joined(pids.iter().map(u32::to_string)))),
+    }
+    parts.extend(kernel.iter().map(|held| format!("{} on {}", held.kind, held.path.display())));
+    joined(parts.into_iter())
+}
+
+fn joined(parts: impl Iterator<Item = String>) -> String {
+    parts.collect::<Vec<_>>().join("; ")
+}
+
+fn counted(count: usize, one: &str, many: &str) -> String {
+    format!("{count} {}", if count == 1 { one } else { many })
+}
+
+impl std::fmt::Display for Suspect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { pid, comm, fd, carries } = self;
+        match carries {
+            Carries::InFlight(count) => {
+                write!(f, "{count} descriptors in flight to socket {fd} of {pid} ({comm})")
+            }
+            Carries::Registered(count) => {
+                write!(f, "{count} files registered with io_uring {fd} of {pid} ({comm})")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::samples::*;
+
+    #[test]
+    fn names_the_pattern() {
+        let held_by = |holders| Report { holders, ..mounted() };
+        let other = |effect| holder(35259, Relation::Other, effect);
+        let submount = mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw");
+        let copies = |fate| Report { copies: vec![copy(Some(fate))], ..mounted() };
+        let in_flight = Suspect { pid: 7, comm: "a".to_owned(), fd: 4, carries: Carries::InFlight(1) };
+        let cases: [(&str, Report, &str); 21] = [
+            ("nobody", mounted(), "nothing-in-the-way"),
+            ("a process", held_by(vec![other(Effect::BlocksUmount)]), "held-by-process"),
+            (
+                "the caller",
+                held_by(vec![holder(1, Relation::Caller, Effect::BlocksUmount)]),
+                "held-by-yourself",
+            ),
+            (
+                "an ancestor",
+                held_by(vec![holder(1, Relation::Ancestor, Effect::BlocksUmount)]),
+                "held-by-yourself",
+            ),
+            (
+                "the caller and another",
+                held_by(vec![holder(1, Relation::Caller, Effect::BlocksUmount), other(Effect::BlocksUmount)]),
+                "held-by-process",
+            ),
+            // The caller's own harmless reference makes nothing of another's.
+            (
+                "another, while the caller is in a private copy",
+                held_by(vec![
+                    holder(1, Relation::Caller, Effect::KeepsSuperblock),
+                    other(Effect::BlocksUmount),
+                ]),
+                "held-by-process",
+            ),
+            ("a process in a private copy", held_by(vec![other(Effect::KeepsSuperblock)]), "outlives"),
+            ("the same path, another mount", held_by(vec![other(Effect::Harmless)]), "nothing-in-the-way"),
+            (
+                "what can't be told is no accusation",
+                held_by(vec![other(Effect::Unclear)]),
+                "nothing-in-the-way",
+            ),
+            (
+                "a loop device",
+                Report { kernel_holders: vec![loop_device(Effect::BlocksUmount)], ..mounted() },
+                "held-by-kernel",
+            ),
+            (
+                "a loop device on a copy",
+                Report { kernel_holders: vec![loop_device(Effect::KeepsSuperblock)], ..mounted() },
+                "outlives",
+            ),
+            ("a submount", Report { submounts: vec![submount.clone()], ..mounted() }, "submounts"),
+            (
+                "a submount in use",
+                Report {
+                    submounts: vec![submount],
+                    holders: vec![other(Effect::BlocksSubmount)],
+                    ..mounted()
+                },
+                "submounts",
+            ),
+            ("a copy that goes along", copies(Fate::UnmountedAlong), "only-listed"),
+            ("a private copy", copies(Fate::Survives(Reason::NotPropagated)), "outlives"),
+            ("refused", Report { refused: true, ..mounted() }, "not-visible"),
+            (
+                "refused, and a copy that goes along",
+                Report { refused: true, suspects: vec![in_flight], ..copies(Fate::UnmountedAlong) },
+                "not-visible",
+            ),
+            (
+                "nobody who may be looked at",
+                Report { unseen: crate::report::Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
+                "not-allowed",
+            ),
+            ("not mounted", not_mounted(), "not-mounted"),
+            (
+                "not mounted, but elsewhere",
+                Report { copies: vec![copy(None)], ..not_mounted() },
+                "alive-elsewhere",
+            ),
+            (
+                "not mounted, but in use",
+                Report { holders: vec![other(Effect::KeepsSuperblock)], ..not_mounted() },
+                "alive-elsewhere",
+            ),
+        ];
+        for (name, report, word) in cases {
+            let verdict = report.verdict();
+            assert_eq!(verdict.word(), word, "{name}");
+            let line = verdict.line();
+            assert!(!line.is_empty() && !line.contains('\n') && !line.ends_with('.'), "{name}: {line}");
+        }
+    }
+
+    #[test]
+    fn lines_for_a_person() {
+        let by =
+            |relation| Report { holders: vec![holder(35259, relation, Effect::BlocksUmount)], ..mounted() };
+        let lines: Vec<String> = [
+            by(Relation::Other),
+            by(Relation::Caller),
+            by(Relation::Ancestor),
+            Report { kernel_holders: vec![loop_device(Effect::BlocksUmount)], ..mounted() },
+            Report {
+                copies: vec![copy(Some(Fate::UnmountedAlong))],
+                namespaces: vec![unit_namespace()],
+                ..mounted()
+            },
+            Report { copies: vec![private_copy()], ..mounted() },
+            Report { refused: true, ..mounted() },
+            Report { unseen: crate::report::Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
+            not_mounted(),
+            Report { copies: vec![copy(None)], ..not_mounted() },
+            mounted(),
+        ]
+        .iter()
+        .flat_map(|report| {
+            let verdict = report.verdict();
+            let advice = verdict.advice().into_iter().map(|advice| format!("  - {advice}"));
+            std::iter::once(verdict.line()).chain(advice).collect::<Vec<_>>()
+        })
+        .collect();
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+}

@@ -1,0 +1,607 @@
+//! One walk over the tasks under `/proc`: every link that `/proc` shows of them, those of interest kept.
+//!
+//! Fast, since it is to be run on a busy machine: links are read into one buffer, relative to a task's directory,
+//! and compared as text; only a link whose text is of interest costs more. That is then asked for the mount that
+//! it lies on, which no text can say: a path may be one of another mount namespace, or older than the mount.
+//!
+//! Nothing inside a mount is opened or looked up. A readlink of `/proc/PID/cwd` and a statx of it take the same
+//! reference (`fs/proc/base.c:proc_pid_readlink`, `proc_pid_get_link`): one more on what that task holds anyway,
+//! for the length of the call.
+//!
+//! A thread is compared with its process by kcmp(2), and looked at by itself only where it has a working
+//! directory, a root directory or descriptors of its own. Kernel threads are passed over: they have no program,
+//! and the directories of the initial root.
+
+use std::collections::HashSet;
+use std::ffi::CStr;
+use std::io::Write as _;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
+use rustix::io::Errno;
+use rustix::path::DecInt;
+
+use crate::kernel::{self, InCommon};
+use crate::mountinfo::Device;
+
+/// What a walk keeps.
+#[derive(Debug, Default)]
+pub(crate) struct Wanted {
+    /// Mount points; a link is kept if it shows a path at or below one of them.
+    pub(crate) mount_points: MountPoints,
+    /// Superblocks; a mapping of a file on one of them is kept.
+    pub(crate) devices: Vec<Device>,
+    /// Inode numbers of bound sockets.
+    pub(crate) sockets: HashSet<u64>,
+    /// The devices have other mounts that are of no interest: a mapping is kept only if its path is, too.
+    pub(crate) devices_are_shared: bool,
+    /// Also keep links, whatever they show, that lie on one of `devices`: those of a mount that was detached
+    /// show a path from its own root. Costs a statx for every link.
+    pub(crate) detached: bool,
+    /// Keep all sockets and io_uring instances, in [`Walk::carriers`].
+    pub(crate) carriers: bool,
+    /// Keep the tasks that are in the namespace with this inode number, in [`Walk::members`].
+    pub(crate) members_of: Option<u64>,
+}
+
+/// Some absolute paths, and whether another one lies at or below them.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(crate) struct MountPoints(Vec<Vec<u8>>);
+
+/// What one walk saw.
+#[derive(Debug, Default)]
+pub(crate) struct Walk {
+    pub(crate) found: Vec<Found>,
+    /// One for each mount namespace, in the order they were met.
+    pub(crate) namespaces: Vec<MetNamespace>,
+    /// Open descriptors of mount namespaces.
+    pub(crate) namespace_files: Vec<NamespaceFile>,
+    /// See [`Wanted::carriers`]. io_uring instances are always kept.
+    pub(crate) carriers: Vec<Carrier>,
+    /// See [`Wanted::members_of`]: process and thread ids. Threads only where they differ from their process.
+    pub(crate) members: Vec<(u32, u32)>,
+    /// How many processes were looked at, kernel threads not counted.
+    pub(crate) processes: usize,
+    /// How many of them the caller was not allowed to look at, wholly or in part.
+    pub(crate) denied: usize,
+}
+
+/// A link of interest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    pub(crate) link: Link,
+    /// As the link shows it.
+    pub(crate) path: Vec<u8>,
+    /// `None` if the kernel does not say (before Linux 5.8) or not to this user.
+    pub(crate) mount: Option<OnMount>,
+}
+
+/// Which link it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Link {
+    Cwd,
+    Root,
+    Exe,
+    File(u32),
+    Mapping,
+    Socket(u32),
+}
+
+/// The mount that a link leads to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct OnMount {
+    /// The id that mountinfo shows; reused after an unmount, unambiguous at any one moment.
+    pub(crate) id: u64,
+    /// The id that is never reused; `None` before Linux 6.8.
+    pub(crate) unique: Option<u64>,
+    /// `st_dev`, which on some file systems (btrfs, overlayfs) is another one than the superblock's.
+    pub(crate) device: Device,
+}
+
+/// A mount namespace that a task is in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct MetNamespace {
+    pub(crate) inode: u64,
+    /// A task through which its mount table can be read; one whose root directory is `/`, if there is one.
+    pub(crate) member: (u32, u32),
+    /// That task's root directory.
+    pub(crate) root: Vec<u8>,
+    /// How many processes are in it, by their first threads.
+    pub(crate) processes: usize,
+}
+
+/// An open descriptor of a mount namespace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NamespaceFile {
+    pub(crate) pid: u32,
+    pub(crate) tid: u32,
+    pub(crate) fd: u32,
+    pub(crate) inode: u64,
+}
+
+/// A descriptor that can hold further files which no link shows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Carrier {
+    pub(crate) pid: u32,
+    pub(crate) fd: u32,
+    pub(crate) is_ring: bool,
+}
+
+impl MountPoints {
+    /// Adds a path unless it is there; true if it was new.
+    pub(crate) fn add(&mut self, path: &Path) -> bool {
+        let mut bytes = path.as_os_str().as_bytes();
+        while let [rest @ .., b'/'] = bytes {
+            bytes = rest;
+        }
+        let is_new = !self.0.iter().any(|known| known == bytes);
+        if is_new {
+            self.0.push(bytes.to_vec());
+        }
+        is_new
+    }
+
+    /// Whether a path, with or without ` (deleted)` at its end, is at or below one of them.
+    pub(crate) fn have(&self, shown: &[u8]) -> bool {
+        shown.first() == Some(&b'/')
+            && self.0.iter().any(|point| {
+                shown
+                    .strip_prefix(&**point)
+                    .is_some_and(|rest| matches!(rest, [] | [b'/', ..]) || rest == b" (deleted)")
+            })
+    }
+}
+
+/// Walks over all processes, or over those with the given ids.
+///
+/// # Errors
+/// If `/proc` cannot be listed. A task that vanishes is no error, one that may not be looked at is counted.
+pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>) -> Result<Walk, Errno> {
+    let proc_dir = open_proc()?;
+    let mut walker = Walker {
+        wanted,
+        proc_dir: proc_dir.as_fd(),
+        entries: Box::new([MaybeUninit::uninit(); 32 << 10]),
+        fds: Vec::new(),
+        tids: Vec::new(),
+        link: Vec::with_capacity(PATH_MAX),
+        cwd: Vec::with_capacity(PATH_MAX),
+        root: Vec::with_capacity(PATH_MAX),
+        maps_text: Vec::new(),
+        has_procmap_query: true,
+        has_kcmp: true,
+        denied: false,
+        last_namespace: 0,
+        walk: Walk::default(),
+    };
+    match pids {
+        Some(pids) => pids.iter().for_each(|&pid| walker.process(pid)),
+        None => {
+            let mut all = Vec::with_capacity(512);
+            numbers(proc_dir.as_fd(), &mut walker.entries[..], &mut all)?;
+            all.into_iter().for_each(|pid| walker.process(pid));
+        }
+    }
+    Ok(walker.walk)
+}
+
+/// The longest that a link can show; `/proc` cuts at a page.
+const PATH_MAX: usize = 4096;
+
+/// `STATX_MNT_ID_UNIQUE` of `include/uapi/linux/stat.h`, Linux 6.8.
+const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
+
+/// `PF_KTHREAD` of `include/linux/sched.h`.
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+pub(crate) fn open_proc() -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open("/proc", flags, Mode::empty())
+}
+
+struct Walker<'a> {
+    wanted: &'a Wanted,
+    proc_dir: BorrowedFd<'a>,
+    entries: Box<[MaybeUninit<u8>; 32 << 10]>,
+    fds: Vec<u32>,
+    tids: Vec<u32>,
+    link: Vec<u8>,
+    /// The first thread's, to which the others' are compared.
+    cwd: Vec<u8>,
+    root: Vec<u8>,
+    maps_text: Vec<u8>,
+    has_procmap_query: bool,
+    has_kcmp: bool,
+    denied: bool,
+    last_namespace: u64,
+    walk: Walk,
+}
+
+/// What of a task is to be looked at.
+#[derive(Clone, Copy)]
+struct Parts {
+    directories: bool,
+    files: bool,
+    memory: bool,
+}
+
+impl Walker<'_> {
+    fn process(&mut self, pid: u32) {
+        self.denied = false;
+        let Ok(leader) = open_task(self.proc_dir, DecInt::new(pid).as_c_str()) else { return };
+        let leader = leader.as_fd();
+        // A kernel thread, by far the most common of those without a program, or a first thread that has ended.
+        let has_program = read_link(leader, c"exe", &mut self.link);
+        if has_program == Err(Errno::NOENT) && read_link(leader, c"cwd", &mut self.cwd).is_ok() {
+            return;
+        }
+        if matches!(has_program, Err(Errno::ACCESS | Errno::PERM)) && is_kernel_thread(leader) {
+            return;
+        }
+        self.walk.processes += 1;
+        let mut first = Some(pid);
+        if self.allowed(has_program).is_some() {
+            self.consider(leader, c"exe", (pid, pid), Link::Exe);
+            self.task(leader, (pid, pid), Parts { directories: true, files: true, memory: true });
+        } else if !self.denied {
+            first = None;
+        }
+        if !self.denied {
+            self.other_threads(leader, pid, first);
+        }
+        self.walk.denied += usize::from(self.denied);
+    }
+
+    /// `first` is the thread that the others are compared with; `None` if the process's first one has ended.
+    fn other_threads(&mut self, leader: BorrowedFd<'_>, pid: u32, mut first: Option<u32>) {
+        // The number of links of `task` is two and one for each thread (fs/proc/base.c:proc_task_getattr).
+        if first.is_some()
+            && rustix::fs::statat(leader, c"task", AtFlags::empty()).is_ok_and(|stat| stat.st_nlink == 3)
+        {
+            return;
+        }
+        let mut tids = std::mem::take(&mut self.tids);
+        tids.clear();
+        let listed = open_directory(leader, c"task").and_then(|directory| {
+            numbers(directory.as_fd(), &mut self.entries[..], &mut tids)?;
+            Ok(directory)
+        });
+        if let Some(directory) = self.allowed(listed) {
+            for &tid in tids.iter().filter(|&&tid| tid != pid) {
+                let parts = match first {
+                    Some(first) => Parts {
+                        directories: !self.in_common(first, tid, InCommon::WorkingAndRootDirectory),
+                        files: self.has_kcmp && !self.in_common(first, tid, InCommon::Files),
+                        memory: false,
+                    },
+                    None => Parts { directories: true, files: true, memory: true },
+                };
+                if !parts.directories && !parts.files {
+                    continue;
+                }
+                let Ok(thread) = open_task(directory.as_fd(), DecInt::new(tid).as_c_str()) else { continue };
+                if first.is_none() {
+                    let Ok(()) = read_link(thread.as_fd(), c"exe", &mut self.link) else { continue };
+                    self.consider(thread.as_fd(), c"exe", (pid, tid), Link::Exe);
+                    first = Some(tid);
+                }
+                self.task(thread.as_fd(), (pid, tid), parts);
+            }
+        }
+        self.tids = tids;
+    }
+
+    fn in_common(&mut self, one: u32, other: u32, what: InCommon) -> bool {
+        if !self.has_kcmp {
+            return false;
+        }
+        match kernel::have_in_common(one, other, what) {
+            Ok(common) => common,
+            Err(Errno::SRCH) => true,
+            Err(_) => {
+                self.has_kcmp = false;
+                false
+            }
+        }
+    }
+
+    fn task(&mut self, task: BorrowedFd<'_>, (pid, tid): (u32, u32), parts: Parts) {
+        if parts.directories {
+            let cwd = read_link(task, c"cwd", &mut self.link);
+            if self.allowed(cwd).is_some() {
+                self.consider(task, c"cwd", (pid, tid), Link::Cwd);
+            }
+            let root = read_link(task, c"root", &mut self.link);
+            if self.allowed(root).is_some() {
+                self.consider(task, c"root", (pid, tid), Link::Root);
+                std::mem::swap(&mut self.root, &mut self.link);
+                let namespace = read_link(task, c"ns/mnt", &mut self.link);
+                if self.allowed(namespace).is_some() {
+                    self.met_namespace(pid, tid);
+                }
+            }
+        }
+        if parts.files {
+            self.files(task, pid, tid);
+        }
+        if parts.memory {
+            self.mappings(task, pid, tid);
+        }
+    }
+
+    /// The link buffer has what `ns/mnt` shows, the root buffer the task's root directory.
+    fn met_namespace(&mut self, pid: u32, tid: u32) {
+        let Some(inode) = crate::namespace::parse_link(&self.link) else { return };
+        if self.wanted.members_of == Some(inode) {
+            self.walk.members.push((pid, tid));
+        }
+        let first_thread = usize::from(pid == tid);
+        let known = match self.walk.namespaces.get_mut(self.last_namespace as usize) {
+            Some(last) if last.inode == inode => Some(last),
+            _ => {
+                let at = self.walk.namespaces.iter().position(|known| known.inode == inode);
+                self.last_namespace = at.unwrap_or(self.walk.namespaces.len()) as u64;
+                at.map(|at| &mut self.walk.namespaces[at])
+            }
+        };
+        match known {
+            Some(known) => {
+                known.processes += first_thread;
+                if known.root != b"/" && self.root == b"/" {
+                    known.member = (pid, tid);
+                    known.root.clone_from(&self.root);
+                }
+            }
+            None => self.walk.namespaces.push(MetNamespace {
+                inode,
+                member: (pid, tid),
+                root: self.root.clone(),
+                processes: first_thread,
+            }),
+        }
+    }
+
+    fn files(&mut self, task: BorrowedFd<'_>, pid: u32, tid: u32) {
+        let mut fds = std::mem::take(&mut self.fds);
+        fds.clear();
+        let listed = open_directory(task, c"fd").and_then(|directory| {
+            numbers(directory.as_fd(), &mut self.entries[..], &mut fds)?;
+            Ok(directory)
+        });
+        if let Some(directory) = self.allowed(listed) {
+            for &fd in &fds {
+                let name = DecInt::new(fd);
+                let done = read_link(directory.as_fd(), name.as_c_str(), &mut self.link);
+                if self.allowed(done).is_none() {
+                    continue;
+                }
+                if self.link.first() == Some(&b'/') {
+                    self.consider(directory.as_fd(), name.as_c_str(), (pid, tid), Link::File(fd));
+                } else if let Some(inode) = crate::namespace::parse_link(&self.link) {
+                    self.walk.namespace_files.push(NamespaceFile { pid, tid, fd, inode });
+                } else if self.link == b"anon_inode:[io_uring]" {
+                    self.walk.carriers.push(Carrier { pid, fd, is_ring: true });
+                } else if let Some(inode) = socket_inode(&self.link) {
+                    if self.wanted.sockets.contains(&inode) {
+                        let (path, link) = (self.link.clone(), Link::Socket(fd));
+                        self.walk.found.push(Found { pid, tid, link, path, mount: None });
+                    }
+                    if self.wanted.carriers {
+                        self.walk.carriers.push(Carrier { pid, fd, is_ring: false });
+                    }
+                }
+            }
+        }
+        self.fds = fds;
+    }
+
+    fn mappings(&mut self, task: BorrowedFd<'_>, pid: u32, tid: u32) {
+        let maps = rustix::fs::openat(task, c"maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+        let Some(maps) = self.allowed(maps) else { return };
+        if self.has_procmap_query {
+            match self.query_mappings(task, maps.as_fd(), pid, tid) {
+                Err(Errno::NOTTY | Errno::INVAL) => self.has_procmap_query = false,
+                done => {
+                    self.allowed(done);
+                    return;
+                }
+            }
+        }
+        let mut text = std::mem::take(&mut self.maps_text);
+        let done = read_to_end(maps.as_fd(), &mut text);
+        if self.allowed(done).is_some() {
+            let mut last: &[u8] = &[];
+            for (range, path) in mapped_paths(&text) {
+                if path != last && self.wanted.mount_points.have(path) {
+                    self.mapping(task, pid, tid, range);
+                }
+                last = path;
+            }
+        }
+        self.maps_text = text;
+    }
+
+    fn query_mappings(
+        &mut self,
+        task: BorrowedFd<'_>,
+        maps: BorrowedFd<'_>,
+        pid: u32,
+        tid: u32,
+    ) -> Result<(), Errno> {
+        let mut address = 0;
+        let mut last = None;
+        while let Some(mapped) = kernel::mapped_file(maps, address)? {
+            let file = (mapped.device, mapped.inode);
+            if last != Some(file) && self.wanted.devices.contains(&mapped.device) {
+                self.mapping(task, pid, tid, (mapped.start, mapped.end));
+            }
+            last = Some(file);
+            address = mapped.end;
+        }
+        Ok(())
+    }
+
+    /// Keeps a mapping, unless it is the program's own or one that the process has already.
+    fn mapping(&mut self, task: BorrowedFd<'_>, pid: u32, tid: u32, (start, end): (u64, u64)) {
+        let mut name = Vec::with_capacity(64);
+        // Writing to a Vec does not fail.
+        let Ok(()) = write!(name, "map_files/{start:x}-{end:x}\0") else { return };
+        let Ok(name) = CStr::from_bytes_with_nul(&name) else { return };
+        let done = read_link(task, name, &mut self.link);
+        if self.allowed(done).is_none() {
+            return;
+        }
+        // Without other mounts the device number says enough, whatever path is shown.
+        if self.wanted.devices_are_shared && !self.wanted.mount_points.have(&self.link) {
+            return;
+        }
+        let known = self.walk.found.iter().rev().take_while(|found| found.pid == pid);
+        let is_known = known
+            .into_iter()
+            .any(|found| matches!(found.link, Link::Exe | Link::Mapping) && found.path == self.link);
+        if !is_known {
+            let mount = self.mount_of(task, name);
+            let path = self.link.clone();
+            self.walk.found.push(Found { pid, tid, link: Link::Mapping, path, mount });
+        }
+    }
+
+    /// Keeps the link that the link buffer has, if it is of interest.
+    fn consider(&mut self, directory: BorrowedFd<'_>, name: &CStr, (pid, tid): (u32, u32), link: Link) {
+        let by_path = self.wanted.mount_points.have(&self.link);
+        if !by_path && !self.wanted.detached {
+            return;
+        }
+        let mount = self.mount_of(directory, name);
+        if by_path || mount.is_some_and(|mount| self.wanted.devices.contains(&mount.device)) {
+            self.walk.found.push(Found { pid, tid, link, path: self.link.clone(), mount });
+        }
+    }
+
+    /// The mount that the link leads to, without asking its file system anything (AT_STATX_DONT_SYNC).
+    fn mount_of(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Option<OnMount> {
+        let flags = AtFlags::STATX_DONT_SYNC | AtFlags::NO_AUTOMOUNT;
+        // An empty mask: FUSE refuses a foreign user who asks for more, and the mount is told in any case
+        // (fs/stat.c:vfs_statx).
+        let told = rustix::fs::statx(directory, name, flags, StatxFlags::empty());
+        let told = self.allowed(told)?;
+        if told.stx_mask & StatxFlags::MNT_ID.bits() == 0 {
+            return None;
+        }
+        let mask = StatxFlags::from_bits_retain(STATX_MNT_ID_UNIQUE);
+        let unique = rustix::fs::statx(directory, name, flags, mask)
+            .ok()
+            .filter(|unique| unique.stx_mask & STATX_MNT_ID_UNIQUE != 0)
+            .map(|unique| unique.stx_mnt_id);
+        let device = Device { major: told.stx_dev_major, minor: told.stx_dev_minor };
+        Some(OnMount { id: told.stx_mnt_id, unique, device })
+    }
+
+    /// `None` for what cannot be seen: gone is normal (a closed descriptor, an ended task, a kernel thread's
+    /// program), anything else is noted as denied.
+    fn allowed<T>(&mut self, result: Result<T, Errno>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(Errno::NOENT | Errno::SRCH) => None,
+            Err(_) => {
+                self.denied = true;
+                None
+            }
+        }
+    }
+}
+
+/// A handle on a task's directory in `/proc`; pins neither the task nor anything it holds.
+pub(crate) fn open_task(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(directory, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+pub(crate) fn open_directory(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+    rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
+/// Adds the entries of a directory that are numbers.
+fn numbers(
+    directory: BorrowedFd<'_>,
+    buffer: &mut [MaybeUninit<u8>],
+    numbers: &mut Vec<u32>,
+) -> Result<(), Errno> {
+    let mut entries = RawDir::new(directory, buffer);
+    while let Some(entry) = entries.next() {
+        numbers.extend(number(entry?.file_name().to_bytes()));
+    }
+    Ok(())
+}
+
+fn number(digits: &[u8]) -> Option<u32> {
+    if digits.is_empty() {
+        return None;
+    }
+    digits.iter().try_fold(0_u32, |number, &digit| {
+        number.checked_mul(10)?.checked_add(u32::from(digit.is_ascii_digit().then(|| digit - b'0')?))
+    })
+}
+
+/// Reads a link into `text`, without the kernel's answer being copied or room being made anew.
+pub(crate) fn read_link(directory: BorrowedFd<'_>, name: &CStr, text: &mut Vec<u8>) -> Result<(), Errno> {
+    text.clear();
+    text.reserve(PATH_MAX);
+    rustix::fs::readlinkat_raw(directory, name, rustix::buffer::spare_capacity(text))?;
+    Ok(())
+}
+
+/// Reads a file of `/proc` from where it is to its end.
+pub(crate) fn read_to_end(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> Result<(), Errno> {
+    text.clear();
+    loop {
+        text.reserve(16 << 10);
+        match rustix::io::read(file, rustix::buffer::spare_capacity(text)) {
+            Ok(0) => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Reads `directory/name` whole.
+pub(crate) fn read_file(directory: BorrowedFd<'_>, name: &CStr, text: &mut Vec<u8>) -> Result<(), Errno> {
+    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    read_to_end(file.as_fd(), text)
+}
+
+/// The number in `socket:[123]`.
+pub(crate) fn socket_inode(shown: &[u8]) -> Option<u64> {
+    let digits = shown.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// Range and path of the lines of `/proc/PID/maps` that have one: the path is what follows the first slash, since
+/// no column before it has one.
+fn mapped_paths(maps: &[u8]) -> impl Iterator<Item = ((u64, u64), &[u8])> {
+    maps.split(|&byte| byte == b'\n').filter_map(|line| {
+        let path = &line[line.iter().position(|&byte| byte == b'/')?..];
+        let range = std::str::from_utf8(line.split(|&byte| byte == b' ').next()?).ok()?;
+        let (start, end) = range.split_once('-')?;
+        Some(((u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?), path))
+    })
+}
+
+/// What follows the name in `/proc/PID/stat`; the name may hold anything (proc_pid_stat(5)).
+pub(crate) fn stat_fields(stat: &[u8]) -> Option<impl Iterator<Item = &str>> {
+    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
+    Some(std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace())
+}
+
+fn is_kernel_thread(task: BorrowedFd<'_>) -> bool {
+    let mut stat = Vec::new();
+    let flags = read_file(task, c"stat", &mut stat)
+        .ok()
+        // The ninth field; the first here is the third.
+        .and_then(|()| stat_fields(&stat)?.nth(6)?.parse::<u64>().ok());
+    flags.is_some_and(|flags| flags & PF_KTHREAD != 0)
+}

@@ -1,0 +1,534 @@
+//! Each way to pin a mount, planted natively: what the diagnosis says beside what umount2(2) really answers.
+//!
+//! Every trial has a thread with a mount namespace of its own, in which it mounts an overlay on a shared tmpfs, and
+//! starts the planter (this same program) as a child. All of it ends with the thread and the child. Needs root;
+//! without, the trials are ignored and the reason is printed.
+
+#[path = "../../examples/planter.rs"]
+#[expect(dead_code, reason = "its main is not this program's")]
+mod planter;
+
+use std::error::Error;
+use std::ffi::CString;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+
+use holders::report::{Carries, Relation, Suspect};
+use holders::{Query, Report, Verdict};
+use libtest_mimic::{Arguments, Failed, Trial};
+use planter::{CASES, Case, Umount};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
+use rustix::thread::UnshareFlags;
+
+fn main() -> ExitCode {
+    let args: Vec<_> = std::env::args_os().skip(1).collect();
+    if args.first().is_some_and(|first| first == "planter") {
+        return planter::run(args);
+    }
+    if let [first, path] = args.as_slice()
+        && first == "observer"
+    {
+        return observe(Path::new(path));
+    }
+    let is_root = rustix::process::geteuid().is_root();
+    if !is_root {
+        println!("skipped: to plant mounts takes root");
+    }
+    let mut trials: Vec<_> = CASES
+        .iter()
+        .map(|case| Trial::test(case.name, move || on_a_stage(move |stage| planted(stage, case))))
+        .collect();
+    trials.push(Trial::test("underlying", || on_a_stage(underlying)));
+    trials.push(Trial::test("self", || on_a_stage(held_by_the_caller)));
+    trials.push(Trial::test("ancestor", || on_a_stage(held_by_an_ancestor)));
+    trials.push(Trial::test("stacked", || on_a_stage(stacked)));
+    trials.push(Trial::test("the-observer-holds-nothing", || on_a_stage(the_observer_holds_nothing)));
+    trials.push(Trial::test("the-observer-leaves-no-trace", || on_a_stage(the_observer_leaves_no_trace)));
+    trials.push(Trial::test("watch", || on_a_stage(watch)));
+    trials.push(Trial::test("watch-a-unit", || on_a_stage(watch_a_unit)));
+    trials.push(Trial::test("bound-directory", || on_a_stage(bound_directory)));
+    trials.push(Trial::test("gone", || on_a_stage(gone)));
+    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
+    let mut arguments = Arguments::from_args();
+    // One after the other: the device number of an overlay that has ended goes to the next trial's.
+    arguments.test_threads = Some(1);
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// An overlay on a shared tmpfs, in a mount namespace that ends with the trial's thread.
+struct Stage {
+    directory: tempfile::TempDir,
+    base: PathBuf,
+    merged: PathBuf,
+}
+
+impl Stage {
+    fn set_up() -> Result<Self, Box<dyn Error>> {
+        let directory = tempfile::tempdir()?;
+        let base = directory.path().canonicalize()?;
+        unshare_mounts()?;
+        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+        rustix::mount::mount("holders-test", &base, "tmpfs", MountFlags::empty(), None)?;
+        rustix::mount::mount_change(&base, MountPropagationFlags::SHARED)?;
+        for name in ["lower", "upper", "work", "merged"] {
+            std::fs::create_dir(base.join(name))?;
+        }
+        Ok(Self { directory, merged: base.join("merged"), base })
+    }
+
+    fn mount(&self) -> Result<(), Errno> {
+        // With index=on a second mount of layers that are in use is EBUSY: that tells whether the first lives.
+        let base = self.base.display();
+        let options =
+            format!("lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work,index=on,metacopy=off");
+        let options = CString::new(options).map_err(|_nul| Errno::INVAL)?;
+        rustix::mount::mount("holders-test", &self.merged, "overlay", MountFlags::empty(), Some(&*options))
+    }
+
+    fn umount(&self) -> Result<(), Errno> {
+        rustix::mount::unmount(&self.merged, UnmountFlags::NOFOLLOW)
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the test's own child; it ends with its stdin, and with the guard"
+    )]
+    fn plant(&self, case: &str) -> Result<Planter, Box<dyn Error>> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .args(["planter", case])
+            .arg(&self.merged)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
+        let planter = |holder| Planter { child, holder };
+        match line.trim().strip_prefix("ready ").map(str::parse) {
+            Some(pid) => Ok(planter(pid?)),
+            None => {
+                drop(planter(0));
+                Err(format!("the planter of {case} said {line:?}").into())
+            }
+        }
+    }
+
+    fn ask(&self) -> Result<Report, holders::Error> {
+        Query::new(&self.merged).run()
+    }
+}
+
+#[expect(unsafe_code, reason = "a mount namespace for this thread alone")]
+fn unshare_mounts() -> Result<(), Errno> {
+    // SAFETY: the descriptor table stays shared; nothing else in this program goes by this thread's directories.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
+}
+
+/// Ends with its stdin, or else by force.
+struct Planter {
+    child: Child,
+    holder: u32,
+}
+
+impl Drop for Planter {
+    fn drop(&mut self) {
+        drop(self.child.stdin.take());
+        self.child.wait().expect("wait for the planter");
+    }
+}
+
+fn on_a_stage(
+    trial: impl FnOnce(&Stage) -> Result<(), Box<dyn Error>> + Send + 'static,
+) -> Result<(), Failed> {
+    let thread = std::thread::spawn(move || {
+        let stage = Stage::set_up().map_err(|error| format!("set up: {error}"))?;
+        let done = trial(&stage).map_err(|error| error.to_string());
+        drop(stage.directory);
+        done
+    });
+    match thread.join() {
+        Ok(done) => done.map_err(Failed::from),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// The verdict on what can be seen: a sandbox may have a process that not even root may look at.
+fn seen(report: &Report) -> Verdict {
+    match report.verdict() {
+        Verdict::NotAllowed { otherwise, .. } => *otherwise,
+        verdict => verdict,
+    }
+}
+
+fn planted(stage: &Stage, case: &Case) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    let device = stage.ask()?.mount.ok_or("the overlay is not seen")?.device;
+    let planter = stage.plant(case.name)?;
+    let before = stage.ask()?;
+    let thorough = Query::new(&stage.merged).with_detached().run()?;
+    let umount = match stage.umount() {
+        Ok(()) => Umount::Done,
+        Err(Errno::BUSY) => Umount::Busy,
+        Err(Errno::INVAL) => Umount::NotMounted,
+        Err(error) => return Err(error.into()),
+    };
+    assert_eq!(umount, case.umount, "the kernel does not do what the table of cases says");
+    let verdict = seen(&before);
+    for blocker in before.blockers() {
+        assert_eq!(blocker.pid, planter.holder, "accused the wrong one: {before:#?}");
+        assert!(blocker.pidfd()?.is_some(), "{blocker:?} has ended");
+    }
+    // Older kernels show the last component of a registered file only (io_uring/fdinfo.c).
+    let visible = case.visible && (case.name != "io-uring" || shows_registered_paths(planter.holder)?);
+    match (umount, visible) {
+        (Umount::Busy, true) => {
+            assert_eq!(verdict.blocks_umount(), Some(true), "{before:#?}");
+        }
+        (Umount::Busy, false) => {
+            assert_eq!(verdict, Verdict::NothingInTheWay, "{before:#?}");
+            let after = Query::new(&stage.merged).after_ebusy().run()?;
+            let Verdict::NotVisible { suspects } = seen(&after) else { panic!("{after:#?}") };
+            let expected = match case.name {
+                "scm-rights" => Some(Carries::InFlight(1)),
+                "io-uring" => Some(Carries::Registered(1)),
+                _ => None,
+            };
+            if let Some(carries) = expected {
+                let is_it = |suspect: &Suspect| suspect.pid == planter.holder && suspect.carries == carries;
+                assert!(suspects.iter().any(is_it), "{after:#?}");
+            }
+        }
+        (Umount::Done, _) => {
+            assert_eq!(verdict.blocks_umount(), Some(false), "{before:#?}");
+            assert!(before.blockers().is_empty(), "{before:#?}");
+            let outlives = matches!(seen(&thorough), Verdict::Outlives { .. });
+            // Before Linux 6.11 nobody outside can list the mounts of a namespace that no process is in; that is said.
+            let is_unseen = !thorough.unseen.namespaces.is_empty();
+            assert_eq!(outlives, case.outlives && !is_unseen, "{thorough:#?}");
+            assert!(!is_unseen || case.name.starts_with("nsfs-"), "{thorough:#?}");
+        }
+        (Umount::NotMounted, _) => {}
+    }
+    if umount != Umount::Busy {
+        let after = Query::new(&stage.merged).of_device(device).run()?;
+        let is_alive = matches!(seen(&after), Verdict::AliveElsewhere { .. });
+        let is_unseen = !after.unseen.namespaces.is_empty();
+        // Which file system the other overlay's layer was on can't be told once it is not mounted any more.
+        assert_eq!(is_alive, case.outlives && case.name != "overlay-layer" && !is_unseen, "{after:#?}");
+        // The kernel's word for it.
+        let again = stage.mount();
+        assert_eq!(again, if case.outlives { Err(Errno::BUSY) } else { Ok(()) }, "{after:#?}");
+    }
+    Ok(())
+}
+
+/// Whether the kernel shows the registered files of this process's io_uring instance with their paths.
+fn shows_registered_paths(pid: u32) -> Result<bool, Box<dyn Error>> {
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fdinfo"))? {
+        let text = std::fs::read_to_string(entry?.path())?;
+        if let Some((_, files)) = text.split_once("UserFiles:") {
+            return Ok(files.lines().nth(1).is_some_and(|file| file.contains(": /")));
+        }
+    }
+    Ok(false)
+}
+
+/// A working directory in what the overlay covers: it shows the same path and blocks nothing.
+fn underlying(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let _planter = stage.plant("cwd")?;
+    stage.mount()?;
+    let report = stage.ask()?;
+    assert_eq!(seen(&report), Verdict::NothingInTheWay, "{report:#?}");
+    Ok(stage.umount()?)
+}
+
+fn held_by_the_caller(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    // This thread's alone, like its namespace.
+    std::env::set_current_dir(&stage.merged)?;
+    let report = stage.ask()?;
+    assert_eq!(stage.umount(), Err(Errno::BUSY));
+    let Verdict::HeldByYourself { blockers } = report.verdict() else { panic!("{report:#?}") };
+    assert_eq!(blockers[0].relation, Relation::Caller, "{report:#?}");
+    std::env::set_current_dir("/")?;
+    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    Ok(stage.umount()?)
+}
+
+fn held_by_an_ancestor(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    // The verdict of a child whose parent holds: asked by this program's own copy of the command.
+    stage.mount()?;
+    let _directory = Cwd::enter(&stage.merged)?;
+    let verdict = ask_the_command(&stage.merged)?;
+    assert!(verdict.contains("held by yourself"), "{verdict}");
+    assert!(verdict.contains("started this process"), "{verdict}");
+    Ok(())
+}
+
+/// The kernel keeps count: a mount that is marked with MNT_EXPIRE loses the mark with the first reference that
+/// anybody drops (umount(2)), so that the second such call only unmounts what nobody touched, however shortly.
+fn the_observer_leaves_no_trace(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let expire = || rustix::mount::unmount(&stage.merged, UnmountFlags::EXPIRE);
+    stage.mount()?;
+    let _bystander = stage.plant("slave-nothing")?;
+    assert_eq!(expire(), Err(Errno::AGAIN), "the first call marks");
+    // That this sees what it is meant to see: the look of an ordinary tool.
+    std::fs::metadata(&stage.merged)?;
+    assert_eq!(expire(), Err(Errno::AGAIN), "a stat has touched it");
+
+    for query in [
+        Query::new(&stage.merged),
+        Query::new(&stage.merged).after_ebusy(),
+        Query::new(&stage.merged).with_detached(),
+    ] {
+        assert!(query.run()?.mount.is_some());
+    }
+    ask_the_command(&stage.merged)?;
+    assert_eq!(expire(), Ok(()), "the diagnosis has touched the mount");
+    Ok(())
+}
+
+/// Mounts and unmounts while another process asks without a pause: a single EBUSY would be the observer's doing.
+fn the_observer_holds_nothing(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    const ROUNDS: usize = 4000;
+    // Something to look at in every walk: a copy in another namespace, and a task that lives in it.
+    let bystander = stage.plant("slave-nothing")?;
+    let observer = Observer::start(&stage.merged)?;
+    let mut refused = 0;
+    for _ in 0..ROUNDS {
+        rustix::mount::mount("holders-test", &stage.merged, "tmpfs", MountFlags::empty(), None)?;
+        // Some time for it to be looked at.
+        for _ in 0..4 {
+            std::fs::read("/proc/thread-self/mountinfo")?;
+        }
+        match stage.umount() {
+            Ok(()) => {}
+            Err(Errno::BUSY) => {
+                refused += 1;
+                rustix::mount::unmount(&stage.merged, UnmountFlags::DETACH)?;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let looks = observer.stop()?;
+    drop(bystander);
+    assert_eq!(refused, 0, "unmounts refused in {ROUNDS} rounds, during {looks} looks");
+    // It was really looking: not once at the beginning, and while the mount was there.
+    assert!(looks > 20, "the observer looked {looks} times only");
+    Ok(())
+}
+
+/// A child that diagnoses a path over and over, and says at its end how often it did.
+struct Observer {
+    child: Child,
+    stdout: BufReader<std::process::ChildStdout>,
+}
+
+impl Observer {
+    #[expect(clippy::disallowed_methods, reason = "the test's own child; it ends with its stdin")]
+    fn start(merged: &Path) -> Result<Self, Box<dyn Error>> {
+        let mut child = Command::new(std::env::current_exe()?)
+            .arg("observer")
+            .arg(merged)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let mut stdout = BufReader::new(child.stdout.take().ok_or("no stdout")?);
+        stdout.read_line(&mut String::new())?;
+        Ok(Self { child, stdout })
+    }
+
+    fn stop(mut self) -> Result<usize, Box<dyn Error>> {
+        drop(self.child.stdin.take());
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        self.child.wait()?;
+        Ok(line.trim().parse()?)
+    }
+}
+
+fn observe(path: &Path) -> ExitCode {
+    let end = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let input_ended = end.clone();
+    std::thread::spawn(move || {
+        let read = std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new());
+        input_ended.store(read.is_ok(), std::sync::atomic::Ordering::Relaxed);
+    });
+    println!("looking");
+    let mut looks = 0_usize;
+    let mut seen = 0_usize;
+    while !end.load(std::sync::atomic::Ordering::Relaxed) {
+        let report = match Query::new(path).with_detached().run() {
+            Ok(report) => report,
+            Err(error) => {
+                eprintln!("observer: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
+        looks += 1;
+        seen += usize::from(report.mount.is_some_and(|mount| mount.fstype == "tmpfs"));
+    }
+    println!("{}", if seen > 0 { looks } else { 0 });
+    ExitCode::SUCCESS
+}
+
+/// `holders watch`, ended when dropped.
+struct Watching {
+    child: Child,
+    lines: std::io::Lines<BufReader<std::process::ChildStdout>>,
+}
+
+impl Watching {
+    #[expect(clippy::disallowed_methods, reason = "the command under test; ended with the guard")]
+    fn start(stage: &Stage, options: &[&str]) -> Result<Self, Box<dyn Error>> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_holders"))
+            .arg("watch")
+            .args(options)
+            .arg(&stage.merged)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let lines = BufReader::new(child.stdout.take().ok_or("no stdout")?).lines();
+        Ok(Self { child, lines })
+    }
+
+    /// The next line without its time.
+    fn next(&mut self) -> Result<String, Box<dyn Error>> {
+        let line = self.lines.next().ok_or("the watch has ended")??;
+        Ok(line.split_once("] ").ok_or("no time")?.1.to_owned())
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        self.child.kill().and_then(|()| self.child.wait()).expect("end the watch");
+    }
+}
+
+fn watch(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    let mut watching = Watching::start(stage, &["--until-unmounted", "--rate", "50"])?;
+    assert_eq!(watching.next()?, "mounted=Y holders=[]");
+    let planter = stage.plant("cwd")?;
+    let comm = std::fs::read_to_string(format!("/proc/{}/comm", planter.holder))?;
+    assert_eq!(watching.next()?, format!("mounted=Y holders=[{}({})]", planter.holder, comm.trim()));
+    drop(planter);
+    assert_eq!(watching.next()?, "mounted=Y holders=[]");
+    stage.umount()?;
+    assert_eq!(watching.next()?, "mounted=N holders=[]");
+    assert!(watching.lines.next().is_none(), "it ends by itself");
+    Ok(())
+}
+
+/// Without a clock: what is seen is seen by events.
+fn watch_a_unit(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let Some(root) = cgroup_root()? else {
+        println!("skipped: no cgroup v2 to make a unit's cgroup in");
+        return Ok(());
+    };
+    let unit = format!("holders-test-{}.service", std::process::id());
+    let cgroup = Cgroup::make(root.join(&unit))?;
+    stage.mount()?;
+    let planter = stage.plant("cwd")?;
+    std::fs::write(cgroup.0.join("cgroup.procs"), planter.holder.to_string())?;
+    let mut watching = Watching::start(stage, &["--json", "--rate", "0", "--unit", &unit])?;
+    let mut next = || -> Result<serde_json::Value, Box<dyn Error>> {
+        let line = watching.lines.next().ok_or("the watch has ended")??;
+        Ok(serde_json::from_str(&line)?)
+    };
+    let first = next()?;
+    assert_eq!((&first["event"], &first["holders"][0]["pid"]), (&"start".into(), &planter.holder.into()));
+    assert_eq!(first["holders"][0]["unit"], unit.as_str(), "{first}");
+    drop(planter);
+    let second = next()?;
+    assert_eq!(second["holders"], serde_json::json!([]), "{second}");
+    assert!(["exit", "cgroup"].contains(&second["event"].as_str().unwrap_or_default()), "{second}");
+    stage.umount()?;
+    let third = next()?;
+    assert_eq!((&third["event"], &third["mounted"]), (&"mounts".into(), &false.into()));
+    Ok(())
+}
+
+fn cgroup_root() -> Result<Option<PathBuf>, Box<dyn Error>> {
+    let mounts = holders::mountinfo::read(std::process::id())?;
+    Ok(mounts.into_iter().find(|mount| mount.fstype == "cgroup2").map(|mount| mount.mount_point))
+}
+
+/// A cgroup, removed when dropped; its processes have ended by then.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn make(path: PathBuf) -> std::io::Result<Self> {
+        std::fs::create_dir(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        std::fs::remove_dir(&self.0).expect("remove the test's cgroup");
+    }
+}
+
+struct Cwd;
+
+impl Cwd {
+    fn enter(path: &Path) -> std::io::Result<Self> {
+        std::env::set_current_dir(path)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Cwd {
+    fn drop(&mut self) {
+        std::env::set_current_dir("/").expect("chdir /");
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the command under test; waited for")]
+fn ask_the_command(merged: &Path) -> Result<String, Box<dyn Error>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_holders")).arg(merged).stdin(Stdio::null()).output()?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+fn stacked(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    rustix::mount::mount("holders-test", &stage.merged, "tmpfs", MountFlags::empty(), None)?;
+    let _planter = stage.plant("cwd")?;
+    let report = stage.ask()?;
+    assert_eq!(report.mount.as_ref().map(|mount| mount.fstype.as_str()), Some("tmpfs"));
+    assert_eq!(report.stacked, 1);
+    assert_eq!(report.verdict().blocks_umount(), Some(true), "{report:#?}");
+    assert_eq!(stage.umount(), Err(Errno::BUSY));
+    Ok(())
+}
+
+/// The mount is a directory of a file system that is mounted for itself and in use elsewhere.
+fn bound_directory(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let lower = stage.base.join("lower");
+    let _elsewhere = std::fs::File::create(stage.base.join("upper/file"))?;
+    let _the_same_by_its_own_path = std::fs::File::create(lower.join("file"))?;
+    rustix::mount::mount_bind(&lower, &stage.merged)?;
+    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    for case in ["cwd", "mmap"] {
+        let planter = stage.plant(case)?;
+        let report = stage.ask()?;
+        let pids: Vec<_> = report.blockers().iter().map(|blocker| blocker.pid).collect();
+        assert_eq!(pids, [planter.holder], "{case}: {report:#?}");
+        assert_eq!(stage.umount(), Err(Errno::BUSY));
+    }
+    Ok(stage.umount()?)
+}
+
+fn gone(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    assert_eq!(seen(&stage.ask()?), Verdict::NotMounted { devices: vec![] });
+    stage.mount()?;
+    let device = stage.ask()?.mount.ok_or("not seen")?.device;
+    stage.umount()?;
+    let report = Query::new(&stage.merged).of_device(device).run()?;
+    assert_eq!(seen(&report), Verdict::NotMounted { devices: vec![device] }, "{report:#?}");
+    Ok(())
+}
