@@ -11,6 +11,7 @@ use crate::error::{HelperError, chain};
 use crate::instance::{Instance, STATE_DIR};
 use crate::purge;
 use crate::report::{Exec, Exit, Phases, Report};
+use crate::state::StateDir;
 
 /// How long a job may take unless told otherwise: the unit's stop timeout (15 s) for the server, the same again for
 /// ExecStopPost, and as much in hand as a slow machine may want.
@@ -159,6 +160,7 @@ pub fn run(
         host,
         instance,
         unit: instance.unit(),
+        timeout,
         deadline: Instant::now() + timeout,
         report: empty(action, instance),
     };
@@ -241,6 +243,7 @@ struct Run<'a> {
     host: &'a Host,
     instance: &'a Instance,
     unit: String,
+    timeout: Duration,
     deadline: Instant,
     report: Report,
 }
@@ -296,7 +299,7 @@ impl Run<'_> {
             )));
         }
         let begun = (self.host.now_us)();
-        let purged = purge::purge(&self.instance.paths(&self.host.state_dir), &self.host.mount_tables);
+        let purged = self.purge();
         self.report.phases.purge_us = Some((self.host.now_us)().saturating_sub(begun));
         if let Err(HelperError::StillMounted(mounts)) = &purged {
             self.report.still_mounted.clone_from(mounts);
@@ -327,8 +330,7 @@ impl Run<'_> {
         self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
         let after = self.look()?;
         self.report.phases.umount_us = umount_us(&after.exec, begun);
-        self.report.still_mounted =
-            purge::still_mounted(&self.instance.paths(&self.host.state_dir), &self.host.mount_tables)?;
+        self.report.still_mounted = self.still_mounted()?;
         let stopped = match after.active_state.as_str() {
             "inactive" => true,
             "failed" => before.active_state == "failed",
@@ -351,6 +353,20 @@ impl Run<'_> {
             }
         }
         Ok(Some(text))
+    }
+
+    fn still_mounted(&self) -> Result<Vec<PathBuf>, HelperError> {
+        purge::still_mounted(&self.state()?.paths(self.instance), &self.host.mount_tables)
+    }
+
+    fn purge(&self) -> Result<(), HelperError> {
+        let state = self.state()?;
+        let deadline = Instant::now() + self.timeout;
+        purge::purge(&state, &state.paths(self.instance), &self.host.mount_tables, deadline)
+    }
+
+    fn state(&self) -> Result<StateDir, HelperError> {
+        StateDir::open(&self.host.state_dir)
     }
 
     fn job(&mut self, job: Job) -> Result<String, Failure> {

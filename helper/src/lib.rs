@@ -10,13 +10,17 @@ pub mod error;
 
 pub mod account;
 pub mod busy;
+pub mod cgroup;
 pub mod instance;
+pub mod journal;
 pub mod layers;
 pub mod lock;
 pub mod mountinfo;
 pub mod namespace;
 pub mod overlay;
+pub mod patience;
 pub mod purge;
+pub mod state;
 
 #[cfg(feature = "control")]
 pub mod control;
