@@ -23,7 +23,11 @@ pub mod purge;
 pub mod state;
 
 #[cfg(feature = "control")]
+pub mod cli;
+#[cfg(feature = "control")]
 pub mod control;
+#[cfg(feature = "control")]
+pub mod doctor;
 #[cfg(feature = "control")]
 pub mod report;
 #[cfg(feature = "control")]
