@@ -5,6 +5,7 @@
 //! it, `populated 0` in cgroup.events never comes, and what can be waited for are the other tasks in it.
 
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// Where the cgroup tree with one hierarchy is mounted, and where it is beside those of version 1.
@@ -20,7 +21,9 @@ impl UnitCgroup {
     /// The cgroup of `unit`, if this process is in it.
     #[must_use]
     pub fn mine(unit: &str) -> Option<Self> {
-        Self::parse(&fs::read_to_string("/proc/self/cgroup").ok()?, unit)
+        let mut text = String::with_capacity(4096);
+        fs::File::open("/proc/self/cgroup").ok()?.read_to_string(&mut text).ok()?;
+        Self::parse(&text, unit)
     }
 
     /// The cgroup of `unit`, if the task whose `/proc/PID/cgroup` this is is in it or below it.

@@ -19,6 +19,7 @@ pub mod mountinfo;
 pub mod namespace;
 pub mod overlay;
 pub mod patience;
+pub mod privileges;
 pub mod purge;
 pub mod state;
 

@@ -17,7 +17,7 @@ use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::overlay::{self, Outcome};
 use left4me_helper::patience::Patience;
 use left4me_helper::state::StateDir;
-use left4me_helper::{account, journal, layers, namespace, purge};
+use left4me_helper::{account, journal, layers, namespace, privileges, purge};
 
 const HELP: &str = "\
 left4me-overlay: mounts and unmounts the overlay a server runs from
@@ -146,6 +146,7 @@ fn run(request: &Request) -> Result<String, HelperError> {
             })
         }
         Action::Umount => {
+            privileges::keep_only(privileges::FOR_UMOUNT)?;
             let unit = UnitCgroup::mine(&instance.unit());
             Ok(match overlay::umount(&state, &paths, unit.as_ref(), patience, &mut note)? {
                 Outcome::Done => format!("unmounted {merged}"),

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -43,10 +44,14 @@ impl std::error::Error for ParseError {}
 /// # Errors
 /// The file cannot be read, or a line is not understood: what cannot be read could be the mount in question.
 pub fn read(path: &Path) -> Result<Vec<Mount>, HelperError> {
-    let table = fs::read(path).map_err(|error| HelperError::Call {
-        call: "read",
-        path: path.to_owned(),
-        source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    // Room for a usual table at once: the kernel goes through it anew for every read that is too short.
+    let mut table = Vec::with_capacity(32 * 1024);
+    fs::File::open(path).and_then(|mut file| file.read_to_end(&mut table)).map_err(|error| {
+        HelperError::Call {
+            call: "read",
+            path: path.to_owned(),
+            source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        }
     })?;
     parse(&table).map_err(|source| HelperError::Mountinfo { path: path.to_owned(), source })
 }

@@ -14,7 +14,7 @@
 //! A process outside the unit is not waited for unless asked ([`Patience::outside`]), and never sent a signal. One that
 //! is in the unit but holds nothing in the mount is left to systemd.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -91,7 +91,7 @@ pub fn wait(
 ) {
     let deadline = began + patience.wait;
     let mut steps = STEPS.iter().filter(|_| patience.end).peekable();
-    let mut known = HashSet::new();
+    let mut known = BTreeSet::new();
     loop {
         let holders = look(path, tasks);
         if holders.is_empty() {
