@@ -850,6 +850,13 @@ fn inside_a_straggler_of_the_unit_is_waited_for_and_an_outsider_is_named() {
     let program = env!("CARGO_BIN_EXE_left4me-overlay");
     mount_is_sound("3");
 
+    // A journal of our own, for the entry with fields.
+    let none: Option<&std::ffi::CStr> = None;
+    rustix::mount::mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), none).unwrap();
+    fs::create_dir_all("/run/systemd/journal").unwrap();
+    let journal = std::os::unix::net::UnixDatagram::bind("/run/systemd/journal/socket").unwrap();
+    journal.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+
     // From outside: named at once, unmounted never.
     let mut outsider = command("sh")
         .args(["-c", "echo; read line"])
@@ -869,6 +876,20 @@ fn inside_a_straggler_of_the_unit_is_waited_for_and_an_outsider_is_named() {
         "{said}"
     );
     assert_eq!(said.lines().count(), 1, "{said}");
+    let mut entry = [0; 8192];
+    let length = journal.recv(&mut entry).unwrap();
+    let entry = String::from_utf8(entry[..length].to_vec()).unwrap();
+    for field in [
+        format!("MESSAGE={}", said.trim_end()),
+        format!("MESSAGE_ID={}", left4me_helper::journal::BUSY_MESSAGE_ID),
+        "PRIORITY=3".into(),
+        "LEFT4ME_INSTANCE=3".into(),
+        "LEFT4ME_MOUNT=/var/lib/left4me/runtime/3/merged".into(),
+        "LEFT4ME_HOLDERS=1".into(),
+        format!("LEFT4ME_HOLDER_PID={}", outsider.id()),
+    ] {
+        assert!(entry.lines().any(|line| line == field), "{field}: {entry}");
+    }
     // Waited for if asked; by a helper that has given up what it does not need.
     let mut patient = helper(&["umount", "--wait-outside", "--wait", "60", "3"])
         .stdout(Stdio::null())
