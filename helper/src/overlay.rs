@@ -259,6 +259,8 @@ pub const METHODS: [Method; 3] = [Method::Descriptors, Method::Names, Method::Op
 enum Refused {
     /// The kernel does not know this method.
     Unknown,
+    /// The kernel's overlayfs takes an option string only.
+    OptionsOnly,
     /// It knows it, and says no.
     Failed(HelperError),
 }
@@ -266,9 +268,15 @@ enum Refused {
 /// Makes the mount and puts it on `merged`: by the first method that the kernel knows. That is one attempt: a method
 /// is unknown before anything was mounted by it.
 fn attach(layers: &Layers, paths: &Paths, plan: &MountPlan, methods: &[Method]) -> Result<(), HelperError> {
+    let mut options_only = false;
     for method in methods {
+        // Such a kernel would log an error for `lowerdir+`, at every mount.
+        if options_only && *method == Method::Names {
+            continue;
+        }
         match attach_by(*method, layers, paths, plan) {
             Err(Refused::Unknown) => {}
+            Err(Refused::OptionsOnly) => options_only = true,
             Err(Refused::Failed(error)) => return Err(error),
             Ok(()) => return Ok(()),
         }
@@ -298,8 +306,10 @@ fn attach_by(method: Method, layers: &Layers, paths: &Paths, plan: &MountPlan) -
     fsconfig_set_string(&context, "source", "overlay").map_err(failed)?;
     for (index, (name, descriptor)) in plan.lower.iter().zip(&layers.lower).enumerate() {
         match set("lowerdir+", name, descriptor) {
-            // 6.1 has no such parameter, 6.12 has it but not with a descriptor; a name longer than 255 bytes does not
-            // fit in a parameter (fs/fsopen.c).
+            // 6.1's overlayfs is not converted to this interface (fs/fsopen.c, vfs_fsconfig_locked: EOPNOTSUPP for a
+            // descriptor); 6.12 has the parameter, but not with a descriptor; a name longer than 255 bytes does not fit
+            // in a parameter.
+            Err(Errno::OPNOTSUPP) if index == 0 => return Err(Refused::OptionsOnly),
             Err(Errno::INVAL) if index == 0 || by_name => return Err(Refused::Unknown),
             result => result.map_err(failed)?,
         }
