@@ -38,7 +38,8 @@ pub fn server() -> Result<Account, HelperError> {
 }
 
 /// Finds `user` in the text of a passwd(5) file.
-fn parse(passwd: &str, user: &str) -> Option<Account> {
+#[must_use]
+pub fn parse(passwd: &str, user: &str) -> Option<Account> {
     passwd.lines().find_map(|line| {
         let mut fields = line.split(':');
         if fields.next()? != user {

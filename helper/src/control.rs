@@ -4,13 +4,17 @@
 //! waits, sleeps or asks twice: a job is sent and its end awaited, once, with a deadline.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::error::{HelperError, chain};
 use crate::instance::{Instance, STATE_DIR};
 use crate::purge;
 use crate::report::{Exec, Exit, Phases, Report};
+use crate::state::StateDir;
 
 /// How long a job may take unless told otherwise: the unit's stop timeout (15 s) for the server, the same again for
 /// ExecStopPost, and as much in hand as a slow machine may want.
@@ -91,7 +95,11 @@ impl fmt::Display for UnitsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unreachable(why) => write!(f, "systemd cannot be reached over D-Bus: {why}"),
-            Self::Denied(why) => write!(f, "no rights to do this: use sudo ({why})"),
+            Self::Denied(why) => write!(
+                f,
+                "no rights to do this: use sudo, or let a polkit rule allow org.freedesktop.systemd1.manage-units to \
+                 start and stop ({why})"
+            ),
             Self::NoSuchUnit(why) | Self::Other(why) => write!(f, "systemd: {why}"),
             Self::Deadline => {
                 write!(
@@ -159,6 +167,7 @@ pub fn run(
         host,
         instance,
         unit: instance.unit(),
+        timeout,
         deadline: Instant::now() + timeout,
         report: empty(action, instance),
     };
@@ -177,6 +186,95 @@ pub fn run(
     report.ok = report.exit == Exit::Ok;
     report.phases.total_us = (host.now_us)().saturating_sub(begun);
     report
+}
+
+/// How many instances are worked on at once. A stop is systemd's work and a delete the disk's; more at once only wait
+/// for each other.
+const AT_ONCE: usize = 16;
+
+/// Does `action` to all of `instances`, several at once, and says how each went, in their order. `done` hears of each
+/// end as it comes.
+pub fn run_all<U: Units + Clone + Send>(
+    units: &U,
+    host: &Host,
+    action: Action,
+    instances: &[Instance],
+    timeout: Duration,
+    done: &mut dyn FnMut(&Report),
+) -> Vec<Report> {
+    let next = AtomicUsize::new(0);
+    let (sender, reports) = mpsc::channel();
+    let mut ended: Vec<Option<Report>> = vec![None; instances.len()];
+    thread::scope(|scope| {
+        for _ in 0..instances.len().min(AT_ONCE) {
+            let (sender, next, mut units) = (sender.clone(), &next, units.clone());
+            scope.spawn(move || {
+                while let Some((index, instance)) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    instances.get(index).map(|instance| (index, instance))
+                } {
+                    let report = run(&mut units, host, action, instance, timeout);
+                    // Nobody listens any more only if the whole has failed already.
+                    if sender.send((index, report)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (index, report) in reports {
+            done(&report);
+            ended[index] = Some(report);
+        }
+    });
+    ended.into_iter().map(|report| report.expect("every instance was worked on")).collect()
+}
+
+/// All instances, numbers first: those with a file in `instances/`, and, unless they are to be started, those that
+/// have a runtime directory only.
+///
+/// # Errors
+/// The state directory cannot be read.
+pub fn all_instances(state_dir: &Path, action: Action) -> Result<Vec<Instance>, HelperError> {
+    let mut names = names_in(&state_dir.join("instances"))?
+        .into_iter()
+        .filter_map(|name| name.strip_suffix(".toml")?.parse().ok())
+        .collect::<Vec<Instance>>();
+    if action != Action::Start {
+        names.extend(names_in(&state_dir.join("runtime"))?.into_iter().filter_map(|name| name.parse().ok()));
+    }
+    names.sort_by_key(|name| (name.as_str().parse::<u64>().unwrap_or(u64::MAX), name.to_string()));
+    names.dedup();
+    Ok(names)
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>, HelperError> {
+    let failed = |error: std::io::Error| {
+        HelperError::call("read directory", directory)(
+            rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+        )
+    };
+    match std::fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry.map_err(failed)?.file_name().into_string().unwrap_or_default()))
+            .collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+/// Whether it makes sense to begin at all. systemd says itself who may start and stop, and asks polkit; a reset deletes
+/// root's directories too, and to find that out after the stop would be late.
+///
+/// # Errors
+/// [`UnitsError::Denied`].
+pub fn may(action: Action, is_root: bool) -> Result<(), UnitsError> {
+    match action {
+        Action::Reset if !is_root => {
+            Err(UnitsError::Denied("a reset deletes directories of root; nothing was stopped".into()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The report of an action that could not begin.
@@ -206,6 +304,7 @@ fn empty(action: Action, instance: &Instance) -> Report {
         exec: Vec::new(),
         phases: Phases::default(),
         still_mounted: Vec::new(),
+        mounted: None,
         error: None,
         exit: Exit::Ok,
     }
@@ -241,6 +340,7 @@ struct Run<'a> {
     host: &'a Host,
     instance: &'a Instance,
     unit: String,
+    timeout: Duration,
     deadline: Instant,
     report: Report,
 }
@@ -262,6 +362,8 @@ impl Run<'_> {
 
     fn status(&mut self) -> Result<(), Failure> {
         let state = self.look()?;
+        // Not everybody may read PID 1's mount table; then it is not known, which is no failure.
+        self.report.mounted = self.still_mounted().ok().map(|mounts| !mounts.is_empty());
         if state.load_state == "not-found" {
             return Err(UnitsError::NoSuchUnit(format!("Unit {} could not be found.", self.unit)).into());
         }
@@ -296,7 +398,7 @@ impl Run<'_> {
             )));
         }
         let begun = (self.host.now_us)();
-        let purged = purge::purge(&self.instance.paths(&self.host.state_dir), &self.host.mount_tables);
+        let purged = self.purge();
         self.report.phases.purge_us = Some((self.host.now_us)().saturating_sub(begun));
         if let Err(HelperError::StillMounted(mounts)) = &purged {
             self.report.still_mounted.clone_from(mounts);
@@ -327,8 +429,7 @@ impl Run<'_> {
         self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
         let after = self.look()?;
         self.report.phases.umount_us = umount_us(&after.exec, begun);
-        self.report.still_mounted =
-            purge::still_mounted(&self.instance.paths(&self.host.state_dir), &self.host.mount_tables)?;
+        self.report.still_mounted = self.still_mounted()?;
         let stopped = match after.active_state.as_str() {
             "inactive" => true,
             "failed" => before.active_state == "failed",
@@ -351,6 +452,20 @@ impl Run<'_> {
             }
         }
         Ok(Some(text))
+    }
+
+    fn still_mounted(&self) -> Result<Vec<PathBuf>, HelperError> {
+        purge::still_mounted(&self.state()?.paths(self.instance), &self.host.mount_tables)
+    }
+
+    fn purge(&self) -> Result<(), HelperError> {
+        let state = self.state()?;
+        let deadline = Instant::now() + self.timeout;
+        purge::purge(&state, &state.paths(self.instance), &self.host.mount_tables, deadline)
+    }
+
+    fn state(&self) -> Result<StateDir, HelperError> {
+        StateDir::open(&self.host.state_dir)
     }
 
     fn job(&mut self, job: Job) -> Result<String, Failure> {
@@ -427,6 +542,7 @@ mod tests {
     use super::*;
 
     /// Plays systemd: a state for each look, in order (the last one stays), and one answer to a job.
+    #[derive(Clone)]
     struct Play {
         states: Vec<UnitState>,
         job: Result<&'static str, UnitsError>,
@@ -581,6 +697,51 @@ mod tests {
         let (_directory, host) = host(false);
         let report = act(Action::Reset, &host, &running, Ok("canceled"));
         assert_eq!(report.exit, Exit::Failed);
+    }
+
+    #[test]
+    fn several_are_reset_and_reported_in_their_order() {
+        let (_directory, host) = host(false);
+        for name in 10..60 {
+            fs::create_dir_all(host.state_dir.join(format!("runtime/{name}/upper/d"))).unwrap();
+        }
+        fs::create_dir(host.state_dir.join("runtime/.purge-9")).unwrap();
+        fs::create_dir(host.state_dir.join("instances")).unwrap();
+        fs::write(host.state_dir.join("instances/b.toml"), "").unwrap();
+        fs::write(host.state_dir.join("instances/2.toml"), "").unwrap();
+        fs::write(host.state_dir.join("instances/2.env"), "").unwrap();
+        let names = |action| {
+            all_instances(&host.state_dir, action)
+                .unwrap()
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(Action::Start), ["2", "b"]);
+        let expected: Vec<_> =
+            [2, 3].into_iter().chain(10..60).map(|name| name.to_string()).chain(["b".into()]).collect();
+        assert_eq!(names(Action::Reset), expected);
+        let play =
+            Play { states: vec![state("inactive", "success", &[])], job: Ok("done"), jobs: Vec::new() };
+        let all = all_instances(&host.state_dir, Action::Reset).unwrap();
+        let mut heard = 0;
+        let reports = run_all(&play, &host, Action::Reset, &all, DEFAULT_TIMEOUT, &mut |_| heard += 1);
+        assert_eq!(heard, all.len());
+        assert!(reports.iter().all(|report| report.ok), "{reports:?}");
+        assert!(reports.iter().map(|report| &report.instance).eq(&expected));
+        let left: Vec<_> = fs::read_dir(host.state_dir.join("runtime"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, [".purge-9"]);
+        assert_eq!(run_all(&play, &host, Action::Reset, &[], DEFAULT_TIMEOUT, &mut |_| ()), []);
+    }
+
+    #[test]
+    fn a_reset_without_rights_does_not_begin() {
+        assert!(may(Action::Reset, true).is_ok() && may(Action::Stop, false).is_ok());
+        let refusal = may(Action::Reset, false).unwrap_err().to_string();
+        assert!(refusal.contains("use sudo") && refusal.contains("nothing was stopped"), "{refusal}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
+use crate::busy::Verdict;
 use crate::instance::NameError;
 use crate::mountinfo::ParseError;
 
@@ -59,10 +60,26 @@ pub enum HelperError {
         /// What would put it there.
         hint: &'static str,
     },
-    /// The options do not fit in the page `mount(2)` copies.
+    /// A layer's directory, or something on the way to it, is a symlink.
+    LinkedLayer(PathBuf),
+    /// More lower layers than overlayfs takes.
     TooManyLayers {
+        /// How many there are, the installation among them.
+        count: usize,
+    },
+    /// The options do not fit in the page `mount(2)` copies, on a kernel that takes layers no other way.
+    TooLongOptions {
         /// Length of the option string, bytes.
         bytes: usize,
+    },
+    /// Somebody other than root could swap what lies in a directory on the way to the overlay.
+    NotRoots {
+        /// The directory.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
+        /// Its permissions.
+        mode: u32,
     },
     /// The server's user is not in the user database.
     NoAccount {
@@ -87,12 +104,14 @@ pub enum HelperError {
     },
     /// Another helper or a reset works on the same instance at this moment.
     Locked(PathBuf),
-    /// `mount(2)` failed.
+    /// The overlay could not be mounted.
     Mount {
         /// The mountpoint.
         path: PathBuf,
         /// The overlayfs options.
         options: String,
+        /// What the kernel said to it besides; may be empty.
+        said: String,
         /// Its error.
         source: Errno,
     },
@@ -100,8 +119,8 @@ pub enum HelperError {
     Busy {
         /// The mountpoint.
         path: PathBuf,
-        /// Who holds it, one a line; empty if nothing was found.
-        holders: String,
+        /// Who holds it.
+        verdict: Verdict,
     },
     /// `umount2(2)` failed otherwise.
     Umount {
@@ -109,6 +128,13 @@ pub enum HelperError {
         path: PathBuf,
         /// Its error.
         source: Errno,
+    },
+    /// `umount2(2)` returned 0, or said that nothing is mounted there, and the mount is still there.
+    NotGone {
+        /// The mountpoint.
+        path: PathBuf,
+        /// The mount's id.
+        id: u64,
     },
     /// `umount2(2)` returned 0 and the mountpoint still carries a mount: several were stacked.
     Stacked {
@@ -126,8 +152,12 @@ pub enum HelperError {
         /// EBUSY or ENOTEMPTY.
         source: Errno,
     },
-    /// A directory in a tree to delete lies on another file system or is a mountpoint.
+    /// Something in a tree to delete is a mountpoint.
     Crossing(PathBuf),
+    /// A delete that had not ended by its deadline.
+    OutOfTime(PathBuf),
+    /// A file or directory that not even root may delete.
+    Protected(PathBuf),
     /// Any other system call.
     Call {
         /// Its name.
@@ -150,7 +180,11 @@ impl HelperError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Name(_) => EXIT_USAGE,
-            Self::Mount { .. } | Self::Busy { .. } | Self::Umount { .. } | Self::Stacked { .. } => EXIT_MOUNT,
+            Self::Mount { .. }
+            | Self::Busy { .. }
+            | Self::Umount { .. }
+            | Self::NotGone { .. }
+            | Self::Stacked { .. } => EXIT_MOUNT,
             _ => EXIT_FAILED,
         }
     }
@@ -177,11 +211,28 @@ impl fmt::Display for HelperError {
                 write!(f, "read {}: overlay \"{overlay}\" is listed twice", path.display())
             }
             Self::NoLayer { path, hint } => write!(f, "no layer directory {}: {hint}", path.display()),
-            Self::TooManyLayers { bytes } => write!(
+            Self::LinkedLayer(path) => write!(
                 f,
-                "too many overlays: the mount options take {bytes} bytes and mount(2) copies {} at most; \
-                 list fewer overlays or give them shorter names",
+                "open directory {}: it is a symlink or lies behind one, and a layer is never reached through one; \
+                 move the directory there, or bind-mount it there",
+                path.display()
+            ),
+            Self::TooManyLayers { count } => write!(
+                f,
+                "too many overlays: they and the installation are {count} layers, and overlayfs takes {}",
+                crate::overlay::MAX_LAYERS
+            ),
+            Self::TooLongOptions { bytes } => write!(
+                f,
+                "too many overlays for this kernel: the mount options take {bytes} bytes and mount(2) copies {} at \
+                 most; list fewer overlays, give them shorter names, or use Linux 6.8 or newer",
                 crate::overlay::MAX_OPTIONS
+            ),
+            Self::NotRoots { path, uid, mode } => write!(
+                f,
+                "{} belongs to uid {uid} with mode {mode:o}: nobody but root may write in it; \
+                 `chown root:root` and `chmod go-w` it, or run `systemd-tmpfiles --create`",
+                path.display()
             ),
             Self::NoAccount { path, user } => write!(
                 f,
@@ -195,23 +246,25 @@ impl fmt::Display for HelperError {
             ),
             Self::Locked(path) => write!(
                 f,
-                "lock {}: another left4me-overlay or l4d2ctl reset works on this instance right now",
+                "lock {}: another left4me-overlay or l4d2ctl reset still works on this instance; \
+                 `fuser -v` of that directory says which",
                 path.display()
             ),
-            Self::Mount { path, options, .. } => write!(
-                f,
-                "mount overlay on {} with {options} (the kernel log may say more: `journalctl -k`)",
-                path.display()
-            ),
-            Self::Busy { path, holders } if holders.is_empty() => write!(
-                f,
-                "umount {}: EBUSY, and no task has its working directory, root, program, an open file or a \
-                 mapping there; left are holders that no link under /proc shows: a loop device, a swap file, \
-                 a descriptor in flight, a mount below",
-                path.display()
-            ),
-            Self::Busy { path, holders } => write!(f, "umount {}: EBUSY, held by\n{holders}", path.display()),
+            Self::Mount { path, options, said, .. } => {
+                write!(f, "mount overlay on {} with {options}", path.display())?;
+                if said.is_empty() {
+                    f.write_str(" (the kernel log may say more: `journalctl -k`)")
+                } else {
+                    write!(f, " (the kernel says: {said})")
+                }
+            }
+            Self::Busy { path, verdict } => write!(f, "umount {}: EBUSY: {verdict}", path.display()),
             Self::Umount { path, .. } => write!(f, "umount {}", path.display()),
+            Self::NotGone { path, id } => write!(
+                f,
+                "umount {}: it was called and the mount with id {id} is still there; nothing was deleted",
+                path.display()
+            ),
             Self::Stacked { path, left } => write!(
                 f,
                 "umount {}: one mount is gone and {left} more lie at the same place; run it again for each",
@@ -229,9 +282,19 @@ impl fmt::Display for HelperError {
                 };
                 write!(f, "rmdir {}: nothing was deleted, {why}", path.display())
             }
-            Self::Crossing(path) => write!(
+            Self::Crossing(path) => {
+                write!(f, "delete {}: stopped at a mount; what lies there is untouched", path.display())
+            }
+            Self::OutOfTime(path) => write!(
                 f,
-                "delete {}: stopped at a mount or another file system; what lies there is untouched",
+                "delete {}: not done by the deadline; the rest goes with the next reset (is somebody still writing \
+                 there?)",
+                path.display()
+            ),
+            Self::Protected(path) => write!(
+                f,
+                "delete {}: it, or the directory that it lies in, is immutable or append-only, which only root can \
+                 have made it; `chattr -R -i -a` that directory if it may go, then reset again",
                 path.display()
             ),
             Self::Call { call, path, .. } => write!(f, "{call} {}", path.display()),
@@ -275,9 +338,18 @@ mod tests {
     fn a_refused_system_call_of_mount_exits_as_mount_does() {
         let path = PathBuf::from("/m");
         let cases = [
-            (HelperError::Busy { path: path.clone(), holders: String::new() }, 32),
+            (HelperError::Busy { path: path.clone(), verdict: Verdict::default() }, 32),
             (HelperError::Umount { path: path.clone(), source: Errno::PERM }, 32),
-            (HelperError::Mount { path: path.clone(), options: String::new(), source: Errno::INVAL }, 32),
+            (
+                HelperError::Mount {
+                    path: path.clone(),
+                    options: String::new(),
+                    said: String::new(),
+                    source: Errno::INVAL,
+                },
+                32,
+            ),
+            (HelperError::NotGone { path: path.clone(), id: 7 }, 32),
             (HelperError::Stacked { path: path.clone(), left: 1 }, 32),
             (HelperError::Locked(path.clone()), 1),
             (HelperError::Call { call: "open", path, source: Errno::NOENT }, 1),

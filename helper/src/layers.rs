@@ -10,13 +10,15 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::ErrorKind;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::error::HelperError;
+use crate::instance::Paths;
+use crate::state::StateDir;
 
 /// The longest overlay name, bytes.
 pub const MAX_NAME: usize = 64;
@@ -61,19 +63,32 @@ pub struct InstanceFile {
     pub overlays: Vec<OverlayName>,
 }
 
-/// Reads an instance file.
+/// The longest instance file, bytes: far more than 500 overlays need.
+const MAX_FILE: u64 = 256 * 1024;
+
+/// Reads an instance's file.
 ///
 /// # Errors
-/// No such file, one that does not parse, or one that lists an overlay twice.
-pub fn read(path: &Path) -> Result<InstanceFile, HelperError> {
-    let text = fs::read_to_string(path).map_err(|error| match error.kind() {
-        ErrorKind::NotFound => HelperError::NoInstanceFile(path.to_owned()),
-        _ => HelperError::Call {
-            call: "read",
-            path: path.to_owned(),
-            source: Errno::from_io_error(&error).unwrap_or(Errno::ILSEQ),
-        },
+/// No such file, one that lies behind a link or is none, or one that does not parse or lists an overlay twice.
+pub fn read(state: &StateDir, paths: &Paths) -> Result<InstanceFile, HelperError> {
+    let path = &paths.file;
+    let relative = path.strip_prefix(state.path()).unwrap_or(path);
+    let file = state.file(relative).map_err(|errno| match errno {
+        Errno::NOENT => HelperError::NoInstanceFile(path.clone()),
+        source => HelperError::call("open", path)(source),
     })?;
+    let failed = |error: std::io::Error| {
+        HelperError::call("read", path)(Errno::from_io_error(&error).unwrap_or(Errno::ILSEQ))
+    };
+    let file = fs::File::from(file);
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(HelperError::call("read", path)(Errno::INVAL));
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text).map_err(failed)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(HelperError::call("read", path)(Errno::FBIG));
+    }
     parse(&text, path)
 }
 
@@ -112,6 +127,38 @@ mod tests {
         assert_eq!(lower(&file, Path::new("/s")), expected);
         let none = parse("overlays = []", Path::new("3.toml")).unwrap();
         assert_eq!(lower(&none, Path::new("/s")), [PathBuf::from("/s/installation")]);
+    }
+
+    #[test]
+    fn a_file_is_read_from_where_it_belongs() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let paths = state.paths(&"3".parse().unwrap());
+        let instances = directory.path().join("instances");
+        fs::create_dir(&instances).unwrap();
+        assert!(matches!(read(&state, &paths), Err(HelperError::NoInstanceFile(_))));
+        fs::write(instances.join("x"), "overlays = []").unwrap();
+        std::os::unix::fs::symlink("x", &paths.file).unwrap();
+        assert!(matches!(read(&state, &paths), Err(HelperError::Call { source: Errno::LOOP, .. })));
+        fs::rename(instances.join("x"), &paths.file).unwrap();
+        assert!(read(&state, &paths).unwrap().overlays.is_empty());
+        fs::write(&paths.file, " ".repeat(300_000)).unwrap();
+        assert!(matches!(read(&state, &paths), Err(HelperError::Call { source: Errno::FBIG, .. })));
+        fs::remove_file(&paths.file).unwrap();
+        fs::create_dir(&paths.file).unwrap();
+        assert!(matches!(read(&state, &paths), Err(HelperError::Call { source: Errno::INVAL, .. })));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn never_panics_and_lists_only_checked_names(text in "(overlays = \\[)?[\"a-z.:,\\\\/ \n\\]=]{0,40}") {
+            if let Ok(file) = parse(&text, Path::new("3.toml")) {
+                for layer in lower(&file, Path::new("/s")) {
+                    proptest::prop_assert!(layer.components().count() <= 4);
+                    proptest::prop_assert!(!layer.to_str().unwrap().contains([':', ',', '\\']));
+                }
+            }
+        }
     }
 
     #[test]

@@ -10,16 +10,25 @@ pub mod error;
 
 pub mod account;
 pub mod busy;
+pub mod cgroup;
 pub mod instance;
+pub mod journal;
 pub mod layers;
 pub mod lock;
 pub mod mountinfo;
 pub mod namespace;
 pub mod overlay;
+pub mod patience;
+pub mod privileges;
 pub mod purge;
+pub mod state;
 
 #[cfg(feature = "control")]
+pub mod cli;
+#[cfg(feature = "control")]
 pub mod control;
+#[cfg(feature = "control")]
+pub mod doctor;
 #[cfg(feature = "control")]
 pub mod report;
 #[cfg(feature = "control")]

@@ -1,16 +1,24 @@
 //! One at a time for an instance: the helper and a reset take a lock on `runtime/<id>` itself.
 //!
 //! Without it two helpers could both see nothing mounted and stack two overlays, and a reset could delete an upper
-//! layer that is just being mounted. The lock is on the directory's open file description, so it ends with its
-//! holder, and no lock file is left behind. It takes no reference inside `merged`.
+//! layer that is just being mounted. The lock is flock(2) on the directory's open file description: it ends with its
+//! owner, however that dies, there is no lock file to be stale, and two instances have two locks. It takes no
+//! reference inside `merged`.
+//!
+//! Whoever comes second waits for the first, up to a deadline. flock(2) knows no deadline, so while somebody else has
+//! the lock a thread of its own waits in it, and this one waits for that thread. The helper has no other thread.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Instant;
 
-use rustix::fs::{FlockOperation, Mode, OFlags};
+use rustix::fs::{AtFlags, FlockOperation};
 use rustix::io::Errno;
 
 use crate::error::HelperError;
+use crate::state::directory_beneath;
 
 /// An exclusive lock on a runtime directory, let go on drop.
 #[derive(Debug)]
@@ -19,32 +27,70 @@ pub struct RuntimeLock {
 }
 
 impl RuntimeLock {
-    /// Locks `runtime`; `None` if there is no such directory. It does not wait: the other holder is a mount or a
-    /// reset in progress, and neither is something to queue behind unseen.
+    /// Locks the directory `name` in `parent`, waiting for its owner up to `deadline`; `None` if there is no such
+    /// directory, be it that its owner was a reset that took it away. `path` is its name in messages.
     ///
     /// # Errors
-    /// [`HelperError::Locked`] if somebody else holds it, or has put another directory in its place meanwhile.
-    pub fn take(runtime: &Path) -> Result<Option<Self>, HelperError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = match rustix::fs::open(runtime, flags, Mode::empty()) {
-            Ok(directory) => directory,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(source) => return Err(HelperError::call("open", runtime)(source)),
-        };
-        match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(Errno::WOULDBLOCK) => return Err(HelperError::Locked(runtime.to_owned())),
-            Err(source) => return Err(HelperError::call("flock", runtime)(source)),
-        }
-        // A reset moves the directory away under its lock: whoever opened it before then holds the wrong one.
-        let held = rustix::fs::fstat(&directory).map_err(HelperError::call("fstat", runtime))?;
-        match rustix::fs::lstat(runtime) {
-            Ok(named) if (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino) => {
-                Ok(Some(Self { directory }))
+    /// [`HelperError::Locked`] if somebody else still has it at the deadline.
+    pub fn take(
+        parent: impl AsFd,
+        name: &str,
+        path: &Path,
+        deadline: Instant,
+    ) -> Result<Option<Self>, HelperError> {
+        // A reset moves the directory away under its lock, and the next mount makes another one. Each turn of this
+        // loop means that this has happened, so whoever waits here waits for others' work and not for a clock.
+        loop {
+            let directory = match directory_beneath(&parent, Path::new(name)) {
+                Ok(directory) => directory,
+                Err(Errno::NOENT) => return Ok(None),
+                Err(source) => return Err(HelperError::call("open directory", path)(source)),
+            };
+            let Some(directory) = lock_by(directory, path, deadline)? else {
+                return Err(HelperError::Locked(path.to_owned()));
+            };
+            let held = rustix::fs::fstat(&directory).map_err(HelperError::call("fstat", path))?;
+            match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(named) if (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino) => {
+                    return Ok(Some(Self { directory }));
+                }
+                Ok(_) | Err(Errno::NOENT) => {}
+                Err(source) => return Err(HelperError::call("stat", path)(source)),
             }
-            Ok(_) | Err(Errno::NOENT) => Err(HelperError::Locked(runtime.to_owned())),
-            Err(source) => Err(HelperError::call("stat", runtime)(source)),
         }
+    }
+}
+
+/// Locks an open directory; `None` if somebody else still has the lock at `deadline`.
+fn lock_by(directory: OwnedFd, path: &Path, deadline: Instant) -> Result<Option<OwnedFd>, HelperError> {
+    match rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => return Ok(Some(directory)),
+        Err(Errno::WOULDBLOCK) => {}
+        Err(source) => return Err(HelperError::call("flock", path)(source)),
+    }
+    let (locked, wait) = mpsc::sync_channel(1);
+    // If nobody listens any more the descriptor is closed, and with it the lock that came too late is gone.
+    thread::Builder::new()
+        .name("flock".into())
+        .spawn(move || {
+            let result = loop {
+                match rustix::fs::flock(&directory, FlockOperation::LockExclusive) {
+                    Err(Errno::INTR) => {}
+                    result => break result,
+                }
+            };
+            drop(locked.send(result.map(|()| directory)));
+        })
+        .map_err(|error| {
+            HelperError::call("start a thread to lock", path)(
+                Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+            )
+        })?;
+    match wait.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        Ok(Ok(directory)) => Ok(Some(directory)),
+        Ok(Err(source)) => Err(HelperError::call("flock", path)(source)),
+        Err(RecvTimeoutError::Timeout) => Ok(None),
+        Err(RecvTimeoutError::Disconnected) => Err(HelperError::call("flock", path)(Errno::IO)),
     }
 }
 
@@ -56,16 +102,51 @@ impl AsFd for RuntimeLock {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::time::Duration;
+
     use super::*;
 
+    fn take(parent: &Path, within: Duration) -> Result<Option<RuntimeLock>, HelperError> {
+        let directory = fs::File::open(parent).unwrap();
+        RuntimeLock::take(directory, "3", &parent.join("3"), Instant::now() + within)
+    }
+
     #[test]
-    fn the_second_one_is_refused() {
-        let directory = tempfile::tempdir().unwrap();
-        let first = RuntimeLock::take(directory.path()).unwrap();
+    fn the_second_one_waits_for_the_first_and_no_longer_than_it_may() {
+        let parent = tempfile::tempdir().unwrap();
+        assert!(take(parent.path(), Duration::ZERO).unwrap().is_none());
+        fs::create_dir(parent.path().join("3")).unwrap();
+        fs::create_dir(parent.path().join("4")).unwrap();
+        let first = take(parent.path(), Duration::ZERO).unwrap();
         assert!(first.is_some());
-        assert!(matches!(RuntimeLock::take(directory.path()), Err(HelperError::Locked(_))));
+        assert!(matches!(take(parent.path(), Duration::from_millis(20)), Err(HelperError::Locked(_))));
+        let other = fs::File::open(parent.path()).unwrap();
+        assert!(RuntimeLock::take(other, "4", Path::new("4"), Instant::now()).unwrap().is_some());
+        let path = parent.path().to_owned();
+        let second = thread::spawn(move || take(&path, Duration::from_secs(30)).map(|lock| lock.is_some()));
         drop(first);
-        assert!(RuntimeLock::take(directory.path()).unwrap().is_some());
-        assert!(RuntimeLock::take(&directory.path().join("none")).unwrap().is_none());
+        assert!(second.join().unwrap().unwrap());
+        // The one that gave up above has left nothing locked behind.
+        assert!(take(parent.path(), Duration::from_secs(30)).unwrap().is_some());
+    }
+
+    #[test]
+    fn who_waited_for_a_reset_finds_no_directory_or_the_next_one() {
+        let parent = tempfile::tempdir().unwrap();
+        for next in [false, true] {
+            fs::create_dir(parent.path().join("3")).unwrap();
+            let reset = take(parent.path(), Duration::ZERO).unwrap();
+            let path = parent.path().to_owned();
+            let waiting = thread::spawn(move || take(&path, Duration::from_secs(30)).unwrap());
+            fs::rename(parent.path().join("3"), parent.path().join("gone")).unwrap();
+            if next {
+                fs::create_dir(parent.path().join("3")).unwrap();
+            }
+            drop(reset);
+            let lock = waiting.join().unwrap();
+            assert_eq!(lock.is_some(), next);
+            fs::remove_dir(parent.path().join("gone")).unwrap();
+        }
     }
 }

@@ -6,6 +6,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -16,6 +17,8 @@ use crate::error::HelperError;
 /// One line of a mount table, as far as it is needed here.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mount {
+    /// Its id in this mount namespace. The kernel gives it out again once the mount is gone.
+    pub id: u64,
     /// Where it is mounted, seen from the root of the process whose table it is.
     pub mount_point: PathBuf,
     /// The type of the file system, `overlay`.
@@ -41,10 +44,14 @@ impl std::error::Error for ParseError {}
 /// # Errors
 /// The file cannot be read, or a line is not understood: what cannot be read could be the mount in question.
 pub fn read(path: &Path) -> Result<Vec<Mount>, HelperError> {
-    let table = fs::read(path).map_err(|error| HelperError::Call {
-        call: "read",
-        path: path.to_owned(),
-        source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+    // Room for a usual table at once: the kernel goes through it anew for every read that is too short.
+    let mut table = Vec::with_capacity(32 * 1024);
+    fs::File::open(path).and_then(|mut file| file.read_to_end(&mut table)).map_err(|error| {
+        HelperError::Call {
+            call: "read",
+            path: path.to_owned(),
+            source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
+        }
     })?;
     parse(&table).map_err(|source| HelperError::Mountinfo { path: path.to_owned(), source })
 }
@@ -62,16 +69,17 @@ pub fn parse(table: &[u8]) -> Result<Vec<Mount>, ParseError> {
         .collect()
 }
 
-/// `36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 - ext3 /dev/root rw`: the fifth field is the mountpoint; any number
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime shared:1 - ext3 /dev/root rw`: the first is the id, the fifth the mountpoint; any number
 /// of optional fields follows the sixth, up to a single dash.
 fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
-    let mount_point = unescape(fields.nth(4)?);
+    let id = std::str::from_utf8(fields.next()?).ok()?.parse().ok()?;
+    let mount_point = unescape(fields.nth(3)?);
     fields.next()?;
     fields.by_ref().find(|&field| field == b"-")?;
     let fs_type = String::from_utf8(unescape(fields.next()?)).ok()?;
     fields.next()?;
-    Some(Mount { mount_point: OsString::from_vec(mount_point).into(), fs_type })
+    Some(Mount { id, mount_point: OsString::from_vec(mount_point).into(), fs_type })
 }
 
 /// Undoes the `\040` that fs/seq_file.c:mangle_path puts for a space, a tab, a newline, a backslash and a `#`.
@@ -125,7 +133,7 @@ mod tests {
         let mounts = parse(TABLE.as_bytes()).unwrap();
         let merged = at(&mounts, Path::new("/var/lib/left4me/runtime/3/merged"));
         assert_eq!(merged.len(), 1);
-        assert_eq!(merged[0].fs_type, "overlay");
+        assert_eq!((merged[0].id, merged[0].fs_type.as_str()), (90, "overlay"));
         let below = at_or_below(&mounts, Path::new("/var/lib/left4me/runtime/3"));
         let expected = ["/var/lib/left4me/runtime/3/merged", "/var/lib/left4me/runtime/3/merged/a b\\c"]
             .map(PathBuf::from);
@@ -134,7 +142,12 @@ mod tests {
 
     #[test]
     fn a_line_that_is_not_one_is_an_error() {
-        for (table, line) in [("x", 1), ("1 2 3 4 /m rw - overlay", 1), ("1 2 3 4 /m rw overlay x", 1)] {
+        for (table, line) in [
+            ("x", 1),
+            ("1 2 3 4 /m rw - overlay", 1),
+            ("x 2 3 4 /m rw - overlay o rw", 1),
+            ("1 2 3 4 /m rw overlay x", 1),
+        ] {
             assert_eq!(parse(table.as_bytes()), Err(ParseError { line }), "{table}");
         }
         assert_eq!(parse(format!("{TABLE}1 2").as_bytes()), Err(ParseError { line: 5 }));

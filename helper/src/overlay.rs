@@ -2,26 +2,44 @@
 //!
 //! What is absent on purpose: a retry, a lazy unmount, and any look inside `merged`. EBUSY means that somebody
 //! holds the mount; the answer is to name them, once, and to leave everything as it is.
+//!
+//! Each step can be the last one, as a SIGKILL or a power cut may come after any of them. So each finds what is there
+//! and goes on from it: directories that are made already, an owner that is not yet right, a mount that is there, a
+//! `work` that was not cleared, a runtime directory that a reset has half taken away. Until `move_mount(2)` the new
+//! mount hangs on a descriptor only and goes with this process.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
+    fsconfig_set_fd, fsconfig_set_string, fsmount, fsopen, move_mount,
+};
 
 use crate::account::Account;
 use crate::busy;
+use crate::cgroup::UnitCgroup;
 use crate::error::HelperError;
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
-use crate::mountinfo;
+use crate::mountinfo::{self, Mount};
+use crate::patience::{self, OfUnit, Patience};
 use crate::purge;
+use crate::state::{StateDir, directory_beneath, proc_path, require_roots};
 
 /// The longest option string `mount(2)` takes, bytes: one page less the final NUL
 /// (fs/namespace.c:copy_mount_options).
 pub const MAX_OPTIONS: usize = 4095;
+
+/// The most lower layers overlayfs takes (fs/overlayfs/ovl_entry.h: OVL_MAX_STACK).
+pub const MAX_LAYERS: usize = 500;
+
+/// How long what a crash left in `work` may take to delete.
+const CLEAR: Duration = Duration::from_secs(5);
 
 /// The mount table of this process.
 const MOUNTINFO: &str = "/proc/self/mountinfo";
@@ -46,11 +64,13 @@ pub struct Directory {
     pub mode: u32,
 }
 
-/// The directories a mount needs. The mode of `upper` is what the root of `merged` shows; `work` is overlayfs' own.
+/// The directories a mount needs. The mode and owner of `upper` are what the root of `merged` shows; `work` is
+/// overlayfs' own. The mountpoint is root's: were it the server's, a file put there while nothing is mounted would
+/// keep every later reset from its `rmdir`.
 pub const DIRECTORIES: [Directory; 3] = [
     Directory { name: "upper", owner: Owner::Server, mode: 0o755 },
     Directory { name: "work", owner: Owner::Root, mode: 0o700 },
-    Directory { name: "merged", owner: Owner::Server, mode: 0o755 },
+    Directory { name: "merged", owner: Owner::Root, mode: 0o755 },
 ];
 
 /// What mounting an instance comes to.
@@ -58,7 +78,7 @@ pub const DIRECTORIES: [Directory; 3] = [
 pub struct MountPlan {
     /// The lower layers, topmost first.
     pub lower: Vec<PathBuf>,
-    /// The overlayfs options.
+    /// All of it as options of `mount(2)`, escaped; for kernels without `lowerdir+` and for messages.
     pub options: String,
 }
 
@@ -68,20 +88,32 @@ pub struct MountPlan {
 /// `upper` and refuses (ESTALE) once the list of overlays changes (overlayfs.rst, "Inodes index").
 ///
 /// # Errors
-/// [`HelperError::TooManyLayers`] if the options do not fit in a page.
+/// [`HelperError::TooManyLayers`] if there are more than overlayfs takes.
 pub fn plan(paths: &Paths, lower: Vec<PathBuf>) -> Result<MountPlan, HelperError> {
-    // Every component is a constant or a checked name, so none holds a ':', ',' or '\' that overlayfs would split at.
-    let joined: Vec<_> = lower.iter().map(|path| path.display().to_string()).collect();
+    if lower.len() > MAX_LAYERS {
+        return Err(HelperError::TooManyLayers { count: lower.len() });
+    }
+    let joined: Vec<_> = lower.iter().map(|path| escape(path)).collect();
     let options = format!(
         "lowerdir={},upperdir={},workdir={},index=off",
         joined.join(":"),
-        paths.upper.display(),
-        paths.work.display()
+        escape(&paths.upper),
+        escape(&paths.work)
     );
-    if options.len() > MAX_OPTIONS {
-        return Err(HelperError::TooManyLayers { bytes: options.len() });
-    }
     Ok(MountPlan { lower, options })
+}
+
+/// A path as overlayfs reads it in an option string: `,` ends an option, `:` a lower layer, and `\` takes the meaning
+/// from what follows (fs/overlayfs/params.c: ovl_next_opt, ovl_parse_param_split_lowerdirs). All three get a `\`.
+fn escape(path: &Path) -> String {
+    let mut escaped = String::new();
+    for character in path.to_string_lossy().chars() {
+        if matches!(character, '\\' | ':' | ',') {
+            escaped.push('\\');
+        }
+        escaped.push(character);
+    }
+    escaped
 }
 
 /// How a mount or an unmount ended.
@@ -93,97 +125,277 @@ pub enum Outcome {
     Already,
 }
 
-/// Makes the directories and mounts, or finds it mounted.
+/// Makes the directories and mounts, or finds it mounted. Waits for another helper or a reset up to `deadline`.
 ///
 /// # Errors
-/// A layer is missing, something else is mounted there, another helper is at work, or a system call failed.
-pub fn mount(paths: &Paths, plan: &MountPlan, server: Account) -> Result<Outcome, HelperError> {
-    for layer in &plan.lower {
-        require_layer(layer)?;
-    }
-    make_runtime(paths)?;
-    let runtime = RuntimeLock::take(&paths.runtime)?
-        .ok_or_else(|| HelperError::call("open", &paths.runtime)(Errno::NOENT))?;
+/// A layer is missing, something else is mounted there, another helper is still at work, or a system call failed.
+pub fn mount(
+    state: &StateDir,
+    paths: &Paths,
+    plan: &MountPlan,
+    server: Account,
+    deadline: Instant,
+) -> Result<Outcome, HelperError> {
+    mount_by(&METHODS, state, paths, plan, server, deadline)
+}
+
+/// [`mount`], by the first of `methods` that the kernel knows.
+///
+/// # Errors
+/// As [`mount`].
+pub fn mount_by(
+    methods: &[Method],
+    state: &StateDir,
+    paths: &Paths,
+    plan: &MountPlan,
+    server: Account,
+    deadline: Instant,
+) -> Result<Outcome, HelperError> {
+    let lower: Vec<_> = plan.lower.iter().map(|layer| open_layer(state, layer)).collect::<Result<_, _>>()?;
+    let runtimes = state
+        .runtime()?
+        .ok_or_else(|| HelperError::call("open directory", &paths.all_runtimes)(Errno::NOENT))?;
+    let runtime = make_runtime(&runtimes, paths, deadline)?;
     let mounts = mountinfo::read(Path::new(MOUNTINFO))?;
-    match mountinfo::at(&mounts, &paths.merged).last() {
-        Some(mount) if mount.fs_type == "overlay" => return Ok(Outcome::Already),
-        Some(mount) => {
-            return Err(HelperError::Occupied { path: paths.merged.clone(), fs_type: mount.fs_type.clone() });
-        }
-        None => {}
+    if top(&mounts, paths)?.is_some() {
+        return Ok(Outcome::Already);
     }
-    for directory in &DIRECTORIES {
-        ensure_directory(&runtime, directory, paths, server)?;
-    }
-    let failed =
-        |source| HelperError::Mount { path: paths.merged.clone(), options: plan.options.clone(), source };
-    let options = CString::new(plan.options.as_str()).map_err(|_nul| failed(Errno::INVAL))?;
-    // mount(2) follows a symlink at the target; there is none, as only root can write in runtime/<id> and
-    // ensure_directory refuses one.
-    rustix::mount::mount(
-        "overlay",
-        &paths.merged,
-        "overlay",
-        MountFlags::NOSUID | MountFlags::NODEV,
-        options.as_c_str(),
-    )
-    .map_err(failed)?;
+    let [upper, work, merged] = [&DIRECTORIES[0], &DIRECTORIES[1], &DIRECTORIES[2]]
+        .map(|directory| ensure_directory(&runtime, directory, paths, server));
+    attach(&Layers { lower, upper: upper?, work: work?, merged: merged? }, paths, plan, methods)?;
     Ok(Outcome::Done)
 }
 
-/// Unmounts once, and removes what overlayfs leaves in `work`. `merged` stays.
+/// Waits for the unit's own processes as `patience` says, unmounts once, and removes what overlayfs leaves in `work`.
+/// `merged` stays. The sequence is that of the module [`patience`]. `note` gets lines for the journal.
 ///
 /// # Errors
 /// [`HelperError::Busy`] with the holders; any other refusal of `umount2(2)`; residue that cannot be removed.
-pub fn umount(paths: &Paths) -> Result<Outcome, HelperError> {
-    let Some(runtime) = RuntimeLock::take(&paths.runtime)? else { return Ok(Outcome::Already) };
+pub fn umount(
+    state: &StateDir,
+    paths: &Paths,
+    unit: Option<&UnitCgroup>,
+    patience: &Patience,
+    note: &mut dyn FnMut(String),
+) -> Result<Outcome, HelperError> {
+    let began = Instant::now();
+    let Some(runtimes) = state.runtime()? else { return Ok(Outcome::Already) };
+    let Some(runtime) = RuntimeLock::take(&runtimes, &paths.name, &paths.runtime, began + patience.wait)?
+    else {
+        return Ok(Outcome::Already);
+    };
     let mounts = mountinfo::read(Path::new(MOUNTINFO))?;
-    let outcome = if mountinfo::at(&mounts, &paths.merged).is_empty() {
-        Outcome::Already
-    } else {
-        match rustix::mount::unmount(&paths.merged, UnmountFlags::NOFOLLOW) {
+    let Some(meant) = top(&mounts, paths)? else {
+        clear_work(&runtime, paths)?;
+        return Ok(Outcome::Already);
+    };
+    patience::wait(
+        &paths.merged,
+        &OfUnit { cgroup: unit, everybody: patience.outside },
+        patience,
+        began,
+        note,
+    );
+    // Through the descriptor of runtime/<id>, so that no name on the way is looked up again; NOFOLLOW for the last.
+    let outcome =
+        match rustix::mount::unmount(format!("{}/merged", proc_path(&runtime)), UnmountFlags::NOFOLLOW) {
             Ok(()) => Outcome::Done,
             // Somebody else unmounted it since the table was read: EINVAL is 'not a mountpoint'.
             Err(Errno::INVAL | Errno::NOENT) => Outcome::Already,
             Err(Errno::BUSY) => {
-                let holders = busy::who_holds(&paths.merged);
-                return Err(HelperError::Busy { path: paths.merged.clone(), holders });
+                let verdict = busy::verdict(&paths.merged, &mounts, unit);
+                return Err(HelperError::Busy { path: paths.merged.clone(), verdict });
             }
             Err(source) => return Err(HelperError::Umount { path: paths.merged.clone(), source }),
-        }
-    };
-    let left = mountinfo::at(&mountinfo::read(Path::new(MOUNTINFO))?, &paths.merged).len();
-    if left > 0 {
-        return Err(HelperError::Stacked { path: paths.merged.clone(), left });
+        };
+    let now = mountinfo::read(Path::new(MOUNTINFO))?;
+    let left = mountinfo::at(&now, &paths.merged);
+    if left.iter().any(|mount| mount.id == meant) {
+        return Err(HelperError::NotGone { path: paths.merged.clone(), id: meant });
+    }
+    if !left.is_empty() {
+        return Err(HelperError::Stacked { path: paths.merged.clone(), left: left.len() });
     }
     clear_work(&runtime, paths)?;
     Ok(outcome)
 }
 
-fn require_layer(path: &Path) -> Result<(), HelperError> {
-    match rustix::fs::stat(path) {
-        Ok(stat) if rustix::fs::FileType::from_raw_mode(stat.st_mode).is_dir() => Ok(()),
-        Ok(_) => Err(HelperError::call("open directory", path)(Errno::NOTDIR)),
-        Err(Errno::NOENT) => Err(HelperError::NoLayer {
+/// The id of the overlay that lies topmost at `merged`; `None` if nothing is mounted there.
+fn top(mounts: &[Mount], paths: &Paths) -> Result<Option<u64>, HelperError> {
+    match mountinfo::at(mounts, &paths.merged).last() {
+        None => Ok(None),
+        Some(mount) if mount.fs_type == "overlay" => Ok(Some(mount.id)),
+        Some(mount) => {
+            Err(HelperError::Occupied { path: paths.merged.clone(), fs_type: mount.fs_type.clone() })
+        }
+    }
+}
+
+/// The directories of a mount, each held open, so that none can be another one by the time it is used.
+#[derive(Debug)]
+struct Layers {
+    lower: Vec<OwnedFd>,
+    upper: OwnedFd,
+    work: OwnedFd,
+    merged: OwnedFd,
+}
+
+/// How the layers are told to the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Method {
+    /// By their descriptors: Linux 6.13 and newer.
+    Descriptors,
+    /// By their names, each a parameter of its own: Linux 6.8 and newer.
+    Names,
+    /// By one escaped option string: any.
+    Options,
+}
+
+/// All methods, the one to prefer first.
+pub const METHODS: [Method; 3] = [Method::Descriptors, Method::Names, Method::Options];
+
+/// Why a method did not mount.
+#[derive(Debug)]
+enum Refused {
+    /// The kernel does not know this method.
+    Unknown,
+    /// The kernel's overlayfs takes an option string only.
+    OptionsOnly,
+    /// It knows it, and says no.
+    Failed(HelperError),
+}
+
+/// Makes the mount and puts it on `merged`: by the first method that the kernel knows. That is one attempt: a method
+/// is unknown before anything was mounted by it.
+fn attach(layers: &Layers, paths: &Paths, plan: &MountPlan, methods: &[Method]) -> Result<(), HelperError> {
+    let mut options_only = false;
+    for method in methods {
+        // Such a kernel would log an error for `lowerdir+`, at every mount.
+        if options_only && *method == Method::Names {
+            continue;
+        }
+        match attach_by(*method, layers, paths, plan) {
+            Err(Refused::Unknown) => {}
+            Err(Refused::OptionsOnly) => options_only = true,
+            Err(Refused::Failed(error)) => return Err(error),
+            Ok(()) => return Ok(()),
+        }
+    }
+    Err(mount_error(paths, plan, Errno::NOSYS, String::new()))
+}
+
+fn attach_by(method: Method, layers: &Layers, paths: &Paths, plan: &MountPlan) -> Result<(), Refused> {
+    let by_name = match method {
+        Method::Descriptors => false,
+        Method::Names => true,
+        Method::Options => return attach_by_options(layers, paths, plan).map_err(Refused::Failed),
+    };
+    let context = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Ok(context) => context,
+        Err(Errno::NOSYS) => return Err(Refused::Unknown),
+        Err(source) => return Err(Refused::Failed(mount_error(paths, plan, source, String::new()))),
+    };
+    let failed = |source| Refused::Failed(mount_error(paths, plan, source, said(&context)));
+    let set = |key: &str, name: &Path, descriptor: &OwnedFd| {
+        if by_name {
+            fsconfig_set_string(&context, key, name)
+        } else {
+            fsconfig_set_fd(&context, key, descriptor)
+        }
+    };
+    fsconfig_set_string(&context, "source", "overlay").map_err(failed)?;
+    for (index, (name, descriptor)) in plan.lower.iter().zip(&layers.lower).enumerate() {
+        match set("lowerdir+", name, descriptor) {
+            // 6.1's overlayfs is not converted to this interface (fs/fsopen.c, vfs_fsconfig_locked: EOPNOTSUPP for a
+            // descriptor); 6.12 has the parameter, but not with a descriptor; a name longer than 255 bytes does not fit
+            // in a parameter.
+            Err(Errno::OPNOTSUPP) if index == 0 => return Err(Refused::OptionsOnly),
+            Err(Errno::INVAL) if index == 0 || by_name => return Err(Refused::Unknown),
+            result => result.map_err(failed)?,
+        }
+    }
+    // As a name, unlike `lowerdir+`, these two are unescaped (fs/overlayfs/params.c: ovl_mount_dir).
+    set("upperdir", Path::new(&escape(&paths.upper)), &layers.upper).map_err(failed)?;
+    set("workdir", Path::new(&escape(&paths.work)), &layers.work).map_err(failed)?;
+    fsconfig_set_string(&context, "index", "off").map_err(failed)?;
+    match fsconfig_create(&context) {
+        // Where overlayfs is not yet converted to this interface, parameters are looked at only now.
+        Err(Errno::INVAL) if by_name => return Err(Refused::Unknown),
+        result => result.map_err(failed)?,
+    }
+    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
+    let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map_err(failed)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    move_mount(&mount, "", &layers.merged, "", flags).map_err(failed)
+}
+
+fn attach_by_options(layers: &Layers, paths: &Paths, plan: &MountPlan) -> Result<(), HelperError> {
+    if plan.options.len() > MAX_OPTIONS {
+        return Err(HelperError::TooLongOptions { bytes: plan.options.len() });
+    }
+    let failed = |source| mount_error(paths, plan, source, String::new());
+    let options = CString::new(plan.options.as_str()).map_err(|_nul| failed(Errno::INVAL))?;
+    // mount(2) looks its target up by name and follows links: this one leads to the descriptor.
+    rustix::mount::mount(
+        "overlay",
+        proc_path(&layers.merged),
+        "overlay",
+        MountFlags::NOSUID | MountFlags::NODEV,
+        options.as_c_str(),
+    )
+    .map_err(failed)
+}
+
+fn mount_error(paths: &Paths, plan: &MountPlan, source: Errno, said: String) -> HelperError {
+    HelperError::Mount { path: paths.merged.clone(), options: plan.options.clone(), said, source }
+}
+
+/// What the kernel has to say about a file system context: messages as `e overlay: ...`, one a read(2)
+/// (Documentation/filesystems/mount_api.rst).
+fn said(context: &OwnedFd) -> String {
+    let mut text = String::new();
+    let mut buffer = [0; 1024];
+    while let Ok(length @ 1..) = rustix::io::read(context, &mut buffer) {
+        if !text.is_empty() {
+            text.push_str("; ");
+        }
+        text.push_str(String::from_utf8_lossy(&buffer[..length]).trim());
+    }
+    text
+}
+
+/// Opens a layer's directory, through no link: what root mounts into a server is what lies there.
+fn open_layer(state: &StateDir, path: &Path) -> Result<OwnedFd, HelperError> {
+    let relative = path.strip_prefix(state.path()).unwrap_or(path);
+    state.directory(relative).map_err(|errno| match errno {
+        Errno::NOENT => HelperError::NoLayer {
             path: path.to_owned(),
             hint: if path.ends_with("installation") {
                 "install the game there first"
             } else {
                 "create the overlay, or take it off the list in the instance file"
             },
-        }),
-        Err(source) => Err(HelperError::call("stat", path)(source)),
-    }
+        },
+        Errno::LOOP => HelperError::LinkedLayer(path.to_owned()),
+        source => HelperError::call("open directory", path)(source),
+    })
 }
 
-/// Makes `runtime/<id>`, root's. `runtime` itself is tmpfiles.d's.
-fn make_runtime(paths: &Paths) -> Result<(), HelperError> {
-    match rustix::fs::mkdir(&paths.runtime, Mode::from_raw_mode(0o755)) {
-        // The mode again, since the umask has a say in mkdir(2).
-        Ok(()) => rustix::fs::chmod(&paths.runtime, Mode::from_raw_mode(0o755))
-            .map_err(HelperError::call("chmod", &paths.runtime)),
-        Err(Errno::EXIST) => Ok(()),
-        Err(source) => Err(HelperError::call("mkdir", &paths.runtime)(source)),
+/// Makes `runtime/<id>`, root's, or takes the one that is there; locked. `runtime` itself is tmpfiles.d's.
+fn make_runtime(runtimes: &OwnedFd, paths: &Paths, deadline: Instant) -> Result<RuntimeLock, HelperError> {
+    let mode = Mode::from_raw_mode(0o755);
+    // A turn of this loop that does not end it means that a reset took the directory away after it was made.
+    loop {
+        match rustix::fs::mkdirat(runtimes, paths.name.as_str(), mode) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(source) => return Err(HelperError::call("mkdir", &paths.runtime)(source)),
+        }
+        if let Some(runtime) = RuntimeLock::take(runtimes, &paths.name, &paths.runtime, deadline)? {
+            // It says who may enter, whatever the umask was when it was made, by whomever.
+            rustix::fs::fchmod(&runtime, mode).map_err(HelperError::call("chmod", &paths.runtime))?;
+            require_roots(&runtime, &paths.runtime)?;
+            return Ok(runtime);
+        }
     }
 }
 
@@ -194,7 +406,7 @@ fn ensure_directory(
     directory: &Directory,
     paths: &Paths,
     server: Account,
-) -> Result<(), HelperError> {
+) -> Result<OwnedFd, HelperError> {
     let path = paths.runtime.join(directory.name);
     let mode = Mode::from_raw_mode(directory.mode);
     let made = match rustix::fs::mkdirat(runtime, directory.name, mode) {
@@ -202,8 +414,8 @@ fn ensure_directory(
         Err(Errno::EXIST) => false,
         Err(source) => return Err(HelperError::call("mkdir", &path)(source)),
     };
-    let opened =
-        open_directory(runtime, directory.name).map_err(HelperError::call("open directory", &path))?;
+    let opened = directory_beneath(runtime, Path::new(directory.name))
+        .map_err(HelperError::call("open directory", &path))?;
     if made {
         rustix::fs::fchmod(&opened, mode).map_err(HelperError::call("chmod", &path))?;
     }
@@ -217,27 +429,24 @@ fn ensure_directory(
         let group = Some(rustix::fs::Gid::from_raw(gid));
         rustix::fs::fchown(&opened, owner, group).map_err(HelperError::call("chown", &path))?;
     }
-    Ok(())
+    Ok(opened)
 }
 
 /// Removes `work/work`: an empty directory of mode 000 after a clean unmount (fs/overlayfs/super.c:
 /// ovl_workdir_create), with remains of half-done copies after a crash.
 fn clear_work(runtime: &RuntimeLock, paths: &Paths) -> Result<(), HelperError> {
-    let work = match open_directory(runtime, "work") {
+    let work = match directory_beneath(runtime, Path::new("work")) {
         Ok(work) => work,
         Err(Errno::NOENT) => return Ok(()),
         Err(source) => return Err(HelperError::call("open directory", &paths.work)(source)),
     };
     match rustix::fs::unlinkat(&work, "work", AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::NOTEMPTY) => purge::remove_tree(&work, c"work", &paths.work.join("work")),
+        Err(Errno::NOTEMPTY) => {
+            purge::remove_tree(&work, "work", &paths.work.join("work"), Instant::now() + CLEAR)
+        }
         Err(source) => Err(HelperError::call("rmdir", paths.work.join("work"))(source)),
     }
-}
-
-fn open_directory(parent: impl AsFd, name: &str) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    rustix::fs::openat(parent, name, flags, Mode::empty())
 }
 
 #[cfg(test)]
@@ -274,30 +483,90 @@ mod tests {
     }
 
     #[test]
-    fn too_many_layers_are_refused_before_the_kernel_cuts_them() {
+    fn what_overlayfs_splits_at_is_escaped() {
+        for (path, escaped) in [
+            ("/a b", "/a b"),
+            ("/a:b", "/a\\:b"),
+            ("/a,x=1", "/a\\,x=1"),
+            ("/a\\:b", "/a\\\\\\:b"),
+            ("/\\", "/\\\\"),
+        ] {
+            assert_eq!(escape(Path::new(path)), escaped, "{path}");
+        }
+    }
+
+    #[test]
+    fn more_layers_than_overlayfs_takes_are_refused() {
         let many = |count: usize| {
-            let names: Vec<_> = (0..count).map(|index| format!("\"{index:0>40}\"")).collect();
+            let names: Vec<_> = (0..count).map(|index| format!("\"{index}\"")).collect();
             format!("overlays = [{}]", names.join(","))
         };
-        assert!(plan_for("3", &many(50)).is_ok());
-        let error = plan_for("3", &many(80)).unwrap_err();
-        assert!(error.to_string().contains("copies 4095 at most"), "{error}");
+        assert!(plan_for("3", &many(499)).is_ok());
+        let error = plan_for("3", &many(500)).unwrap_err();
+        assert!(error.to_string().contains("501 layers"), "{error}");
     }
 
     #[test]
     fn only_the_servers_own_layer_is_the_servers() {
         let servers: Vec<_> =
             DIRECTORIES.iter().filter(|entry| entry.owner == Owner::Server).map(|entry| entry.name).collect();
-        assert_eq!(servers, ["upper", "merged"]);
+        assert_eq!(servers, ["upper"]);
     }
 
     #[test]
     fn a_missing_layer_says_what_to_do() {
         let directory = tempfile::tempdir().unwrap();
-        let text = require_layer(&directory.path().join("installation")).unwrap_err().to_string();
+        let state = StateDir::open(directory.path()).unwrap();
+        let text = open_layer(&state, &state.path().join("installation")).unwrap_err().to_string();
         assert!(text.ends_with("/installation: install the game there first"), "{text}");
-        let file = directory.path().join("f");
-        std::fs::write(&file, "").unwrap();
-        assert!(matches!(require_layer(&file), Err(HelperError::Call { source: Errno::NOTDIR, .. })));
+        std::fs::write(directory.path().join("f"), "").unwrap();
+        let file = open_layer(&state, &state.path().join("f"));
+        assert!(matches!(file, Err(HelperError::Call { source: Errno::NOTDIR, .. })));
+        std::os::unix::fs::symlink("/", directory.path().join("l")).unwrap();
+        assert!(matches!(open_layer(&state, &state.path().join("l/etc")), Err(HelperError::LinkedLayer(_))));
+    }
+
+    /// What overlayfs makes of an option string: it splits at a `,`, then at a `:`, and takes one level of `\` away.
+    fn overlayfs_reads(options: &str) -> Vec<(String, Vec<String>)> {
+        let mut parsed = vec![(String::new(), vec![String::new()])];
+        let mut characters = options.chars();
+        let mut in_key = true;
+        while let Some(character) = characters.next() {
+            let (key, values) = parsed.last_mut().unwrap();
+            match character {
+                '=' if in_key => in_key = false,
+                ',' => {
+                    parsed.push((String::new(), vec![String::new()]));
+                    in_key = true;
+                }
+                _ if in_key => key.push(character),
+                ':' => values.push(String::new()),
+                '\\' => values.last_mut().unwrap().extend(characters.next()),
+                _ => values.last_mut().unwrap().push(character),
+            }
+        }
+        parsed
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_name_becomes_another_option_or_another_layer(
+            state in "/[a:,\\\\ =\n\"]{0,8}", names in proptest::collection::vec("[a-z0-9:,\\\\ =]{1,8}", 0..4)
+        ) {
+            let paths = "3".parse::<Instance>().unwrap().paths(Path::new(&state));
+            let lower: Vec<_> = names.iter().map(|name| paths.all_runtimes.join(name)).collect();
+            let plan = plan(&paths, lower.clone()).unwrap();
+            let text = |path: &PathBuf| path.to_str().unwrap().to_owned();
+            let mut layers: Vec<_> = lower.iter().map(text).collect();
+            if layers.is_empty() {
+                layers.push(String::new());
+            }
+            proptest::prop_assert_eq!(overlayfs_reads(&plan.options), vec![
+                ("lowerdir".to_owned(), layers),
+                ("upperdir".to_owned(), vec![text(&paths.upper)]),
+                ("workdir".to_owned(), vec![text(&paths.work)]),
+                ("index".to_owned(), vec!["off".to_owned()]),
+            ]);
+        }
     }
 }

@@ -4,29 +4,41 @@
 //! `rmdir(merged)` must succeed, which the kernel refuses for a mountpoint; then the directory is renamed out of the
 //! way, so that a crash half-way never leaves a half-deleted upper layer where the next start would use it; only
 //! then is anything in it deleted. A delete that starts before the check empties `upper` and then trips over
-//! `merged`.
+//! `merged`. Whatever a killed reset leaves is `runtime/.purge-<id>`, for the next reset or mount.
 //!
-//! The delete itself takes hostile trees: the server's user could make anything in `upper`. It needs two open
-//! directories and one buffer however wide or deep the tree is: a directory found inside another is first renamed to
-//! the top of the tree, so nothing recurses. Every step is relative to an open directory; symlinks are removed and
-//! never followed; a directory on another mount is an error (openat2(2), RESOLVE_NO_XDEV, which sees bind mounts of
-//! the same file system too).
+//! The delete itself takes hostile trees: the server's user could make anything in `upper`, and may still be at it.
+//! Every step is relative to an open directory; symlinks are removed and never followed; a directory on another mount
+//! is an error (openat2(2), RESOLVE_NO_XDEV, which sees bind mounts of the same file system too); what has become
+//! something else since it was listed is left to the next pass; and there is a deadline, as somebody may add files
+//! faster than they can be deleted. However deep the tree is, at most [`MAX_DEPTH`] directories are open at once: one
+//! below that is renamed to the top of the tree and deleted from there.
 
 use std::ffi::{CStr, CString};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, RenameFlags, ResolveFlags};
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, RawDir, RenameFlags, ResolveFlags, SeekFrom, StatxAttributes, StatxFlags,
+};
 use rustix::io::Errno;
 
 use crate::error::HelperError;
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
 use crate::mountinfo;
+use crate::state::{StateDir, require_roots};
 
 /// The tables that must not list the directory: what the system has mounted, and what we would delete through. They
 /// differ if this process runs in a namespace of its own, where `rmdir` would not see PID 1's mount.
 pub const MOUNT_TABLES: [&str; 2] = ["/proc/1/mountinfo", "/proc/self/mountinfo"];
+
+/// How many directories are entered one in another; each takes a descriptor and a buffer.
+pub const MAX_DEPTH: usize = 32;
+
+/// How long a mount goes on deleting what a killed reset has left. The server waits for it.
+const SWEEP: Duration = Duration::from_secs(5);
 
 /// What is mounted at or below an instance's runtime directory, or what an earlier reset left of it.
 ///
@@ -44,26 +56,27 @@ pub fn still_mounted(paths: &Paths, tables: &[PathBuf]) -> Result<Vec<PathBuf>, 
     Ok(found)
 }
 
-/// Deletes `runtime/<id>`, if it is there, and what an interrupted reset left behind.
+/// Deletes `runtime/<id>`, if it is there, and what an interrupted reset left behind. It waits for others who work on
+/// the instance, and stops deleting, at `deadline`.
 ///
 /// # Errors
 /// [`HelperError::StillMounted`], [`HelperError::Gate`] and [`HelperError::Locked`] say that nothing was deleted.
 /// Later ones leave the rest as `runtime/.purge-<id>`, which the next reset deletes.
-pub fn purge(paths: &Paths, tables: &[PathBuf]) -> Result<(), HelperError> {
-    let lock = RuntimeLock::take(&paths.runtime)?;
+pub fn purge(
+    state: &StateDir,
+    paths: &Paths,
+    tables: &[PathBuf],
+    deadline: Instant,
+) -> Result<(), HelperError> {
+    let Some(runtimes) = state.runtime()? else { return Ok(()) };
+    let lock = RuntimeLock::take(&runtimes, &paths.name, &paths.runtime, deadline)?;
     let mounted = still_mounted(paths, tables)?;
     if !mounted.is_empty() {
         return Err(HelperError::StillMounted(mounted));
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let parent = match rustix::fs::open(&paths.all_runtimes, flags, Mode::empty()) {
-        Ok(parent) => parent,
-        Err(Errno::NOENT) if lock.is_none() => return Ok(()),
-        Err(source) => return Err(HelperError::call("open directory", &paths.all_runtimes)(source)),
-    };
-    let trash = format!(".purge-{}", paths.name);
-    let trash = CString::new(trash).expect("an instance name holds no NUL");
+    let trash = trash_name(paths);
     if let Some(lock) = &lock {
+        require_roots(lock, &paths.runtime)?;
         match rustix::fs::unlinkat(lock, c"merged", AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => {}
             Err(source @ (Errno::BUSY | Errno::NOTEMPTY)) => {
@@ -72,126 +85,211 @@ pub fn purge(paths: &Paths, tables: &[PathBuf]) -> Result<(), HelperError> {
             Err(source) => return Err(HelperError::call("rmdir", &paths.merged)(source)),
         }
     }
-    remove_tree(&parent, &trash, &paths.trash)?;
+    // What is left of an earlier reset has to go before its name can be used again. Whoever is deleting it has it
+    // locked: the lock went along when the directory was renamed.
+    if let Some(_stale) = RuntimeLock::take(&runtimes, &trash, &paths.trash, deadline)? {
+        remove_tree(&runtimes, &trash, &paths.trash, deadline)?;
+    }
     if lock.is_some() {
-        rustix::fs::renameat_with(&parent, paths.name.as_str(), &parent, &trash, RenameFlags::NOREPLACE)
+        rustix::fs::renameat_with(&runtimes, paths.name.as_str(), &runtimes, &trash, RenameFlags::NOREPLACE)
             .map_err(HelperError::call("rename", &paths.runtime))?;
-        remove_tree(&parent, &trash, &paths.trash)?;
+        remove_tree(&runtimes, &trash, &paths.trash, deadline)?;
     }
     Ok(())
+}
+
+/// Deletes what a killed reset has left of the instance, for a mount: not for long, not if somebody is at it, and
+/// nothing that fails here keeps the server from starting. `note` gets a line about that.
+pub fn sweep(state: &StateDir, paths: &Paths, note: &mut dyn FnMut(String)) {
+    let trash = trash_name(paths);
+    let result = (|| {
+        let Some(runtimes) = state.runtime()? else { return Ok(()) };
+        match RuntimeLock::take(&runtimes, &trash, &paths.trash, Instant::now()) {
+            Ok(Some(_stale)) => remove_tree(&runtimes, &trash, &paths.trash, Instant::now() + SWEEP),
+            Ok(None) | Err(HelperError::Locked(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    })();
+    if let Err(error) = result {
+        note(format!(
+            "what an interrupted reset left stays for the next one: {}",
+            crate::error::chain(&error)
+        ));
+    }
+}
+
+fn trash_name(paths: &Paths) -> String {
+    format!(".purge-{}", paths.name)
 }
 
 /// Deletes the directory `name` in `parent` with all it holds; no such directory is success. `path` is its name in
 /// messages.
 ///
 /// # Errors
-/// [`HelperError::Crossing`] at a mount or another file system, or the system call that failed. What is left can be
-/// given to this function again.
-pub fn remove_tree(parent: impl AsFd, name: &CStr, path: &Path) -> Result<(), HelperError> {
+/// [`HelperError::Crossing`] at a mount, [`HelperError::Protected`] at what not even root may delete,
+/// [`HelperError::OutOfTime`], or the system call that failed. What is left can be given to this function again.
+pub fn remove_tree(parent: impl AsFd, name: &str, path: &Path, deadline: Instant) -> Result<(), HelperError> {
     let parent = parent.as_fd();
-    let top = match enter(parent, name, None) {
+    let name = CString::new(name).map_err(|_nul| HelperError::call("delete", path)(Errno::INVAL))?;
+    let top = match enter(parent, &name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(refused(errno, path)),
     };
-    let tree = Tree { device: device(&top, path)?, path, top };
-    tree.empty()?;
-    rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR).map_err(|errno| refused(errno, path))
+    let mut tree = Tree { top, path, trail: Vec::new(), moved: 0, deadline };
+    loop {
+        let top = tree.top.try_clone().map_err(|error| {
+            HelperError::call("dup", path)(Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
+        })?;
+        let seen = tree.pass(&top)?;
+        match rustix::fs::unlinkat(parent, &name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT) => return Ok(()),
+            Err(Errno::NOTEMPTY | Errno::EXIST) if seen > 0 => {}
+            Err(errno) => return Err(tree.explain(parent, &name, errno)),
+        }
+    }
 }
 
 /// The tree that is being deleted.
 struct Tree<'a> {
     top: OwnedFd,
-    device: u64,
     path: &'a Path,
+    /// The names of the directories that are entered now, outermost first; for messages.
+    trail: Vec<CString>,
+    moved: u64,
+    deadline: Instant,
 }
 
 impl Tree<'_> {
-    /// Deletes everything in the top directory, which meanwhile receives the directories found further down. Each
-    /// pass deletes all it finds, so there are at most as many passes as the tree has levels.
-    fn empty(&self) -> Result<(), HelperError> {
-        let mut moved = 0;
-        for_all_until_empty(&self.top, self.path, |name, file_type| {
-            let failed = |errno| refused(errno, &self.path.join(display(name)));
-            if file_type != FileType::Directory && !self.unlink(&self.top, name).map_err(failed)? {
-                return Ok(());
+    /// Takes away every entry that one reading of a directory shows, and says how many that were. A directory that
+    /// changes while it is read may hide an entry (readdir(3)): the caller's rmdir(2) knows.
+    fn pass(&mut self, directory: &OwnedFd) -> Result<u64, HelperError> {
+        let failed = |call, errno, tree: &Self| HelperError::Call { call, path: tree.here(), source: errno };
+        rustix::fs::seek(directory, SeekFrom::Start(0)).map_err(|errno| failed("rewind", errno, self))?;
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 16 * 1024];
+        let mut entries = RawDir::new(directory, &mut buffer);
+        let mut seen = 0;
+        while let Some(entry) = entries.next() {
+            let entry = match entry {
+                // Somebody has removed this directory meanwhile.
+                Err(Errno::NOENT) => break,
+                entry => entry.map_err(|errno| failed("read directory", errno, self))?,
+            };
+            let name = entry.file_name();
+            if name == c"." || name == c".." {
+                continue;
             }
-            let inner = enter(self.top.as_fd(), name, Some(self.device)).map_err(failed)?;
-            self.flatten(&inner, name, &mut moved)?;
-            rustix::fs::unlinkat(&self.top, name, AtFlags::REMOVEDIR).map_err(failed)
-        })
+            seen += 1;
+            if seen % 64 == 0 && Instant::now() >= self.deadline {
+                return Err(HelperError::OutOfTime(self.path.to_owned()));
+            }
+            self.take_away(directory.as_fd(), name, entry.file_type() == FileType::Directory)?;
+        }
+        Ok(seen)
     }
 
-    /// Empties one directory: files are unlinked, directories are renamed into the top directory.
-    fn flatten(&self, inner: &OwnedFd, name: &CStr, moved: &mut u64) -> Result<(), HelperError> {
-        let path = self.path.join(display(name));
-        for_all_until_empty(inner, &path, |entry, file_type| {
-            let failed = |errno| refused(errno, &path.join(display(entry)));
-            if file_type != FileType::Directory && !self.unlink(inner, entry).map_err(failed)? {
-                return Ok(());
+    /// Takes one entry away. What has become something else, or is gone, since it was listed is left as it is.
+    fn take_away(
+        &mut self,
+        directory: BorrowedFd<'_>,
+        name: &CStr,
+        is_directory: bool,
+    ) -> Result<(), HelperError> {
+        if !is_directory {
+            match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
+                Ok(()) | Err(Errno::NOENT) => return Ok(()),
+                // A file system without types in its directories, or a file that was swapped for a directory.
+                Err(Errno::ISDIR) => {}
+                Err(errno) => return Err(self.explain(directory, name, errno)),
             }
-            loop {
-                let free = CString::new(format!(".moved-{moved}")).expect("digits hold no NUL");
-                *moved += 1;
-                match rustix::fs::renameat_with(inner, entry, &self.top, &free, RenameFlags::NOREPLACE) {
-                    // A name the server's user, or an interrupted delete, has taken: the next number.
-                    Err(Errno::EXIST) => {}
-                    result => return result.map_err(failed),
+        }
+        if self.trail.len() >= MAX_DEPTH {
+            return self.move_up(directory, name);
+        }
+        let inner = match enter(directory, name) {
+            Ok(inner) => inner,
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
+            Err(errno) => return Err(self.explain(directory, name, errno)),
+        };
+        self.trail.push(name.to_owned());
+        loop {
+            if Instant::now() >= self.deadline {
+                return Err(HelperError::OutOfTime(self.path.to_owned()));
+            }
+            let seen = self.pass(&inner)?;
+            match rustix::fs::unlinkat(directory, name, AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT | Errno::NOTDIR) => break,
+                Err(Errno::NOTEMPTY | Errno::EXIST) if seen > 0 => take_possession(&inner),
+                // Another directory was put in its place: the next pass over its parent enters that one.
+                Err(Errno::NOTEMPTY | Errno::EXIST) if !same(directory, name, &inner) => break,
+                Err(errno) => {
+                    self.trail.pop();
+                    return Err(self.explain(directory, name, errno));
                 }
             }
-        })
-    }
-
-    /// Unlinks what the directory says is not a directory; `true` if it turns out to be one (file systems without
-    /// types in their directories say 'unknown').
-    fn unlink(&self, directory: &OwnedFd, name: &CStr) -> Result<bool, Errno> {
-        match rustix::fs::unlinkat(directory, name, AtFlags::empty()) {
-            Ok(()) | Err(Errno::NOENT) => Ok(false),
-            Err(Errno::ISDIR) => Ok(true),
-            Err(errno) => Err(errno),
         }
+        self.trail.pop();
+        Ok(())
     }
-}
 
-/// Calls `take_away` for every entry until a pass finds none. A directory that changes while it is read may hide an
-/// entry from that pass (readdir(3)), not from the next.
-fn for_all_until_empty(
-    directory: &OwnedFd,
-    path: &Path,
-    mut take_away: impl FnMut(&CStr, FileType) -> Result<(), HelperError>,
-) -> Result<(), HelperError> {
-    let mut entries = Dir::read_from(directory).map_err(HelperError::call("open directory", path))?;
-    loop {
-        let mut found = false;
-        entries.rewind();
-        while let Some(entry) = entries.read() {
-            let entry = entry.map_err(HelperError::call("read directory", path))?;
-            let name = entry.file_name();
-            if name != c"." && name != c".." {
-                found = true;
-                take_away(name, entry.file_type())?;
+    /// Renames a directory that lies too deep to the top of the tree, where the next pass finds it.
+    fn move_up(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<(), HelperError> {
+        loop {
+            let free = CString::new(format!(".moved-{}", self.moved)).expect("digits hold no NUL");
+            self.moved += 1;
+            match rustix::fs::renameat_with(directory, name, &self.top, &free, RenameFlags::NOREPLACE) {
+                Ok(()) | Err(Errno::NOENT) => return Ok(()),
+                // A name the server's user, or an interrupted delete, has taken: the next number.
+                Err(Errno::EXIST) => {}
+                Err(errno) => return Err(self.explain(directory, name, errno)),
             }
         }
-        if !found {
-            return Ok(());
+    }
+
+    /// Where the delete is, for messages.
+    fn here(&self) -> PathBuf {
+        self.trail.iter().fold(self.path.to_owned(), |path, name| path.join(display(name)))
+    }
+
+    /// The error of an entry that cannot be taken away, `name` in `directory`.
+    fn explain(&self, directory: BorrowedFd<'_>, name: &CStr, errno: Errno) -> HelperError {
+        let path = self.here().join(display(name));
+        let protected = |name: &CStr, flags| {
+            let attributes = StatxAttributes::IMMUTABLE | StatxAttributes::APPEND;
+            rustix::fs::statx(directory, name, flags, StatxFlags::empty())
+                .is_ok_and(|stat| stat.stx_attributes.intersects(attributes))
+        };
+        if errno == Errno::PERM
+            && (protected(name, AtFlags::SYMLINK_NOFOLLOW) || protected(c"", AtFlags::EMPTY_PATH))
+        {
+            return HelperError::Protected(path);
         }
+        refused(errno, &path)
     }
 }
 
-/// Opens a directory without following a link or crossing a mount; EXDEV if it would, or if its device is not the
-/// one expected.
-fn enter(parent: BorrowedFd<'_>, name: &CStr, expected: Option<u64>) -> Result<OwnedFd, Errno> {
+/// Opens a directory without following a link or crossing a mount; EXDEV if it would.
+fn enter(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
-    let directory = rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)?;
-    match expected {
-        Some(device) if rustix::fs::fstat(&directory)?.st_dev != device => Err(Errno::XDEV),
-        _ => Ok(directory),
+    rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)
+}
+
+/// Makes a directory root's alone. Somebody may add to it as fast as it is emptied; from here on only root may.
+fn take_possession(directory: &OwnedFd) {
+    let root = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
+    let taken = rustix::fs::fchown(directory, Some(root.0), Some(root.1))
+        .and_then(|()| rustix::fs::fchmod(directory, Mode::RWXU));
+    match taken {
+        // If it can't be done, as by a test that is not root, what is tried next says so, or the deadline does.
+        Ok(()) | Err(_) => {}
     }
 }
 
-fn device(directory: &OwnedFd, path: &Path) -> Result<u64, HelperError> {
-    Ok(rustix::fs::fstat(directory).map_err(HelperError::call("fstat", path))?.st_dev)
+/// Whether `name` is still the directory that was opened as `held`.
+fn same(parent: BorrowedFd<'_>, name: &CStr, held: &OwnedFd) -> bool {
+    let Ok(named) = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) else { return false };
+    rustix::fs::fstat(held).is_ok_and(|held| (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino))
 }
 
 /// EXDEV and EBUSY are how the kernel says 'a mount' to openat2, rename, rmdir and unlink.
@@ -202,8 +300,9 @@ fn refused(errno: Errno, path: &Path) -> HelperError {
     }
 }
 
+/// A name as it can be printed: it may hold anything but a slash and a NUL.
 fn display(name: &CStr) -> String {
-    name.to_string_lossy().into_owned()
+    name.to_string_lossy().escape_debug().to_string()
 }
 
 #[cfg(test)]
@@ -220,8 +319,13 @@ mod tests {
         rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
     }
 
-    fn delete(parent: &Path, name: &CStr) -> Result<(), HelperError> {
-        remove_tree(open(parent), name, &parent.join(display(name)))
+    /// Far beyond what anything here takes.
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(120)
+    }
+
+    fn delete(parent: &Path, name: &str) -> Result<(), HelperError> {
+        remove_tree(open(parent), name, &parent.join(name), soon())
     }
 
     #[test]
@@ -231,7 +335,7 @@ mod tests {
         fs::create_dir(&tree).unwrap();
         // Deeper than a path can say and than descriptors would last: made step by step.
         let mut at = open(&tree);
-        for _ in 0..3000 {
+        for _ in 0..10_000 {
             rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
             at = rustix::fs::openat(&at, "d", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
         }
@@ -244,9 +348,9 @@ mod tests {
             fs::write(tree.join("wide").join(index.to_string()), "").unwrap();
         }
         fs::set_permissions(tree.join("wide/.moved-2"), fs::Permissions::from_mode(0o0)).unwrap();
-        delete(parent.path(), c"t").unwrap();
+        delete(parent.path(), "t").unwrap();
         assert!(!tree.exists());
-        delete(parent.path(), c"t").unwrap();
+        delete(parent.path(), "t").unwrap();
     }
 
     #[test]
@@ -254,7 +358,7 @@ mod tests {
         let parent = tempfile::tempdir().unwrap();
         fs::create_dir(parent.path().join("other")).unwrap();
         symlink("other", parent.path().join("t")).unwrap();
-        assert!(delete(parent.path(), c"t").is_err());
+        assert!(delete(parent.path(), "t").is_err());
         assert!(parent.path().join("other").is_dir());
     }
 
@@ -266,6 +370,11 @@ mod tests {
         }
         fs::write(paths.upper.join("precious"), "").unwrap();
         paths
+    }
+
+    fn reset(paths: &Paths, tables: &[PathBuf]) -> Result<(), HelperError> {
+        let state = paths.all_runtimes.parent().unwrap();
+        purge(&StateDir::open(state).unwrap(), paths, tables, soon())
     }
 
     fn table(state: &Path, text: &str) -> Vec<PathBuf> {
@@ -280,11 +389,11 @@ mod tests {
         let paths = instance(state.path());
         fs::create_dir_all(paths.trash.join("left/over")).unwrap();
         fs::create_dir(paths.all_runtimes.join("30")).unwrap();
-        purge(&paths, &table(state.path(), "")).unwrap();
+        reset(&paths, &table(state.path(), "")).unwrap();
         let left: Vec<_> =
             fs::read_dir(&paths.all_runtimes).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["30"]);
-        purge(&paths, &table(state.path(), "")).unwrap();
+        reset(&paths, &table(state.path(), "")).unwrap();
     }
 
     #[test]
@@ -292,13 +401,13 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let paths = instance(state.path());
         let mounted = format!("1 2 0:3 / {} rw - overlay overlay rw\n", paths.merged.display());
-        let error = purge(&paths, &table(state.path(), &mounted)).unwrap_err();
+        let error = reset(&paths, &table(state.path(), &mounted)).unwrap_err();
         assert!(
             matches!(&error, HelperError::StillMounted(what) if *what == [paths.merged.clone()]),
             "{error}"
         );
         assert!(paths.upper.join("precious").exists() && paths.merged.exists());
-        let error = purge(&paths, &table(state.path(), "garbage\n")).unwrap_err();
+        let error = reset(&paths, &table(state.path(), "garbage\n")).unwrap_err();
         assert!(matches!(error, HelperError::Mountinfo { .. }), "{error}");
         assert!(paths.upper.join("precious").exists());
     }
@@ -308,15 +417,82 @@ mod tests {
         let state = tempfile::tempdir().unwrap();
         let paths = instance(state.path());
         fs::write(paths.merged.join("stray"), "").unwrap();
-        let error = purge(&paths, &table(state.path(), "")).unwrap_err();
+        let error = reset(&paths, &table(state.path(), "")).unwrap_err();
         assert!(matches!(error, HelperError::Gate { source: Errno::NOTEMPTY, .. }), "{error}");
         fs::remove_file(paths.merged.join("stray")).unwrap();
-        let lock = RuntimeLock::take(&paths.runtime).unwrap();
-        assert!(matches!(purge(&paths, &table(state.path(), "")), Err(HelperError::Locked(_))));
+        let lock = RuntimeLock::take(open(&paths.all_runtimes), "3", &paths.runtime, Instant::now()).unwrap();
+        let held = purge(
+            &StateDir::open(state.path()).unwrap(),
+            &paths,
+            &table(state.path(), ""),
+            Instant::now() + Duration::from_millis(20),
+        );
+        assert!(matches!(held, Err(HelperError::Locked(_))));
         assert!(paths.upper.join("precious").exists());
         drop(lock);
-        purge(&paths, &table(state.path(), "")).unwrap();
+        reset(&paths, &table(state.path(), "")).unwrap();
         assert!(!paths.runtime.exists());
+    }
+
+    #[test]
+    fn a_delete_without_end_meets_its_deadline_and_the_next_one_goes_on() {
+        let parent = tempfile::tempdir().unwrap();
+        for index in 0..200 {
+            fs::create_dir_all(parent.path().join(format!("t/{index}/a"))).unwrap();
+        }
+        let past = remove_tree(open(parent.path()), "t", Path::new("/x/t"), Instant::now());
+        assert!(matches!(past, Err(HelperError::OutOfTime(_))), "{past:?}");
+        delete(parent.path(), "t").unwrap();
+        assert!(!parent.path().join("t").exists());
+    }
+
+    #[test]
+    fn what_an_interrupted_reset_left_is_swept_unless_somebody_is_at_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let paths = instance(directory.path());
+        let state = StateDir::open(directory.path()).unwrap();
+        let mut notes = Vec::new();
+        fs::create_dir_all(paths.trash.join("upper/d")).unwrap();
+        let busy = RuntimeLock::take(open(&paths.all_runtimes), ".purge-3", &paths.trash, soon()).unwrap();
+        sweep(&state, &paths, &mut |note| notes.push(note));
+        assert!(paths.trash.exists());
+        drop(busy);
+        sweep(&state, &paths, &mut |note| notes.push(note));
+        assert!(!paths.trash.exists() && paths.upper.join("precious").exists());
+        assert_eq!(notes, Vec::<String>::new());
+    }
+
+    #[test]
+    fn somebody_who_adds_and_swaps_meanwhile_is_outrun_or_the_deadline_is() {
+        let parent = tempfile::tempdir().unwrap();
+        let (tree, outside) = (parent.path().join("t"), parent.path().join("outside"));
+        fs::create_dir(&tree).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("file"), "kept").unwrap();
+        for index in 0..2000 {
+            fs::create_dir(tree.join(index.to_string())).unwrap();
+            fs::write(tree.join(index.to_string()).join("file"), "").unwrap();
+        }
+        let (at, target) = (tree.clone(), outside.clone());
+        let swapper = std::thread::spawn(move || {
+            // From the far end, so that what is swapped has often been listed already.
+            let mut swapped = 0;
+            for index in (0..2000).rev() {
+                let name = at.join(index.to_string());
+                let gone = fs::rename(&name, at.join(format!("x{index}"))).is_err();
+                if !gone && symlink(&target, &name).is_ok() {
+                    swapped += 1;
+                }
+            }
+            swapped
+        });
+        let result = delete(parent.path(), "t");
+        let swapped = swapper.join().unwrap();
+        if result.is_err() || tree.exists() {
+            delete(parent.path(), "t").unwrap();
+        }
+        assert!(!tree.exists());
+        assert_eq!(fs::read(outside.join("file")).unwrap(), b"kept", "after {swapped} swaps");
     }
 
     /// One step of making a tree: where, and what. Links point outside, at a directory, a file and up.
@@ -364,7 +540,7 @@ mod tests {
                     Make::Link(_, target) => symlink(target, &path).unwrap(),
                 }
             }
-            delete(parent.path(), c"t").unwrap();
+            delete(parent.path(), "t").unwrap();
             prop_assert!(!tree.exists());
             prop_assert_eq!(fs::read(outside.join("file")).unwrap(), b"kept");
             prop_assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);

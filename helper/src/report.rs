@@ -30,6 +30,8 @@ pub struct Report {
     pub phases: Phases,
     /// What is mounted at or below `runtime/<id>` after a stop or a reset, seen by PID 1 and by this process.
     pub still_mounted: Vec<PathBuf>,
+    /// For `status`: whether anything is mounted at or below `runtime/<id>`; null if that cannot be read.
+    pub mounted: Option<bool>,
     /// Why it is not ok, in sentences; null if it is.
     pub error: Option<String>,
     /// The exit status of `l4d2ctl`.
@@ -79,6 +81,18 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// The worst of several.
+    #[must_use]
+    pub fn worst(all: impl IntoIterator<Item = Self>) -> Self {
+        let rank = |exit: &Self| match exit {
+            Self::Ok => 0,
+            Self::NotRunning => 1,
+            Self::NoSuchUnit => 2,
+            Self::Failed => 3,
+        };
+        all.into_iter().max_by_key(rank).unwrap_or(Self::Ok)
+    }
+
     /// The number. 2 is missing: it is a usage error, and those have no report.
     #[must_use]
     pub fn code(self) -> u8 {
@@ -91,16 +105,23 @@ impl Exit {
     }
 }
 
-/// The text for people, without the error: that goes where errors go.
-impl fmt::Display for Report {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = match (self.action, self.ok) {
+impl Report {
+    /// One word or two for how it went.
+    fn verdict(&self) -> &'static str {
+        match (self.action, self.ok) {
             ("status", true) => "running",
+            ("status", false) if self.error.is_some() => "unknown",
             ("status", false) => "not running",
             (_, true) => "ok",
             (_, false) => "failed",
-        };
-        writeln!(f, "{} {}: {verdict}", self.action, self.unit)?;
+        }
+    }
+}
+
+/// The text for people, without the error: that goes where errors go.
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{} {}: {}", self.action, self.unit, self.verdict())?;
         if !self.active_state.is_empty() {
             let restarts = match self.restarts {
                 0 => String::new(),
@@ -138,6 +159,43 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
+}
+
+/// Several reports as a table, a line each, without their errors.
+#[must_use]
+pub fn table(reports: &[Report]) -> String {
+    let mut rows =
+        vec![["INSTANCE", "OUTCOME", "STATE", "RESULT", "RESTARTS", "MOUNTED", "TOTAL"].map(str::to_owned)];
+    rows.extend(reports.iter().map(|report| {
+        let state = match report.active_state.as_str() {
+            "" => "-".to_owned(),
+            state => format!("{state} ({})", report.sub_state),
+        };
+        let mounted = match (report.mounted, report.still_mounted.is_empty()) {
+            (Some(true), _) | (None, false) => "yes",
+            (Some(false), true) => "no",
+            (Some(false), false) | (None, true) => "-",
+        };
+        let total = if report.action == "status" { "-".into() } else { milliseconds(report.phases.total_us) };
+        [
+            report.instance.clone(),
+            report.verdict().to_owned(),
+            state,
+            if report.result.is_empty() { "-".into() } else { report.result.clone() },
+            report.restarts.to_string(),
+            mounted.to_owned(),
+            total,
+        ]
+    }));
+    let widths: Vec<_> =
+        (0..7).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+    let mut text = String::new();
+    for row in &rows {
+        let line: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
 }
 
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
@@ -181,6 +239,7 @@ mod tests {
                 purge_us: None,
                 total_us: 110_000,
             },
+            mounted: None,
             still_mounted: vec!["/var/lib/left4me/runtime/3/merged".into()],
             error: Some("it is busy".into()),
             exit: Exit::Failed,
@@ -190,6 +249,50 @@ mod tests {
     #[test]
     fn text() {
         insta::assert_snapshot!(busy().to_string());
+    }
+
+    #[test]
+    fn tables() {
+        let running = Report {
+            action: "status",
+            ok: true,
+            instance: "eu-1".into(),
+            active_state: "active".into(),
+            sub_state: "running".into(),
+            result: "success".into(),
+            restarts: 0,
+            mounted: Some(true),
+            still_mounted: vec![],
+            ..busy()
+        };
+        let stopped = Report {
+            ok: false,
+            mounted: Some(false),
+            active_state: "inactive".into(),
+            sub_state: "dead".into(),
+            error: None,
+            ..running.clone()
+        };
+        let unknown = Report {
+            error: Some("x".into()),
+            active_state: String::new(),
+            result: String::new(),
+            mounted: None,
+            ..stopped.clone()
+        };
+        insta::assert_snapshot!(table(&[busy(), running, stopped, unknown]));
+    }
+
+    #[test]
+    fn the_worst_of_several_is_the_exit_status() {
+        for (all, worst) in [
+            (&[][..], 0),
+            (&[Exit::Ok, Exit::NotRunning], 3),
+            (&[Exit::NoSuchUnit, Exit::NotRunning], 4),
+            (&[Exit::Failed, Exit::NoSuchUnit, Exit::Ok], 1),
+        ] {
+            assert_eq!(Exit::worst(all.iter().copied()).code(), worst, "{all:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,8 @@
 //! is ours. The match asks for this unit only, so that a busy machine's other jobs cannot fill the queue.
 
 use std::future::Future;
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use async_io::{Timer, block_on};
 use futures_lite::{StreamExt, future};
@@ -13,6 +14,7 @@ use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, MatchRule, MessageStream, message};
 
 use crate::control::{ExecRun, Job, UnitState, Units, UnitsError};
+use crate::doctor::{ExecLine, UnitSetup};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -34,7 +36,7 @@ const EXEC_PROPERTIES: [(&str, &str); 4] = [
 type ExecEntry = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32, i32);
 
 /// A connection to systemd. It keeps the units it was told about loaded, until it is dropped.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Systemd {
     connection: Connection,
     deadline: Instant,
@@ -122,6 +124,60 @@ impl Systemd {
         })
     }
 
+    /// The unit's settings, drop-ins included, for the doctor.
+    ///
+    /// # Errors
+    /// As [`UnitsError`].
+    pub fn setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
+        block_on(by(self.deadline, self.read_setup(unit, merged)))
+    }
+
+    async fn read_setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
+        let reply = self.manager("LoadUnit", &(unit)).await?;
+        let path: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let load_state: String = self.property(&path, UNIT, "LoadState").await?;
+        if load_state != "loaded" {
+            return Err(UnitsError::NoSuchUnit(format!("Unit {unit} is {load_state}.")));
+        }
+        let lines = |entries: Vec<ExecEntry>| {
+            entries.into_iter().map(|(_, argv, flags, ..)| ExecLine { argv, flags }).collect()
+        };
+        let mut roots: Vec<String> = Vec::new();
+        for name in ["RootDirectory", "RootImage"] {
+            roots.push(self.property(&path, SERVICE, name).await?);
+        }
+        roots.retain(|root| !root.is_empty());
+        let mut binds = Vec::new();
+        for name in ["BindPaths", "BindReadOnlyPaths"] {
+            let entries: Vec<(String, String, bool, u64)> = self.property(&path, SERVICE, name).await?;
+            binds.extend(entries.into_iter().map(|(source, ..)| plain_path(&source)));
+        }
+        let mut mounted_over = Vec::new();
+        for name in ["ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths"] {
+            let paths: Vec<String> = self.property(&path, SERVICE, name).await?;
+            mounted_over.extend(paths.iter().map(|path| plain_path(path)));
+        }
+        let temporary: Vec<(String, String)> = self.property(&path, SERVICE, "TemporaryFileSystem").await?;
+        mounted_over.extend(temporary.iter().map(|(path, _options)| plain_path(path)));
+        let timeout: u64 = self.property(&path, SERVICE, "TimeoutStopUSec").await?;
+        Ok(UnitSetup {
+            unit: unit.to_owned(),
+            merged: merged.to_owned(),
+            fragment: self.property(&path, UNIT, "FragmentPath").await?,
+            drop_ins: self.property(&path, UNIT, "DropInPaths").await?,
+            need_daemon_reload: self.property(&path, UNIT, "NeedDaemonReload").await?,
+            exec_start_pre: lines(self.property(&path, SERVICE, "ExecStartPreEx").await?),
+            exec_stop_post: lines(self.property(&path, SERVICE, "ExecStopPostEx").await?),
+            mount_flags: self.property(&path, SERVICE, "MountFlags").await?,
+            roots,
+            binds,
+            mounted_over,
+            kill_mode: self.property(&path, SERVICE, "KillMode").await?,
+            send_sigkill: self.property(&path, SERVICE, "SendSIGKILL").await?,
+            timeout_stop: (timeout != u64::MAX).then(|| Duration::from_micros(timeout)),
+        })
+    }
+
     async fn property<T>(&self, path: &OwnedObjectPath, interface: &str, name: &str) -> Result<T, UnitsError>
     where
         T: TryFrom<OwnedValue, Error = zbus::zvariant::Error>,
@@ -156,6 +212,11 @@ async fn by<T>(
         Err(UnitsError::Deadline)
     })
     .await
+}
+
+/// A path without the `-` and `+` that systemd leaves in front of it (systemd.exec(5), ReadWritePaths=).
+fn plain_path(setting: &str) -> PathBuf {
+    setting.trim_start_matches(['-', '+']).into()
 }
 
 fn exec_run(line: &'static str, entry: ExecEntry) -> ExecRun {
@@ -295,6 +356,18 @@ mod tests {
         fn sub_state(&self) -> &str {
             "dead"
         }
+        #[zbus(property)]
+        fn fragment_path(&self) -> &str {
+            "/x.service"
+        }
+        #[zbus(property)]
+        fn drop_in_paths(&self) -> Vec<String> {
+            vec!["/x.service.d/a.conf".into()]
+        }
+        #[zbus(property)]
+        fn need_daemon_reload(&self) -> bool {
+            true
+        }
     }
 
     struct Service;
@@ -316,6 +389,54 @@ mod tests {
         #[zbus(property)]
         fn exec_start_ex(&self) -> Vec<ExecEntry> {
             vec![("/s".into(), vec!["/s".into()], vec![], 1, 2, 3, 4, 5, 2, 15)]
+        }
+        #[zbus(property)]
+        fn mount_flags(&self) -> u64 {
+            0
+        }
+        #[zbus(property)]
+        fn root_directory(&self) -> &str {
+            ""
+        }
+        #[zbus(property)]
+        fn root_image(&self) -> &str {
+            ""
+        }
+        #[zbus(property)]
+        fn bind_paths(&self) -> Vec<(String, String, bool, u64)> {
+            vec![("/m/x".into(), "/y".into(), false, 0)]
+        }
+        #[zbus(property)]
+        fn bind_read_only_paths(&self) -> Vec<(String, String, bool, u64)> {
+            vec![]
+        }
+        #[zbus(property)]
+        fn read_only_paths(&self) -> Vec<String> {
+            vec![]
+        }
+        #[zbus(property)]
+        fn read_write_paths(&self) -> Vec<String> {
+            vec!["-/m".into()]
+        }
+        #[zbus(property)]
+        fn inaccessible_paths(&self) -> Vec<String> {
+            vec![]
+        }
+        #[zbus(property)]
+        fn temporary_file_system(&self) -> Vec<(String, String)> {
+            vec![("/m/t".into(), "ro".into())]
+        }
+        #[zbus(property)]
+        fn kill_mode(&self) -> &str {
+            "process"
+        }
+        #[zbus(property, name = "SendSIGKILL")]
+        fn send_sigkill(&self) -> bool {
+            true
+        }
+        #[zbus(property, name = "TimeoutStopUSec")]
+        fn timeout_stop_usec(&self) -> u64 {
+            u64::MAX
         }
         #[zbus(property)]
         fn exec_stop_ex(&self) -> Vec<ExecEntry> {
@@ -345,6 +466,21 @@ mod tests {
         let client = Builder::async_io_unix_stream(ours).p2p().build();
         let (server, client) = block_on(future::try_zip(server, client)).unwrap();
         (Systemd { connection: client, deadline: soon() }, server)
+    }
+
+    #[test]
+    fn the_setup_comes_off_the_wire() {
+        let (systemd, _server) = played();
+        let setup = systemd.setup(UNIT_NAME, Path::new("/m")).unwrap();
+        assert_eq!(setup.binds, [PathBuf::from("/m/x")]);
+        assert_eq!(setup.mounted_over, [PathBuf::from("/m"), PathBuf::from("/m/t")]);
+        assert_eq!((setup.timeout_stop, setup.kill_mode.as_str()), (None, "process"));
+        assert_eq!(setup.exec_stop_post[0].flags, ["privileged"]);
+        let settings: Vec<_> = crate::doctor::lint(&setup).iter().map(|finding| finding.setting).collect();
+        assert_eq!(
+            settings,
+            ["daemon-reload", "ExecStartPre", "ExecStopPost", "BindPaths", "ReadOnlyPaths", "KillMode"]
+        );
     }
 
     /// Far beyond what a socket pair needs.

@@ -32,17 +32,41 @@ fn usage_errors_of_the_helper() {
 #[test]
 fn help_of_l4d2ctl() {
     let program = env!("CARGO_BIN_EXE_l4d2ctl");
-    let all = ["start", "stop", "reset", "status"].map(|verb| stdout(&run(program, &[verb, "--help"])));
+    let all =
+        ["start", "stop", "reset", "status", "doctor"].map(|verb| stdout(&run(program, &[verb, "--help"])));
     insta::assert_snapshot!("l4d2ctl", stdout(&run(program, &["--help"])));
     insta::assert_snapshot!("l4d2ctl_reset", all[2]);
 }
 
 #[cfg(feature = "control")]
+#[path = "../examples/generate.rs"]
+#[expect(dead_code, reason = "its main is the example's")]
+mod generate;
+
+#[cfg(feature = "control")]
+#[test]
+fn the_manual_page_and_the_completions_that_are_shipped_are_those_of_the_program() {
+    for (path, content) in generate::files() {
+        let shipped = std::fs::read(&path).unwrap_or_default();
+        assert!(
+            shipped == content,
+            "{}: not what the program's command line makes; run `cargo run -p left4me-helper --example generate`",
+            path.display()
+        );
+    }
+}
+
+#[cfg(feature = "control")]
 #[test]
 fn usage_errors_of_l4d2ctl() {
-    for args in
-        [&[][..], &["reset"], &["reset", "../3"], &["status", "3", "--timeout", "0"], &["restart", "3"]]
-    {
+    for args in [
+        &[][..],
+        &["reset"],
+        &["reset", "../3"],
+        &["status", "3", "--timeout", "0"],
+        &["restart", "3"],
+        &["stop", "3", "--all"],
+    ] {
         assert_eq!(run(env!("CARGO_BIN_EXE_l4d2ctl"), args).status.code(), Some(2), "{args:?}");
     }
 }

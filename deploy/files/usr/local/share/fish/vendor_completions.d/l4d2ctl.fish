@@ -1,0 +1,58 @@
+# Print an optspec for argparse to handle cmd's options that are independent of any subcommand.
+function __fish_l4d2ctl_global_optspecs
+    string join \n h/help V/version
+end
+
+function __fish_l4d2ctl_needs_command
+    # Figure out if the current invocation already has a command.
+    set -l cmd (commandline -opc)
+    set -e cmd[1]
+    argparse -s (__fish_l4d2ctl_global_optspecs) -- $cmd 2>/dev/null
+    or return
+    if set -q argv[1]
+        # Also print the command, so this can be used to figure out what it is.
+        echo $argv[1]
+        return 1
+    end
+    return 0
+end
+
+function __fish_l4d2ctl_using_subcommand
+    set -l cmd (__fish_l4d2ctl_needs_command)
+    test -z "$cmd"
+    and return 1
+    contains -- $cmd[1] $argv
+end
+
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -s h -l help -d 'Print help'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -s V -l version -d 'Print version'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "start" -d 'Mount the overlays and start the servers'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "stop" -d 'Stop the servers and unmount the overlays'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "reset" -d 'Stop the servers and delete their runtime directories, with all they wrote'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "status" -d 'Say how the servers\' units are'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "doctor" -d 'Say what in the loaded units and their drop-ins defeats the design'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -s h -l help -d 'Print help'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -s h -l help -d 'Print help'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand status" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand status" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand doctor" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand doctor" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "start" -d 'Mount the overlays and start the servers'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "stop" -d 'Stop the servers and unmount the overlays'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "reset" -d 'Stop the servers and delete their runtime directories, with all they wrote'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "status" -d 'Say how the servers\' units are'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "doctor" -d 'Say what in the loaded units and their drop-ins defeats the design'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'

@@ -1,0 +1,7 @@
+//! See `checks::instance_file`.
+#![no_main]
+
+#[path = "../checks.rs"]
+mod checks;
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::instance_file(data));

@@ -1,0 +1,252 @@
+//! Waiting until those who are in the way of an unmount have gone: for events, with a deadline.
+//!
+//! The sequence of an unmount, of which this is the middle:
+//!
+//! 1. The unit's own processes that hold the mount are looked for. When systemd runs `ExecStopPost=` the main process
+//!    is gone, but its children may still be ending, and one that ignores SIGTERM stays: systemd's last SIGKILL comes
+//!    only after `ExecStopPost=`. Usually there is none, and this costs one read of `cgroup.procs`.
+//! 2. Those found are waited for by their pidfds. An end is the event; after each one the rest is looked at again. If
+//!    that is allowed ([`Patience::end`]), whoever still holds the mount after a quarter of the time gets SIGTERM, and
+//!    after half of it SIGKILL: what systemd would send next anyway, sent before the unmount and not after it.
+//! 3. `umount2(2)` is called once, whatever came of the wait. Its answer is the truth, the links under `/proc` are not.
+//! 4. If that says EBUSY everybody who holds the mount is named, and nothing is tried again.
+//!
+//! A process outside the unit is not waited for unless asked ([`Patience::outside`]), and never sent a signal. One that
+//! is in the unit but holds nothing in the mount is left to systemd.
+
+use std::collections::BTreeSet;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use crate::busy;
+use crate::cgroup::UnitCgroup;
+
+/// How long an unmount, with all that comes before it, may take unless told otherwise. It has to end before the unit's
+/// `TimeoutStopSec=` (15 s), after which systemd kills the helper itself.
+pub const DEFAULT_WAIT: Duration = Duration::from_secs(10);
+
+/// How patient an unmount is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// How long to wait.
+    pub wait: Duration,
+    /// Whether the unit's own processes that hold the mount are sent SIGTERM and then SIGKILL.
+    pub end: bool,
+    /// Whether processes outside the unit are waited for, too.
+    pub outside: bool,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self { wait: DEFAULT_WAIT, end: false, outside: false }
+    }
+}
+
+/// The processes that can be in the way.
+pub trait Tasks {
+    /// Those to look at, this process among them or not.
+    fn candidates(&self) -> Vec<u32>;
+    /// Whether `pid` belongs to the unit, so that it may be sent a signal.
+    fn own(&self, pid: u32) -> bool;
+}
+
+/// The unit's processes, or everybody.
+#[derive(Debug)]
+pub struct OfUnit<'a> {
+    /// The unit's cgroup; `None` if this process is not in one.
+    pub cgroup: Option<&'a UnitCgroup>,
+    /// Whether everybody is a candidate.
+    pub everybody: bool,
+}
+
+impl Tasks for OfUnit<'_> {
+    fn candidates(&self) -> Vec<u32> {
+        if self.everybody {
+            return busy::numbers(Path::new("/proc"));
+        }
+        self.cgroup.map(UnitCgroup::processes).unwrap_or_default()
+    }
+
+    fn own(&self, pid: u32) -> bool {
+        self.cgroup.is_some_and(|cgroup| cgroup.has(pid))
+    }
+}
+
+/// What is done to those who stay, in this order, with the part of the wait after which it is done.
+const STEPS: [(u32, Signal, &str); 2] = [(4, Signal::TERM, "SIGTERM"), (2, Signal::KILL, "SIGKILL")];
+
+/// Waits until no candidate holds the mount at `path`, or the time is up. `began` is when the time began; `note` gets a
+/// line for everything that is worth one in the journal.
+pub fn wait(
+    path: &Path,
+    tasks: &impl Tasks,
+    patience: &Patience,
+    began: Instant,
+    note: &mut dyn FnMut(String),
+) {
+    let deadline = began + patience.wait;
+    let mut steps = STEPS.iter().filter(|_| patience.end).peekable();
+    let mut known = BTreeSet::new();
+    loop {
+        let holders = look(path, tasks);
+        if holders.is_empty() {
+            return;
+        }
+        for (pid, _) in &holders {
+            if known.insert(*pid) {
+                note(format!("waiting for {pid} ({}), which holds {}", busy::comm(*pid), path.display()));
+            }
+        }
+        let now = Instant::now();
+        if now >= deadline {
+            return;
+        }
+        let due = steps.peek().map(|(part, _, _)| began + patience.wait / *part);
+        if due.is_some_and(|due| now >= due) {
+            let (_, signal, name) = steps.next().expect("peek saw it");
+            for (pid, pidfd) in holders.iter().filter(|(pid, _)| tasks.own(*pid)) {
+                match pidfd_send_signal(pidfd, *signal) {
+                    Ok(()) => note(format!("{pid} ({}) still holds it: sent {name}", busy::comm(*pid))),
+                    // It has ended by itself: the next look will not find it.
+                    Err(Errno::SRCH) => {}
+                    Err(errno) => note(format!("send {name} to {pid}: {errno}")),
+                }
+            }
+            continue;
+        }
+        until_one_ends(&holders, due.unwrap_or(deadline).min(deadline));
+    }
+}
+
+/// The candidates that hold the mount, each with its pidfd.
+fn look(path: &Path, tasks: &impl Tasks) -> Vec<(u32, OwnedFd)> {
+    let mut holders = Vec::new();
+    for pid in tasks.candidates() {
+        if pid == std::process::id() {
+            continue;
+        }
+        let Some(handle) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
+        // The pidfd first: a number that is given out again while we look is then not taken for its predecessor, as
+        // the predecessor's pidfd is what will be waited for, and is readable at once.
+        let Ok(pidfd) = pidfd_open(handle, PidfdFlags::empty()) else { continue };
+        if busy::holds(pid, path) {
+            holders.push((pid, pidfd));
+        }
+    }
+    holders
+}
+
+/// Waits until one of them has ended (a pidfd is readable then, pidfd_open(2)) or `until`.
+fn until_one_ends(holders: &[(u32, OwnedFd)], until: Instant) {
+    let mut descriptors: Vec<_> =
+        holders.iter().map(|(_, pidfd)| PollFd::new(pidfd, PollFlags::IN)).collect();
+    let left = until.saturating_duration_since(Instant::now());
+    let timeout = Timespec {
+        tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: left.subsec_nanos().into(),
+    };
+    match poll(&mut descriptors, Some(&timeout)) {
+        // The caller looks at who is left whatever ended this wait: an end, the time, or a signal to us.
+        Ok(_) | Err(_) => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, Command, Stdio};
+
+    use super::*;
+
+    /// Candidates that a test names, all or none of them the unit's.
+    struct Named(Vec<u32>, bool);
+
+    impl Tasks for Named {
+        fn candidates(&self) -> Vec<u32> {
+            self.0.clone()
+        }
+        fn own(&self, _pid: u32) -> bool {
+            self.1
+        }
+    }
+
+    /// A shell in `path` that runs `script` and says a line when it has got there.
+    #[expect(clippy::disallowed_methods, reason = "a shell that the test ends and waits for")]
+    fn shell(path: &Path, script: &str) -> Child {
+        let mut child = Command::new("sh")
+            .args(["-c", script])
+            .current_dir(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        child
+    }
+
+    const STUBBORN: &str = "trap '' TERM; echo; read line; cd /; exec sleep 100";
+
+    fn run(tasks: &Named, path: &Path, patience: Patience) -> (Duration, Vec<String>) {
+        let mut notes = Vec::new();
+        let began = Instant::now();
+        wait(path, tasks, &patience, began, &mut |note| notes.push(note));
+        (began.elapsed(), notes)
+    }
+
+    fn patience(millis: u64, end: bool) -> Patience {
+        Patience { wait: Duration::from_millis(millis), end, outside: false }
+    }
+
+    #[test]
+    fn nobody_there_is_no_wait() {
+        let directory = tempfile::tempdir().unwrap();
+        let me = Named(vec![std::process::id(), 1], true);
+        let (took, notes) = run(&me, directory.path(), patience(60_000, true));
+        assert!(took < Duration::from_secs(30) && notes.is_empty(), "{took:?} {notes:?}");
+    }
+
+    #[test]
+    fn an_end_is_the_event() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap();
+        let mut child = shell(&path, "echo; read line");
+        drop(child.stdin.take());
+        let (took, _) = run(&Named(vec![child.id()], false), &path, patience(60_000, false));
+        assert!(took < Duration::from_secs(30), "{took:?}");
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn one_that_stays_is_killed_only_if_that_is_allowed_and_it_is_the_units() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap();
+        for (end, own, killed) in [(true, true, true), (false, true, false), (true, false, false)] {
+            let mut child = shell(&path, STUBBORN);
+            let (took, notes) = run(&Named(vec![child.id()], own), &path, patience(400, end));
+            let sent: Vec<_> = notes.iter().filter(|note| note.contains("sent SIG")).collect();
+            assert_eq!(sent.len(), if killed { 2 } else { 0 }, "{notes:?}");
+            assert!(took >= Duration::from_millis(if killed { 200 } else { 400 }), "{took:?}");
+            assert_eq!(child.try_wait().unwrap().is_some(), killed, "{notes:?}");
+            if !killed {
+                child.kill().unwrap();
+                child.wait().unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn sigterm_comes_before_sigkill_and_spares_who_obeys() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().canonicalize().unwrap();
+        let mut child = shell(&path, "trap 'exit 7' TERM; echo; read line");
+        let (_, notes) = run(&Named(vec![child.id()], true), &path, patience(2000, true));
+        assert!(notes.iter().all(|note| !note.contains("SIGKILL")), "{notes:?}");
+        assert_eq!(child.wait().unwrap().code(), Some(7));
+    }
+}

@@ -1,0 +1,946 @@
+//! The built programs on the machine's own kernel: real overlays, real kills, a real attacker.
+//!
+//! Each test runs its second half in namespaces of its own (mount and PID), made by unshare(1), in which
+//! `/var/lib/left4me` is a directory below `target/`. So that half is PID 1 there, the helper finds itself in PID 1's
+//! mount namespace, as it demands, and whatever a test leaves goes with the namespaces. That takes root; without it a
+//! test says that it did not run.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use left4me_helper::account::Account;
+use left4me_helper::error::HelperError;
+use left4me_helper::mountinfo;
+use left4me_helper::overlay::{self, METHODS, Outcome};
+use left4me_helper::patience::Patience;
+use left4me_helper::state::StateDir;
+use nix::sys::ptrace;
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, unmount};
+
+/// The server's user here. It owns nothing on the machine.
+const SERVER: Account = Account { uid: 54_321, gid: 54_321 };
+
+const STATE: &str = "/var/lib/left4me";
+
+/// Runs the test function `name` of this file as PID 1 of namespaces of its own.
+fn isolated(name: &str) {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("not run: {name} mounts overlays, which takes root");
+        return;
+    }
+    let status = command("unshare")
+        .args([
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+            "--propagation",
+            "private",
+            "--",
+        ])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", name, "--nocapture", "--test-threads", "1"])
+        .status()
+        .expect("unshare(1) of util-linux");
+    assert!(status.success(), "{name}: {status}");
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "short programs, each waited for or killed by the test that starts it"
+)]
+fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    Command::new(program)
+}
+
+fn helper(args: &[&str]) -> Command {
+    let mut helper = command(env!("CARGO_BIN_EXE_left4me-overlay"));
+    helper.args(args);
+    helper
+}
+
+/// The example program, which cargo builds with the tests.
+fn purge() -> Command {
+    let programs = Path::new(env!("CARGO_BIN_EXE_left4me-overlay")).parent().unwrap();
+    let program = programs.join("examples/purge");
+    assert!(program.exists(), "cargo build -p left4me-helper --example purge, or test the whole package");
+    let mut purge = command(program);
+    purge.args([STATE, "3"]);
+    purge
+}
+
+#[track_caller]
+fn ok(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// For what is done in passing, by a clean-up or an attacker, and may not be possible.
+fn may_fail<T, E>(_: Result<T, E>) {}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The machine as a test wants it. Made after [`isolated`] only.
+struct Host {
+    directory: PathBuf,
+}
+
+impl Host {
+    fn new(name: &str) -> Self {
+        assert_eq!(std::process::id(), 1, "this half of a test runs by its other half only");
+        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let state = directory.join("state");
+        fs::create_dir_all(&directory).unwrap();
+        fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        let host = Self { directory };
+        host.clean();
+        for part in ["installation", "overlays/maps", "instances", "runtime"] {
+            fs::create_dir_all(state.join(part)).unwrap();
+        }
+        fs::write(state.join("installation/game"), "game").unwrap();
+        fs::write(state.join("overlays/maps/map"), "map").unwrap();
+        for instance in ["3", "4"] {
+            fs::write(state.join(format!("instances/{instance}.toml")), "overlays = [\"maps\"]\n").unwrap();
+        }
+        let passwd = host.directory.join("passwd");
+        fs::write(&passwd, format!("left4me:x:{}:{}::/:/none\n", SERVER.uid, SERVER.gid)).unwrap();
+        mount_bind(&passwd, "/etc/passwd").unwrap();
+        // In these namespaces only: the machine need not have the directory.
+        let none: Option<&std::ffi::CStr> = None;
+        rustix::mount::mount("tmpfs", "/var/lib", "tmpfs", MountFlags::empty(), none).unwrap();
+        fs::create_dir(STATE).unwrap();
+        mount_bind(&state, STATE).unwrap();
+        host
+    }
+
+    fn clean(&self) {
+        for name in ["state", "outside"] {
+            let path = self.directory.join(name);
+            if path.exists() {
+                // What a failed test has left immutable; where there is no such thing it fails, and that is fine.
+                may_fail(command("chattr").args(["-R", "-f", "-i"]).arg(&path).status());
+                ok(command("rm").args(["-rf", "--one-file-system"]).arg(path));
+            }
+        }
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        for mount in ["3", "4"].iter().flat_map(|instance| mounts_at(&merged(instance))) {
+            may_fail(unmount(mount.mount_point, UnmountFlags::empty()));
+        }
+        may_fail(unmount(STATE, UnmountFlags::empty()));
+        self.clean();
+    }
+}
+
+fn runtime(instance: &str) -> PathBuf {
+    Path::new(STATE).join("runtime").join(instance)
+}
+
+fn merged(instance: &str) -> PathBuf {
+    runtime(instance).join("merged")
+}
+
+fn mounts_at(path: &Path) -> Vec<mountinfo::Mount> {
+    let table = mountinfo::read(Path::new("/proc/self/mountinfo")).unwrap();
+    mountinfo::at(&table, path).into_iter().cloned().collect()
+}
+
+/// Mounts, and is sure that the overlay is what it is meant to be.
+#[track_caller]
+fn mount_is_sound(instance: &str) {
+    ok(&mut helper(&["mount", instance]));
+    assert_eq!(mounts_at(&merged(instance)).len(), 1);
+    assert_eq!(fs::read_to_string(merged(instance).join("game")).unwrap(), "game");
+    assert_eq!(fs::read_to_string(merged(instance).join("map")).unwrap(), "map");
+    let root = fs::metadata(merged(instance)).unwrap();
+    assert_eq!((root.uid(), root.gid()), (SERVER.uid, SERVER.gid));
+    let upper = fs::metadata(runtime(instance)).unwrap();
+    assert_eq!((upper.uid(), upper.mode() & 0o7777), (0, 0o755));
+}
+
+#[track_caller]
+fn umount_is_sound(instance: &str) {
+    ok(&mut helper(&["umount", instance]));
+    assert!(mounts_at(&merged(instance)).is_empty());
+    assert!(!runtime(instance).join("work/work").exists());
+}
+
+#[track_caller]
+fn reset_is_sound() {
+    ok(&mut purge());
+    let left: Vec<_> = fs::read_dir(Path::new(STATE).join("runtime"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert!(left.iter().all(|name| name == "4"), "{left:?}");
+}
+
+#[test]
+fn a_mount_and_an_unmount() {
+    isolated("inside_a_mount_and_an_unmount");
+}
+
+#[test]
+#[ignore = "run by a_mount_and_an_unmount"]
+fn inside_a_mount_and_an_unmount() {
+    let _host = Host::new("simple");
+    assert!(ok(&mut helper(&["umount", "3"])).contains("is not mounted"));
+    mount_is_sound("3");
+    fs::write(merged("3").join("written"), "x").unwrap();
+    assert!(ok(&mut helper(&["mount", "3"])).contains("mounted already"));
+    // nosuid and nodev: what the server writes is no way to more rights.
+    let line = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let line = line.lines().find(|line| line.contains(" /var/lib/left4me/runtime/3/merged ")).unwrap();
+    assert!(line.contains("nosuid,nodev"), "{line}");
+    umount_is_sound("3");
+    assert!(runtime("3").join("upper/written").exists());
+    // Something else at the mountpoint is not ours to take away.
+    let none: Option<&std::ffi::CStr> = None;
+    rustix::mount::mount("x", merged("3"), "tmpfs", MountFlags::empty(), none).unwrap();
+    for verb in ["mount", "umount"] {
+        let output = helper(&[verb, "3"]).output().unwrap();
+        assert!(stderr(&output).contains("carries a tmpfs mount that is not ours"), "{}", stderr(&output));
+    }
+    let refused = purge().output().unwrap();
+    assert!(stderr(&refused).contains("nothing was deleted"), "{}", stderr(&refused));
+    assert!(runtime("3").join("upper/written").exists());
+    unmount(merged("3"), UnmountFlags::empty()).unwrap();
+    reset_is_sound();
+}
+
+#[test]
+fn every_way_to_mount_takes_any_name() {
+    isolated("inside_every_way_to_mount_takes_any_name");
+}
+
+#[test]
+#[ignore = "run by every_way_to_mount_takes_any_name"]
+fn inside_every_way_to_mount_takes_any_name() {
+    let host = Host::new("names");
+    let mut tried = 0;
+    for name in ["plain", "a:b", "a,index=on", "a\\:b", "sp ace", "new\nline", "-o", "tail\\"] {
+        let path = host.directory.join("state").join(name);
+        // The names that a wrong split or a wrong unescape would find instead.
+        for decoy in ["a", "a:b", "a\\", "b"] {
+            fs::create_dir_all(host.directory.join("state").join(decoy).join("installation")).unwrap();
+        }
+        for part in ["installation", "runtime"] {
+            fs::create_dir_all(path.join(part)).unwrap();
+        }
+        fs::write(path.join("installation/game"), name).unwrap();
+        let state = StateDir::open(&path).unwrap();
+        let paths = state.paths(&"3".parse().unwrap());
+        let plan = overlay::plan(&paths, vec![state.path().join("installation")]).unwrap();
+        for method in METHODS {
+            let deadline = Instant::now() + Duration::from_secs(10);
+            match overlay::mount_by(&[method], &state, &paths, &plan, SERVER, deadline) {
+                Ok(outcome) => assert_eq!(outcome, Outcome::Done),
+                // This kernel does not know the method.
+                Err(HelperError::Mount { source: rustix::io::Errno::NOSYS, .. }) => continue,
+                Err(error) => panic!("{method:?} {name:?}: {}", left4me_helper::error::chain(&error)),
+            }
+            tried += 1;
+            assert_eq!(fs::read_to_string(paths.merged.join("game")).unwrap(), name, "{method:?}");
+            fs::write(paths.merged.join("written"), name).unwrap();
+            assert_eq!(fs::read_to_string(paths.upper.join("written")).unwrap(), name, "{method:?}");
+            fs::remove_file(paths.merged.join("written")).unwrap();
+            let umounted =
+                overlay::umount(&state, &paths, None, &Patience::default(), &mut |note| panic!("{note}"));
+            assert_eq!(umounted.unwrap(), Outcome::Done, "{method:?} {name:?}");
+        }
+    }
+    eprintln!("{tried} of {} mounts: the others by ways that this kernel does not know", 8 * METHODS.len());
+    assert!(tried >= 8);
+}
+
+#[test]
+fn two_at_once() {
+    isolated("inside_two_at_once");
+}
+
+#[test]
+#[ignore = "run by two_at_once"]
+fn inside_two_at_once() {
+    let _host = Host::new("two");
+    let at_once = |verb: &str| {
+        let all: Vec<Child> = (0..20)
+            .map(|_| helper(&[verb, "3"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+            .collect();
+        let said: Vec<_> = all.into_iter().map(|one| one.wait_with_output().unwrap()).collect();
+        assert!(said.iter().all(|output| output.status.success()), "{said:?}");
+        said.iter().filter(|output| !String::from_utf8_lossy(&output.stdout).contains("not")).count()
+    };
+    for _ in 0..20 {
+        at_once("mount");
+        assert_eq!(mounts_at(&merged("3")).len(), 1);
+        assert_eq!(at_once("umount"), 1, "one of them unmounted it");
+        assert!(mounts_at(&merged("3")).is_empty());
+    }
+    // Somebody holds instance 3: 4 does not wait for that, 3 does, and says so when its time is up.
+    let lock = fs::File::open(runtime("3")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    mount_is_sound("4");
+    umount_is_sound("4");
+    let output = helper(&["mount", "--wait", "0", "3"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("still works on this instance"), "{}", stderr(&output));
+    // The lock goes with its owner.
+    let waiting = helper(&["mount", "--wait", "60", "3"]).stdout(Stdio::null()).spawn().unwrap();
+    drop(lock);
+    assert!(waiting.wait_with_output().unwrap().status.success());
+    umount_is_sound("3");
+}
+
+/// Where the counting of system calls begins: at the first one that is not the start-up's. The helper begins with
+/// chdir(2), a reset with the openat2(2) of `runtime`.
+const FIRST_CALLS: [i64; 2] = [nix::libc::SYS_chdir, nix::libc::SYS_openat2];
+
+#[test]
+fn fifty_at_once() {
+    isolated("inside_fifty_at_once");
+}
+
+#[test]
+#[ignore = "run by fifty_at_once"]
+fn inside_fifty_at_once() {
+    let _host = Host::new("fifty");
+    let instances: Vec<_> = (100..150).map(|instance| instance.to_string()).collect();
+    for instance in &instances {
+        fs::write(Path::new(STATE).join(format!("instances/{instance}.toml")), "overlays = []\n").unwrap();
+    }
+    for (verb, mounts) in [("mount", 1), ("umount", 0)] {
+        let all: Vec<_> = instances
+            .iter()
+            .map(|instance| helper(&[verb, instance]).stdout(Stdio::null()).spawn().unwrap())
+            .collect();
+        for child in all {
+            let output = child.wait_with_output().unwrap();
+            assert!(output.status.success(), "{verb}");
+        }
+        assert!(instances.iter().all(|instance| mounts_at(&merged(instance)).len() == mounts), "{verb}");
+    }
+}
+
+#[test]
+fn faults_of_the_file_system_are_told_and_mended() {
+    isolated("inside_faults_of_the_file_system_are_told_and_mended");
+}
+
+#[test]
+#[ignore = "run by faults_of_the_file_system_are_told_and_mended"]
+fn inside_faults_of_the_file_system_are_told_and_mended() {
+    let _host = Host::new("faults");
+    let runtimes = Path::new(STATE).join("runtime");
+    let tmpfs = |options: &str| {
+        let options = std::ffi::CString::new(options).unwrap();
+        rustix::mount::mount("tmpfs", &runtimes, "tmpfs", MountFlags::empty(), options.as_c_str()).unwrap();
+    };
+    // Full: one entry more than there is room for, at each of the steps that make one.
+    let mut full = 0;
+    for inodes in 1..6 {
+        tmpfs(&format!("mode=755,nr_inodes={inodes}"));
+        let output = helper(&["mount", "3"]).output().unwrap();
+        if !output.status.success() {
+            full += 1;
+            let said = stderr(&output);
+            assert!(said.contains("No space left on device"), "{inodes}: {said}");
+            assert!(mounts_at(&merged("3")).is_empty(), "{inodes}");
+            rustix::mount::mount_remount(&runtimes, MountFlags::empty(), "nr_inodes=1000").unwrap();
+            mount_is_sound("3");
+        }
+        umount_is_sound("3");
+        reset_is_sound();
+        unmount(&runtimes, UnmountFlags::empty()).unwrap();
+    }
+    assert!(full >= 4, "{full} steps had no room");
+    // Read-only: told, and a reset deletes nothing and says so.
+    tmpfs("mode=755");
+    mount_is_sound("3");
+    umount_is_sound("3");
+    fs::write(runtime("3").join("upper/written"), "kept").unwrap();
+    rustix::mount::mount_remount(&runtimes, MountFlags::RDONLY, "").unwrap();
+    for output in [helper(&["mount", "3"]).output().unwrap(), purge().output().unwrap()] {
+        assert!(!output.status.success());
+        assert!(stderr(&output).contains("Read-only file system"), "{}", stderr(&output));
+    }
+    assert!(mounts_at(&merged("3")).is_empty());
+    assert_eq!(fs::read_to_string(runtime("3").join("upper/written")).unwrap(), "kept");
+    rustix::mount::mount_remount(&runtimes, MountFlags::empty(), "").unwrap();
+    mount_is_sound("3");
+    umount_is_sound("3");
+    // An overlay that cannot be mounted: its upper layer would lie on a file system that cannot carry one.
+    unmount(&runtimes, UnmountFlags::empty()).unwrap();
+    let none: Option<&std::ffi::CStr> = None;
+    rustix::mount::mount("ramfs", &runtimes, "ramfs", MountFlags::empty(), none).unwrap();
+    let output = helper(&["mount", "3"]).output().unwrap();
+    // Some kernels take it, with a warning; those that do not end as mount(8) does.
+    if !output.status.success() {
+        assert_eq!(output.status.code(), Some(32), "{}", stderr(&output));
+        assert!(
+            stderr(&output).contains("mount overlay on /var/lib/left4me/runtime/3/merged with lowerdir=")
+        );
+        assert!(mounts_at(&merged("3")).is_empty());
+    }
+    umount_is_sound_if_made();
+    unmount(&runtimes, UnmountFlags::empty()).unwrap();
+    mount_is_sound("3");
+    umount_is_sound("3");
+}
+
+/// A measurement: `cargo test --release -p left4me-helper --test native -- --ignored --nocapture purge_and_rm`, after
+/// `cargo build --release -p left4me-helper --example purge`.
+#[test]
+#[ignore = "a measurement, of some minutes"]
+fn purge_and_rm_on_100_000_files() {
+    isolated("inside_purge_and_rm_on_100_000_files");
+}
+
+#[test]
+#[ignore = "run by purge_and_rm_on_100_000_files"]
+fn inside_purge_and_rm_on_100_000_files() {
+    let _host = Host::new("bench");
+    let upper = runtime("3").join("upper");
+    let make = |directories: usize, files: usize| {
+        for name in ["work", "merged"] {
+            fs::create_dir_all(runtime("3").join(name)).unwrap();
+        }
+        for directory in 0..directories {
+            let path = upper.join(directory.to_string());
+            fs::create_dir_all(&path).unwrap();
+            for file in 0..files {
+                fs::write(path.join(file.to_string()), "").unwrap();
+            }
+        }
+    };
+    for (directories, files) in [(100, 1000), (1, 100_000), (10_000, 10)] {
+        let mut ratios: Vec<f64> = (0..5)
+            .map(|_| {
+                make(directories, files);
+                let ours: f64 = ok(&mut purge()).trim().parse().unwrap();
+                make(directories, files);
+                let began = Instant::now();
+                ok(command("rm").arg("-rf").arg(runtime("3")));
+                let theirs = began.elapsed().as_secs_f64();
+                eprintln!("{directories} x {files}: purge {ours:.3} s, rm -rf {theirs:.3} s");
+                ours / theirs
+            })
+            .collect();
+        ratios.sort_by(f64::total_cmp);
+        eprintln!(
+            "{directories} x {files}: purge takes {:.2} times as long as rm -rf (median of 5)",
+            ratios[2]
+        );
+        assert!(ratios[2] <= 1.2, "{ratios:?}");
+    }
+}
+
+/// Runs a program and kills it by SIGKILL as it enters its system call number `nth`, counted from 0 at the first of
+/// its own. `false` if it ended before.
+#[expect(clippy::zombie_processes, reason = "waitpid(2) reaps it, as a tracee")]
+fn killed_at(mut program: Command, nth: usize) -> bool {
+    program.stdout(Stdio::null()).stderr(Stdio::null());
+    #[expect(unsafe_code, reason = "a tracee asks to be traced between fork and exec")]
+    // SAFETY: ptrace(2) is a bare system call: no allocation, no lock.
+    unsafe {
+        program.pre_exec(|| ptrace::traceme().map_err(std::io::Error::from));
+    }
+    let child = program.spawn().unwrap();
+    let pid = Pid::from_raw(child.id().cast_signed());
+    assert!(matches!(waitpid(pid, None).unwrap(), WaitStatus::Stopped(_, Signal::SIGTRAP)));
+    ptrace::setoptions(pid, ptrace::Options::PTRACE_O_TRACESYSGOOD | ptrace::Options::PTRACE_O_EXITKILL)
+        .unwrap();
+    let mut entered = None;
+    let mut entry = true;
+    loop {
+        ptrace::syscall(pid, None).unwrap();
+        match waitpid(pid, None).unwrap() {
+            WaitStatus::PtraceSyscall(_) if entry => {
+                if entered.is_none()
+                    && FIRST_CALLS.contains(&ptrace::getregs(pid).unwrap().orig_rax.cast_signed())
+                {
+                    entered = Some(0);
+                }
+                if entered == Some(nth) {
+                    kill(pid, Signal::SIGKILL).unwrap();
+                    assert!(matches!(
+                        waitpid(pid, None).unwrap(),
+                        WaitStatus::Signaled(_, Signal::SIGKILL, _)
+                    ));
+                    return true;
+                }
+                entered = entered.map(|count| count + 1);
+                entry = false;
+            }
+            WaitStatus::PtraceSyscall(_) => entry = true,
+            WaitStatus::Exited(_, status) => {
+                assert_eq!(status, 0, "it failed by itself");
+                return false;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn killed_at_every_step() {
+    isolated("inside_killed_at_every_step");
+}
+
+/// Every system call of each program is a step, and a kill before it a case: found by counting, not by luck. The last
+/// number is that of a run that was not killed.
+#[test]
+#[ignore = "run by killed_at_every_step"]
+fn inside_killed_at_every_step() {
+    let _host = Host::new("kill");
+    let mut cases = Vec::new();
+    for nth in 0.. {
+        let killed = killed_at(helper(&["mount", "3"]), nth);
+        // By turns: a second mount goes on from there, or an unmount, or a reset where nothing is mounted yet.
+        match nth % 3 {
+            0 => mount_is_sound("3"),
+            1 => umount_is_sound_if_made(),
+            _ if mounts_at(&merged("3")).is_empty() => {}
+            _ => mount_is_sound("3"),
+        }
+        umount_is_sound_if_made();
+        reset_is_sound();
+        if !killed {
+            cases.push(("mount", nth));
+            break;
+        }
+    }
+    for nth in 0.. {
+        mount_is_sound("3");
+        fs::write(merged("3").join("written"), "kept").unwrap();
+        let killed = killed_at(helper(&["umount", "3"]), nth);
+        if nth % 2 == 0 {
+            umount_is_sound("3");
+        }
+        mount_is_sound("3");
+        assert_eq!(fs::read_to_string(merged("3").join("written")).unwrap(), "kept");
+        umount_is_sound("3");
+        reset_is_sound();
+        if !killed {
+            cases.push(("umount", nth));
+            break;
+        }
+    }
+    for nth in 0.. {
+        mount_is_sound("3");
+        for index in 0..8 {
+            fs::create_dir_all(merged("3").join(format!("{index}/below"))).unwrap();
+            fs::write(merged("3").join(format!("{index}/file")), "kept").unwrap();
+        }
+        umount_is_sound("3");
+        // What an earlier reset left, so that deleting that is among the steps.
+        fs::create_dir_all(Path::new(STATE).join("runtime/.purge-3/upper/old")).unwrap();
+        let killed = killed_at(purge(), nth);
+        // Never half a layer where a start would use it: all that the server wrote is there, or nothing of it.
+        let upper = runtime("3").join("upper");
+        if upper.exists() {
+            let whole = (0..8).all(|index| {
+                upper.join(format!("{index}/file")).exists() && upper.join(format!("{index}/below")).exists()
+            });
+            assert!(whole, "after {nth} calls of the reset");
+        }
+        if nth % 2 == 0 {
+            mount_is_sound("3");
+            assert!(!Path::new(STATE).join("runtime/.purge-3").exists(), "the mount sweeps what was left");
+            umount_is_sound("3");
+        }
+        reset_is_sound();
+        if !killed {
+            cases.push(("reset", nth));
+            break;
+        }
+    }
+    eprintln!("kills before each system call: {cases:?}");
+    assert!(cases.iter().all(|(_, count)| *count > 20), "{cases:?}");
+}
+
+/// An unmount before anything was made is a success, too.
+#[track_caller]
+fn umount_is_sound_if_made() {
+    ok(&mut helper(&["umount", "3"]));
+    assert!(mounts_at(&merged("3")).is_empty());
+}
+
+#[test]
+fn hostile_trees_are_reset() {
+    isolated("inside_hostile_trees_are_reset");
+}
+
+#[test]
+#[ignore = "run by hostile_trees_are_reset"]
+fn inside_hostile_trees_are_reset() {
+    use rustix::fs::{FileType, Mode, mkdirat, mknodat, openat};
+    let _host = Host::new("hostile");
+    mount_is_sound("3");
+    umount_is_sound("3");
+    let upper = runtime("3").join("upper");
+    let directory = fs::File::open(&upper).unwrap();
+    let flags = rustix::fs::OFlags::DIRECTORY | rustix::fs::OFlags::RDONLY;
+    for name in ["a\nb", "\u{1b}[31m", "-rf", "\\", " ", "..."] {
+        fs::write(upper.join(name), "").unwrap();
+        fs::create_dir(upper.join(format!("{name}d"))).unwrap();
+    }
+    let odd = rustix::ffi::CString::new(vec![0xff, 0xfe]).unwrap();
+    mkdirat(&directory, &odd, Mode::empty()).unwrap();
+    for (name, kind, device) in [
+        ("whiteout", FileType::CharacterDevice, 0),
+        ("disk", FileType::BlockDevice, rustix::fs::makedev(7, 0)),
+        ("fifo", FileType::Fifo, 0),
+        ("socket", FileType::Socket, 0),
+    ] {
+        mknodat(&directory, name, kind, Mode::RUSR, device).unwrap();
+    }
+    fs::write(upper.join("setuid"), "").unwrap();
+    fs::set_permissions(upper.join("setuid"), fs::Permissions::from_mode(0o4755)).unwrap();
+    let target = rustix::fs::XattrFlags::empty();
+    rustix::fs::setxattr(upper.join("setuid"), "user.x", &[7; 1000], target).unwrap();
+    for (name, target) in [("up", "../../.."), ("root", "/"), ("loop", "loop"), ("other", "../../4")] {
+        symlink(target, upper.join(name)).unwrap();
+    }
+    let mut at = openat(&directory, ".", flags, Mode::empty()).unwrap();
+    for _ in 0..10_000 {
+        mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = openat(&at, "d", flags, Mode::empty()).unwrap();
+    }
+    drop((at, directory));
+
+    // Immutable is somebody's decision: Reset says which file, and goes on once it is taken back.
+    let precious = upper.join("immutable/precious");
+    fs::create_dir(upper.join("immutable")).unwrap();
+    fs::write(&precious, "").unwrap();
+    let file = fs::File::open(&precious).unwrap();
+    match rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::IMMUTABLE) {
+        Ok(()) => {
+            let output = purge().output().unwrap();
+            let said = stderr(&output);
+            assert!(
+                !output.status.success()
+                    && said.contains("runtime/.purge-3/upper/immutable/precious: ")
+                    && said.contains("chattr -R -i -a"),
+                "{said}"
+            );
+            assert!(!runtime("3").exists(), "the next start begins anew all the same");
+            rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::empty()).unwrap();
+        }
+        Err(errno) => eprintln!("not run: an immutable file, which this file system does not have ({errno})"),
+    }
+    drop(file);
+    reset_is_sound();
+
+    // A mount of its own below: nothing goes, and it is named.
+    mount_is_sound("3");
+    umount_is_sound("3");
+    fs::create_dir(upper.join("mine")).unwrap();
+    mount_bind(Path::new(STATE).join("installation"), upper.join("mine")).unwrap();
+    let output = purge().output().unwrap();
+    assert!(stderr(&output).contains("still mounted there: /var/lib/left4me/runtime/3/upper/mine"));
+    unmount(upper.join("mine"), UnmountFlags::empty()).unwrap();
+    reset_is_sound();
+    assert!(Path::new(STATE).join("installation/game").exists());
+}
+
+#[test]
+fn an_attacker_who_swaps_directories_for_links() {
+    isolated("inside_an_attacker_who_swaps_directories_for_links");
+}
+
+const CYCLES: usize = 200;
+
+#[test]
+#[ignore = "run by an_attacker_who_swaps_directories_for_links"]
+fn inside_an_attacker_who_swaps_directories_for_links() {
+    let host = Host::new("attack");
+    // What must not be touched: another instance, and a tree outside of everything, both with files that the attacker
+    // can reach only through root's hands.
+    let outside = host.directory.join("outside");
+    for precious in [runtime("4").join("upper"), outside.clone()] {
+        for directory in ["a", "b/c"] {
+            fs::create_dir_all(precious.join(directory)).unwrap();
+            fs::write(precious.join(directory).join("file"), "kept").unwrap();
+        }
+    }
+    let before = [listing(&runtime("4")), listing(&outside)];
+    // Started by root, as is a server: the links to its own program lead through nobody's private directory.
+    let program = host.directory.join("attacker");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut attacker = command(&program)
+        .args(["--ignored", "--exact", "the_attacker", "--nocapture", "--test-threads", "1"])
+        .env("ATTACK_OUTSIDE", &outside)
+        .uid(SERVER.uid)
+        .gid(SERVER.gid)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut refused = Vec::new();
+    for cycle in 0..CYCLES {
+        // What lies in the overlay is the attacker's; that there is one is not.
+        ok(&mut helper(&["mount", "3"]));
+        assert_eq!(mounts_at(&merged("3")).len(), 1);
+        umount_is_sound("3");
+        // An attacker may make a reset fail, loudly. He may not make it do anything else, nor keep it from being done
+        // once he is gone.
+        if cycle % 4 == 3 {
+            let output = purge().output().unwrap();
+            if !output.status.success() {
+                refused.push(stderr(&output));
+            }
+        }
+    }
+    attacker.stdin.take().unwrap().write_all(b"stop\n").unwrap();
+    let said = BufReader::new(attacker.stdout.take().unwrap()).lines().map_while(Result::ok);
+    let swaps: Option<u64> =
+        said.filter_map(|line| line.strip_prefix("swaps: ").and_then(|count| count.parse().ok())).last();
+    assert!(attacker.wait().unwrap().success());
+    let swaps = swaps.expect("the attacker says how often it swapped");
+    reset_is_sound();
+    assert_eq!([listing(&runtime("4")), listing(&outside)], before);
+    eprintln!(
+        "{swaps} swaps during {CYCLES} cycles, {} of {} resets refused {refused:?}",
+        refused.len(),
+        CYCLES / 4
+    );
+    assert!(refused.is_empty(), "{refused:?}");
+    assert!(swaps >= 100_000, "{swaps} swaps are no attack");
+    fs::remove_file(&program).unwrap();
+}
+
+/// Path, mode, owner, time of the last change, content.
+type Entry = (PathBuf, u32, u32, i64, Option<Vec<u8>>);
+
+/// Everything about a tree that a wrong step would change.
+fn listing(root: &Path) -> Vec<Entry> {
+    let mut found = Vec::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(path) = left.pop() {
+        let meta = fs::symlink_metadata(&path).unwrap();
+        if meta.is_dir() {
+            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+        let content = meta.is_file().then(|| fs::read(&path).unwrap());
+        found.push((path, meta.mode(), meta.uid(), meta.ctime(), content));
+    }
+    found.sort();
+    found
+}
+
+/// The server's user gone bad: swaps names in `upper` between directories and links as fast as it can, by path and by
+/// a descriptor that it keeps when the directory is moved away, until a line comes on stdin.
+#[test]
+#[ignore = "run by an_attacker_who_swaps_directories_for_links"]
+fn the_attacker() {
+    use rustix::fs::{
+        AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with, symlinkat, unlinkat,
+    };
+    let outside = PathBuf::from(std::env::var_os("ATTACK_OUTSIDE").expect("run by its test only"));
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let told = stop.clone();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+        told.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    let targets = [outside, runtime("4").join("upper"), "/".into(), "../../4/upper".into(), "..".into()];
+    let names = ["a", "b", "c", "game", "map", "work", "merged"];
+    let mut swaps = 0_u64;
+    let mut upper = None;
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+        if let Ok(current) = openat(CWD, runtime("3").join("upper"), flags, Mode::empty()) {
+            upper = Some(current);
+        }
+        let Some(upper) = &upper else {
+            std::thread::yield_now();
+            continue;
+        };
+        // Many swaps for one look for the directory. Whatever fails, fails.
+        for round in 0..20 {
+            let (name, target) = (names[round % names.len()], &targets[round % targets.len()]);
+            may_fail(mkdirat(upper, "dir", Mode::RWXU));
+            may_fail(openat(upper, format!("dir/{round}"), OFlags::CREATE | OFlags::WRONLY, Mode::RWXU));
+            may_fail(symlinkat(target, upper, "link"));
+            may_fail(renameat_with(upper, "dir", upper, name, RenameFlags::empty()));
+            for _ in 0..21 {
+                if renameat_with(upper, "link", upper, name, RenameFlags::EXCHANGE).is_ok() {
+                    swaps += 1;
+                }
+            }
+            may_fail(unlinkat(upper, "link", AtFlags::empty()));
+            may_fail(unlinkat(upper, name, AtFlags::empty()));
+        }
+    }
+    println!("\nswaps: {swaps}");
+}
+
+#[test]
+fn a_straggler_of_the_unit_is_waited_for_and_an_outsider_is_named() {
+    isolated("inside_a_straggler_of_the_unit_is_waited_for_and_an_outsider_is_named");
+}
+
+/// A cgroup that looks like the unit's, taken away on drop.
+struct Unit(PathBuf);
+
+impl Unit {
+    /// `None` where this machine lets nobody make one.
+    fn new() -> Option<Self> {
+        let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
+            .into_iter()
+            .find(|root| Path::new(root).join("cgroup.procs").exists())?;
+        let slice =
+            Path::new(root).join(format!("left4me-test-{}.slice", rustix::process::getuid().as_raw()));
+        let unit = slice.join("left4me-server@3.service");
+        fs::create_dir_all(&unit).ok()?;
+        Some(Self(unit))
+    }
+
+    /// Puts a program into the unit before it runs.
+    fn start(&self, program: &str, args: &[&str], directory: &Path) -> Child {
+        let procs = self.0.join("cgroup.procs");
+        command("sh")
+            .args(["-c", "echo $$ > \"$0\" && cd \"$1\" && shift && exec \"$@\""])
+            .arg(procs)
+            .arg(directory)
+            .arg(program)
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    }
+}
+
+impl Drop for Unit {
+    fn drop(&mut self) {
+        may_fail(fs::remove_dir(&self.0));
+        may_fail(fs::remove_dir(self.0.parent().unwrap()));
+    }
+}
+
+fn first_line(child: &mut Child) {
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(!line.is_empty());
+}
+
+#[test]
+#[ignore = "run by a_straggler_of_the_unit_is_waited_for_and_an_outsider_is_named"]
+fn inside_a_straggler_of_the_unit_is_waited_for_and_an_outsider_is_named() {
+    let _host = Host::new("straggler");
+    let program = env!("CARGO_BIN_EXE_left4me-overlay");
+    mount_is_sound("3");
+
+    // A journal of our own, for the entry with fields.
+    let none: Option<&std::ffi::CStr> = None;
+    rustix::mount::mount("tmpfs", "/run", "tmpfs", MountFlags::empty(), none).unwrap();
+    fs::create_dir_all("/run/systemd/journal").unwrap();
+    let journal = std::os::unix::net::UnixDatagram::bind("/run/systemd/journal/socket").unwrap();
+    journal.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+
+    // From outside: named at once, unmounted never.
+    let mut outsider = command("sh")
+        .args(["-c", "echo; read line"])
+        .current_dir(merged("3"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    first_line(&mut outsider);
+    let began = Instant::now();
+    let output = helper(&["umount", "3"]).output().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(5));
+    assert_eq!(output.status.code(), Some(32));
+    let said = stderr(&output);
+    assert!(
+        said.contains("EBUSY: held by ") && said.contains("(sh) of") && said.contains("by cwd"),
+        "{said}"
+    );
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let mut entry = [0; 8192];
+    let length = journal.recv(&mut entry).unwrap();
+    let entry = String::from_utf8(entry[..length].to_vec()).unwrap();
+    for field in [
+        format!("MESSAGE={}", said.trim_end()),
+        format!("MESSAGE_ID={}", left4me_helper::journal::BUSY_MESSAGE_ID),
+        "PRIORITY=3".into(),
+        "LEFT4ME_INSTANCE=3".into(),
+        "LEFT4ME_MOUNT=/var/lib/left4me/runtime/3/merged".into(),
+        "LEFT4ME_HOLDERS=1".into(),
+        format!("LEFT4ME_HOLDER_PID={}", outsider.id()),
+    ] {
+        assert!(entry.lines().any(|line| line == field), "{field}: {entry}");
+    }
+    // Waited for if asked; by a helper that has given up what it does not need.
+    let mut patient = helper(&["umount", "--wait-outside", "--wait", "60", "3"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(patient.stderr.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.contains("waiting for"), "{line}");
+    let status = fs::read_to_string(format!("/proc/{}/status", patient.id())).unwrap();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).unwrap().trim();
+    for set in ["CapPrm:", "CapEff:"] {
+        let capabilities = u64::from_str_radix(field(set), 16).unwrap();
+        assert_eq!(capabilities & !left4me_helper::privileges::FOR_UMOUNT.bits(), 0, "{set}");
+    }
+    assert_eq!(field("NoNewPrivs:"), "1");
+    drop(outsider.stdin.take());
+    assert!(patient.wait_with_output().unwrap().status.success());
+    outsider.wait().unwrap();
+
+    let Some(unit) = Unit::new() else {
+        eprintln!("not run: a straggler in the unit's cgroup: this machine lets us make no cgroup");
+        return;
+    };
+    // In the unit and obeying: its end is the event, far before the time is up.
+    mount_is_sound("3");
+    let mut child = unit.start("sh", &["-c", "echo; read line"], &merged("3"));
+    first_line(&mut child);
+    let helper = unit.start(program, &["umount", "--wait", "60", "3"], Path::new("/"));
+    drop(child.stdin.take());
+    let output = helper.wait_with_output().unwrap();
+    assert!(output.status.success(), "{}", stderr(&output));
+    child.wait().unwrap();
+
+    // In the unit and stubborn: it stays and is named, or, where that is allowed, is ended.
+    for (args, status) in
+        [(&["umount", "--wait", "1", "3"][..], 32), (&["umount", "--end-unit", "--wait", "2", "3"], 0)]
+    {
+        mount_is_sound("3");
+        let mut child = unit.start("sh", &["-c", "trap '' TERM; echo; read line; sleep 100"], &merged("3"));
+        first_line(&mut child);
+        let output = unit.start(program, args, Path::new("/")).wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(status), "{}", stderr(&output));
+        let said = stderr(&output);
+        if status == 32 {
+            assert!(said.contains("of this unit by cwd"), "{said}");
+            child.kill().unwrap();
+        } else {
+            assert!(said.contains("sent SIGTERM") && said.contains("sent SIGKILL"), "{said}");
+        }
+        child.wait().unwrap();
+    }
+    umount_is_sound("3");
+}

@@ -1,0 +1,36 @@
+//! `docs/threats.md` names tests: each is there, in the file that it is said to be in.
+
+use std::path::Path;
+
+#[test]
+fn every_test_that_the_threats_name_is_there() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("../docs/threats.md")).unwrap();
+    let rows = text.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| Threat "));
+    let mut named = 0;
+    for row in rows {
+        let tests = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        for entry in tests.split(';') {
+            let mut words = entry.split('`').skip(1).step_by(2);
+            if let Some(corpus) = entry.trim().strip_prefix("corpus ") {
+                assert!(
+                    root.join("fuzz/corpus").join(corpus.trim_matches('`').trim_end_matches("` ")).is_dir(),
+                    "{entry}"
+                );
+                named += 1;
+                continue;
+            }
+            let file = words.next().unwrap_or_else(|| panic!("no test: {row}"));
+            let directory = if file == "native.rs" { "tests" } else { "src" };
+            let source = std::fs::read_to_string(root.join(directory).join(file)).expect(file);
+            let mut functions = 0;
+            for function in words {
+                assert!(source.contains(&format!("fn {function}(")), "{file} has no {function}");
+                functions += 1;
+            }
+            assert!(functions > 0, "no test: {entry}");
+            named += functions;
+        }
+    }
+    assert!(named > 30, "{named}");
+}
