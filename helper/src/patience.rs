@@ -30,6 +30,9 @@ use crate::cgroup::UnitCgroup;
 /// `TimeoutStopSec=` (15 s), after which systemd kills the helper itself.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(10);
 
+/// How many of those who are waited for get a line.
+const NOTED: usize = 16;
+
 /// How patient an unmount is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Patience {
@@ -98,7 +101,8 @@ pub fn wait(
             return;
         }
         for (pid, _) in &holders {
-            if known.insert(*pid) {
+            // A process that forks all the time is told of this often, and no more.
+            if known.len() < NOTED && known.insert(*pid) {
                 note(format!("waiting for {pid} ({}), which holds {}", busy::comm(*pid), path.display()));
             }
         }
