@@ -65,9 +65,10 @@ impl Pins {
     pub fn deviations(&self, measured: &Self) -> Vec<String> {
         [("start", self.start_ms, measured.start_ms), ("reset", self.reset_ms, measured.reset_ms)]
             .into_iter()
+            // What is no number is outside, too.
             .filter(|(_, pinned, measured)| {
-                // Also if either is no number.
-                !((measured - pinned).abs() <= pinned * TOLERANCE)
+                let (least, most) = (pinned * (1.0 - TOLERANCE), pinned * (1.0 + TOLERANCE));
+                !(least..=most).contains(measured)
             })
             .map(|(what, pinned, measured)| {
                 format!(
