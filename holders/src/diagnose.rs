@@ -331,13 +331,6 @@ impl Survey<'_> {
         let id = id.or_else(|| namespace::unique_id(task.as_fd()).ok().flatten());
         let namespace = MountNamespace { inode: met.inode, id };
         let is_whole = met.root == b"/";
-        // A member with another root directory is shown what lies below that, and no more.
-        if !is_whole
-            && let Some(id) = id
-            && let Ok(mounts) = kernel::mounts_of(id)
-        {
-            return Some(Table { namespace, mounts });
-        }
         let mut text = Vec::new();
         walk::read_file(task.as_fd(), c"mountinfo", &mut text).ok()?;
         let mut mounts = mountinfo::parse(&text).ok()?;
@@ -347,6 +340,15 @@ impl Survey<'_> {
                 let below = mount.mount_point.strip_prefix("/").unwrap_or(&mount.mount_point);
                 mount.mount_point = if below == Path::new("") { root.clone() } else { root.join(below) };
             }
+        }
+        // A member with another root directory is shown what lies below that, and no more; the rest may be listed.
+        if !is_whole
+            && let Some(id) = id
+            && let Ok(mut listed) = kernel::mounts_of(id)
+        {
+            mounts.retain(|mount| !listed.iter().any(|known| known.id == mount.id));
+            listed.append(&mut mounts);
+            mounts = listed;
         }
         Some(Table { namespace, mounts })
     }

@@ -254,33 +254,47 @@ pub(crate) fn mapped_file(maps: BorrowedFd<'_>, address: u64) -> Result<Option<M
 ///
 /// # Errors
 /// NOSYS before Linux 6.8; INVAL before 6.11, where both calls know the caller's own namespace only; PERM
-/// without CAP_SYS_ADMIN in the namespace's user namespace; NOENT if the namespace is gone.
+/// without CAP_SYS_ADMIN in the namespace's user namespace; NOENT if the namespace is gone. XDEV if the list is not
+/// all: for a root the kernel takes the eldest mount on the hidden rootfs (`fs/namespace.c:grab_requested_root`),
+/// which is another one where the root file system was put together from several.
 pub(crate) fn mounts_of(namespace: u64) -> Result<Vec<Mount>, Errno> {
-    let mut mounts = Vec::new();
-    let mut ids = [0; IDS_AT_ONCE];
-    let mut last = 0;
-    loop {
-        let count = list_mounts(namespace, last, &mut ids)?;
-        for &id in &ids[..count] {
-            match stat_mount(namespace, id) {
-                Ok(mount) => mounts.push(mount),
-                // It was unmounted meanwhile.
-                Err(Errno::NOENT) => {}
-                Err(error) => return Err(error),
+    let ids = mount_ids(namespace, LSMT_ROOT)?;
+    let mut mounts = Vec::with_capacity(ids.len());
+    for (at, &id) in ids.iter().enumerate() {
+        match stat_mount(namespace, id) {
+            Ok((mount, below)) => {
+                mounts.push(mount);
+                if at == 0 && !ids.contains(&below) && mount_ids(namespace, below)?.len() > ids.len() {
+                    return Err(Errno::XDEV);
+                }
             }
+            // It was unmounted meanwhile.
+            Err(Errno::NOENT) => {}
+            Err(error) => return Err(error),
         }
+    }
+    Ok(mounts)
+}
+
+/// The unique ids of the mounts that lie on the one with the unique id `below`, or below that.
+fn mount_ids(namespace: u64, below: u64) -> Result<Vec<u64>, Errno> {
+    let mut all = Vec::new();
+    let mut ids = [0; IDS_AT_ONCE];
+    loop {
+        let last = all.last().copied().unwrap_or_default();
+        let count = list_mounts(namespace, below, last, &mut ids)?;
+        all.extend_from_slice(&ids[..count]);
         if count < IDS_AT_ONCE {
-            return Ok(mounts);
+            return Ok(all);
         }
-        last = ids[count - 1];
     }
 }
 
-fn list_mounts(namespace: u64, after: u64, ids: &mut [u64]) -> Result<usize, Errno> {
+fn list_mounts(namespace: u64, below: u64, after: u64, ids: &mut [u64]) -> Result<usize, Errno> {
     let request = MntIdReq {
         size: size_of::<MntIdReq>() as u32,
         spare: 0,
-        mnt_id: LSMT_ROOT,
+        mnt_id: below,
         param: after,
         mnt_ns_id: namespace,
     };
@@ -291,7 +305,8 @@ fn list_mounts(namespace: u64, after: u64, ids: &mut [u64]) -> Result<usize, Err
     usize::try_from(count).map_err(|_negative| last_error())
 }
 
-fn stat_mount(namespace: u64, id: u64) -> Result<Mount, Errno> {
+/// A mount, and the unique id of the one that it lies on.
+fn stat_mount(namespace: u64, id: u64) -> Result<(Mount, u64), Errno> {
     let request = MntIdReq {
         size: size_of::<MntIdReq>() as u32,
         spare: 0,
@@ -319,7 +334,8 @@ fn stat_mount(namespace: u64, id: u64) -> Result<Mount, Errno> {
         return Err(last_error());
     }
     // SAFETY: all zero is a valid `StatMount`, and so is whatever the kernel wrote into its integers.
-    Ok(mount_from(unsafe { answer.assume_init_ref() }))
+    let answer = unsafe { answer.assume_init_ref() };
+    Ok((mount_from(answer), answer.mnt_parent_id))
 }
 
 fn mount_from(answer: &StatMount) -> Mount {
@@ -379,7 +395,7 @@ mod tests {
         let own = std::fs::File::open("/proc/self/ns/mnt").unwrap();
         let listed = mount_namespace_id(own.as_fd()).and_then(mounts_of);
         let mut listed = match listed {
-            Err(Errno::NOSYS | Errno::NOTTY | Errno::INVAL | Errno::PERM) => {
+            Err(Errno::NOSYS | Errno::NOTTY | Errno::INVAL | Errno::PERM | Errno::XDEV) => {
                 println!("skipped: this kernel lists no mounts by namespace id, or not to this user");
                 return;
             }
