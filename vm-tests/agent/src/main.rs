@@ -13,6 +13,8 @@ mod session;
 use anyhow::{Context, Result};
 
 fn main() -> Result<()> {
+    // Where commands run: see `run::prepare`.
+    std::env::set_current_dir("/").context("enter /")?;
     let port = port::open(vm_agent::wire::PORT).context("open the channel to the host")?;
     serve::serve(port)
 }

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -114,25 +115,37 @@ fn start(command: &Command) -> Result<Started> {
     }
 }
 
-/// A command with the environment that every command gets.
+/// Where commands are looked for. The last two are where NixOS keeps what Debian has in the others.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/wrappers/bin:/run/current-system/sw/bin";
+
+/// A command with the environment that every command gets, in our own working directory, `/`.
+///
+/// The program is found here and no directory is given, so that the standard library can use posix_spawn(3): it falls back
+/// to fork(2) for a PATH of the child's own and, in a static program, for a directory, and a fork copies page tables.
 pub(crate) fn prepare(argv: &[String]) -> Result<std::process::Command> {
-    let (program, arguments) = argv.split_first().context("run a command: its argv is empty")?;
+    let (name, arguments) = argv.split_first().context("run a command: its argv is empty")?;
+    let program = if name.contains('/') { PathBuf::from(name) } else { on_path(name)? };
     #[expect(clippy::disallowed_methods, reason = "with record::command, the agent's only place that spawns")]
     let mut prepared = std::process::Command::new(program);
     prepared
+        .arg0(name)
         .args(arguments)
-        .current_dir("/")
         .env_clear()
-        // The last two are where NixOS keeps what Debian has in the others.
-        .env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/wrappers/bin:/run/current-system/sw/bin",
-        )
+        .env("PATH", PATH)
         .env("HOME", "/root")
         .env("LANG", "C.UTF-8")
         .env("SYSTEMD_PAGER", "cat")
         .process_group(0);
     Ok(prepared)
+}
+
+/// The first executable file of this name on [`PATH`], as execvp(3) would take it.
+fn on_path(name: &str) -> Result<PathBuf> {
+    let candidates = PATH.split(':').map(|directory| Path::new(directory).join(name));
+    candidates
+        .into_iter()
+        .find(|path| rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok() && path.is_file())
+        .with_context(|| format!("run {name}: no such program in {PATH}"))
 }
 
 fn start_with_pipes(command: &Command, interactive: bool) -> Result<Started> {
