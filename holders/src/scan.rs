@@ -21,7 +21,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Dir, Mode, OFlags};
+use rustix::fs::{AtFlags, Dir, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::mountinfo::{self, in_context};
@@ -207,6 +207,11 @@ impl Look<'_> {
             self.shared_references(leader.as_fd(), exe.clone(), &mut references);
         }
         self.list(leader.as_fd(), pid, pid, &first, references, tasks);
+        // A thread of the kernel: a working directory and no program. It has no descriptors, mappings or other threads,
+        // and of a machine's processes half are such.
+        if exe.is_none() && first.cwd.is_some() {
+            return true;
+        }
 
         let mut shared_seen = exe.is_some();
         for tid in self.other_threads(leader.as_fd(), pid) {
@@ -341,6 +346,12 @@ impl Look<'_> {
     }
 
     fn other_threads(&mut self, leader: BorrowedFd<'_>, pid: u32) -> Vec<u32> {
+        // The links of `task` are two and one for each thread (fs/proc/base.c:proc_task_getattr). To list it would make an
+        // inode for each.
+        let links = rustix::fs::statat(leader, c"task", AtFlags::SYMLINK_NOFOLLOW).map(|stat| stat.st_nlink);
+        if self.allowed(links).is_some_and(|links| links == 3) {
+            return Vec::new();
+        }
         let threads = open_directory(leader, c"task").and_then(|threads| numbers(threads.as_fd()));
         let mut threads = self.allowed(threads).unwrap_or_default();
         threads.retain(|&tid| tid != pid);
