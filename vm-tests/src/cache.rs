@@ -177,13 +177,7 @@ impl Lock {
         let dir = path.parent().expect("a lock file is in a directory");
         std::fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
         let what = || format!("lock {}", path.display());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(what)?;
+        let file = Self::open(path).with_context(what)?;
         let lock = match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => Self { file },
             Err(Errno::WOULDBLOCK) => {
@@ -197,19 +191,17 @@ impl Lock {
         Ok(lock)
     }
 
+    fn open(path: &Path) -> io::Result<File> {
+        File::options().read(true).write(true).create(true).truncate(false).open(path)
+    }
+
     /// Takes the lock if nobody has it.
     ///
     /// # Errors
     /// If the file cannot be made or locked.
     pub fn if_free(path: &Path) -> anyhow::Result<Option<Self>> {
         let what = || format!("lock {}", path.display());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(what)?;
+        let file = Self::open(path).with_context(what)?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {
                 let lock = Self { file };
