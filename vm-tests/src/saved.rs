@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom as Sparse};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -184,7 +184,6 @@ fn load(directory: &Path, key: &Key) -> Result<Saved> {
 /// The SHA-256 of a file's length and of its data with where each piece lies; holes are not read. Of 512 MiB of RAM a
 /// settled guest has touched a quarter.
 fn hash_sparse(path: &Path) -> Result<String> {
-    use rustix::fs::SeekFrom as Sparse;
     let what = || format!("read {}", path.display());
     let mut file = File::open(path).with_context(what)?;
     let length = file.metadata().with_context(what)?.len();
@@ -283,24 +282,37 @@ fn reserve(ram: &Path, bytes: u64) -> Result<()> {
 
 /// Gives the disk back what the guest never wrote or wrote zeros to: of 512 MiB it has touched 200, and 80 of those are
 /// zeros. A hole reads as zeros.
+///
+/// By a copy of what is not zeros, which takes its place: to punch the zeros out waits for the disk at every hole.
 fn dig_holes(ram: &Path) -> Result<()> {
     use std::os::unix::fs::FileExt as _;
-    let what = || format!("dig holes into {}", ram.display());
-    let file = File::options().read(true).write(true).open(ram).with_context(what)?;
-    let mut buffer = vec![0; HOLE];
-    for at in (0..file.metadata().with_context(what)?.len()).step_by(HOLE) {
-        let length = file.read_at(&mut buffer, at).with_context(what)?;
-        if buffer.iter().take(length).all(|byte| *byte == 0) {
-            let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(&file, flags, at, length as u64) {
-                Ok(()) => (),
-                // It costs room and is right all the same.
-                Err(Errno::OPNOTSUPP) => return Ok(()),
-                Err(errno) => return Err(errno).with_context(what),
+    const ZEROS: [u8; HOLE] = [0; HOLE];
+    let sparse = ram.with_extension("sparse");
+    let what = || format!("copy {} without its zeros", ram.display());
+    let file = File::open(ram).with_context(what)?;
+    let copy = File::create_new(&sparse).with_context(what)?;
+    let length = file.metadata().with_context(what)?.len();
+    copy.set_len(length).with_context(what)?;
+    let mut buffer = vec![0; 1 << 20];
+    let mut at = 0;
+    while at < length {
+        // What was reserved and never written is no data.
+        let data = match rustix::fs::seek(&file, Sparse::Data(at)) {
+            Ok(data) => data,
+            Err(Errno::NXIO) => break,
+            Err(errno) => return Err(errno).with_context(what),
+        };
+        // By whole pages.
+        at = data / HOLE as u64 * HOLE as u64;
+        let read = file.read_at(&mut buffer, at).with_context(what)?;
+        for page in buffer.get(..read).unwrap_or_default().chunks(HOLE) {
+            if page != ZEROS.get(..page.len()).unwrap_or_default() {
+                copy.write_all_at(page, at).with_context(what)?;
             }
+            at += page.len() as u64;
         }
     }
-    Ok(())
+    std::fs::rename(&sparse, ram).with_context(what)
 }
 
 /// Waits until the guest has booted to its end.
