@@ -67,7 +67,7 @@ pub struct Holder {
     pub pid: u32,
     /// Thread id; the process id for the first thread.
     pub tid: u32,
-    /// The thread's name, at most 15 bytes, lossily as UTF-8.
+    /// The thread's name, at most 15 bytes, lossily as UTF-8, with control characters escaped.
     pub comm: String,
     /// When the process started, in clock ticks since boot (proc_pid_stat(5), `starttime`); with the process id
     /// it names the process for good.
