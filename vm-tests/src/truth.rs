@@ -199,7 +199,9 @@ async fn planter(
     let mut bundle = Bundle::default();
     bundle.file(programs.path("holders")?, HOLDERS, Some(0o755))?;
     bundle.file(programs.path("planter")?, PLANTER, Some(0o755))?;
-    let setup = vec![["sh", "-c", &format!("{command} >{OUTPUT}")].map(str::to_owned).to_vec()];
+    // The agent's unit may have as many tasks as systemd gives one, which is fewer than the crowd.
+    let script = format!("echo $$ >/sys/fs/cgroup/cgroup.procs; exec {command} >{OUTPUT}");
+    let setup = vec![["sh", "-c", &script].map(str::to_owned).to_vec()];
     let session = Session { files: bundle.into_files(), setup, plan: None };
     let mut machine = run::restore(prepared, Some(session), directory, cancel).await?;
     let done = async {
