@@ -37,7 +37,8 @@ pub struct Report {
     pub holders: Vec<Holder>,
     /// References that no process has.
     pub kernel_holders: Vec<KernelHolder>,
-    /// Descriptors that may carry further files, which nothing shows. Looked for only where nothing else blocks.
+    /// Descriptors that may carry further files, which nothing shows. Looked for only after an unmount was refused
+    /// ([`Report::refused`]) and where nothing else blocks: each has to be asked by itself.
     pub suspects: Vec<Suspect>,
     /// The namespaces with a mount of these file systems, but for the caller's.
     pub namespaces: Vec<NamespaceUse>,
