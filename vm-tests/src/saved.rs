@@ -283,16 +283,22 @@ fn reserve(ram: &Path, bytes: u64) -> Result<()> {
 
 /// Gives the disk back what the guest never wrote or wrote zeros to: of 512 MiB it has touched 200, and 80 of those are
 /// zeros. A hole reads as zeros.
+///
+/// Zeros in a row are one hole: a file system that discards at once waits for the disk with each call.
 fn dig_holes(ram: &Path) -> Result<()> {
     use std::os::unix::fs::FileExt as _;
     let what = || format!("dig holes into {}", ram.display());
     let file = File::options().read(true).write(true).open(ram).with_context(what)?;
+    let end = file.metadata().with_context(what)?.len();
     let mut buffer = vec![0; HOLE];
-    for at in (0..file.metadata().with_context(what)?.len()).step_by(HOLE) {
+    let mut zeros: Option<u64> = None;
+    for at in (0..end).step_by(HOLE).chain([end]) {
         let length = file.read_at(&mut buffer, at).with_context(what)?;
-        if buffer.iter().take(length).all(|byte| *byte == 0) {
+        if length > 0 && buffer.iter().take(length).all(|byte| *byte == 0) {
+            zeros.get_or_insert(at);
+        } else if let Some(from) = zeros.take() {
             let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-            match rustix::fs::fallocate(&file, flags, at, length as u64) {
+            match rustix::fs::fallocate(&file, flags, from, at - from) {
                 Ok(()) => (),
                 // It costs room and is right all the same.
                 Err(Errno::OPNOTSUPP) => return Ok(()),
