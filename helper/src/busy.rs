@@ -1,250 +1,262 @@
-//! Who keeps a mount busy, by the links under `/proc`, and the one line that says so.
+//! Why an unmount was refused as busy: the verdict of `holders`, as a line, as fields, and as a note for `l4d2ctl`.
 //!
-//! The seam to the diagnosis: everything else asks [`holds`] whether a process is in the way and [`verdict`] who is,
-//! and prints or logs what that says. The `holders` crate looks at more kinds of reference; it can take the place of
-//! these two functions and nothing else has to change.
-//!
-//! Links are read and never followed: opening or stat-ing one would take a reference in the mount.
+//! Nothing is found out here; that is the library's. It reads `/proc` only, so the question takes no reference in the
+//! mount. It is asked once, when `umount2(2)` has said EBUSY, and never before.
 
-use std::ffi::OsStr;
 use std::fmt;
-use std::fs;
-use std::os::unix::ffi::OsStrExt;
+use std::io::{Read, Write};
+use std::ops::RangeInclusive;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use crate::cgroup::{UnitCgroup, unit_of};
-use crate::mountinfo::{self, Mount};
+use holders::{Blocker, NOT_VISIBLE_HINTS, Query};
+use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
-/// How many holders the one line names; the journal's fields have all of them.
+use crate::error::{HelperError, chain};
+use crate::state::beneath;
+
+/// How many holders the one line names; the journal's fields have more.
 const NAMED: usize = 6;
 
-/// A process with a reference in the mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Holder {
-    /// Its process id.
-    pub pid: u32,
-    /// Its name, from a source that it can choose itself: control characters are escaped.
-    pub comm: String,
-    /// The systemd unit whose cgroup it is in.
-    pub unit: Option<String>,
-    /// Whether that is the unit that the mount belongs to.
-    pub own: bool,
-    /// What it has in the mount: `cwd`, `root`, `exe`, `2 open files`, `mapping`, `cwd of thread 7`.
-    pub references: Vec<String>,
+/// The note's name in `runtime/<id>`.
+const NOTE: &str = "busy";
+
+/// The longest note that is read, bytes.
+const MAX_NOTE: u64 = 16 * 1024;
+
+/// Why an unmount was refused as busy.
+#[derive(Debug)]
+pub enum Verdict {
+    /// What `holders` says.
+    Found(holders::Verdict),
+    /// It could not look, which needs no more than `/proc`.
+    NoLook(holders::Error),
 }
 
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let place = match (&self.unit, self.own) {
-            (_, true) => "this unit",
-            (Some(unit), false) => unit,
-            (None, false) => "no unit",
-        };
-        write!(f, "{} ({}) of {place} by {}", self.pid, self.comm, self.references.join(", "))
+/// Asks who keeps the mount at `path` busy, right after umount2(2) said that it is. Takes one walk over `/proc`.
+#[must_use]
+pub fn verdict(path: &Path) -> Verdict {
+    match Query::new(path).after_ebusy().run() {
+        Ok(report) => Verdict::Found(report.verdict()),
+        Err(error) => Verdict::NoLook(error),
     }
 }
 
-/// Why an unmount was refused as busy.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Verdict {
-    /// Whoever was found to hold the mount.
-    pub holders: Vec<Holder>,
-    /// What is mounted below it.
-    pub below: Vec<PathBuf>,
+impl Verdict {
+    /// A word for scripts: those of `holders`, or `unknown`.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Found(verdict) => verdict.word(),
+            Self::NoLook(_) => "unknown",
+        }
+    }
+
+    /// The processes that block, each once.
+    #[must_use]
+    pub fn blockers(&self) -> &[Blocker] {
+        match self.seen() {
+            Some(
+                holders::Verdict::HeldByProcess { blockers } | holders::Verdict::HeldByYourself { blockers },
+            ) => blockers,
+            _ => &[],
+        }
+    }
+
+    /// What is mounted below, if that is what blocks.
+    #[must_use]
+    pub fn below(&self) -> &[PathBuf] {
+        match self.seen() {
+            Some(holders::Verdict::Submounts { mounts }) => mounts,
+            _ => &[],
+        }
+    }
+
+    /// What to do, one sentence an item.
+    #[must_use]
+    pub fn advice(&self) -> Vec<String> {
+        match self {
+            Self::Found(verdict) => verdict.advice(),
+            Self::NoLook(_) => Vec::new(),
+        }
+    }
+
+    /// The verdict on what could be looked at. A helper that runs as root and still may not look at everybody is in a
+    /// sandbox or under a security module.
+    fn seen(&self) -> Option<&holders::Verdict> {
+        match self {
+            Self::Found(holders::Verdict::NotAllowed { otherwise, .. }) => Some(otherwise),
+            Self::Found(verdict) => Some(verdict),
+            Self::NoLook(_) => None,
+        }
+    }
 }
 
 /// One line, from who it is to what to do.
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(first) = self.below.first() {
-            write!(f, "a mount lies below it: unmount {} first", first.display())?;
-            if self.below.len() > 1 {
-                write!(f, " (and {} more)", self.below.len() - 1)?;
+        let verdict = match self {
+            Self::Found(verdict) => verdict,
+            Self::NoLook(error) => return write!(f, "who holds it could not be found out: {}", chain(error)),
+        };
+        let blockers = self.blockers();
+        if blockers.len() > NAMED {
+            for (index, blocker) in blockers.iter().take(NAMED).enumerate() {
+                write!(f, "{}{blocker}", if index == 0 { "held by " } else { "; " })?;
             }
-            if !self.holders.is_empty() {
-                f.write_str("; ")?;
+            write!(f, "; and {} more", blockers.len() - NAMED)?;
+        } else {
+            f.write_str(&verdict.line())?;
+        }
+        match self.seen() {
+            Some(holders::Verdict::HeldByProcess { .. }) => {
+                let them = if blockers.len() == 1 { "it" } else { "them" };
+                write!(f, ": end {them} or have {them} leave, then unmount again")
             }
-        } else if self.holders.is_empty() {
-            return f.write_str(
-                "no task has its working directory, root, program, an open file or a mapping there; left is what \
-                 no link under /proc shows: a loop device or swap file in it (`losetup -l`, `swapon`), a descriptor \
-                 in flight, an io_uring of a process that ended this moment",
-            );
-        }
-        for (index, holder) in self.holders.iter().take(NAMED).enumerate() {
-            write!(f, "{}{holder}", if index == 0 { "held by " } else { "; " })?;
-        }
-        if self.holders.len() > NAMED {
-            write!(f, "; and {} more", self.holders.len() - NAMED)?;
-        }
-        if !self.holders.is_empty() {
-            let them = if self.holders.len() == 1 { "it" } else { "them" };
-            write!(f, ": end {them} or have {them} leave, then unmount again")?;
-        }
-        Ok(())
-    }
-}
-
-/// Who holds the mount at `path`, seen from everywhere. `mounts` is our own mount table; `unit` the unit that the
-/// mount belongs to. A task that ends meanwhile is left out, as it holds nothing any more.
-#[must_use]
-pub fn verdict(path: &Path, mounts: &[Mount], unit: Option<&UnitCgroup>) -> Verdict {
-    let below = mountinfo::at_or_below(mounts, path).into_iter().filter(|below| below != path).collect();
-    let holders = numbers(Path::new("/proc")).into_iter().filter_map(|pid| holder(pid, path, unit)).collect();
-    Verdict { holders, below }
-}
-
-/// What `pid` has in the mount at `path`; `None` if nothing, or if it is gone.
-#[must_use]
-pub fn holder(pid: u32, path: &Path, unit: Option<&UnitCgroup>) -> Option<Holder> {
-    let references = references(pid, path);
-    if references.is_empty() {
-        return None;
-    }
-    let cgroup = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    Some(Holder {
-        pid,
-        comm: comm(pid),
-        own: unit.is_some_and(|unit| unit.holds(&cgroup)),
-        unit: unit_of(&cgroup).map(str::to_owned),
-        references,
-    })
-}
-
-/// Whether `pid` has anything in the mount at `path`. What is quick to look at comes first.
-#[must_use]
-pub fn holds(pid: u32, path: &Path) -> bool {
-    let process = PathBuf::from(format!("/proc/{pid}"));
-    let task = |task: &Path| LINKS.iter().any(|name| points_into(&task.join(name), path));
-    task(&process)
-        || maps(&process, path) > 0
-        || open_files(&process, path) > 0
-        || tasks(&process).iter().any(|(_, thread)| task(thread))
-}
-
-/// The name of a process, without anything in it that a terminal or a log would obey.
-#[must_use]
-pub fn comm(pid: u32) -> String {
-    let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let comm = comm.strip_suffix(b"\n").unwrap_or(&comm);
-    String::from_utf8_lossy(comm).escape_debug().to_string()
-}
-
-const LINKS: [&str; 3] = ["cwd", "root", "exe"];
-
-fn references(pid: u32, path: &Path) -> Vec<String> {
-    let process = PathBuf::from(format!("/proc/{pid}"));
-    let mut found = Vec::new();
-    for (tid, thread) in tasks(&process) {
-        for name in LINKS {
-            if points_into(&thread.join(name), path) {
-                found.push(if tid == pid { name.to_owned() } else { format!("{name} of thread {tid}") });
+            // Longer than a line: the journal has these in fields, one each.
+            Some(holders::Verdict::NotVisible { .. }) => write!(
+                f,
+                ": a descriptor in flight, an io_uring of a process that ended this moment, or one of {} more that \
+                 `holders --busy` and the journal's LEFT4ME_ADVICE fields have",
+                NOT_VISIBLE_HINTS.len() - 2
+            ),
+            _ => {
+                let advice = verdict.advice();
+                if advice.is_empty() { Ok(()) } else { write!(f, ": {}", advice.join("; ")) }
             }
         }
     }
-    for (count, one, many) in [
-        (open_files(&process, path), "open file", "open files"),
-        (maps(&process, path), "mapping", "mappings"),
-    ] {
-        match count {
-            0 => {}
-            1 => found.push(format!("1 {one}")),
-            count => found.push(format!("{count} {many}")),
-        }
+}
+
+/// Leaves the verdict in `runtime/<id>` for whoever stops the unit and gets no more from systemd than a status. The
+/// directory is root's, and goes with the next reset.
+///
+/// # Errors
+/// It could not be written; the journal has it all the same.
+pub fn leave_note(runtime: impl AsFd, path: &Path, verdict: &Verdict) -> Result<(), HelperError> {
+    let name = path.join(NOTE);
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(runtime, NOTE, flags, Mode::from_raw_mode(0o644))
+        .map_err(HelperError::call("create", &name))?;
+    let text = format!("{}\n{verdict}\n", monotonic_us());
+    std::fs::File::from(file)
+        .write_all(text.as_bytes())
+        .map_err(|error| HelperError::call("write", &name)(Errno::from_io_error(&error).unwrap_or(Errno::IO)))
+}
+
+/// Takes away what [`leave_note`] left.
+///
+/// # Errors
+/// It is there and stays.
+pub fn remove_note(runtime: impl AsFd, path: &Path) -> Result<(), HelperError> {
+    match rustix::fs::unlinkat(runtime, NOTE, AtFlags::empty()) {
+        Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(source) => Err(HelperError::call("unlink", path.join(NOTE))(source)),
     }
-    found
 }
 
-fn tasks(process: &Path) -> Vec<(u32, PathBuf)> {
-    let directory = process.join("task");
-    numbers(&directory).into_iter().map(|tid| (tid, directory.join(tid.to_string()))).collect()
-}
-
-fn open_files(process: &Path, path: &Path) -> usize {
-    let Ok(entries) = fs::read_dir(process.join("fd")) else { return 0 };
-    entries.flatten().filter(|entry| points_into(&entry.path(), path)).count()
-}
-
-fn maps(process: &Path, path: &Path) -> usize {
-    fs::read(process.join("maps")).map_or(0, |maps| mapped_below(&maps, path))
-}
-
-/// How many lines of a `/proc/PID/maps` name a file at or below `path`: `start-end perms offset dev inode path`,
-/// where a newline in the path is `\012` (fs/proc/task_mmu.c).
+/// The line that an unmount left in `runtime/<id>` at a moment of `within`, microseconds of CLOCK_MONOTONIC; `None` if
+/// there is none of that time.
 #[must_use]
-pub fn mapped_below(maps: &[u8], path: &Path) -> usize {
-    maps.split(|&byte| byte == b'\n')
-        .filter(|line| {
-            let Some(start) = line.iter().position(|&byte| byte == b'/') else { return false };
-            Path::new(OsStr::from_bytes(&line[start..])).starts_with(path)
-        })
-        .count()
+pub fn note_of(runtime: impl AsFd, within: &RangeInclusive<u64>) -> Option<String> {
+    let file = beneath(runtime.as_fd(), Path::new(NOTE), OFlags::RDONLY | OFlags::NONBLOCK).ok()?;
+    let mut text = String::new();
+    std::fs::File::from(file).take(MAX_NOTE).read_to_string(&mut text).ok()?;
+    parse_note(&text, within)
 }
 
-fn points_into(link: &Path, path: &Path) -> bool {
-    fs::read_link(link).is_ok_and(|target| target.starts_with(path))
+fn parse_note(text: &str, within: &RangeInclusive<u64>) -> Option<String> {
+    let (time, line) = text.split_once('\n')?;
+    within.contains(&time.parse().ok()?).then(|| line.trim_end().to_owned())
 }
 
-/// The entries of a directory that are numbers: processes or threads.
-pub(crate) fn numbers(directory: &Path) -> Vec<u32> {
-    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+/// CLOCK_MONOTONIC now, the clock that systemd tells the times of commands by.
+fn monotonic_us() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1000
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use holders::report::{Kind, Phase, Relation};
     use proptest::prelude::*;
 
     use super::*;
 
-    #[test]
-    fn sees_an_open_file_and_nothing_elsewhere() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().canonicalize().unwrap();
-        assert_eq!(verdict(&path, &[], None), Verdict::default());
-        assert!(!holds(std::process::id(), &path));
-        let file = fs::File::create(path.join("f")).unwrap();
-        let found = verdict(&path, &[], None);
-        let [holder] = found.holders.as_slice() else { panic!("{found:?}") };
-        assert_eq!((holder.pid, holder.own), (std::process::id(), false));
-        assert_eq!(holder.references, ["1 open file"]);
-        assert!(holds(std::process::id(), &path));
-        drop(file);
-        assert!(!holds(std::process::id(), &path));
+    pub(crate) fn blocker(pid: u32, unit: Option<&str>, phase: Phase) -> Blocker {
+        Blocker {
+            pid,
+            start_time: 1,
+            comm: "bash".into(),
+            cgroup: String::new(),
+            unit: unit.map(str::to_owned),
+            phase,
+            relation: Relation::Other,
+            kinds: vec![Kind::Cwd, Kind::Exe],
+        }
     }
 
-    fn holder(pid: u32, unit: Option<&str>, own: bool) -> Holder {
-        let unit = unit.map(str::to_owned);
-        Holder { pid, comm: "bash".into(), unit, own, references: vec!["cwd".into(), "exe".into()] }
+    fn held(blockers: Vec<Blocker>) -> holders::Verdict {
+        holders::Verdict::HeldByProcess { blockers }
     }
 
     #[test]
     fn one_line_says_who_and_what_to_do() {
+        let session = blocker(7, Some("session-3.scope"), Phase::Unknown);
+        let child = blocker(8, Some("left4me-server@3.service"), Phase::Child);
+        let yourself = Blocker { relation: Relation::Caller, ..blocker(9, None, Phase::Unknown) };
         let verdicts = [
-            Verdict::default(),
-            Verdict { holders: vec![holder(7, Some("session-3.scope"), false)], below: vec![] },
-            Verdict { holders: vec![holder(7, None, false), holder(8, Some("x"), true)], below: vec![] },
-            Verdict { holders: (0..9).map(|pid| holder(pid, None, false)).collect(), below: vec![] },
-            Verdict { holders: vec![], below: vec!["/m/a".into(), "/m/b".into()] },
-            Verdict { holders: vec![holder(7, None, false)], below: vec!["/m/a".into()] },
+            holders::Verdict::NotVisible { suspects: vec![] },
+            held(vec![session.clone()]),
+            held(vec![session.clone(), child]),
+            held((0..9).map(|pid| blocker(pid, None, Phase::Unknown)).collect()),
+            holders::Verdict::HeldByYourself { blockers: vec![yourself] },
+            holders::Verdict::Submounts { mounts: vec!["/m/a".into(), "/m/b".into()] },
+            holders::Verdict::NotAllowed { processes: 3, otherwise: Box::new(held(vec![session])) },
         ];
-        let lines: Vec<_> = verdicts.iter().map(ToString::to_string).collect();
+        let lines: Vec<_> = verdicts.map(|verdict| Verdict::Found(verdict).to_string()).into();
         assert!(lines.iter().all(|line| !line.contains('\n')));
         insta::assert_snapshot!(lines.join("\n"));
     }
 
     #[test]
-    fn maps_lines() {
-        let maps =
-            b"55-56 r-xp 0 fe:00 7    /m/srcds_run\n57-58 rw-p 0 0:0 0 [heap]\n59-60 r--p 0 0:2a 9 /m2/x\n\
-            61-62 r--p 0 0:2a 9 /m/a b (deleted)\n63-64 rw-p 0 0:0 0\n";
-        assert_eq!(mapped_below(maps, Path::new("/m")), 2);
+    fn a_verdict_behind_those_who_may_not_be_looked_at_is_still_one() {
+        let held = held(vec![blocker(7, None, Phase::Unknown)]);
+        let verdict =
+            Verdict::Found(holders::Verdict::NotAllowed { processes: 1, otherwise: Box::new(held) });
+        assert_eq!(verdict.blockers().len(), 1);
+        assert_eq!(verdict.word(), "not-allowed");
+        let unknown = Verdict::NoLook(holders::Error::Path("x".into()));
+        assert!(unknown.to_string().starts_with("who holds it could not be found out: x is not an absolute"));
+        assert!(unknown.blockers().is_empty() && unknown.below().is_empty() && unknown.advice().is_empty());
+    }
+
+    #[test]
+    fn a_note_is_of_its_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let runtime = std::fs::File::open(directory.path()).unwrap();
+        let all = 0..=u64::MAX;
+        assert_eq!(note_of(&runtime, &all), None);
+        remove_note(&runtime, directory.path()).unwrap();
+        let verdict = Verdict::Found(held(vec![blocker(7, None, Phase::Unknown)]));
+        let began = monotonic_us();
+        for _ in 0..2 {
+            leave_note(&runtime, directory.path(), &verdict).unwrap();
+        }
+        assert_eq!(note_of(&runtime, &(began..=monotonic_us())), Some(verdict.to_string()));
+        assert_eq!(note_of(&runtime, &(0..=began - 1)), None, "an earlier unmount's");
+        remove_note(&runtime, directory.path()).unwrap();
+        assert_eq!(note_of(&runtime, &all), None);
     }
 
     proptest! {
         #[test]
-        fn maps_never_panic(maps in prop::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(mapped_below(&maps, Path::new("/m")) <= maps.len());
+        fn a_note_that_is_none_is_none(text in "[0-9x\n -]{0,12}") {
+            if let Some(line) = parse_note(&text, &(1..=9)) {
+                prop_assert!(text.contains(&line));
+            }
         }
     }
 }

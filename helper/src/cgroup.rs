@@ -79,14 +79,6 @@ pub fn path_of(proc_cgroup: &str) -> Option<&str> {
     (path.starts_with('/') && !path.split('/').any(|component| component == "..")).then_some(path)
 }
 
-/// The innermost unit in a cgroup path, for messages: `session-3.scope`, `cron.service`.
-#[must_use]
-pub fn unit_of(proc_cgroup: &str) -> Option<&str> {
-    path_of(proc_cgroup)?
-        .rsplit('/')
-        .find(|component| component.ends_with(".service") || component.ends_with(".scope"))
-}
-
 fn collect(directory: &Path, found: &mut Vec<u32>) -> bool {
     let Ok(text) = fs::read_to_string(directory.join("cgroup.procs")) else { return false };
     found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|&pid| pid != 0));
@@ -140,9 +132,6 @@ mod tests {
         assert!(!cgroup.holds(&format!("0::{SLICE}/{UNIT}x\n")));
         assert!(!cgroup.holds(&format!("0::/user.slice/user@1.service/{UNIT}\n")), "a namesake elsewhere");
         assert!(!cgroup.holds("0::/\n"));
-        assert_eq!(unit_of("0::/user.slice/user-0.slice/session-3.scope\n"), Some("session-3.scope"));
-        assert_eq!(unit_of("0::/system.slice/cron.service/.control\n"), Some("cron.service"));
-        assert_eq!(unit_of("0::/init.slice\n"), None);
     }
 
     proptest! {
@@ -151,7 +140,6 @@ mod tests {
             if let Some(cgroup) = UnitCgroup::parse(&text, &unit) {
                 prop_assert!(cgroup.holds(&text));
             }
-            prop_assert!(unit_of(&text).is_none_or(|unit| text.contains(unit)));
         }
     }
 }

@@ -10,11 +10,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::busy;
 use crate::error::{HelperError, chain};
 use crate::instance::{Instance, STATE_DIR};
 use crate::purge;
 use crate::report::{Exec, Exit, Phases, Report};
-use crate::state::StateDir;
+use crate::state::{StateDir, directory_beneath};
 
 /// How long a job may take unless told otherwise: the unit's stop timeout (15 s) for the server, the same again for
 /// ExecStopPost, and as much in hand as a slow machine may want.
@@ -445,13 +446,20 @@ impl Run<'_> {
         if let Some(failed) = first_failed(&after, "ExecStopPost") {
             text.push_str(&format!("; ExecStopPost ended with {}", ending(failed)));
             if failed.code == CLD_EXITED && failed.status == 32 && !self.report.still_mounted.is_empty() {
-                text.push_str(&format!(
-                    ": the umount failed (EBUSY: something still uses the mount; who is in `journalctl -u {}`)",
-                    self.unit
-                ));
+                text.push_str(&match self.busy_note(failed) {
+                    Some(verdict) => format!(": the umount failed: EBUSY: {verdict}"),
+                    None => format!(": the umount failed; why is in `journalctl -u {}`", self.unit),
+                });
             }
         }
         Ok(Some(text))
+    }
+
+    /// What the helper found out when its unmount was refused, if it was this run of it.
+    fn busy_note(&self, run: &ExecRun) -> Option<String> {
+        let state = self.state().ok()?;
+        let runtime = directory_beneath(state.runtime().ok()??, Path::new(self.instance.as_str())).ok()?;
+        busy::note_of(runtime, &(run.started_us..=run.exited_us))
     }
 
     fn still_mounted(&self) -> Result<Vec<PathBuf>, HelperError> {
@@ -637,7 +645,7 @@ mod tests {
         for part in [
             "unit is failed",
             "ExecStopPost ended with status 32",
-            "EBUSY",
+            "journalctl -u left4me-server@3.service",
             "merged is still mounted",
             "nothing was deleted",
             "left4me-overlay umount 3",
@@ -648,6 +656,14 @@ mod tests {
         assert_eq!(report.still_mounted, [host.state_dir.join("runtime/3/merged")]);
         assert_eq!(report.phases.purge_us, None);
         assert!(has_upper(&host));
+        // With what the helper left, if that was this time.
+        for (time, is_told) in [(u64::MAX - 100, true), (7, false)] {
+            let note = host.state_dir.join("runtime/3/busy");
+            fs::write(&note, format!("{time}\nheld by 7 (bash): working directory\n")).unwrap();
+            let error = act(Action::Reset, &host, &states, Ok("done")).error.unwrap();
+            let told = "status 32: the umount failed: EBUSY: held by 7 (bash): working directory; ";
+            assert_eq!(error.contains(told), is_told, "{error}");
+        }
     }
 
     #[test]

@@ -4,11 +4,11 @@ use std::error::Error;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use holders::mountinfo::ParseError;
 use rustix::io::Errno;
 
 use crate::busy::Verdict;
 use crate::instance::NameError;
-use crate::mountinfo::ParseError;
 
 /// Everything that was asked for is so.
 pub const EXIT_OK: u8 = 0;
@@ -334,11 +334,15 @@ pub fn chain(error: &dyn Error) -> String {
 mod tests {
     use super::*;
 
+    fn nobody() -> Verdict {
+        Verdict::Found(holders::Verdict::NotVisible { suspects: vec![] })
+    }
+
     #[test]
     fn a_refused_system_call_of_mount_exits_as_mount_does() {
         let path = PathBuf::from("/m");
         let cases = [
-            (HelperError::Busy { path: path.clone(), verdict: Verdict::default() }, 32),
+            (HelperError::Busy { path: path.clone(), verdict: nobody() }, 32),
             (HelperError::Umount { path: path.clone(), source: Errno::PERM }, 32),
             (
                 HelperError::Mount {

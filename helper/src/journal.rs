@@ -35,14 +35,18 @@ pub fn report(error: &HelperError, message: &str, instance: &Instance) -> bool {
         ("LEFT4ME_INSTANCE", instance.to_string()),
         ("LEFT4ME_UNIT", instance.unit()),
         ("LEFT4ME_MOUNT", path.display().to_string()),
-        ("LEFT4ME_HOLDERS", verdict.holders.len().to_string()),
+        ("LEFT4ME_VERDICT", verdict.word().to_owned()),
+        ("LEFT4ME_HOLDERS", verdict.blockers().len().to_string()),
     ];
-    for holder in verdict.holders.iter().take(MAX_HOLDERS) {
+    for holder in verdict.blockers().iter().take(MAX_HOLDERS) {
         fields.push(("LEFT4ME_HOLDER", holder.to_string()));
         fields.push(("LEFT4ME_HOLDER_PID", holder.pid.to_string()));
     }
-    for below in verdict.below.iter().take(MAX_HOLDERS) {
+    for below in verdict.below().iter().take(MAX_HOLDERS) {
         fields.push(("LEFT4ME_MOUNT_BELOW", below.display().to_string()));
+    }
+    for advice in verdict.advice().into_iter().take(MAX_HOLDERS) {
+        fields.push(("LEFT4ME_ADVICE", advice));
     }
     let sent = send(Path::new(SOCKET), &encode(&fields));
     sent.is_ok() && stderr_is_the_journal()

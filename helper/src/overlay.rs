@@ -23,10 +23,10 @@ use rustix::mount::{
 use crate::account::Account;
 use crate::busy;
 use crate::cgroup::UnitCgroup;
-use crate::error::HelperError;
+use crate::error::{HelperError, chain};
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
-use crate::mountinfo::{self, Mount};
+use crate::mountinfo;
 use crate::patience::{self, OfUnit, Patience};
 use crate::purge;
 use crate::state::{StateDir, directory_beneath, proc_path, require_roots};
@@ -156,10 +156,11 @@ pub fn mount_by(
         .runtime()?
         .ok_or_else(|| HelperError::call("open directory", &paths.all_runtimes)(Errno::NOENT))?;
     let runtime = make_runtime(&runtimes, paths, deadline)?;
-    let mounts = mountinfo::read(Path::new(MOUNTINFO))?;
-    if top(&mounts, paths)?.is_some() {
+    if top(paths)?.is_some() {
         return Ok(Outcome::Already);
     }
+    // What an earlier unmount was refused for is not so any more.
+    busy::remove_note(&runtime, &paths.runtime)?;
     let [upper, work, merged] = [&DIRECTORIES[0], &DIRECTORIES[1], &DIRECTORIES[2]]
         .map(|directory| ensure_directory(&runtime, directory, paths, server));
     attach(&Layers { lower, upper: upper?, work: work?, merged: merged? }, paths, plan, methods)?;
@@ -184,14 +185,13 @@ pub fn umount(
     else {
         return Ok(Outcome::Already);
     };
-    let mounts = mountinfo::read(Path::new(MOUNTINFO))?;
-    let Some(meant) = top(&mounts, paths)? else {
+    let Some(meant) = top(paths)? else {
         clear_work(&runtime, paths)?;
         return Ok(Outcome::Already);
     };
     patience::wait(
         &paths.merged,
-        &OfUnit { cgroup: unit, everybody: patience.outside },
+        &OfUnit { path: &paths.merged, cgroup: unit, everybody: patience.outside },
         patience,
         began,
         note,
@@ -203,13 +203,15 @@ pub fn umount(
             // Somebody else unmounted it since the table was read: EINVAL is 'not a mountpoint'.
             Err(Errno::INVAL | Errno::NOENT) => Outcome::Already,
             Err(Errno::BUSY) => {
-                let verdict = busy::verdict(&paths.merged, &mounts, unit);
+                let verdict = busy::verdict(&paths.merged);
+                if let Err(error) = busy::leave_note(&runtime, &paths.runtime, &verdict) {
+                    note(chain(&error));
+                }
                 return Err(HelperError::Busy { path: paths.merged.clone(), verdict });
             }
             Err(source) => return Err(HelperError::Umount { path: paths.merged.clone(), source }),
         };
-    let now = mountinfo::read(Path::new(MOUNTINFO))?;
-    let left = mountinfo::at(&now, &paths.merged);
+    let left = mountinfo::at(Path::new(MOUNTINFO), &paths.merged)?;
     if left.iter().any(|mount| mount.id == meant) {
         return Err(HelperError::NotGone { path: paths.merged.clone(), id: meant });
     }
@@ -221,13 +223,11 @@ pub fn umount(
 }
 
 /// The id of the overlay that lies topmost at `merged`; `None` if nothing is mounted there.
-fn top(mounts: &[Mount], paths: &Paths) -> Result<Option<u64>, HelperError> {
-    match mountinfo::at(mounts, &paths.merged).last() {
+fn top(paths: &Paths) -> Result<Option<u64>, HelperError> {
+    match mountinfo::at(Path::new(MOUNTINFO), &paths.merged)?.pop() {
         None => Ok(None),
-        Some(mount) if mount.fs_type == "overlay" => Ok(Some(mount.id)),
-        Some(mount) => {
-            Err(HelperError::Occupied { path: paths.merged.clone(), fs_type: mount.fs_type.clone() })
-        }
+        Some(mount) if mount.fstype == "overlay" => Ok(Some(mount.id)),
+        Some(mount) => Err(HelperError::Occupied { path: paths.merged.clone(), fs_type: mount.fstype }),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! The sequence of an unmount, of which this is the middle:
 //!
-//! 1. The unit's own processes that hold the mount are looked for. When systemd runs `ExecStopPost=` the main process
+//! 1. The unit's own processes that hold the mount are looked for, by the `holders` library. When systemd runs `ExecStopPost=` the main process
 //!    is gone, but its children may still be ending, and one that ignores SIGTERM stays: systemd's last SIGKILL comes
 //!    only after `ExecStopPost=`. Usually there is none, and this costs one read of `cgroup.procs`.
 //! 2. Those found are waited for by their pidfds. An end is the event; after each one the rest is looked at again. If
@@ -12,18 +12,21 @@
 //! 4. If that says EBUSY everybody who holds the mount is named, and nothing is tried again.
 //!
 //! A process outside the unit is not waited for unless asked ([`Patience::outside`]), and never sent a signal. One that
-//! is in the unit but holds nothing in the mount is left to systemd.
+//! is in the unit but holds nothing in the mount is left to systemd. So is one that refers to a copy which the unmount does
+//! not reach, as with `MountFlags=private`: it blocks nothing. Neither this process nor one that started it is waited
+//! for: it would not end before this one does.
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use holders::Query;
+use holders::report::Relation;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::process::{Signal, pidfd_send_signal};
 
-use crate::busy;
 use crate::cgroup::UnitCgroup;
 
 /// How long an unmount, with all that comes before it, may take unless told otherwise. It has to end before the unit's
@@ -50,10 +53,21 @@ impl Default for Patience {
     }
 }
 
+/// A process that is in the way.
+#[derive(Debug)]
+pub struct InTheWay {
+    /// Its process id.
+    pub pid: u32,
+    /// Its name.
+    pub comm: String,
+    /// Readable when it has ended, pidfd_open(2).
+    pub pidfd: OwnedFd,
+}
+
 /// The processes that can be in the way.
 pub trait Tasks {
-    /// Those to look at, this process among them or not.
-    fn candidates(&self) -> Vec<u32>;
+    /// Those who hold the mount now, without this process and those that started it.
+    fn holders(&self) -> Vec<InTheWay>;
     /// Whether `pid` belongs to the unit, so that it may be sent a signal.
     fn own(&self, pid: u32) -> bool;
 }
@@ -61,6 +75,8 @@ pub trait Tasks {
 /// The unit's processes, or everybody.
 #[derive(Debug)]
 pub struct OfUnit<'a> {
+    /// The mount.
+    pub path: &'a Path,
     /// The unit's cgroup; `None` if this process is not in one.
     pub cgroup: Option<&'a UnitCgroup>,
     /// Whether everybody is a candidate.
@@ -68,11 +84,27 @@ pub struct OfUnit<'a> {
 }
 
 impl Tasks for OfUnit<'_> {
-    fn candidates(&self) -> Vec<u32> {
-        if self.everybody {
-            return busy::numbers(Path::new("/proc"));
+    fn holders(&self) -> Vec<InTheWay> {
+        let mut query = Query::new(self.path);
+        if !self.everybody {
+            let mut pids = self.cgroup.map(UnitCgroup::processes).unwrap_or_default();
+            pids.retain(|&pid| pid != std::process::id());
+            if pids.is_empty() {
+                return Vec::new();
+            }
+            query = query.among(pids);
         }
-        self.cgroup.map(UnitCgroup::processes).unwrap_or_default()
+        // Without a look there is nobody to wait for, and the unmount says what is so.
+        let Ok(report) = query.run() else { return Vec::new() };
+        report
+            .blockers()
+            .into_iter()
+            .filter(|blocker| blocker.relation == Relation::Other)
+            .filter_map(|blocker| {
+                let pidfd = blocker.pidfd().ok().flatten()?;
+                Some(InTheWay { pid: blocker.pid, comm: blocker.comm, pidfd })
+            })
+            .collect()
     }
 
     fn own(&self, pid: u32) -> bool {
@@ -83,7 +115,7 @@ impl Tasks for OfUnit<'_> {
 /// What is done to those who stay, in this order, with the part of the wait after which it is done.
 const STEPS: [(u32, Signal, &str); 2] = [(4, Signal::TERM, "SIGTERM"), (2, Signal::KILL, "SIGKILL")];
 
-/// Waits until no candidate holds the mount at `path`, or the time is up. `began` is when the time began; `note` gets a
+/// Waits until none of `tasks` holds the mount at `path`, or the time is up. `began` is when the time began; `note` gets a
 /// line for everything that is worth one in the journal.
 pub fn wait(
     path: &Path,
@@ -96,14 +128,14 @@ pub fn wait(
     let mut steps = STEPS.iter().filter(|_| patience.end).peekable();
     let mut known = BTreeSet::new();
     loop {
-        let holders = look(path, tasks);
+        let holders = tasks.holders();
         if holders.is_empty() {
             return;
         }
-        for (pid, _) in &holders {
+        for InTheWay { pid, comm, .. } in &holders {
             // A process that forks all the time is told of this often, and no more.
             if known.len() < NOTED && known.insert(*pid) {
-                note(format!("waiting for {pid} ({}), which holds {}", busy::comm(*pid), path.display()));
+                note(format!("waiting for {pid} ({comm}), which holds {}", path.display()));
             }
         }
         let now = Instant::now();
@@ -113,9 +145,9 @@ pub fn wait(
         let due = steps.peek().map(|(part, _, _)| began + patience.wait / *part);
         if due.is_some_and(|due| now >= due) {
             let (_, signal, name) = steps.next().expect("peek saw it");
-            for (pid, pidfd) in holders.iter().filter(|(pid, _)| tasks.own(*pid)) {
+            for InTheWay { pid, comm, pidfd } in holders.iter().filter(|holder| tasks.own(holder.pid)) {
                 match pidfd_send_signal(pidfd, *signal) {
-                    Ok(()) => note(format!("{pid} ({}) still holds it: sent {name}", busy::comm(*pid))),
+                    Ok(()) => note(format!("{pid} ({comm}) still holds it: sent {name}")),
                     // It has ended by itself: the next look will not find it.
                     Err(Errno::SRCH) => {}
                     Err(errno) => note(format!("send {name} to {pid}: {errno}")),
@@ -127,28 +159,10 @@ pub fn wait(
     }
 }
 
-/// The candidates that hold the mount, each with its pidfd.
-fn look(path: &Path, tasks: &impl Tasks) -> Vec<(u32, OwnedFd)> {
-    let mut holders = Vec::new();
-    for pid in tasks.candidates() {
-        if pid == std::process::id() {
-            continue;
-        }
-        let Some(handle) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
-        // The pidfd first: a number that is given out again while we look is then not taken for its predecessor, as
-        // the predecessor's pidfd is what will be waited for, and is readable at once.
-        let Ok(pidfd) = pidfd_open(handle, PidfdFlags::empty()) else { continue };
-        if busy::holds(pid, path) {
-            holders.push((pid, pidfd));
-        }
-    }
-    holders
-}
-
 /// Waits until one of them has ended (a pidfd is readable then, pidfd_open(2)) or `until`.
-fn until_one_ends(holders: &[(u32, OwnedFd)], until: Instant) {
+fn until_one_ends(holders: &[InTheWay], until: Instant) {
     let mut descriptors: Vec<_> =
-        holders.iter().map(|(_, pidfd)| PollFd::new(pidfd, PollFlags::IN)).collect();
+        holders.iter().map(|holder| PollFd::new(&holder.pidfd, PollFlags::IN)).collect();
     let left = until.saturating_duration_since(Instant::now());
     let timeout = Timespec {
         tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
@@ -163,16 +177,26 @@ fn until_one_ends(holders: &[(u32, OwnedFd)], until: Instant) {
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead, BufReader};
+    use std::path::PathBuf;
     use std::process::{Child, Command, Stdio};
+
+    use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     use super::*;
 
-    /// Candidates that a test names, all or none of them the unit's.
-    struct Named(Vec<u32>, bool);
+    /// Processes that a test names, all or none of them the unit's. Here a directory will do for a mount: those are in
+    /// the way whose working directory it is. The real look is `tests/native.rs`'s.
+    struct Named(Vec<u32>, bool, PathBuf);
 
     impl Tasks for Named {
-        fn candidates(&self) -> Vec<u32> {
-            self.0.clone()
+        fn holders(&self) -> Vec<InTheWay> {
+            let in_the_way = |pid: &u32| {
+                let handle = Pid::from_raw(i32::try_from(*pid).ok()?)?;
+                let pidfd = pidfd_open(handle, PidfdFlags::empty()).ok()?;
+                let is_there = std::fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.2);
+                is_there.then(|| InTheWay { pid: *pid, comm: "sh".into(), pidfd })
+            };
+            self.0.iter().filter_map(in_the_way).collect()
         }
         fn own(&self, _pid: u32) -> bool {
             self.1
@@ -210,7 +234,7 @@ mod tests {
     #[test]
     fn nobody_there_is_no_wait() {
         let directory = tempfile::tempdir().unwrap();
-        let me = Named(vec![std::process::id(), 1], true);
+        let me = Named(vec![std::process::id(), 1], true, directory.path().into());
         let (took, notes) = run(&me, directory.path(), patience(60_000, true));
         assert!(took < Duration::from_secs(30) && notes.is_empty(), "{took:?} {notes:?}");
     }
@@ -221,7 +245,7 @@ mod tests {
         let path = directory.path().canonicalize().unwrap();
         let mut child = shell(&path, "echo; read line");
         drop(child.stdin.take());
-        let (took, _) = run(&Named(vec![child.id()], false), &path, patience(60_000, false));
+        let (took, _) = run(&Named(vec![child.id()], false, path.clone()), &path, patience(60_000, false));
         assert!(took < Duration::from_secs(30), "{took:?}");
         child.wait().unwrap();
     }
@@ -232,7 +256,7 @@ mod tests {
         let path = directory.path().canonicalize().unwrap();
         for (end, own, killed) in [(true, true, true), (false, true, false), (true, false, false)] {
             let mut child = shell(&path, STUBBORN);
-            let (took, notes) = run(&Named(vec![child.id()], own), &path, patience(400, end));
+            let (took, notes) = run(&Named(vec![child.id()], own, path.clone()), &path, patience(400, end));
             let sent: Vec<_> = notes.iter().filter(|note| note.contains("sent SIG")).collect();
             assert_eq!(sent.len(), if killed { 2 } else { 0 }, "{notes:?}");
             assert!(took >= Duration::from_millis(if killed { 200 } else { 400 }), "{took:?}");
@@ -249,7 +273,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().canonicalize().unwrap();
         let mut child = shell(&path, "trap 'exit 7' TERM; echo; read line");
-        let (_, notes) = run(&Named(vec![child.id()], true), &path, patience(2000, true));
+        let (_, notes) = run(&Named(vec![child.id()], true, path.clone()), &path, patience(2000, true));
         assert!(notes.iter().all(|note| !note.contains("SIGKILL")), "{notes:?}");
         assert_eq!(child.wait().unwrap().code(), Some(7));
     }

@@ -47,9 +47,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 pub fn still_mounted(paths: &Paths, tables: &[PathBuf]) -> Result<Vec<PathBuf>, HelperError> {
     let mut found = Vec::new();
     for table in tables {
-        let mounts = mountinfo::read(table)?;
-        found.extend(mountinfo::at_or_below(&mounts, &paths.runtime));
-        found.extend(mountinfo::at_or_below(&mounts, &paths.trash));
+        found.extend(mountinfo::at_or_below(table, &[&paths.runtime, &paths.trash])?);
     }
     found.sort();
     found.dedup();

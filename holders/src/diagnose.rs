@@ -152,6 +152,7 @@ impl Query {
             devices,
             is_device_given: !self.devices.is_empty(),
             detached: self.detached,
+            refused: self.refused,
             listed: if self.among.is_none() { namespace::listed().ok() } else { None },
             among: self.among.as_deref(),
             tables: vec![own],
@@ -160,7 +161,7 @@ impl Query {
             walk: Walk::default(),
         };
         survey.look().map_err(proc_error("list", "/proc"))?;
-        Ok(survey.report(self.refused))
+        Ok(survey.report())
     }
 }
 
@@ -211,6 +212,7 @@ struct Survey<'a> {
     devices: Vec<Device>,
     is_device_given: bool,
     detached: bool,
+    refused: bool,
     /// `None` if the kernel lists no namespaces, or not to this user.
     listed: Option<Vec<MountNamespace>>,
     among: Option<&'a [u32]>,
@@ -232,7 +234,7 @@ impl Survey<'_> {
                 None => kernel_holders::bound_sockets().keys().copied().collect(),
                 Some(_) => HashSet::new(),
             },
-            carriers: true,
+            carriers: self.refused,
             ..Wanted::default()
         };
         self.settle();
@@ -406,7 +408,7 @@ impl Survey<'_> {
         &self.tables[at.table].mounts[at.mount]
     }
 
-    fn report(mut self, refused: bool) -> Report {
+    fn report(mut self) -> Report {
         let walk = std::mem::take(&mut self.walk);
         let own = &self.tables[0];
         let mut report = Report {
@@ -427,7 +429,7 @@ impl Survey<'_> {
                 namespaces: self.unlisted.clone(),
                 namespace_list: self.listed.is_some(),
             },
-            refused,
+            refused: self.refused,
             processes: walk.processes,
         };
         match self.target {
@@ -447,7 +449,7 @@ impl Survey<'_> {
             return report;
         }
         report.kernel_holders = self.kernel_holders();
-        if report.blockers().is_empty() && report.submounts.is_empty() {
+        if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {
             report.suspects = self.suspects(&walk.carriers);
         }
         report

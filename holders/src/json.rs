@@ -12,6 +12,7 @@ use crate::report::{
     Carries, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Reference, Relation, Report,
     Suspect,
 };
+use crate::verdict::Verdict;
 
 impl Report {
     /// The whole report with its verdict, as one object.
@@ -21,6 +22,10 @@ impl Report {
         json!({
             "path": path(&self.path),
             "verdict": verdict.word(),
+            "otherwise": match &verdict {
+                Verdict::NotAllowed { otherwise, .. } => Some(otherwise.word()),
+                _ => None,
+            },
             "line": verdict.line(),
             "advice": verdict.advice(),
             "blocks_umount": verdict.blocks_umount(),

@@ -37,7 +37,8 @@ pub struct Report {
     pub holders: Vec<Holder>,
     /// References that no process has.
     pub kernel_holders: Vec<KernelHolder>,
-    /// Descriptors that may carry further files, which nothing shows. Looked for only where nothing else blocks.
+    /// Descriptors that may carry further files, which nothing shows. Looked for only after an unmount was refused
+    /// ([`Report::refused`]) and where nothing else blocks: each has to be asked by itself.
     pub suspects: Vec<Suspect>,
     /// The namespaces with a mount of these file systems, but for the caller's.
     pub namespaces: Vec<NamespaceUse>,
@@ -67,7 +68,7 @@ pub struct Holder {
     pub pid: u32,
     /// Thread id; the process id for the first thread.
     pub tid: u32,
-    /// The thread's name, at most 15 bytes, lossily as UTF-8.
+    /// The thread's name, at most 15 bytes, lossily as UTF-8, with control characters escaped.
     pub comm: String,
     /// When the process started, in clock ticks since boot (proc_pid_stat(5), `starttime`); with the process id
     /// it names the process for good.

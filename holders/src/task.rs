@@ -26,10 +26,16 @@ pub(crate) fn about(proc_dir: BorrowedFd<'_>, pid: u32, tid: u32) -> About {
         let done = read_file(task.as_fd(), name, &mut text);
         done.map(|()| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     };
-    let comm = read(c"comm").trim_end_matches('\n').to_owned();
+    let comm = printable(read(c"comm").trim_end_matches('\n'));
     let cgroup = v2_cgroup(&read(c"cgroup")).to_owned();
-    let unit = unit_of_cgroup(&cgroup).map(str::to_owned);
+    let unit = unit_of_cgroup(&cgroup).map(printable);
     About { comm, cgroup, unit }
+}
+
+/// A name that its owner can choose, without anything that a terminal or a log would obey.
+fn printable(name: &str) -> String {
+    let escaped = |character: char| character.is_control().then(|| character.escape_default().to_string());
+    name.chars().map(|character| escaped(character).unwrap_or_else(|| character.into())).collect()
 }
 
 /// When a process started, in clock ticks since boot; `None` if it is gone.
@@ -153,6 +159,12 @@ mod tests {
         assert_eq!(lineage.get(1), Some(&std::os::unix::process::parent_id()).filter(|&&parent| parent > 1));
         assert_eq!(relation(&lineage, std::process::id()), Relation::Caller);
         assert_eq!(relation(&lineage, 1), Relation::Other);
+    }
+
+    #[test]
+    fn names_are_printable() {
+        assert_eq!(printable("a b'é\"(sd-pam)"), "a b'é\"(sd-pam)");
+        assert_eq!(printable("x\u{1b}[2J\n\u{9b}"), "x\\u{1b}[2J\\n\\u{9b}");
     }
 
     #[test]

@@ -525,15 +525,27 @@ pub(crate) fn open_directory(directory: BorrowedFd<'_>, name: &CStr) -> Result<O
     rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Adds the entries of a directory that are numbers.
+/// The longest that an entry of a directory can be, bytes: `struct linux_dirent64` with a name of 255 and its end.
+const MAX_ENTRY: usize = 280;
+
+/// Adds the entries of a directory of `/proc` that are numbers.
+///
+/// That a directory is at its end is told by one more call, which is spared where the first has surely not filled the
+/// buffer: procfs stops in no other place (`fs/proc/fd.c:proc_readfd_common`, `fs/proc/base.c:proc_task_readdir`).
 fn numbers(
     directory: BorrowedFd<'_>,
     buffer: &mut [MaybeUninit<u8>],
     numbers: &mut Vec<u32>,
 ) -> Result<(), Errno> {
+    let surely_fit = buffer.len() / MAX_ENTRY;
     let mut entries = RawDir::new(directory, buffer);
+    let mut seen = 0;
     while let Some(entry) = entries.next() {
         numbers.extend(number(entry?.file_name().to_bytes()));
+        seen += 1;
+        if seen < surely_fit && entries.is_buffer_empty() {
+            break;
+        }
     }
     Ok(())
 }

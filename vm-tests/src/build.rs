@@ -19,9 +19,12 @@ use crate::process::{self, Program, Sink};
 /// A cold build takes two minutes on two old cores.
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 
-/// What goes into a guest: packages, and the features they need for it.
-const PACKAGES: &[&str] = &["vm-agent", "left4me-helper"];
-const FEATURES: &str = "vm-agent/guest";
+/// What goes into every guest: packages, and the features they need for it.
+const GUEST: &[&str] =
+    &["--bins", "--package", "vm-agent", "--package", "left4me-helper", "--features", "vm-agent/guest"];
+
+/// What [`crate::truth`] runs in a guest: the command, and the fixture that plants and judges.
+const TRUTH: &[&str] = &["--package", "holders", "--bin", "holders", "--example", "planter"];
 
 /// The guest's binaries, each proved to be static.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,12 +59,25 @@ impl GuestBinaries {
 /// # Errors
 /// If the build fails (cargo has said why), if a binary is not static, or on an interrupt.
 pub async fn guest_binaries() -> anyhow::Result<GuestBinaries> {
+    build(GUEST).await
+}
+
+/// Builds what the benchmark of truth runs in a guest: `holders` and `planter`.
+///
+/// # Errors
+/// As [`guest_binaries`].
+pub async fn truth_binaries() -> anyhow::Result<GuestBinaries> {
+    build(TRUTH).await
+}
+
+async fn build(what: &[&str]) -> anyhow::Result<GuestBinaries> {
     let workspace = cache::workspace()?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let triple = host_triple().await?;
-    let mut program = Program::new(&cargo)
+    let program = Program::new(&cargo)
         .current_dir(&workspace)
-        .args(["build", "--profile", "guest", "--bins", "--features", FEATURES])
+        .args(["build", "--profile", "guest"])
+        .args(what)
         .args(["--target", &triple])
         .arg("--target-dir")
         .arg(workspace.join("target/guest"))
@@ -70,9 +86,6 @@ pub async fn guest_binaries() -> anyhow::Result<GuestBinaries> {
         // It would win over RUSTFLAGS.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stderr(Sink::Inherit);
-    for package in PACKAGES {
-        program = program.args(["--package", package]);
-    }
     let output =
         process::run(program, BUILD_LIMIT, |_, _| {}).await.context("build the guest's static binaries")?;
     let by_name = executables(&output.text()).context("read what cargo built")?;

@@ -576,6 +576,15 @@ impl Cycle {
         shape
     }
 
+    /// Whether the reset command wrote these words to stderr; see [`Expect::reset_stderr`].
+    fn reset_says(&self, words: &str) -> bool {
+        if !words.contains("{pid}") {
+            return self.reset_stderr.contains(words);
+        }
+        let mut holders = self.holders_at_umount.iter();
+        holders.any(|holder| self.reset_stderr.contains(&words.replace("{pid}", &holder.pid.to_string())))
+    }
+
     /// What is not as expected, in words; empty if all is.
     #[must_use]
     pub fn deviations(&self, expect: &Expect) -> Vec<String> {
@@ -655,6 +664,12 @@ impl Cycle {
             self.mounted == expect.mounted,
             format!("the mount is {} after the reset", if self.mounted { "still there" } else { "gone" }),
         );
+        for words in &expect.reset_stderr {
+            check(
+                self.reset_says(words),
+                format!("the reset's stderr has no {words:?}: {:?}", self.reset_stderr.trim_end()),
+            );
+        }
         let remount = self.remount();
         match &expect.remount {
             Some(expected) => {
@@ -960,11 +975,14 @@ mod tests {
     #[test]
     fn another_failure_than_the_declared_one_is_a_deviation() {
         let declared = "umount = \"EBUSY\"\nverdict = \"held by yourself\"\nlisted = [\"b.service\"]\n\
-                        remount = \"in use\"\nexec_stop_post = \"SIGTERM\"\nreset_from_ms = 50";
+                        remount = \"in use\"\nexec_stop_post = \"SIGTERM\"\nreset_from_ms = 50\n\
+                        reset_stderr = [\"held by {pid} (x)\", \"EBUSY\"]";
         let mut cycle = clean();
         cycle.verdict = Hold::HeldByYourself;
         cycle.listed = vec!["a.service".to_owned(), "b.service".to_owned()];
         cycle.umounts[0].result = "EBUSY".to_owned();
+        cycle.reset_stderr = "EBUSY: held by 7 (x) of y.service".to_owned();
+        cycle.holders_at_umount = vec![holder(6, Role::Main), holder(7, Role::Outside)];
         cycle.end.as_mut().expect("an end").remount = Remount::Tried { result: 0, in_use: true };
         cycle.execs.push(ExecOutcome {
             line: "ExecStopPost".to_owned(),
@@ -972,20 +990,24 @@ mod tests {
             exit: Some(Exit::Signal(15)),
             duration_ns: None,
         });
-        assert_eq!(cycle.deviations(&expect(declared)), [""; 0]);
+        let mut expect = expect(declared);
+        expect.holders = vec!["main x (cwd)".to_owned(), "outside x (cwd)".to_owned()];
+        assert_eq!(cycle.deviations(&expect), [""; 0]);
         type Change = fn(&mut Cycle);
-        let changes: [(Change, &str); 6] = [
+        let changes: [(Change, &str); 8] = [
             (|cycle| cycle.verdict = Hold::HeldByProcess, "verdict: held by a process instead of"),
             (|cycle| cycle.verdict = Hold::OnlyListed, "verdict: only listed instead of"),
             (|cycle| cycle.umounts[0].result = "EINVAL".to_owned(), "umount2: EINVAL instead of EBUSY"),
             (|cycle| cycle.umounts.clear(), "umount2: none instead of EBUSY"),
             (|cycle| cycle.listed.truncate(1), "b.service was not"),
             (|cycle| cycle.reset_ns = 10_000_000, "reset took 0.010 s"),
+            (|cycle| cycle.reset_stderr = "EBUSY: held by 8 (x)".to_owned(), "no \"held by {pid} (x)\""),
+            (|cycle| cycle.reset_stderr = "held by 7 (x)".to_owned(), "no \"EBUSY\""),
         ];
         for (change, words) in changes {
             let mut other = cycle.clone();
             change(&mut other);
-            let deviations = other.deviations(&expect(declared));
+            let deviations = other.deviations(&expect);
             assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
             assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
         }

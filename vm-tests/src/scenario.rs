@@ -150,6 +150,10 @@ pub struct Expect {
     /// comm of each process that dies of a signal that dumps core.
     #[serde(default)]
     pub core_dumps: Vec<String>,
+    /// Words that the reset command must write to stderr, each anywhere in it. `{pid}` stands for the process id of one
+    /// that held the mount when it was unmounted.
+    #[serde(default)]
+    pub reset_stderr: Vec<String>,
     /// The unit under test, for [`Expect::failed_units`].
     #[serde(skip)]
     unit: String,

@@ -12,12 +12,14 @@ use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use vm_tests::accel::{Accel, Clock, Wish};
 use vm_tests::bench::{self, Boot, BusyHost, Channel, Host, IDLE_SECS, Report, Requests, Row, Samples, Unit};
+use vm_tests::build;
 use vm_tests::cache::{self, Lock};
 use vm_tests::machine::{Cancel, MachineError};
 use vm_tests::process::{self, Program, Sink};
 use vm_tests::run::Prepared;
 use vm_tests::scenario::Scenario;
 use vm_tests::tools;
+use vm_tests::truth::{self, Rounds};
 
 use crate::prepare::{self, MachineArgs, Wanted};
 use crate::{FAILED, PASSED};
@@ -37,6 +39,12 @@ const STOP_GRACE: Duration = Duration::from_secs(40);
 /// How many machines are restored side by side.
 const SIDE_BY_SIDE: [usize; 4] = [1, 2, 4, 8];
 
+/// How often `holders` is measured: in virtual time one run is as the next, so these are for what is different within
+/// one.
+const TRUTH_ROUNDS: Rounds = Rounds { scans: 5, events: 20 };
+/// The same with `--quick`.
+const QUICK_TRUTH_ROUNDS: Rounds = Rounds { scans: 1, events: 3 };
+
 /// The targets, of the medians: seconds, but for those whose name says otherwise.
 mod target {
     pub(super) const RESTORE: f64 = 0.4;
@@ -53,14 +61,14 @@ mod target {
     pub(super) const SUITE: f64 = 20.0;
 }
 
-/// Measures the harness: boots, restores, requests, guest time, resets.
+/// Measures the harness: boots, restores, requests, guest time, resets. Or, by `holders`, the truth.
 ///
 /// Prints minimum, median and maximum of each beside its target, and writes all samples to
-/// target/vm-bench/bench.json. Measures real time and virtual time, unless --clock names one. The exit status says
+/// target/vm-bench/bench.json (`holders`: target/vm-bench/holders.json). Measures real time and virtual time, unless --clock names one. The exit status says
 /// nothing of targets: a benchmark is no test. The host should do nothing else meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// What to measure; everything if nothing is given
+    /// What to measure; everything but `holders` if nothing is given
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
 
@@ -103,6 +111,9 @@ enum What {
     Suite,
     /// Other tools that boot machines, where they are installed
     Peers,
+    /// A mount pinned in every way there is: what holders, fuser, lsof and lsns say; what a scan costs; how soon the
+    /// watch tells. On each --image, by itself
+    Holders,
 }
 
 /// How many samples.
@@ -150,6 +161,13 @@ pub(crate) async fn run(args: BenchArgs) -> Result<u8> {
         eprintln!("{}: waiting for {who}, which measures", results.display());
     })
     .await?;
+    if args.what.contains(&What::Holders) {
+        ensure!(
+            args.what.len() == 1,
+            "bench holders: by itself, as it takes several guests and other programs"
+        );
+        return truth(&args, &results).await;
+    }
     let mut bench = Bench::prepare(args, results).await?;
     let measured = bench.all().await;
     bench.report.complete = measured.is_ok();
@@ -207,7 +225,10 @@ impl Bench {
             rows: Vec::new(),
             notes: Vec::new(),
         };
-        let what = if args.what.is_empty() { What::value_variants().to_vec() } else { args.what };
+        let mut what = args.what;
+        if what.is_empty() {
+            what.extend(What::value_variants().iter().filter(|&&what| what != What::Holders));
+        }
         let machine = args.machine;
         Ok(Self { what, counts, results, clocks, machine, cancel, report, shown: (0, 0) })
     }
@@ -527,6 +548,57 @@ impl Bench {
             .with_context(|| format!("write {}", path.display()))?;
         Ok(path)
     }
+}
+
+/// The benchmark of truth: three tables, what is kept of the bounds, and what is wrong with `holders`.
+async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
+    let cancel = prepare::cancel_on_interrupt()?;
+    let programs = build::truth_binaries().await?;
+    let wanted = Wanted {
+        scenarios: &[],
+        cycles: Some(CYCLES),
+        deadline_secs: RUN_DEADLINE_SECS,
+        results: &results.join("holders"),
+    };
+    let guests = prepare::prepare(&args.machine, wanted, cancel.clone()).await?;
+    let rounds = if args.quick { QUICK_TRUTH_ROUNDS } else { TRUTH_ROUNDS };
+    let mut truths = Vec::new();
+    for prepared in &guests {
+        truths.push(truth::measure(prepared, &programs, rounds, &prepared.results, cancel.clone()).await?);
+    }
+    let path = results.join("holders.json");
+    std::fs::write(&path, serde_json::to_string_pretty(&truths)?)
+        .with_context(|| format!("write {}", path.display()))?;
+    println!("{}, {} cores; durations are of the guest's clock", cpu()?, bench::cores());
+    for truth in &truths {
+        println!(
+            "{}: {}; {} of {} cases planted",
+            truth.guest,
+            truth.image,
+            truth.planted(),
+            truth.cases.len()
+        );
+    }
+    println!("\n{}\n\n{}\n\n{}\n", truth::cases(&truths), truth::summary(&truths), truth::costs(&truths));
+    for truth in &truths {
+        for bound in truth::bounds(truth) {
+            let verdict = if bound.is_kept() { "reached" } else { "not reached" };
+            println!(
+                "{}: {}: {:.3}, target ≤ {}: {verdict}",
+                truth.guest, bound.what, bound.is, bound.at_most
+            );
+        }
+        for case in &truth.cases {
+            if let Some(why) = &case.not_planted {
+                println!("{}: {} could not be planted: {why}", truth.guest, case.case);
+            }
+        }
+    }
+    let faults: Vec<String> = truths.iter().flat_map(|truth| truth.faults()).collect();
+    faults.iter().for_each(|fault| println!("{fault}"));
+    println!("report: {}", path.display());
+    // A target is no test; a tool that is wrong is.
+    Ok(if faults.is_empty() { PASSED } else { FAILED })
 }
 
 fn scenario() -> Result<Scenario> {

@@ -4,12 +4,12 @@
 //! starts the planter (this same program) as a child. All of it ends with the thread and the child. Needs root;
 //! without, the trials are ignored and the reason is printed.
 
-#[path = "../../examples/planter.rs"]
-#[expect(dead_code, reason = "its main is not this program's")]
+#[path = "../../examples/planter/plant.rs"]
 mod planter;
+#[path = "../../examples/planter/stage.rs"]
+mod stage;
 
 use std::error::Error;
-use std::ffi::CString;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -19,8 +19,8 @@ use holders::{Query, Report, Verdict};
 use libtest_mimic::{Arguments, Failed, Trial};
 use planter::{CASES, Case, Umount};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags};
-use rustix::thread::UnshareFlags;
+use rustix::mount::{MountFlags, UnmountFlags};
+use stage::Stage;
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
@@ -57,85 +57,9 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// An overlay on a shared tmpfs, in a mount namespace that ends with the trial's thread.
-struct Stage {
-    directory: tempfile::TempDir,
-    base: PathBuf,
-    merged: PathBuf,
-}
-
 impl Stage {
-    fn set_up() -> Result<Self, Box<dyn Error>> {
-        let directory = tempfile::tempdir()?;
-        let base = directory.path().canonicalize()?;
-        unshare_mounts()?;
-        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-        rustix::mount::mount("holders-test", &base, "tmpfs", MountFlags::empty(), None)?;
-        rustix::mount::mount_change(&base, MountPropagationFlags::SHARED)?;
-        for name in ["lower", "upper", "work", "merged"] {
-            std::fs::create_dir(base.join(name))?;
-        }
-        Ok(Self { directory, merged: base.join("merged"), base })
-    }
-
-    fn mount(&self) -> Result<(), Errno> {
-        // With index=on a second mount of layers that are in use is EBUSY: that tells whether the first lives.
-        let base = self.base.display();
-        let options =
-            format!("lowerdir={base}/lower,upperdir={base}/upper,workdir={base}/work,index=on,metacopy=off");
-        let options = CString::new(options).map_err(|_nul| Errno::INVAL)?;
-        rustix::mount::mount("holders-test", &self.merged, "overlay", MountFlags::empty(), Some(&*options))
-    }
-
-    fn umount(&self) -> Result<(), Errno> {
-        rustix::mount::unmount(&self.merged, UnmountFlags::NOFOLLOW)
-    }
-
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "the test's own child; it ends with its stdin, and with the guard"
-    )]
-    fn plant(&self, case: &str) -> Result<Planter, Box<dyn Error>> {
-        let mut child = Command::new(std::env::current_exe()?)
-            .args(["planter", case])
-            .arg(&self.merged)
-            .current_dir("/")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-        let planter = |holder| Planter { child, holder };
-        match line.trim().strip_prefix("ready ").map(str::parse) {
-            Some(pid) => Ok(planter(pid?)),
-            None => {
-                drop(planter(0));
-                Err(format!("the planter of {case} said {line:?}").into())
-            }
-        }
-    }
-
     fn ask(&self) -> Result<Report, holders::Error> {
         Query::new(&self.merged).run()
-    }
-}
-
-#[expect(unsafe_code, reason = "a mount namespace for this thread alone")]
-fn unshare_mounts() -> Result<(), Errno> {
-    // SAFETY: the descriptor table stays shared; nothing else in this program goes by this thread's directories.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
-}
-
-/// Ends with its stdin, or else by force.
-struct Planter {
-    child: Child,
-    holder: u32,
-}
-
-impl Drop for Planter {
-    fn drop(&mut self) {
-        drop(self.child.stdin.take());
-        self.child.wait().expect("wait for the planter");
     }
 }
 
@@ -145,7 +69,7 @@ fn on_a_stage(
     let thread = std::thread::spawn(move || {
         let stage = Stage::set_up().map_err(|error| format!("set up: {error}"))?;
         let done = trial(&stage).map_err(|error| error.to_string());
-        drop(stage.directory);
+        drop(stage);
         done
     });
     match thread.join() {

@@ -1,11 +1,8 @@
-//! Pins a mount in one way, says `ready` and waits: `planter CASE PATH`, `planter --list`.
+//! The ways to pin a mount, as a table of cases, and the code that does each: `planter CASE PATH`.
 //!
-//! A fixture for tests and benchmarks of what `holders` and other tools say. It prints `ready PID` once the
-//! reference is there, PID being the process that has it, and undoes everything when its stdin ends. It runs as
-//! root, on a mount that nobody needs: `PATH` has to be an empty directory of an overlay or a tmpfs, on a mount
-//! that is shared. Files that it needs lie in PATH, and beside it as `PATH.NAME`.
-//!
-//! The tests have this file as a module, so that they plant with the same code.
+//! It says `ready PID` once the reference is there, PID being the process that has it, and undoes everything when its
+//! stdin ends. It needs root, and a mount that nobody needs: PATH has to be an empty directory of an overlay or a
+//! tmpfs, on a mount that is shared. Files that it needs lie in PATH, and beside it as `PATH.NAME`.
 
 use std::error::Error;
 use std::ffi::{CString, OsString};
@@ -140,10 +137,6 @@ struct Planted {
     kept: Vec<Box<dyn Send>>,
     /// The process that has the reference, if it is not this one.
     holder: Option<Child>,
-}
-
-fn main() -> ExitCode {
-    run(std::env::args_os().skip(1).collect())
 }
 
 /// The whole program, for those who have it as a module; a first argument `planter` is skipped.
