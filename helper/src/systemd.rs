@@ -3,13 +3,19 @@
 //! A job's end is the signal `JobRemoved`, which may arrive before the reply that names the job. So the match is in
 //! place before the job is sent; the signals since then wait in the stream's queue, and the one with our job's path
 //! is ours. The match asks for this unit only, so that a busy machine's other jobs cannot fill the queue.
+//!
+//! A question to systemd goes through the bus daemon and back, four changes of process, and a reset is little more than
+//! questions. So questions that do not depend on each other are all sent before the first answer is waited for, and
+//! whoever waits does the connection's work too ([`Systemd::wait`]): there is no thread in between.
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_io::{Timer, block_on};
 use futures_lite::{StreamExt, future};
+use zbus::connection::Builder;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, MatchRule, MessageStream, message};
 
@@ -49,13 +55,28 @@ impl Systemd {
     /// # Errors
     /// No system bus, or nobody answers there as systemd.
     pub fn connect(deadline: Instant) -> Result<Self, UnitsError> {
-        let connecting =
-            async { Connection::system().await.map_err(|error| UnitsError::Unreachable(error.to_string())) };
+        let connecting = async {
+            // It drives itself until it is there.
+            let connected = async { Builder::system()?.internal_executor(false).build().await };
+            connected.await.map_err(|error| UnitsError::Unreachable(error.to_string()))
+        };
         let systemd = Self { connection: block_on(by(deadline, connecting))?, deadline };
-        match block_on(by(deadline, systemd.manager("Subscribe", &()))) {
-            Ok(_) => Ok(systemd),
-            Err(error) => Err(error),
-        }
+        systemd.wait(deadline, systemd.manager("Subscribe", &()))?;
+        Ok(systemd)
+    }
+
+    /// Waits for an answer, up to a deadline, and does the connection's work meanwhile. Several threads may wait at once.
+    fn wait<T>(
+        &self,
+        deadline: Instant,
+        answer: impl Future<Output = Result<T, UnitsError>>,
+    ) -> Result<T, UnitsError> {
+        let work = async {
+            loop {
+                self.connection.executor().tick().await;
+            }
+        };
+        block_on(future::or(by(deadline, answer), work))
     }
 
     async fn manager<B>(&self, method: &str, body: &B) -> Result<message::Message, UnitsError>
@@ -109,19 +130,23 @@ impl Systemd {
     async fn read_state(&self, unit: &str) -> Result<UnitState, UnitsError> {
         let reply = self.manager("LoadUnit", &(unit)).await?;
         let path: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
-        let mut exec = Vec::new();
-        for (line, property) in EXEC_PROPERTIES {
-            let entries: Vec<ExecEntry> = self.property(&path, SERVICE, property).await?;
-            exec.extend(entries.into_iter().map(|entry| exec_run(line, entry)));
-        }
-        Ok(UnitState {
-            load_state: self.property(&path, UNIT, "LoadState").await?,
-            active_state: self.property(&path, UNIT, "ActiveState").await?,
-            sub_state: self.property(&path, UNIT, "SubState").await?,
-            result: self.property(&path, SERVICE, "Result").await?,
-            restarts: self.property(&path, SERVICE, "NRestarts").await?,
-            exec,
-        })
+        // Asked at once: answers of one moment, or nearly.
+        let word = |interface, name| self.property::<String>(&path, interface, name);
+        let words = [(UNIT, "LoadState"), (UNIT, "ActiveState"), (UNIT, "SubState"), (SERVICE, "Result")];
+        let words = all(words.map(|(interface, name)| word(interface, name)));
+        let runs = EXEC_PROPERTIES.map(|(line, property)| {
+            let path = &path;
+            async move {
+                let entries: Vec<ExecEntry> = self.property(path, SERVICE, property).await?;
+                Ok(entries.into_iter().map(move |entry| exec_run(line, entry)))
+            }
+        });
+        let restarts = self.property(&path, SERVICE, "NRestarts");
+        let ((words, runs), restarts) = future::try_zip(future::try_zip(words, all(runs)), restarts).await?;
+        let [load_state, active_state, sub_state, result] =
+            <[String; 4]>::try_from(words).expect("as many answers as questions");
+        let exec = runs.into_iter().flatten().collect();
+        Ok(UnitState { load_state, active_state, sub_state, result, restarts, exec })
     }
 
     /// The unit's settings, drop-ins included, for the doctor.
@@ -129,7 +154,7 @@ impl Systemd {
     /// # Errors
     /// As [`UnitsError`].
     pub fn setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
-        block_on(by(self.deadline, self.read_setup(unit, merged)))
+        self.wait(self.deadline, self.read_setup(unit, merged))
     }
 
     async fn read_setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
@@ -194,11 +219,11 @@ impl Systemd {
 
 impl Units for Systemd {
     fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<String, UnitsError> {
-        block_on(by(deadline, self.run_job(job, unit)))
+        self.wait(deadline, self.run_job(job, unit))
     }
 
     fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError> {
-        block_on(by(self.deadline, self.read_state(unit)))
+        self.wait(self.deadline, self.read_state(unit))
     }
 }
 
@@ -212,6 +237,26 @@ async fn by<T>(
         Err(UnitsError::Deadline)
     })
     .await
+}
+
+/// The answers to several questions, in their order, all sent at once; or the first error that comes.
+async fn all<T, const N: usize>(
+    questions: [impl Future<Output = Result<T, UnitsError>>; N],
+) -> Result<Vec<T>, UnitsError> {
+    let mut questions: Vec<_> = questions.into_iter().map(|question| (Box::pin(question), None)).collect();
+    future::poll_fn(|context| {
+        let mut is_whole = true;
+        for (question, answer) in questions.iter_mut().filter(|(_, answer)| answer.is_none()) {
+            match question.as_mut().poll(context) {
+                Poll::Ready(Ok(value)) => *answer = Some(value),
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => is_whole = false,
+            }
+        }
+        if is_whole { Poll::Ready(Ok(())) } else { Poll::Pending }
+    })
+    .await?;
+    Ok(questions.into_iter().filter_map(|(_, answer)| answer).collect())
 }
 
 /// A path without the `-` and `+` that systemd leaves in front of it (systemd.exec(5), ReadWritePaths=).
@@ -450,7 +495,6 @@ mod tests {
 
     /// A connection to the systemd above, over a socket pair.
     fn played() -> (Systemd, Connection) {
-        use zbus::connection::Builder;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
         let server = Builder::async_io_unix_stream(theirs)
             .server(zbus::Guid::generate())
@@ -463,7 +507,7 @@ mod tests {
             .serve_at(UNIT_PATH, Service)
             .unwrap()
             .build();
-        let client = Builder::async_io_unix_stream(ours).p2p().build();
+        let client = Builder::async_io_unix_stream(ours).p2p().internal_executor(false).build();
         let (server, client) = block_on(future::try_zip(server, client)).unwrap();
         (Systemd { connection: client, deadline: soon() }, server)
     }

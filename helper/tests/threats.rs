@@ -1,4 +1,4 @@
-//! `docs/threats.md` names tests: each is there, in the file that it is said to be in.
+//! `docs/threats.md` names tests and scenarios: each is there, a test in the file that it is said to be in.
 
 use std::path::Path;
 
@@ -20,8 +20,20 @@ fn every_test_that_the_threats_name_is_there() {
                 named += 1;
                 continue;
             }
+            if let Some(scenarios) = entry.trim().strip_prefix("scenario") {
+                for scenario in scenarios.split('`').skip(1).step_by(2) {
+                    let manifest = format!("../vm-tests/scenarios/{scenario}/scenario.toml");
+                    assert!(root.join(manifest).is_file(), "no scenario {scenario}");
+                    named += 1;
+                }
+                continue;
+            }
             let file = words.next().unwrap_or_else(|| panic!("no test: {row}"));
-            let directory = if file == "native.rs" { "tests" } else { "src" };
+            let directory = match file {
+                "native.rs" => "tests",
+                elsewhere if elsewhere.contains('/') => "..",
+                _ => "src",
+            };
             let source = std::fs::read_to_string(root.join(directory).join(file)).expect(file);
             let mut functions = 0;
             for function in words {

@@ -16,12 +16,12 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::task::JoinSet;
-use vm_agent::recording::{Plan, Recording};
+use vm_agent::recording::{Plan, Recording, Step, What};
 use vm_agent::wire::{Body, Session};
 
 use crate::bundle;
 use crate::machine::{Cancel, Machine};
-use crate::outcome;
+use crate::outcome::{self, Cycle};
 use crate::qemu::Ram;
 use crate::run::{self, Base, Prepared};
 use crate::saved::Saved;
@@ -38,6 +38,8 @@ pub const IDLE_SECS: u32 = 25;
 
 /// The service that does nothing, for [`reset_and_stop`].
 const EMPTY_SERVICE: &str = "vm-bench-empty.service";
+/// The same with an `ExecStopPost=`.
+const STOP_POST_SERVICE: &str = "vm-bench-stop-post.service";
 
 /// Samples of one thing, in one unit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -371,13 +373,15 @@ pub async fn resets(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) ->
     Ok(run.cycles.iter().map(|cycle| cycle.reset_ns).collect())
 }
 
-/// Guest times of two ways to bring a unit down, in seconds, taken by turns.
+/// Guest times of ways to bring a unit down, in seconds, taken by turns, without umount2(2) and the recorder's looks.
 #[derive(Debug, Clone, Default)]
 pub struct ResetAndStop {
     /// The scenario's Reset.
     pub reset: Samples,
     /// `systemctl stop` of a service that does nothing.
     pub stop: Samples,
+    /// The same of one that has an `ExecStopPost=+` that does nothing, too: what systemd takes for the line by itself.
+    pub stop_post: Samples,
 }
 
 /// Measures a scenario's Reset and a `systemctl stop` of an empty service in one machine by turns, each recorded in the
@@ -394,27 +398,27 @@ pub async fn reset_and_stop(
 ) -> Result<ResetAndStop> {
     let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
     let measured = async {
-        let service = "set -e
+        let services = "set -e
             printf '[Service]\\nType=exec\\nExecStart=sleep infinity\\n' >/run/systemd/system/$1
+            (cat /run/systemd/system/$1; echo ExecStopPost=+true) >/run/systemd/system/$2
             systemctl daemon-reload";
-        text(&mut machine, &["sh", "-c", service, "sh", EMPTY_SERVICE]).await?;
+        text(&mut machine, &["sh", "-c", services, "sh", EMPTY_SERVICE, STOP_POST_SERVICE]).await?;
         let reset = scenario.plan(Some(1));
-        let argv = |verb: &str| vec!["systemctl".to_owned(), verb.to_owned(), EMPTY_SERVICE.to_owned()];
-        let stop = Plan {
-            unit: EMPTY_SERVICE.to_owned(),
+        let stop = |service: &str| Plan {
+            unit: service.to_owned(),
             mount: "/run/vm-bench/nothing".to_owned(),
-            removed: Vec::new(),
-            start: argv("start"),
-            reset: argv("stop"),
-            recover: Vec::new(),
-            ..reset.clone()
+            ..plan(scenario, &["systemctl", "start", service], &["systemctl", "stop", service])
         };
+        let (stop, stop_post) = (stop(EMPTY_SERVICE), stop(STOP_POST_SERVICE));
         let mut both = ResetAndStop::default();
         for round in 0..=rounds {
-            let (reset, stop) = (one(&mut machine, &reset).await?, one(&mut machine, &stop).await?);
-            if round > 0 {
-                both.reset.0.push(reset.as_secs_f64());
-                both.stop.0.push(stop.as_secs_f64());
+            for (plan, samples) in
+                [(&reset, &mut both.reset), (&stop, &mut both.stop), (&stop_post, &mut both.stop_post)]
+            {
+                let took = Duration::from_nanos(one_cycle(&mut machine, plan).await?.own_ns);
+                if round > 0 {
+                    samples.0.push(took.as_secs_f64());
+                }
             }
         }
         Ok(both)
@@ -425,6 +429,18 @@ pub async fn reset_and_stop(
 
 /// Runs a plan of one cycle and returns its Reset's guest time.
 async fn one(machine: &mut Machine, plan: &Plan) -> Result<Duration> {
+    Ok(Duration::from_nanos(one_cycle(machine, plan).await?.cycle.reset_ns))
+}
+
+/// A cycle, what its reset command wrote to stdout, and its reset's guest time without what is not its own.
+struct Recorded {
+    cycle: Cycle,
+    stdout: String,
+    own_ns: u64,
+}
+
+/// Runs a plan of one cycle, whose Reset must succeed.
+async fn one_cycle(machine: &mut Machine, plan: &Plan) -> Result<Recorded> {
     let guest = machine.guest();
     let session = Session { plan: Some(plan.clone()), ..Session::default() };
     let recorded = async { guest.begin_session(session).await?.next().await };
@@ -432,8 +448,10 @@ async fn one(machine: &mut Machine, plan: &Plan) -> Result<Duration> {
         Body::Recorded(recording) => *recording,
         other => bail!("unexpected answer from the guest: {other:?}"),
     };
-    let cycles = outcome::cycles(&recording);
-    let [cycle] = cycles.as_slice() else { bail!("{} cycles of 1 were recorded", cycles.len()) };
+    let mut cycles = outcome::cycles(&recording);
+    let (Some(cycle), true) = (cycles.pop(), cycles.is_empty()) else {
+        bail!("not one cycle was recorded");
+    };
     ensure!(
         cycle.reset_exit.is_some_and(|exit| exit.success()),
         "{}: {:?}: {}",
@@ -441,7 +459,158 @@ async fn one(machine: &mut Machine, plan: &Plan) -> Result<Duration> {
         cycle.reset_exit,
         cycle.reset_stderr
     );
-    Ok(Duration::from_nanos(cycle.reset_ns))
+    let own_ns = own_ns(&recording).context("no reset was recorded")?;
+    let stdout = recording.events.into_iter().find_map(|event| match event.what {
+        What::StepEnds(end) if end.step == Step::Reset => Some(end.stdout),
+        _ => None,
+    });
+    Ok(Recorded { cycle, stdout: stdout.unwrap_or_default(), own_ns })
+}
+
+/// The reset's time, from fork to wait, without its calls of umount2(2) and without the recorder's looks. A look can
+/// come while a call is not done yet, so what both cover is taken away once.
+fn own_ns(recording: &Recording) -> Option<u64> {
+    let events = &recording.events;
+    let begun = events.iter().find_map(|event| match event.what {
+        What::StepBegins(Step::Reset) => Some(event.at),
+        _ => None,
+    })?;
+    let ended = events.iter().find_map(|event| match &event.what {
+        What::StepEnds(end) if end.step == Step::Reset => Some(event.at),
+        _ => None,
+    })?;
+    let others = events.iter().filter_map(|event| match &event.what {
+        What::UmountCall(call) => Some((event.at, call.returned)),
+        What::Scan(scan) => Some((event.at, event.at + scan.cost_ns)),
+        _ => None,
+    });
+    Some(uncovered(begun, ended, others.collect()))
+}
+
+/// How much of the time from `begun` to `ended` no span covers.
+fn uncovered(begun: u64, ended: u64, mut spans: Vec<(u64, u64)>) -> u64 {
+    spans.sort_unstable();
+    let (mut own, mut at) = (0, begun);
+    for (from, to) in spans {
+        own += from.min(ended).saturating_sub(at);
+        at = at.max(to.min(ended));
+    }
+    own + ended.saturating_sub(at)
+}
+
+/// Guest times of the deployed programs, in seconds.
+#[derive(Debug, Clone, Default)]
+pub struct Programs {
+    /// `left4me-overlay umount` from fork to wait, without umount2(2) itself and the recorder's looks.
+    pub umount: Samples,
+    /// `left4me-overlay --version`, from fork to wait: what a program costs that does nothing.
+    pub nothing: Samples,
+}
+
+/// Guest times of deleting [`PURGED_FILES`], in seconds.
+#[derive(Debug, Clone, Default)]
+pub struct Purges {
+    /// Deleting a runtime directory of [`PURGED_FILES`] by a reset, as it says itself.
+    pub purge: Samples,
+    /// `rm -rf` of another such directory, from fork to wait.
+    pub rm: Samples,
+}
+
+/// How many files are purged: 100 directories of so many hundredths.
+pub const PURGED_FILES: u32 = 100_000;
+
+const HELPER: &str = "/usr/local/libexec/left4me/left4me-overlay";
+
+/// A scenario's plan with other commands, of one cycle.
+fn plan(scenario: &Scenario, start: &[&str], reset: &[&str]) -> Plan {
+    let argv = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    Plan {
+        start: argv(start),
+        reset: argv(reset),
+        removed: Vec::new(),
+        recover: Vec::new(),
+        ..scenario.plan(Some(1))
+    }
+}
+
+/// Measures the helper's unmount in one machine with a scenario's files. A first round is not counted: it loads programs.
+///
+/// # Errors
+/// As [`run::run`].
+pub async fn programs(
+    prepared: &Prepared,
+    scenario: &Scenario,
+    rounds: usize,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Programs> {
+    let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
+    let measured = async {
+        let mut programs = Programs::default();
+        let umount = plan(scenario, &[HELPER, "mount", "3"], &[HELPER, "umount", "3"]);
+        let nothing = plan(scenario, &["true"], &[HELPER, "--version"]);
+        for round in 0..=rounds {
+            let (umount, nothing) =
+                (one_cycle(&mut machine, &umount).await?, one_cycle(&mut machine, &nothing).await?);
+            ensure!(umount.cycle.umount_result() == Some("ok"), "no umount2 was recorded");
+            if round > 0 {
+                programs.umount.0.push(Duration::from_nanos(umount.own_ns).as_secs_f64());
+                programs.nothing.0.push(Duration::from_nanos(nothing.own_ns).as_secs_f64());
+            }
+        }
+        Ok(programs)
+    }
+    .await;
+    stop(machine, measured).await
+}
+
+/// Measures a purge beside `rm -rf`, by turns in one machine with a scenario's files.
+///
+/// # Errors
+/// As [`run::run`].
+pub async fn purges(
+    prepared: &Prepared,
+    scenario: &Scenario,
+    rounds: usize,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Purges> {
+    let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
+    let measured = async {
+        // A file system with room for so many names: the usual one has 65,536 inodes.
+        let room = "set -e
+            umount /var/lib/left4me
+            mkfs.ext4 -q -F -N 150000 /dev/ram0
+            mount /dev/ram0 /var/lib/left4me
+            systemd-tmpfiles --create";
+        text(&mut machine, &["sh", "-c", room]).await?;
+        let files = format!(
+            "set -e
+            run=/var/lib/left4me/runtime/3
+            mkdir -p $run/upper $run/work $run/merged
+            cd $run/upper
+            for directory in $(seq 100); do
+                mkdir $directory
+                (cd $directory && seq {} | xargs touch)
+            done",
+            PURGED_FILES / 100
+        );
+        let make = ["sh", "-c", &files];
+        let purge = plan(scenario, &make, &["l4d2ctl", "reset", "--json", "3"]);
+        let rm = plan(scenario, &make, &["rm", "-rf", "/var/lib/left4me/runtime/3"]);
+        let mut purges = Purges::default();
+        for _round in 0..rounds {
+            let report = one_cycle(&mut machine, &purge).await?.stdout;
+            let report: serde_json::Value = serde_json::from_str(&report).context("the reset's report")?;
+            let micros =
+                report.pointer("/phases/purge_us").and_then(serde_json::Value::as_u64).context("purge_us")?;
+            purges.purge.0.push(Duration::from_micros(micros).as_secs_f64());
+            purges.rm.0.push(one(&mut machine, &rm).await?.as_secs_f64());
+        }
+        Ok(purges)
+    }
+    .await;
+    stop(machine, measured).await
 }
 
 /// Restores a machine, runs `true` in it and ends it: the whole of the job, with the machine's end.
@@ -645,6 +814,20 @@ mod tests {
         assert_eq!(property_secs(shown, "UserspaceTimestampMonotonic").expect("a time"), 1.5);
         property_secs(shown, "FinishTimestampMonotonic").expect_err("not yet");
         property_secs(shown, "Nothing").expect_err("not there");
+    }
+
+    #[test]
+    fn what_two_spans_cover_is_taken_away_once() {
+        assert_eq!(uncovered(10, 20, vec![]), 10);
+        for (spans, own) in [
+            (vec![(12, 14), (13, 16)], 6),
+            (vec![(13, 14), (12, 16)], 6),
+            (vec![(5, 11), (19, 30)], 8),
+            (vec![(1, 2), (30, 40)], 10),
+            (vec![(0, 40), (15, 16)], 0),
+        ] {
+            assert_eq!(uncovered(10, 20, spans.clone()), own, "{spans:?}");
+        }
     }
 
     #[test]

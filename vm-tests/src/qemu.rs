@@ -89,8 +89,11 @@ pub struct Config {
     pub initramfs: PathBuf,
     /// The root file system and its size in bytes, a multiple of [`PMEM_ALIGN`]; never written.
     pub root: (PathBuf, u64),
-    /// What brings a scenario's files in, [`DEPLOY_BYTES`] long; never written.
+    /// What brings a scenario's files in, [`DEPLOY_BYTES`] long; never written, unless [`Config::keeps`].
     pub deploy: PathBuf,
+    /// Whether the guest may write to `deploy`: a disk that outlives its machine. Any saved machine can be restored so, as
+    /// the device is the same.
+    pub keeps: bool,
     /// Where the serial console is kept.
     pub serial_log: PathBuf,
     /// More words for the kernel's command line.
@@ -148,9 +151,12 @@ impl Config {
         argv.path("-kernel", "", &self.kernel).path("-initrd", "", &self.initramfs);
         argv.pair("-append", self.command_line());
         // Persistent memory, not disks: a read is a copy within the guest, so no host decides when it completes.
-        for (id, file, size) in [("root", &self.root.0, self.root.1), ("deploy", &self.deploy, DEPLOY_BYTES)]
-        {
-            argv.backend(id, file, size, "share=on,readonly=on");
+        let (read, kept) = ("share=on,readonly=on", "share=on");
+        for (id, file, size, how) in [
+            ("root", &self.root.0, self.root.1, read),
+            ("deploy", &self.deploy, DEPLOY_BYTES, if self.keeps { kept } else { read }),
+        ] {
+            argv.backend(id, file, size, how);
             argv.pair("-device", format!("virtio-pmem-pci,memdev={id}"));
         }
         // Without ioeventfd what the guest writes is taken when it says so, and not by another thread some time later.
@@ -249,6 +255,7 @@ mod tests {
             initramfs: "/cache/initramfs.img".into(),
             root: ("/cache/a,b/root.squashfs".into(), 160 << 20),
             deploy: "/run/deploy.img".into(),
+            keeps: false,
             serial_log: "/run/serial.log".into(),
             kernel_args: vec!["quiet".into()],
         }
@@ -286,6 +293,11 @@ mod tests {
         };
         let argv: Vec<_> = able.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect();
         assert!(argv.join(" ").contains("size=536870912,share=off,readonly=on,rom=off,mem-path=/saved/ram"));
+        let keeps = Config { keeps: true, ..able }.argv();
+        let keeps: Vec<_> = keeps.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        let differ: Vec<_> = keeps.iter().zip(&argv).filter(|(one, other)| one != other).collect();
+        assert_eq!(differ.len(), 1, "{differ:?}");
+        assert!(keeps.join(" ").contains("id=deploy,size=268435456,share=on,mem-path=/run/deploy.img"));
         insta::assert_snapshot!("kvm-real-fresh", golden(Accel::Kvm, Clock::Real, Ram::Fresh));
     }
 }

@@ -14,7 +14,7 @@ use crate::accel::{Accel, Clock};
 use crate::bundle::{self, Bundle};
 use crate::machine::{Cancel, Machine};
 use crate::outcome::{self, Cycle};
-use crate::qemu::{Abilities, Config, Ram};
+use crate::qemu::{Abilities, Config, DEPLOY_BYTES, Ram};
 use crate::saved::Saved;
 use crate::scenario::Scenario;
 
@@ -60,6 +60,7 @@ impl Base {
             initramfs: self.initramfs.clone(),
             root: (self.root.clone(), self.root_bytes),
             deploy,
+            keeps: false,
             serial_log: PathBuf::new(),
             kernel_args: Vec::new(),
         }
@@ -159,7 +160,46 @@ pub async fn restore(
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let deploy = directory.join("deploy.img");
     bundle::write_deploy_image(&deploy, session)?;
-    let config = prepared.base.config(Ram::Restoring(prepared.saved.ram.clone()), deploy);
+    restore_with(prepared, deploy, false, directory, cancel).await
+}
+
+/// Restores the saved machine with a disk that outlives it in place of the deploy device, and lets it run a session that
+/// it is given on the channel. The disk is a file of [`DEPLOY_BYTES`], and made where there is none. A guest must not
+/// believe what it has cached of the device: the saved machine had another one (`blockdev --flushbufs`).
+///
+/// # Errors
+/// As [`restore`] and [`session`].
+pub async fn with_disk(
+    prepared: &Prepared,
+    wanted: Session,
+    disk: &Path,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Machine> {
+    let make = || File::options().append(true).create(true).open(disk)?.set_len(DEPLOY_BYTES);
+    make().with_context(|| format!("make {}", disk.display()))?;
+    let mut machine = restore_with(prepared, disk.to_owned(), true, directory, cancel).await?;
+    let prepared = async {
+        machine.resume().await?;
+        let guest = machine.guest();
+        let answer = async { guest.begin_session(wanted).await?.next().await };
+        machine.race("the set-up", SETUP_DEADLINE, answer).await
+    }
+    .await;
+    match prepared {
+        Ok(_done) => Ok(machine),
+        Err(error) => Err(give_up(machine, error.into(), None).await),
+    }
+}
+
+async fn restore_with(
+    prepared: &Prepared,
+    deploy: PathBuf,
+    keeps: bool,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Machine> {
+    let config = Config { keeps, ..prepared.base.config(Ram::Restoring(prepared.saved.ram.clone()), deploy) };
     let mut machine = Machine::start(&prepared.base.qemu, config, directory, cancel).await?;
     let state = &prepared.saved.state;
     let loaded = match File::open(state).with_context(|| format!("open {}", state.display())) {
@@ -218,9 +258,7 @@ pub async fn prepare_shell(
     cancel: Cancel,
 ) -> Result<Machine> {
     let wanted = match scenario {
-        Some(scenario) => {
-            Session { files: bundle(prepared, scenario)?.into_files(), setup: setup(scenario), plan: None }
-        }
+        Some(scenario) => preparation(prepared, scenario)?,
         None => Session::default(),
     };
     let mut machine = restore(prepared, Some(wanted), directory, cancel).await?;
@@ -228,6 +266,14 @@ pub async fn prepare_shell(
         Ok(_done) => Ok(machine),
         Err(error) => Err(give_up(machine, error, scenario).await),
     }
+}
+
+/// A scenario's files and set-up, without a plan.
+///
+/// # Errors
+/// When a file can't be read, or a program is not known.
+pub fn preparation(prepared: &Prepared, scenario: &Scenario) -> Result<Session> {
+    Ok(Session { files: bundle(prepared, scenario)?.into_files(), setup: setup(scenario), plan: None })
 }
 
 /// Saves evidence, stops the machine and says all that went wrong.
@@ -254,8 +300,7 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     eprintln!("{}/{}: restoring", prepared.guest, scenario.name);
     let plan = scenario.plan(prepared.cycles);
     let planned = plan.cycles;
-    let files = bundle(prepared, scenario)?.into_files();
-    let wanted = Session { files, setup: setup(scenario), plan: Some(plan) };
+    let wanted = Session { plan: Some(plan), ..preparation(prepared, scenario)? };
     let mut machine = restore(prepared, Some(wanted), &directory, cancel).await?;
     stages.restore_ms = millis(begun);
 

@@ -36,6 +36,8 @@ const RUN_DEADLINE_SECS: u64 = 900;
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(1800);
 /// How long `vm-test` may take to end its machines after an interrupt.
 const STOP_GRACE: Duration = Duration::from_secs(40);
+/// How often 100,000 files are made and purged, at most: a minute or two of the host each.
+const PURGES: usize = 2;
 /// How many machines are restored side by side.
 const SIDE_BY_SIDE: [usize; 4] = [1, 2, 4, 8];
 
@@ -59,6 +61,9 @@ mod target {
     pub(super) const MEDIANS_PERCENT: f64 = 0.01;
     pub(super) const SAVED_MIB: f64 = 200.0;
     pub(super) const SUITE: f64 = 20.0;
+    pub(super) const RESET_RATIO: f64 = 1.5;
+    pub(super) const UMOUNT: f64 = 0.002;
+    pub(super) const PURGE_RATIO: f64 = 1.2;
 }
 
 /// Measures the harness: boots, restores, requests, guest time, resets. Or, by `holders`, the truth.
@@ -107,6 +112,10 @@ enum What {
     Spread,
     /// A Reset against a `systemctl stop` of a service that does nothing
     Reset,
+    /// What the helper's unmount costs
+    Helper,
+    /// Deleting 100,000 files by a Reset, and by `rm -rf`; some minutes
+    Purge,
     /// The whole of `cargo xtask vm-test`, everything cached
     Suite,
     /// Other tools that boot machines, where they are installed
@@ -250,7 +259,7 @@ impl Bench {
             self.channel().await.context("measure channel")?;
             self.show()?;
         }
-        for what in [What::Idle, What::Spread, What::Reset] {
+        for what in [What::Idle, What::Spread, What::Reset, What::Helper, What::Purge] {
             if !self.wants(what) {
                 continue;
             }
@@ -261,6 +270,8 @@ impl Bench {
             match what {
                 What::Idle => self.idle(&prepared).await.context("measure idle")?,
                 What::Spread => self.spread(&prepared).await.context("measure spread")?,
+                What::Helper => self.helper(&prepared).await.context("measure helper")?,
+                What::Purge => self.purge(&prepared).await.context("measure purge")?,
                 _ => self.reset(&prepared).await.context("measure reset")?,
             }
             self.show()?;
@@ -383,7 +394,46 @@ impl Bench {
         self.report.rows.extend([
             Row::new("reset", "a Reset (guest time)", Unit::Seconds, both.reset),
             Row::new("reset", "stop of an empty service (guest time)", Unit::Seconds, both.stop),
-            Row::new("reset", "a Reset / the stop", Unit::Ratio, ratio),
+            Row::new(
+                "reset",
+                "stop of one with an ExecStopPost=+ (guest time)",
+                Unit::Seconds,
+                both.stop_post,
+            ),
+            Row::new("reset", "a Reset / the stop", Unit::Ratio, ratio).target(target::RESET_RATIO),
+        ]);
+        cache::remove_tree(&directory)
+    }
+
+    async fn helper(&mut self, prepared: &Prepared) -> Result<()> {
+        eprintln!("helper");
+        let (directory, rounds) = (self.machines("helper"), self.counts.machines);
+        let cancel = self.cancel.clone();
+        let programs = bench::programs(prepared, &scenario()?, rounds, &directory, cancel).await?;
+        self.report.rows.extend([
+            Row::new(
+                "helper",
+                "umount, but for the system call (guest time)",
+                Unit::Seconds,
+                programs.umount,
+            )
+            .target(target::UMOUNT),
+            Row::new("helper", "--version (guest time)", Unit::Seconds, programs.nothing),
+        ]);
+        cache::remove_tree(&directory)
+    }
+
+    async fn purge(&mut self, prepared: &Prepared) -> Result<()> {
+        eprintln!("purge");
+        let (directory, rounds) = (self.machines("purge"), self.counts.machines.min(PURGES));
+        let cancel = self.cancel.clone();
+        let purges = bench::purges(prepared, &scenario()?, rounds, &directory, cancel).await?;
+        let ratio = purges.purge.over(&purges.rm);
+        let files = bench::PURGED_FILES;
+        self.report.rows.extend([
+            Row::new("purge", format!("{files} files by a Reset (guest time)"), Unit::Seconds, purges.purge),
+            Row::new("purge", "rm -rf of the same (guest time)", Unit::Seconds, purges.rm),
+            Row::new("purge", "the Reset's part / rm -rf", Unit::Ratio, ratio).target(target::PURGE_RATIO),
         ]);
         cache::remove_tree(&directory)
     }

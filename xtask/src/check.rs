@@ -53,6 +53,8 @@ const STEPS: [(&str, &[&str]); 4] = [
             "scenarios",
             "--test",
             "faults",
+            "--test",
+            "power_cut",
             "--",
             "--deny",
             "warnings",
@@ -61,9 +63,12 @@ const STEPS: [(&str, &[&str]); 4] = [
     ("tests", &["test", "--quiet", "--workspace", "--all-features", "--locked"]),
 ];
 
-/// What boots machines and is not a scenario: how a machine's death is told, from a panic to a killed QEMU.
-const FAULTS: (&str, &[&str]) =
-    ("faults", &["test", "--quiet", "--locked", "-p", "xtask", "--test", "faults"]);
+/// What boots machines and is not a scenario: how a machine's death is told, from a panic to a killed QEMU; and what the
+/// deployed software finds after one.
+const SUITES: [(&str, &[&str]); 2] = [
+    ("faults", &["test", "--quiet", "--locked", "-p", "xtask", "--test", "faults"]),
+    ("power cuts", &["test", "--quiet", "--locked", "-p", "xtask", "--test", "power_cut"]),
+];
 
 /// Runs every step, then says which failed: one bad step does not hide another.
 pub(crate) async fn run(args: &CheckArgs) -> Result<u8> {
@@ -74,8 +79,9 @@ pub(crate) async fn run(args: &CheckArgs) -> Result<u8> {
     }
     if !args.no_vm {
         step("vm-test", vm_test::all(MachineArgs::of_suites(&Suite::ALL)), &mut tally).await?;
-        let (name, arguments) = FAULTS;
-        step(name, cargo(arguments), &mut tally).await?;
+        for (name, arguments) in SUITES {
+            step(name, cargo(arguments), &mut tally).await?;
+        }
     }
     if !tally.failed.is_empty() {
         println!("check: failed: {}", tally.failed.join(", "));

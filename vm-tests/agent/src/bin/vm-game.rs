@@ -2,8 +2,9 @@
 //!
 //! Started inside `merged`, it holds it in every ordinary way: working directory, program, an open log that it
 //! writes (so in the upper layer), a mapped file, and a child that does the same. It exits cleanly on SIGTERM,
-//! its child first. `--stubborn-child` makes a child that ignores SIGTERM and outlives it. `--in DIRECTORY` goes there
-//! first, as srcds_run goes to where it lies, whatever the unit's WorkingDirectory= is.
+//! its child first. `--stubborn-child` makes a child that ignores SIGTERM and outlives it, `--late-child` one that does so
+//! for a second and then ends, as a server that saves something would. `--in DIRECTORY` goes there first, as srcds_run
+//! goes to where it lies, whatever the unit's WorkingDirectory= is.
 //!
 //! When all that is so it makes the file `server.ready`. `vm-game --wait-for-ready DIRECTORY` waits for that
 //! file: a scenario's start command ends with it, so that a stop never meets a server that is half started.
@@ -30,10 +31,39 @@ fn main() -> Result<()> {
     }
     match arguments.as_slice() {
         [wait, directory] if wait == "--wait-for-ready" => wait_for_ready(Path::new(directory)),
-        _ if has("--child") => child(has("--stubborn-child")),
-        _ => serve(has("--stubborn-child")),
+        _ if has("--child") => child(Manner::of(&arguments)),
+        _ => serve(Manner::of(&arguments)),
     }
 }
+
+/// How a child ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manner {
+    /// Before its parent.
+    Obedient,
+    /// [`LATE_MS`] after it.
+    Late,
+    /// By SIGKILL only.
+    Stubborn,
+}
+
+impl Manner {
+    fn of(arguments: &[String]) -> Self {
+        let has = |manner: &Self| arguments.iter().any(|argument| Some(argument.as_str()) == manner.flag());
+        [Self::Late, Self::Stubborn].into_iter().find(has).unwrap_or(Self::Obedient)
+    }
+
+    fn flag(self) -> Option<&'static str> {
+        match self {
+            Self::Obedient => None,
+            Self::Late => Some("--late-child"),
+            Self::Stubborn => Some("--stubborn-child"),
+        }
+    }
+}
+
+/// Of guest time. Less than what a stop grants before anybody is sent another signal.
+const LATE_MS: u16 = 1000;
 
 const READY: &str = "server.ready";
 const CHILD_READY: &str = "child.ready";
@@ -66,34 +96,37 @@ fn wait_for(directory: &Path, name: &str) -> Result<()> {
 /// Of guest time; a start takes a few hundred milliseconds under emulation.
 const READY_DEADLINE_MS: u16 = 30_000;
 
-fn serve(stubborn: bool) -> Result<()> {
+fn serve(manner: Manner) -> Result<()> {
     let signals = block(Signal::SIGTERM)?;
     let mut log = hold("server.log")?;
-    let (mut child, lifeline) = start_child(stubborn)?;
+    let (mut child, lifeline) = start_child(manner)?;
     wait_for_child()?;
     writeln!(log, "ready").context("write server.log")?;
     File::create(READY).with_context(|| format!("create {READY}"))?;
     signals.wait().context("wait for SIGTERM")?;
     writeln!(log, "stopping").context("write server.log")?;
-    if !stubborn {
-        drop(lifeline);
+    drop(lifeline);
+    if manner == Manner::Obedient {
         child.wait().context("wait for the child")?;
     }
     Ok(())
 }
 
-/// Lives until its parent closes the pipe; a stubborn one until SIGKILL.
-fn child(stubborn: bool) -> Result<()> {
+/// Lives until its parent closes the pipe, a late one a while longer; a stubborn one until SIGKILL.
+fn child(manner: Manner) -> Result<()> {
     let signals = block(Signal::SIGTERM)?;
     let log = hold("child.log")?;
     File::create(CHILD_READY).with_context(|| format!("create {CHILD_READY}"))?;
-    if stubborn {
+    if manner == Manner::Stubborn {
         loop {
             signals.wait().context("ignore SIGTERM")?;
         }
     }
     let mut end = Vec::new();
     std::io::stdin().read_to_end(&mut end).context("wait for the parent")?;
+    if manner == Manner::Late {
+        poll(&mut [], LATE_MS).context("take a while")?;
+    }
     drop(log);
     Ok(())
 }
@@ -105,17 +138,14 @@ fn block(signal: Signal) -> Result<SigSet> {
     Ok(set)
 }
 
-fn start_child(stubborn: bool) -> Result<(Child, Option<ChildStdin>)> {
+fn start_child(manner: Manner) -> Result<(Child, Option<ChildStdin>)> {
     let program = std::env::current_exe().context("find my own program")?;
     #[expect(
         clippy::disallowed_methods,
         reason = "a fixture that behaves like a server, not part of the harness"
     )]
     let mut command = Command::new(program);
-    command.arg("--child").stdin(Stdio::piped()).arg0("srcds_linux");
-    if stubborn {
-        command.arg("--stubborn-child");
-    }
+    command.arg("--child").args(manner.flag()).stdin(Stdio::piped()).arg0("srcds_linux");
     let mut child = command.spawn().context("start the child")?;
     let lifeline = child.stdin.take();
     Ok((child, lifeline))

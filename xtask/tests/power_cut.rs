@@ -1,0 +1,178 @@
+//! Cuts the power of machines at random moments while a server is started and reset, and looks at whether a start or a
+//! reset mends what is found after it.
+//!
+//! A cut is QEMU's death by SIGKILL. What the guest has in memory is gone; what it has stored on the one disk that
+//! outlives it (`vm_tests::run::with_disk`) is there, up to some byte in some block: persistent memory has no cache of its
+//! own to lose. The next machine has the same disk, replays the file system's journal, mends, and is cut in turn.
+//!
+//! What is run in the guest, and what counts as mended, is in `power-cut/scenario.toml`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use vm_tests::machine::{Cancel, Machine};
+use vm_tests::process::{self, Program};
+use vm_tests::run::{self, Prepared};
+use vm_tests::scenario::Scenario;
+
+/// How many cuts, unless this variable of the environment says otherwise.
+const CUTS_VAR: &str = "VM_TESTS_CUTS";
+const CUTS: u32 = 6;
+/// Repeats the moments of an earlier run: as far as they are moments of the host, not of the guest.
+const SEED_VAR: &str = "VM_TESTS_SEED";
+
+/// The first run builds the guest's programs, the image, the saved machine.
+const READY: Duration = Duration::from_secs(1800);
+/// A set-up, or a mending: some seconds of a guest under emulation, on a busy host.
+const DEADLINE: Duration = Duration::from_secs(300);
+/// Cuts come within this from the start of the work, or within two rounds of it, whichever is longer.
+const LEAST: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let cases = vec![Trial::test("power-cut", || {
+        let scratch = tempfile::Builder::new()
+            .prefix("power-cut-")
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .map_err(|error| format!("make a directory: {error}"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        match runtime.block_on(power_cuts(scratch.path())) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
+        }
+    })];
+    libtest_mimic::run(&arguments, cases).exit_code()
+}
+
+async fn power_cuts(scratch: &Path) -> Result<()> {
+    let cuts: u32 = number(CUTS_VAR)?.unwrap_or(CUTS);
+    let seed: u64 =
+        number(SEED_VAR)?.unwrap_or_else(|| u64::from(std::process::id()) ^ 0x9e37_79b9_7f4a_7c15);
+    eprintln!("{cuts} cuts; {SEED_VAR}={seed}");
+    let mut random = fastrand::Rng::with_seed(seed);
+    let prepared = prepare(scratch).await?;
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power-cut");
+    let guest = Guest { prepared, scenario: Scenario::load(&here)?, scratch };
+
+    let mut machine = guest.restore(0).await?;
+    let begun = Instant::now();
+    let found = guest.mend(&mut machine, "start").await?;
+    ensure!(found == "no runtime directory", "a new disk has {found:?}");
+    // Mending is a start and a reset, and more: two of the work's rounds at least.
+    let within = begun.elapsed().max(LEAST);
+    let mut all: BTreeMap<String, u32> = BTreeMap::new();
+    for number in 1..=cuts {
+        let moment = within.mul_f64(random.f64());
+        let work = if random.bool() { "server" } else { "helper" };
+        let cut = guest.cut(machine, work, moment).await;
+        cut.with_context(|| format!("cut {number}, of a {work}, after {moment:?}"))?;
+        machine = guest.restore(number).await?;
+        let first = if random.bool() { "start" } else { "reset" };
+        let mended = guest.mend(&mut machine, first).await;
+        let context =
+            || format!("cut {number}, of a {work}, after {moment:?}, to be mended by a {first} first");
+        let found = mended.with_context(context)?;
+        let secs = moment.as_secs_f64();
+        eprintln!("cut {number}, of a {work}, after {secs:.2} s: {found}; mended by a {first}");
+        *all.entry(found).or_default() += 1;
+    }
+    machine.stop().await?;
+    for (found, times) in all {
+        eprintln!("{times:3} times: {found}");
+    }
+    Ok(())
+}
+
+fn number<T: std::str::FromStr>(variable: &str) -> Result<Option<T>>
+where
+    T::Err: std::error::Error + Send + Sync + 'static,
+{
+    match std::env::var(variable) {
+        Ok(text) => text.parse().map(Some).with_context(|| format!("{variable}={text}")),
+        Err(_unset) => Ok(None),
+    }
+}
+
+/// Has `xtask` prepare a machine, by a scenario that does nothing.
+async fn prepare(scratch: &Path) -> Result<Prepared> {
+    let results = scratch.join("results");
+    let quick = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/quick");
+    let program = Program::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["vm-test", "--clock", "real", "--results"])
+        .arg(&results)
+        .arg(quick);
+    process::run(program, READY, |_, _| ()).await.context("prepare a machine")?;
+    let file = results.join("prepared.json");
+    let text = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
+    let mut all: Vec<Prepared> =
+        serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))?;
+    all.pop().context("one guest was prepared")
+}
+
+/// What all machines have in common.
+struct Guest<'a> {
+    prepared: Prepared,
+    scenario: Scenario,
+    scratch: &'a Path,
+}
+
+impl Guest<'_> {
+    /// A machine with the disk of the one before, mounted.
+    async fn restore(&self, number: u32) -> Result<Machine> {
+        let session = run::preparation(&self.prepared, &self.scenario)?;
+        let directory = self.scratch.join(format!("machine-{number}"));
+        let disk = self.scratch.join("disk");
+        run::with_disk(&self.prepared, session, &disk, &directory, never()).await
+    }
+
+    /// Says what was found on the disk, if it could be mended.
+    async fn mend(&self, machine: &mut Machine, first: &str) -> Result<String> {
+        let output = machine.run(&["sh", "/run/vm-test/mend", first], DEADLINE).await?;
+        let (found, said) = (output.text(), String::from_utf8_lossy(&output.stderr));
+        if !output.exit.success() {
+            let manifest = &self.scenario.manifest;
+            machine.save_evidence(&manifest.unit, &manifest.mount).await;
+            bail!("found {}; not mended: {}", found.trim(), said.trim());
+        }
+        Ok(found.trim().to_owned())
+    }
+
+    /// Lets a machine work for a while, then ends it as a power cut does.
+    async fn cut(&self, mut machine: Machine, work: &str, moment: Duration) -> Result<()> {
+        match timeout(moment, machine.run(&["sh", "/run/vm-test/work", work], DEADLINE)).await {
+            Err(_elapsed) => {}
+            Ok(ended) => {
+                let why = match ended {
+                    Ok(output) => format!("{}: {}", output.exit, String::from_utf8_lossy(&output.stderr)),
+                    Err(error) => format!("{error}"),
+                };
+                let error = anyhow::anyhow!("the work has ended by itself: {why}");
+                return Err(self.evidence(machine, error).await);
+            }
+        }
+        let pid = Pid::from_raw(i32::try_from(machine.pid())?).context("a process id is not 0")?;
+        kill_process(pid, Signal::KILL).context("kill QEMU")?;
+        machine.stop().await
+    }
+
+    async fn evidence(&self, mut machine: Machine, error: anyhow::Error) -> anyhow::Error {
+        let manifest = &self.scenario.manifest;
+        machine.save_evidence(&manifest.unit, &manifest.mount).await;
+        match machine.stop().await {
+            Ok(()) => error,
+            Err(left) => error.context(format!("and cleaning up failed: {left:#}")),
+        }
+    }
+}
+
+/// Nobody interrupts: a test that is killed takes its machines with it.
+fn never() -> Cancel {
+    watch::channel(false).1
+}
