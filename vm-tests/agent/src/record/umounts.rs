@@ -167,7 +167,12 @@ impl Calls {
     /// A call has ended: returns it, with its entry, if it is kept.
     pub(super) fn returned(&mut self, call: UmountCall) -> Option<(u64, UmountCall)> {
         let entry = self.under_way.remove(&call.pid).unwrap_or(Entry { at: call.returned, kept: false });
-        if entry.kept || (is_busy(&call) && !is_before_exec(&call.comm)) {
+        // What systemd does between fork and exec is in a namespace that it has just made, and unmounts nothing here, even
+        // if it is under way at the moment when the watched path is unmounted.
+        if is_before_exec(&call.comm) {
+            return None;
+        }
+        if entry.kept || is_busy(&call) {
             return Some((entry.at, call));
         }
         if call.result == 0 {
@@ -360,6 +365,10 @@ mod tests {
         assert_eq!(calls.returned(call(2, 21, 0)), None);
         assert_eq!(calls.unmounted(), Some((20, call(2, 21, 0))), "noticed after it");
         assert_eq!(calls.unmounted(), None);
+        calls.entered(3, 30, false);
+        assert_eq!(calls.unmounted(), None);
+        let set_up = UmountCall { comm: "(nsenter)".to_owned(), ..call(3, 31, 0) };
+        assert_eq!(calls.returned(set_up), None, "another server's, under way at that moment");
     }
 
     #[test]
