@@ -37,7 +37,7 @@ pub(super) struct Ended {
     pub(super) stderr: String,
 }
 
-/// Runs `argv` in `/`, in a process group of its own, with nothing on stdin. A program that cannot be run ends
+/// Runs `argv` in our own working directory, in a process group of its own, with nothing on stdin. A program that cannot be run ends
 /// with 127 and the reason as its stderr.
 ///
 /// # Errors
@@ -178,7 +178,9 @@ mod tests {
     #[test]
     fn takes_output_and_status() {
         let ended = sh("pwd; echo no >&2; exit 3", LONG);
-        assert_eq!((ended.exit, &*ended.stdout, &*ended.stderr), (Some(Exit::Code(3)), "/\n", "no\n"));
+        // The agent's own working directory is /.
+        let here = format!("{}\n", std::env::current_dir().unwrap().display());
+        assert_eq!((ended.exit, &*ended.stdout, &*ended.stderr), (Some(Exit::Code(3)), &*here, "no\n"));
         assert!(ended.ended > ended.began);
         assert_eq!(sh("kill -9 $$", LONG).exit, Some(Exit::Signal(9)));
     }
