@@ -734,8 +734,8 @@ fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Row>> {
     let mut rows = vec![
         Row::new("spread", "Reset, host idle (guest time)", Unit::Seconds, quiet),
         Row::new("spread", "Reset, host busy (guest time)", Unit::Seconds, loaded),
-        row("(max - min) / median, all together".to_owned(), Unit::Percent, together.spread() * 100.0)
-            .target(target::SPREAD_PERCENT),
+        // The cycles of a run differ by what they find done already: the target is a cycle's, over the runs.
+        row("(max - min) / median, all cycles as one".to_owned(), Unit::Percent, together.spread() * 100.0),
         row("difference of the two medians".to_owned(), Unit::Percent, medians * 100.0)
             .target(target::MEDIANS_PERCENT),
     ];
@@ -748,7 +748,8 @@ fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Row>> {
         values.dedup();
         let distinct = f64::from(u32::try_from(values.len()).unwrap_or(u32::MAX));
         let number = cycle + 1;
-        rows.push(row(format!("cycle {number}: (max - min) / median"), Unit::Percent, of_cycle * 100.0));
+        let spread = row(format!("cycle {number}: (max - min) / median"), Unit::Percent, of_cycle * 100.0);
+        rows.push(spread.target(target::SPREAD_PERCENT));
         rows.push(row(format!("cycle {number}: distinct values to the ns, of {n}"), Unit::Count, distinct));
     }
     Ok(rows)
