@@ -72,9 +72,15 @@ impl MachineArgs {
         }
     }
 
-    fn foreign(&self) -> Option<Foreign> {
-        let (kernel, modules, root) = (self.kernel.clone()?, self.modules.clone()?, self.root.clone()?);
-        Some(Foreign { kernel, modules, root })
+    /// By absolute paths: the suite runs elsewhere.
+    fn foreign(&self) -> Result<Option<Foreign>> {
+        let (Some(kernel), Some(modules), Some(root)) = (&self.kernel, &self.modules, &self.root) else {
+            return Ok(None);
+        };
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path).with_context(|| format!("the absolute path of {}", path.display()))
+        };
+        Ok(Some(Foreign { kernel: absolute(kernel)?, modules: absolute(modules)?, root: absolute(root)? }))
     }
 }
 
@@ -169,7 +175,7 @@ struct System {
 
 /// The systems that are asked for, built where they are not there.
 async fn systems(machine: &MachineArgs) -> Result<Vec<System>> {
-    if let Some(foreign) = machine.foreign() {
+    if let Some(foreign) = machine.foreign()? {
         let adopted = image::adopt(&foreign).await?;
         let description = format!("{}, kernel {}", foreign.root.display(), foreign.kernel.display());
         return Ok(vec![System {
