@@ -11,6 +11,9 @@
 //! wall-clock duration is the host's, and no file's.
 
 use std::collections::BTreeMap;
+use std::fs::{File, Permissions};
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -92,10 +95,17 @@ pub enum Update {
 
 /// Compares a run with a scenario's pins for this guest, or writes them. Returns what deviates.
 ///
+/// Guests of one scenario share the file and may be tested at once, by threads or by processes: one that may write has
+/// the file for itself from its reading on, so that no table is lost. Whoever only reads finds it whole.
+///
 /// # Errors
-/// A file that can't be read, parsed or written.
+/// A file that can't be read, parsed, locked or written.
 pub fn compare(directory: &Path, guest: &str, measured: &Pins, update: Update) -> Result<Vec<String>> {
     let path = directory.join(FILE);
+    let _held = match update {
+        Update::Always => Some(lock(directory)?),
+        Update::Never => None,
+    };
     let mut all: BTreeMap<String, Pins> = match std::fs::read_to_string(&path) {
         Ok(text) => toml::from_str(&text).with_context(|| format!("parse {}", path.display()))?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
@@ -110,9 +120,38 @@ pub fn compare(directory: &Path, guest: &str, measured: &Pins, update: Update) -
     let rounded = Pins { start_ms: tenth(measured.start_ms), reset_ms: tenth(measured.reset_ms) };
     all.insert(guest.to_owned(), rounded);
     let text = toml::to_string(&all).context("write pins as TOML")?;
-    std::fs::write(&path, format!("{HEADER}\n{text}"))
-        .with_context(|| format!("write {}", path.display()))?;
+    replace(&path, directory, &format!("{HEADER}\n{text}"))?;
     Ok(Vec::new())
+}
+
+/// Locks a scenario's directory against other writers of its pins, until this is dropped.
+///
+/// An flock(2) on the directory itself: the file in it is replaced, so a lock on that would be one on an older file, and
+/// a file for the lock (as [`crate::cache::Lock`] has one) would lie in the repository. It is held for a read and a
+/// write, so waiting for it needs no deadline.
+fn lock(directory: &Path) -> Result<File> {
+    let lock = || {
+        let directory = File::open(directory)?;
+        directory.lock()?;
+        Ok::<_, std::io::Error>(directory)
+    };
+    lock().with_context(|| format!("lock {}", directory.display()))
+}
+
+/// Writes a file beside its place, in `directory`, and renames it.
+fn replace(path: &Path, directory: &Path, text: &str) -> Result<()> {
+    let write = || {
+        let mut file = tempfile::Builder::new()
+            .prefix(&format!(".{FILE}."))
+            // The umask has its say; without this it would be for its owner only.
+            .permissions(Permissions::from_mode(0o666))
+            .tempfile_in(directory)?;
+        file.write_all(text.as_bytes())?;
+        file.as_file().sync_all()?;
+        file.persist(path)?;
+        Ok::<_, std::io::Error>(())
+    };
+    write().with_context(|| format!("write {}", path.display()))
 }
 
 #[cfg(test)]
@@ -151,5 +190,35 @@ mod tests {
         assert_eq!(std::fs::read_to_string(directory.path().join(FILE)).expect("read"), text);
         assert!(compare("trixie", &at(150.0), Update::Always).is_empty());
         assert!(compare("trixie", &at(150.0), Update::Never).is_empty());
+    }
+
+    #[test]
+    fn guests_that_are_pinned_at_once_lose_none() {
+        const GUESTS: usize = 8;
+        const ROUNDS: u32 = 10;
+        let directory = tempfile::tempdir().expect("tempdir");
+        let at = |round: u32| Pins { start_ms: 300.0, reset_ms: 100.0 * f64::from(1_u32 << round) };
+        let names: Vec<String> = (0..GUESTS).map(|number| format!("guest{number}")).collect();
+        let together = std::sync::Barrier::new(GUESTS);
+        std::thread::scope(|scope| {
+            for guest in &names {
+                let (directory, together) = (directory.path(), &together);
+                scope.spawn(move || {
+                    together.wait();
+                    for round in 0..ROUNDS {
+                        let compare =
+                            |update| super::compare(directory, guest, &at(round), update).expect("compare");
+                        // Its own pins are those that it has written last.
+                        assert_eq!(compare(Update::Never).is_empty(), round == 0, "{guest}, round {round}");
+                        assert!(compare(Update::Always).is_empty());
+                        assert!(compare(Update::Never).is_empty(), "{guest}, round {round}");
+                    }
+                });
+            }
+        });
+        let text = std::fs::read_to_string(directory.path().join(FILE)).expect("read");
+        let all: BTreeMap<String, Pins> = toml::from_str(&text).expect("TOML");
+        assert_eq!(all, names.into_iter().map(|guest| (guest, at(ROUNDS - 1))).collect());
+        assert_eq!(std::fs::read_dir(directory.path()).expect("list").count(), 1, "nothing else is left");
     }
 }
