@@ -743,8 +743,47 @@ pub fn probe_lines(recording: &Recording, cycle: u32) -> String {
     text
 }
 
+/// Cycles for the tests of what is made of them.
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::*;
+
+    /// A cycle in which all went well.
+    pub(crate) fn clean() -> Cycle {
+        Cycle {
+            number: 1,
+            start_exit: Some(Exit::Code(0)),
+            start_ns: 1,
+            reset_exit: Some(Exit::Code(0)),
+            reset_ns: 100_000_000,
+            unit: UnitState { active: "inactive".to_owned(), ..UnitState::default() },
+            states: Vec::new(),
+            execs: Vec::new(),
+            umounts: vec![Umount { comm: "umount".to_owned(), result: "ok".to_owned(), duration_ns: 1 }],
+            holders_at_stop: Vec::new(),
+            holders_at_umount: Vec::new(),
+            listed: Vec::new(),
+            verdict: Hold::OnlyListed,
+            mounted: false,
+            end: Some(EndState {
+                mounted_in: Vec::new(),
+                processes: Vec::new(),
+                failed_units: Vec::new(),
+                remount: Remount::Tried { result: 0, in_use: false },
+            }),
+            kernel_warnings: Vec::new(),
+            core_dumps: Vec::new(),
+            left_over: Vec::new(),
+            lost: Vec::new(),
+            probe_ns: 0,
+            reset_stderr: String::new(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use super::samples::clean;
     use super::*;
     use vm_agent::recording::{MountCopy, Namespace, Reference};
 
@@ -879,37 +918,6 @@ mod tests {
         for (end, expected, words) in cases {
             assert_eq!(lives_on(&end), expected, "{end:?}");
             assert_eq!(remount_words(&end.remount), words);
-        }
-    }
-
-    fn clean() -> Cycle {
-        Cycle {
-            number: 1,
-            start_exit: Some(Exit::Code(0)),
-            start_ns: 1,
-            reset_exit: Some(Exit::Code(0)),
-            reset_ns: 100_000_000,
-            unit: UnitState { active: "inactive".to_owned(), ..UnitState::default() },
-            states: Vec::new(),
-            execs: Vec::new(),
-            umounts: vec![Umount { comm: "umount".to_owned(), result: "ok".to_owned(), duration_ns: 1 }],
-            holders_at_stop: Vec::new(),
-            holders_at_umount: Vec::new(),
-            listed: Vec::new(),
-            verdict: Hold::OnlyListed,
-            mounted: false,
-            end: Some(EndState {
-                mounted_in: Vec::new(),
-                processes: Vec::new(),
-                failed_units: Vec::new(),
-                remount: Remount::Tried { result: 0, in_use: false },
-            }),
-            kernel_warnings: Vec::new(),
-            core_dumps: Vec::new(),
-            left_over: Vec::new(),
-            lost: Vec::new(),
-            probe_ns: 0,
-            reset_stderr: String::new(),
         }
     }
 

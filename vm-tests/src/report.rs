@@ -355,8 +355,8 @@ fn aligned(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{ExecOutcome, Hold, Umount};
-    use vm_agent::recording::{EndState, Kind, Remount, Role, UnitState};
+    use crate::outcome::{ExecOutcome, Hold, Umount, samples};
+    use vm_agent::recording::{Kind, Remount, Role, UnitState};
 
     fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
         let busy = umount == "EBUSY";
@@ -369,14 +369,10 @@ mod tests {
             namespace_id: Some(23),
         };
         let state = if busy { "failed" } else { "inactive" };
-        Cycle {
-            number: 1,
-            start_exit: Some(Exit::Code(0)),
-            start_ns: 1,
+        let mut cycle = Cycle {
             reset_exit: Some(Exit::Code(i32::from(busy))),
             reset_ns,
             unit: UnitState { active: state.to_owned(), ..UnitState::default() },
-            states: Vec::new(),
             execs: vec![ExecOutcome {
                 line: "ExecStopPost".to_owned(),
                 program: "left4me-overlay".to_owned(),
@@ -384,28 +380,16 @@ mod tests {
                 duration_ns: Some(1),
             }],
             umounts: vec![Umount { comm: "umount".to_owned(), result: umount.to_owned(), duration_ns: 1 }],
-            holders_at_stop: Vec::new(),
-            holders_at_umount: if busy { vec![holder] } else { Vec::new() },
-            listed: Vec::new(),
-            verdict: if busy { Hold::HeldByYourself } else { Hold::OnlyListed },
-            mounted: busy,
-            end: Some(EndState {
-                mounted_in: Vec::new(),
-                processes: Vec::new(),
-                failed_units: Vec::new(),
-                remount: if busy {
-                    Remount::NotTried { why: "still mounted".to_owned() }
-                } else {
-                    Remount::Tried { result: 0, in_use: false }
-                },
-            }),
-            kernel_warnings: Vec::new(),
-            core_dumps: Vec::new(),
-            left_over: Vec::new(),
-            lost: Vec::new(),
-            probe_ns: 0,
-            reset_stderr: String::new(),
+            ..samples::clean()
+        };
+        if busy {
+            cycle.holders_at_umount = vec![holder];
+            cycle.verdict = Hold::HeldByYourself;
+            cycle.mounted = true;
+            let end = cycle.end.as_mut().expect("a clean cycle was looked at");
+            end.remount = Remount::NotTried { why: "still mounted".to_owned() };
         }
+        cycle
     }
 
     fn scenario(
