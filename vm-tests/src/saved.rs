@@ -9,13 +9,14 @@
 //! A state for virtual time is booted in virtual time: under another clock its timers would be calibrated wrongly.
 
 use std::fs::{File, Permissions};
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{FallocateFlags, SeekFrom as Sparse};
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
@@ -42,6 +43,9 @@ const UNUSED: Duration = Duration::from_secs(3600);
 
 /// The unit in which a saved RAM has holes, in bytes: a page, and a block of the usual file systems.
 const HOLE: usize = 4096;
+
+/// How much of a saved file is read at once, in bytes.
+const PIECE: usize = 1 << 20;
 
 const RAM: &str = "ram";
 const STATE: &str = "state";
@@ -181,36 +185,46 @@ fn load(directory: &Path, key: &Key) -> Result<Saved> {
     Ok(saved)
 }
 
-/// The SHA-256 of a file's length and of its data with where each piece lies; holes are not read. Of 512 MiB of RAM a
+/// The SHA-256 of a file's length and of its data with where each extent lies; holes are not read. Of 512 MiB of RAM a
 /// settled guest has touched a quarter.
 fn hash_sparse(path: &Path) -> Result<String> {
     let what = || format!("read {}", path.display());
-    let mut file = File::open(path).with_context(what)?;
+    let file = File::open(path).with_context(what)?;
     let length = file.metadata().with_context(what)?.len();
     let mut hash = Sha256::new();
     hash.update(length.to_le_bytes());
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    loop {
-        let data = match rustix::fs::seek(&file, Sparse::Data(at)) {
-            Ok(data) => data,
-            // No data from here to the end.
-            Err(Errno::NXIO) => break,
-            Err(errno) => return Err(errno).with_context(what),
-        };
-        let end = rustix::fs::seek(&file, Sparse::Hole(data)).with_context(what)?;
-        file.seek(SeekFrom::Start(data)).with_context(what)?;
-        let mut rest = end - data;
-        hash.update(data.to_le_bytes());
-        while rest > 0 {
-            let piece = buffer.get_mut(..usize::try_from(rest.min(1 << 20)).unwrap_or(0)).unwrap_or_default();
-            file.read_exact(piece).with_context(what)?;
-            hash.update(&*piece);
-            rest -= piece.len() as u64;
+    let mut buffer = vec![0; PIECE];
+    for extent in extents(&file) {
+        let extent = extent.with_context(what)?;
+        hash.update(extent.start.to_le_bytes());
+        for at in extent.clone().step_by(PIECE) {
+            hash.update(read_piece(&file, at, extent.end, &mut buffer).with_context(what)?);
         }
-        at = end;
     }
     Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Where a file has data, in order: what lies between is holes, lseek(2). After an error there is nothing to come.
+fn extents(file: &File) -> impl Iterator<Item = io::Result<Range<u64>>> {
+    let mut at = Some(0);
+    std::iter::from_fn(move || {
+        let next = match rustix::fs::seek(file, SeekFrom::Data(at.take()?)) {
+            Ok(start) => rustix::fs::seek(file, SeekFrom::Hole(start)).map(|end| start..end),
+            // No data from here to the end.
+            Err(Errno::NXIO) => return None,
+            Err(errno) => Err(errno),
+        };
+        at = next.as_ref().ok().map(|extent| extent.end);
+        Some(next.map_err(io::Error::from))
+    })
+}
+
+/// Reads from `at` to `end` of a file, but no more than the buffer holds.
+fn read_piece<'a>(file: &File, at: u64, end: u64, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+    let length = usize::try_from(end - at).map_or(buffer.len(), |length| length.min(buffer.len()));
+    let piece = &mut buffer[..length];
+    file.read_exact_at(piece, at)?;
+    Ok(piece)
 }
 
 /// Boots a machine with its RAM in a file, lets it settle, and saves it.
@@ -285,31 +299,25 @@ fn reserve(ram: &Path, bytes: u64) -> Result<()> {
 ///
 /// By a copy of what is not zeros, which takes its place: to punch the zeros out waits for the disk at every hole.
 fn dig_holes(ram: &Path) -> Result<()> {
-    use std::os::unix::fs::FileExt as _;
     const ZEROS: [u8; HOLE] = [0; HOLE];
     let sparse = ram.with_extension("sparse");
     let what = || format!("copy {} without its zeros", ram.display());
     let file = File::open(ram).with_context(what)?;
     let copy = File::create_new(&sparse).with_context(what)?;
-    let length = file.metadata().with_context(what)?.len();
-    copy.set_len(length).with_context(what)?;
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = 0;
-    while at < length {
-        // What was reserved and never written is no data.
-        let data = match rustix::fs::seek(&file, Sparse::Data(at)) {
-            Ok(data) => data,
-            Err(Errno::NXIO) => break,
-            Err(errno) => return Err(errno).with_context(what),
-        };
+    copy.set_len(file.metadata().with_context(what)?.len()).with_context(what)?;
+    let mut buffer = vec![0; PIECE];
+    // What was reserved and never written is no data.
+    for extent in extents(&file) {
+        let Range { start, end } = extent.with_context(what)?;
         // By whole pages.
-        at = data / HOLE as u64 * HOLE as u64;
-        let read = file.read_at(&mut buffer, at).with_context(what)?;
-        for page in buffer.get(..read).unwrap_or_default().chunks(HOLE) {
-            if page != ZEROS.get(..page.len()).unwrap_or_default() {
-                copy.write_all_at(page, at).with_context(what)?;
+        let start = start / HOLE as u64 * HOLE as u64;
+        for at in (start..end).step_by(PIECE) {
+            let piece = read_piece(&file, at, end, &mut buffer).with_context(what)?;
+            for (page, at) in piece.chunks(HOLE).zip((at..).step_by(HOLE)) {
+                if page != &ZEROS[..page.len()] {
+                    copy.write_all_at(page, at).with_context(what)?;
+                }
             }
-            at += page.len() as u64;
         }
     }
     std::fs::rename(&sparse, ram).with_context(what)
@@ -358,12 +366,8 @@ mod tests {
         let key = Inputs::new("test", 1).key();
         let ram = directory.join(RAM);
         reserve(&ram, 1 << 20).expect("reserve");
-        std::os::unix::fs::FileExt::write_all_at(
-            &File::options().write(true).open(&ram).expect("open"),
-            b"written by the guest",
-            5 * HOLE as u64,
-        )
-        .expect("write");
+        let file = File::options().write(true).open(&ram).expect("open");
+        file.write_all_at(b"written by the guest", 5 * HOLE as u64).expect("write");
         dig_holes(&ram).expect("dig");
         std::fs::write(directory.join(STATE), "devices").expect("write");
         let manifest = Manifest {
@@ -406,7 +410,6 @@ mod tests {
     }
 
     fn flip_bit(path: &Path, at: u64) -> std::io::Result<()> {
-        use std::os::unix::fs::FileExt as _;
         let file = File::options().read(true).write(true).open(path)?;
         let mut byte = [0];
         file.read_exact_at(&mut byte, at)?;
@@ -431,7 +434,6 @@ mod tests {
         let directory = tempfile::tempdir().expect("tempdir");
         let path = directory.path().join("ram");
         let write = |at: u64, byte: u8| {
-            use std::os::unix::fs::FileExt as _;
             let file = File::options().create(true).truncate(false).write(true).open(&path).expect("open");
             file.set_len(8 << 20).expect("length");
             file.write_all_at(&[byte], at).expect("write");
@@ -441,5 +443,30 @@ mod tests {
         assert_eq!(first, write(5 << 20, 1));
         assert_ne!(first, write(5 << 20, 2));
         assert_ne!(first, write(1 << 20, 1));
+    }
+
+    #[test]
+    fn extents_are_where_data_is_whatever_the_pieces_they_are_read_in() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let path = directory.path().join("ram");
+        let file = File::create_new(&path).expect("create");
+        file.set_len(8 << 20).expect("length");
+        // Across the end of a piece, and up to the file's.
+        let data = [((1 << 20) + 5, 3 << 20), ((8 << 20) - 7, 7)];
+        for (at, length) in data {
+            file.write_all_at(&vec![1; length], at).expect("write");
+        }
+        let before = std::fs::read(&path).expect("read");
+        dig_holes(&path).expect("dig");
+        assert!(std::fs::read(&path).expect("read") == before, "a copy is another one");
+        let file = File::open(&path).expect("open");
+        let extents: Vec<_> = extents(&file).map(|extent| extent.expect("an extent")).collect();
+        let inside = |at: u64| extents.iter().any(|extent| extent.contains(&at));
+        for (at, length) in data {
+            assert!(inside(at) && inside(at + length as u64 - 1), "{extents:?}");
+        }
+        assert!(extents.is_sorted_by_key(|extent| extent.start) && extents.iter().all(|one| !one.is_empty()));
+        // A file system that knows no holes says that all is data.
+        assert!(extents.len() == 1 || !inside(6 << 20), "{extents:?}");
     }
 }
