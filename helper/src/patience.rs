@@ -86,9 +86,7 @@ pub struct OfUnit<'a> {
 impl Tasks for OfUnit<'_> {
     fn holders(&self) -> Vec<InTheWay> {
         let mut query = Query::new(self.path);
-        if !self.everybody {
-            let mut pids = self.cgroup.map(UnitCgroup::processes).unwrap_or_default();
-            pids.retain(|&pid| pid != std::process::id());
+        if let Some(pids) = self.candidates() {
             if pids.is_empty() {
                 return Vec::new();
             }
@@ -112,8 +110,62 @@ impl Tasks for OfUnit<'_> {
     }
 }
 
+impl OfUnit<'_> {
+    /// Who is looked at, and so who can be waited for: the unit's processes without this one; `None` for everybody.
+    fn candidates(&self) -> Option<Vec<u32>> {
+        if self.everybody {
+            return None;
+        }
+        let mut pids = self.cgroup.map(UnitCgroup::processes).unwrap_or_default();
+        pids.retain(|&pid| pid != std::process::id());
+        Some(pids)
+    }
+}
+
 /// What is done to those who stay, in this order, with the part of the wait after which it is done.
 const STEPS: [(u32, Signal, &str); 2] = [(4, Signal::TERM, "SIGTERM"), (2, Signal::KILL, "SIGKILL")];
+
+/// The order of a wait: what is done when, without the doing. All times are since the wait began.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    patience: Patience,
+    done: usize,
+}
+
+/// What comes next while somebody holds the mount.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Next {
+    /// Wait until one of them has ended, but no longer than to this time.
+    Wait(Duration),
+    /// Send those of them who belong to the unit this signal of this name, then look again who is left.
+    Send(Signal, &'static str),
+    /// The time is up.
+    GiveUp,
+}
+
+impl Plan {
+    /// Nothing is done yet.
+    #[must_use]
+    pub fn new(patience: Patience) -> Self {
+        Self { patience, done: 0 }
+    }
+
+    /// What comes next, `elapsed` after the beginning. A signal is told once.
+    pub fn next(&mut self, elapsed: Duration) -> Next {
+        let Patience { wait, end, .. } = self.patience;
+        if elapsed >= wait {
+            return Next::GiveUp;
+        }
+        match STEPS.get(self.done).filter(|_| end) {
+            Some((part, signal, name)) if elapsed >= wait / *part => {
+                self.done += 1;
+                Next::Send(*signal, name)
+            }
+            Some((part, ..)) => Next::Wait(wait / *part),
+            None => Next::Wait(wait),
+        }
+    }
+}
 
 /// Waits until none of `tasks` holds the mount at `path`, or the time is up. `began` is when the time began; `note` gets a
 /// line for everything that is worth one in the journal.
@@ -124,8 +176,7 @@ pub fn wait(
     began: Instant,
     note: &mut dyn FnMut(String),
 ) {
-    let deadline = began + patience.wait;
-    let mut steps = STEPS.iter().filter(|_| patience.end).peekable();
+    let mut plan = Plan::new(*patience);
     let mut known = BTreeSet::new();
     loop {
         let holders = tasks.holders();
@@ -138,24 +189,25 @@ pub fn wait(
                 note(format!("waiting for {pid} ({comm}), which holds {}", path.display()));
             }
         }
-        let now = Instant::now();
-        if now >= deadline {
-            return;
-        }
-        let due = steps.peek().map(|(part, _, _)| began + patience.wait / *part);
-        if due.is_some_and(|due| now >= due) {
-            let (_, signal, name) = steps.next().expect("peek saw it");
-            for InTheWay { pid, comm, pidfd } in holders.iter().filter(|holder| tasks.own(holder.pid)) {
-                match pidfd_send_signal(pidfd, *signal) {
-                    Ok(()) => note(format!("{pid} ({comm}) still holds it: sent {name}")),
-                    // It has ended by itself: the next look will not find it.
-                    Err(Errno::SRCH) => {}
-                    Err(errno) => note(format!("send {name} to {pid}: {errno}")),
+        match plan.next(began.elapsed()) {
+            Next::Wait(until) => until_one_ends(&holders, began + until),
+            Next::Send(signal, name) => {
+                for holder in holders.iter().filter(|holder| tasks.own(holder.pid)) {
+                    send(holder, signal, name, note);
                 }
             }
-            continue;
+            Next::GiveUp => return,
         }
-        until_one_ends(&holders, due.unwrap_or(deadline).min(deadline));
+    }
+}
+
+fn send(holder: &InTheWay, signal: Signal, name: &str, note: &mut dyn FnMut(String)) {
+    let InTheWay { pid, comm, pidfd } = holder;
+    match pidfd_send_signal(pidfd, signal) {
+        Ok(()) => note(format!("{pid} ({comm}) still holds it: sent {name}")),
+        // It has ended by itself: the next look will not find it.
+        Err(Errno::SRCH) => {}
+        Err(errno) => note(format!("send {name} to {pid}: {errno}")),
     }
 }
 
@@ -180,6 +232,7 @@ mod tests {
     use std::path::PathBuf;
     use std::process::{Child, Command, Stdio};
 
+    use proptest::prelude::*;
     use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
     use super::*;
@@ -276,5 +329,81 @@ mod tests {
         let (_, notes) = run(&Named(vec![child.id()], true, path.clone()), &path, patience(2000, true));
         assert!(notes.iter().all(|note| !note.contains("SIGKILL")), "{notes:?}");
         assert_eq!(child.wait().unwrap().code(), Some(7));
+    }
+
+    #[test]
+    fn only_the_units_processes_are_waited_for_unless_asked() {
+        let text = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let own = crate::cgroup::path_of(&text).and_then(|path| path.rsplit('/').next());
+        // Whatever cgroup this runs in plays the unit's.
+        let cgroup = own.filter(|name| !name.is_empty()).and_then(|name| UnitCgroup::parse(&text, name));
+        let of_unit = |cgroup, everybody| OfUnit { path: Path::new("/nowhere"), cgroup, everybody };
+        assert_eq!(
+            of_unit(None, false).candidates(),
+            Some(vec![]),
+            "without a unit there is nobody to wait for"
+        );
+        for cgroup in [None, cgroup.as_ref()] {
+            assert_eq!(of_unit(cgroup, true).candidates(), None);
+            let candidates = of_unit(cgroup, false).candidates().unwrap();
+            assert!(!candidates.contains(&std::process::id()), "it would wait for itself");
+            // One that has ended meanwhile is in no cgroup.
+            let elsewhere = |pid: &&u32| {
+                Path::new(&format!("/proc/{pid}")).exists() && !of_unit(cgroup, false).own(**pid)
+            };
+            assert_eq!(candidates.iter().find(elsewhere), None);
+            assert!(!of_unit(cgroup, false).own(u32::MAX), "and who is not there is not sent a signal");
+        }
+    }
+
+    proptest! {
+        /// Whoever stays through whatever happens when: each event ends a wait, late or early.
+        #[test]
+        fn a_plan_waits_forwards_and_never_beyond_its_limit(
+            wait in 0_u64..20_000, end: bool, outside: bool, pauses in prop::collection::vec(0_u64..8000, 0..40)
+        ) {
+            let patience = Patience { wait: Duration::from_millis(wait), end, outside };
+            let mut plan = Plan::new(patience);
+            let (mut now, mut last) = (Duration::ZERO, Duration::ZERO);
+            let mut sent = Vec::new();
+            for pause in pauses {
+                match plan.next(now) {
+                    Next::Wait(until) => {
+                        prop_assert!(now < until && last <= until && until <= patience.wait);
+                        last = until;
+                        now += Duration::from_millis(pause);
+                    }
+                    Next::Send(signal, _) => {
+                        prop_assert!(end && now < patience.wait);
+                        let part = if signal == Signal::TERM { 4 } else { 2 };
+                        prop_assert!(now >= patience.wait / part);
+                        sent.push(signal);
+                    }
+                    Next::GiveUp => {
+                        prop_assert!(now >= patience.wait);
+                        prop_assert_eq!(plan.next(now), Next::GiveUp);
+                    }
+                }
+            }
+            prop_assert!([Signal::TERM, Signal::KILL].starts_with(&sent), "{:?}", sent);
+        }
+
+        /// Without an event each wait is slept to its end: two signals or none, and then the limit.
+        #[test]
+        fn a_plan_without_an_event_comes_to_its_end(wait in 0_u64..100_000_000, end: bool) {
+            let patience = Patience { wait: Duration::from_nanos(wait), end, outside: false };
+            let mut plan = Plan::new(patience);
+            let mut now = Duration::ZERO;
+            let mut sent = 0;
+            for _ in 0..6 {
+                match plan.next(now) {
+                    Next::Wait(until) => now = until,
+                    Next::Send(..) => sent += 1,
+                    Next::GiveUp => break,
+                }
+            }
+            prop_assert_eq!(now, patience.wait);
+            prop_assert_eq!(sent, if end && wait > 0 { 2 } else { 0 });
+        }
     }
 }
