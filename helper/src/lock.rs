@@ -103,6 +103,8 @@ impl AsFd for RuntimeLock {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::process::{Command, Stdio};
+    use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::time::Duration;
 
     use super::*;
@@ -148,5 +150,53 @@ mod tests {
             assert_eq!(lock.is_some(), next);
             fs::remove_dir(parent.path().join("gone")).unwrap();
         }
+    }
+
+    #[test]
+    fn of_many_one_has_it_also_while_resets_take_the_directory_away() {
+        const THREADS: u32 = 6;
+        const ROUNDS: u32 = 30;
+        let parent = tempfile::tempdir().unwrap();
+        let runtime = parent.path().join("3");
+        fs::create_dir(&runtime).unwrap();
+        let (busy, turns) = (AtomicBool::new(false), AtomicU32::new(0));
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let (parent, runtime, busy, turns) = (parent.path(), &runtime, &busy, &turns);
+                scope.spawn(move || {
+                    for round in 0..ROUNDS {
+                        // Without one a reset is just about to make the next directory.
+                        let Some(lock) = take(parent, Duration::from_secs(60)).unwrap() else { continue };
+                        assert!(!busy.swap(true, Ordering::SeqCst), "two have it");
+                        thread::yield_now();
+                        turns.fetch_add(1, Ordering::SeqCst);
+                        busy.store(false, Ordering::SeqCst);
+                        if (thread + round) % 3 == 0 {
+                            fs::rename(runtime, parent.join(format!("gone-{thread}-{round}"))).unwrap();
+                            fs::create_dir(runtime).unwrap();
+                        }
+                        drop(lock);
+                    }
+                });
+            }
+        });
+        assert!(turns.load(Ordering::SeqCst) > ROUNDS, "there was always somebody who got it");
+    }
+
+    #[test]
+    #[expect(clippy::disallowed_methods, reason = "a process that the test kills and waits for")]
+    fn it_ends_with_its_owner_however_that_dies() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::create_dir(parent.path().join("3")).unwrap();
+        let lock = take(parent.path(), Duration::ZERO).unwrap().unwrap();
+        // The child has the same open file description, and after the drop it alone.
+        let held = Stdio::from(lock.directory.try_clone().unwrap());
+        let mut owner = Command::new("sleep").arg("1000").stdin(held).spawn().unwrap();
+        drop(lock);
+        let while_it_lives = take(parent.path(), Duration::from_millis(20));
+        owner.kill().unwrap();
+        assert!(matches!(while_it_lives, Err(HelperError::Locked(_))));
+        assert!(take(parent.path(), Duration::from_secs(30)).unwrap().is_some());
+        owner.wait().unwrap();
     }
 }
