@@ -9,6 +9,7 @@
 pub mod error;
 
 pub mod account;
+pub mod arguments;
 pub mod busy;
 pub mod cgroup;
 pub mod instance;
