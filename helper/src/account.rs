@@ -53,6 +53,8 @@ pub fn parse(passwd: &str, user: &str) -> Option<Account> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -64,6 +66,23 @@ mod tests {
             ["", "left4me", "left4me:x", "left4me:x:a:1", "left4me:x:1", "#left4me:x:1:1", "x:left4me:1:1"]
         {
             assert_eq!(parse(none, "left4me"), None, "{none}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_account_is_a_line_of_its_own(passwd in "((left4me|root|é)?:?[x0-9:]{0,14}\n?){0,4}") {
+            let found = parse(&passwd, USER);
+            let is_of = |line: &str| {
+                let fields: Vec<_> = line.split(':').collect();
+                found.is_some_and(|Account { uid, gid }| {
+                    // A number may be written with zeros or a sign in front.
+                    fields.first() == Some(&USER)
+                        && fields.get(2).and_then(|field| field.parse().ok()) == Some(uid)
+                        && fields.get(3).and_then(|field| field.parse().ok()) == Some(gid)
+                })
+            };
+            prop_assert_eq!(found.is_some(), passwd.lines().any(is_of));
         }
     }
 }

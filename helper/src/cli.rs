@@ -91,6 +91,8 @@ pub fn command() -> clap::Command {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -113,6 +115,25 @@ mod tests {
             &["l4d2ctl", "stop", "3", "--timeout", "0"],
         ] {
             assert_eq!(Cli::try_parse_from(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_is_checked_names_or_all_and_a_bounded_time(
+            words in prop::collection::vec("start|stop|reset|status|doctor|--all|--json|--timeout(=[0-9]{0,6})?|[0-9]{1,3}|[a-z./é-]{0,8}", 0..6)
+        ) {
+            let words = std::iter::once("l4d2ctl").chain(words.iter().map(String::as_str));
+            let Ok(Cli { command }) = Cli::try_parse_from(words.clone()) else { return Ok(()) };
+            let how = match &command {
+                Command::Start(target) | Command::Stop(target) | Command::Reset(target) => {
+                    prop_assert_eq!(target.all, target.ids.is_empty(), "either names or all");
+                    prop_assert!(target.ids.iter().all(|id| words.clone().any(|word| word == id.as_str())));
+                    &target.how
+                }
+                Command::Status(target) | Command::Doctor(target) => &target.how,
+            };
+            prop_assert!((1..=86_400).contains(&how.timeout));
         }
     }
 }

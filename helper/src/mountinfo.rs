@@ -56,6 +56,8 @@ fn not_understood(table: &Path) -> impl FnOnce(ParseError) -> HelperError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const TABLE: &str = "\
@@ -87,5 +89,24 @@ mod tests {
     #[test]
     fn reads_its_own() {
         assert!(!at(Path::new("/proc/self/mountinfo"), Path::new("/")).unwrap().is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_below_is_there_and_no_namesake(
+            points in prop::collection::vec("(/(a|b|ab|a b)){1,4}", 0..8), asked in prop::collection::vec("(/(a|b|ab)){1,2}", 0..3)
+        ) {
+            let line = |point: &String| format!("1 1 0:5 / {} rw - t s rw\n", point.replace(' ', "\\040"));
+            let mounts = parse(points.iter().map(line).collect::<String>().as_bytes()).unwrap();
+            let asked: Vec<_> = asked.iter().map(Path::new).collect();
+            let is_below = |point: &&String| {
+                asked.iter().any(|path| {
+                    let rest = point.strip_prefix(path.to_str().unwrap());
+                    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                })
+            };
+            let expected: Vec<_> = points.iter().filter(is_below).map(PathBuf::from).collect();
+            prop_assert_eq!(below(&mounts, &asked), expected);
+        }
     }
 }
