@@ -1,12 +1,14 @@
-//! The command line: what is asked, the help text, and the path that is meant.
+//! The command line of `holders`: what is asked, the help text, and the path that is meant. Here and not in its binary,
+//! as a fuzz target needs it too.
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-use holders::mountinfo::{Device, Mount};
-use holders::propagation;
+use crate::mountinfo::{Device, Mount};
+use crate::propagation;
 
-pub(crate) const HELP: &str = "\
+/// The help text.
+pub const HELP: &str = "\
 holders: who keeps a mount busy, and by what kind of reference
 
 Usage:
@@ -68,36 +70,50 @@ Exit status:
 
 /// What is asked for.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Command {
+pub enum Command {
+    /// [`HELP`].
     Help,
+    /// The version.
     Version,
+    /// `holders PATH`.
     Diagnose(Diagnose),
+    /// `holders ns`.
     Namespace(Namespace),
+    /// `holders watch`.
     Watch(Watch),
 }
 
 /// `holders ns`.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Namespace {
-    pub(crate) of: NamespaceOf,
-    pub(crate) json: bool,
+pub struct Namespace {
+    /// Whose namespace.
+    pub of: NamespaceOf,
+    /// `--json`.
+    pub json: bool,
 }
 
 /// Whose namespace.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum NamespaceOf {
+pub enum NamespaceOf {
+    /// The one that this process is in.
     Process(u32),
+    /// The one that this file is.
     File(PathBuf),
 }
 
 /// `holders watch`.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Watch {
-    pub(crate) path: PathBuf,
-    pub(crate) unit: Option<String>,
-    pub(crate) rate: f64,
-    pub(crate) until_unmounted: bool,
-    pub(crate) json: bool,
+pub struct Watch {
+    /// The path as it was given.
+    pub path: PathBuf,
+    /// `--unit`.
+    pub unit: Option<String>,
+    /// `--rate`, or what it is without.
+    pub rate: f64,
+    /// `--until-unmounted`.
+    pub until_unmounted: bool,
+    /// `--json`.
+    pub json: bool,
 }
 
 /// Looks a second without a unit: each goes over all processes.
@@ -105,15 +121,22 @@ const RATE: f64 = 5.0;
 /// And with one: a new holder is told within 5 ms, in a guest under emulation too. There a look takes 0.7 to 1.3 ms, and
 /// one that has begun before the holder came is lost.
 const UNIT_RATE: f64 = 333.0;
+/// The most.
+pub const MAX_RATE: f64 = 10_000.0;
 
 /// `holders PATH`.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Diagnose {
-    pub(crate) path: PathBuf,
-    pub(crate) is_busy: bool,
-    pub(crate) detached: bool,
-    pub(crate) device: Option<Device>,
-    pub(crate) json: bool,
+pub struct Diagnose {
+    /// The path as it was given.
+    pub path: PathBuf,
+    /// `--busy`.
+    pub is_busy: bool,
+    /// `--detached`.
+    pub detached: bool,
+    /// `--device`.
+    pub device: Option<Device>,
+    /// `--json`.
+    pub json: bool,
 }
 
 /// Which options were given, and the one path or number.
@@ -130,7 +153,10 @@ struct Given {
 }
 
 /// Reads the arguments, the program's name first.
-pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
+///
+/// # Errors
+/// A sentence that says what is wrong.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String> {
     use lexopt::prelude::*;
     #[derive(Clone, Copy, PartialEq, Eq)]
     enum Verb {
@@ -189,8 +215,8 @@ fn text_of(parser: &mut lexopt::Parser) -> Result<String, String> {
 }
 
 fn parse_rate(text: &str) -> Result<f64, String> {
-    let rate = text.parse().ok().filter(|rate: &f64| (0.0..=10_000.0).contains(rate));
-    rate.ok_or_else(|| format!("--rate {text}: expected looks a second, 0 to 10000"))
+    let rate = text.parse().ok().filter(|rate: &f64| (0.0..=MAX_RATE).contains(rate));
+    rate.ok_or_else(|| format!("--rate {text}: expected looks a second, 0 to {MAX_RATE}"))
 }
 
 fn parse_device(text: &str) -> Result<Device, String> {
@@ -207,7 +233,7 @@ fn parse_device(text: &str) -> Result<Device, String> {
 ///
 /// # Errors
 /// A sentence that says what to give instead.
-pub(crate) fn resolve(
+pub fn resolve(
     given: &Path,
     current: &Path,
     mounts: &[Mount],
@@ -343,7 +369,7 @@ mod tests {
     fn follows_links_only_where_that_is_safe() {
         let table = "20 1 8:1 / / rw - ext4 s rw\n21 20 8:2 / /var rw - ext4 s rw\n\
                      22 21 0:42 / /var/m rw - overlay o rw\n23 20 0:43 / /alone rw - tmpfs t rw\n";
-        let mounts = holders::mountinfo::parse(table.as_bytes()).unwrap();
+        let mounts = crate::mountinfo::parse(table.as_bytes()).unwrap();
         let links = [
             ("/link", "/var/m"),
             ("/var/relative", "./m"),

@@ -364,6 +364,38 @@ fn mount_from(answer: &StatMount) -> Mount {
     }
 }
 
+/// The mount of an answer with these offsets of its texts, each with its bit in the mask, and this text.
+#[cfg(any(test, feature = "checks"))]
+pub(crate) fn mount_of_answer(offsets: [u32; 3], text: &[u8]) -> Mount {
+    let mut strings = [0; STRINGS];
+    let length = text.len().min(STRINGS);
+    strings[..length].copy_from_slice(&text[..length]);
+    let [fs_type, mnt_root, mnt_point] = offsets;
+    mount_from(&StatMount {
+        size: size_of::<StatMount>() as u32,
+        mnt_opts: 0,
+        mask: STATMOUNT_MNT_ROOT | STATMOUNT_MNT_POINT | STATMOUNT_FS_TYPE,
+        sb_dev_major: 0,
+        sb_dev_minor: 42,
+        sb_magic: 0,
+        sb_flags: 0,
+        fs_type,
+        mnt_id: 1,
+        mnt_parent_id: 1,
+        mnt_id_old: 1,
+        mnt_parent_id_old: 1,
+        mnt_attr: 0,
+        mnt_propagation: 0,
+        mnt_peer_group: 0,
+        mnt_master: 0,
+        propagate_from: 0,
+        mnt_root,
+        mnt_point,
+        spare: [0; 50],
+        strings,
+    })
+}
+
 fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::IO)
 }

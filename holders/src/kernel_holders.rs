@@ -53,7 +53,7 @@ fn loop_devices() -> Vec<KernelFile> {
 }
 
 /// Reads `/proc/swaps`: a head line, then a path with the kernel's octal escapes, and its type.
-fn swap_files(table: &[u8]) -> Vec<KernelFile> {
+pub(crate) fn swap_files(table: &[u8]) -> Vec<KernelFile> {
     table
         .split(|&byte| byte == b'\n')
         .skip(1)
@@ -81,7 +81,7 @@ fn interpreters(directory: &Path) -> Vec<KernelFile> {
 }
 
 /// The interpreter of an entry whose flags have an F: opened when it was registered (binfmt_misc.rst).
-fn fixed_interpreter(entry: &[u8]) -> Option<PathBuf> {
+pub(crate) fn fixed_interpreter(entry: &[u8]) -> Option<PathBuf> {
     let field = |name: &[u8]| entry.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(name));
     let is_fixed = field(b"flags: ")?.contains(&b'F');
     is_fixed.then(|| OsString::from_vec(field(b"interpreter ").unwrap_or_default().to_vec()).into())
@@ -89,7 +89,7 @@ fn fixed_interpreter(entry: &[u8]) -> Option<PathBuf> {
 
 /// The absolute paths among an overlay's layers. Names with an escaped colon or comma in them come out wrong, and
 /// then match nothing.
-fn layers(overlay: &Mount) -> Vec<KernelFile> {
+pub(crate) fn layers(overlay: &Mount) -> Vec<KernelFile> {
     overlay
         .super_options
         .split(',')
@@ -105,7 +105,7 @@ fn layers(overlay: &Mount) -> Vec<KernelFile> {
 }
 
 /// Reads `/proc/net/unix` (proc_net(5)): seven columns, the last an inode number, then a path, if there is one.
-fn unix_sockets(table: &[u8]) -> HashMap<u64, PathBuf> {
+pub(crate) fn unix_sockets(table: &[u8]) -> HashMap<u64, PathBuf> {
     table
         .split(|&byte| byte == b'\n')
         .skip(1)

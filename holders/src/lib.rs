@@ -23,6 +23,10 @@
 //! or an open of such a path is itself a reference while it lasts, and makes the unmount fail that it was
 //! meant to explain; a readlink under `/proc/PID` does not.
 
+#[cfg(any(test, feature = "checks"))]
+pub mod checks;
+#[cfg(feature = "cli")]
+pub mod cli;
 mod diagnose;
 #[cfg(feature = "json")]
 mod json;

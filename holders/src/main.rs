@@ -4,12 +4,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use holders::cli::{self, Command, Diagnose, Namespace, NamespaceOf};
 use holders::{Query, Verdict, mountinfo};
 
-mod cli;
 mod watch;
-
-use cli::{Command, Diagnose, Namespace, NamespaceOf};
 
 const EXIT_OK: u8 = 0;
 const EXIT_FAILED: u8 = 1;

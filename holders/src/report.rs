@@ -422,7 +422,8 @@ impl fmt::Display for KernelKind {
 }
 
 /// Reports for the tests of what is made of them.
-#[cfg(test)]
+#[cfg(any(test, feature = "checks"))]
+#[cfg_attr(not(test), expect(dead_code, reason = "the checks need some of them, the tests all"))]
 pub(crate) mod samples {
     use super::*;
     use crate::mountinfo;

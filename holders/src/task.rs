@@ -33,7 +33,7 @@ pub(crate) fn about(proc_dir: BorrowedFd<'_>, pid: u32, tid: u32) -> About {
 }
 
 /// A name that its owner can choose, without anything that a terminal or a log would obey.
-fn printable(name: &str) -> String {
+pub(crate) fn printable(name: &str) -> String {
     let escaped = |character: char| character.is_control().then(|| character.escape_default().to_string());
     name.chars().map(|character| escaped(character).unwrap_or_else(|| character.into())).collect()
 }
@@ -81,7 +81,7 @@ pub(crate) fn phase(proc_dir: BorrowedFd<'_>, pid: u32, about: &About) -> Phase 
 
 /// `$SYSTEMD_EXEC_PID` (since systemd 248) says which process systemd itself started, and is inherited; stop
 /// commands alone are told `$SERVICE_RESULT`, and control commands `$MAINPID` (systemd.exec(5)).
-fn phase_from(pid: u32, cgroup: &str, environment: &[u8]) -> Phase {
+pub(crate) fn phase_from(pid: u32, cgroup: &str, environment: &[u8]) -> Phase {
     let mut exec_pid = None;
     let (mut is_stop, mut is_control) = (false, cgroup.ends_with("/.control"));
     for variable in environment.split(|&byte| byte == 0) {
