@@ -1,23 +1,44 @@
 //! What must hold for any input, one function a parser or planner. The fuzz targets call these with what libFuzzer
 //! makes up; `helper/tests/corpus.rs` calls them with the corpus, as an ordinary test.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Duration;
 
+use clap::Parser;
+pub(crate) use holders::checks::{kernel_files, propagation, statmount, task, verdict};
+use left4me_helper::arguments::{Action, Command, MAX_WAIT};
 use left4me_helper::cgroup::UnitCgroup;
+use left4me_helper::cli;
+use left4me_helper::doctor::{ExecLine, UnitSetup, lint};
 use left4me_helper::instance::{Instance, STATE_DIR};
-use left4me_helper::{account, journal, layers, mountinfo, overlay};
+use left4me_helper::patience::{Next, Patience, Plan};
+use left4me_helper::{account, busy, journal, layers, mountinfo, overlay};
 
 /// What must hold for an input.
 pub(crate) type Check = fn(&[u8]);
 
 /// The checks, by the name of their fuzz target and of their directory in the corpus.
-pub(crate) const CHECKS: [(&str, Check); 6] = [
+pub(crate) const CHECKS: [(&str, Check); 17] = [
     ("mountinfo", mountinfo),
     ("instance_name", instance_name),
     ("instance_file", instance_file),
     ("passwd", passwd),
     ("cgroup", cgroup),
     ("journal", journal),
+    ("busy_note", busy_note),
+    ("patience", patience),
+    ("arguments", arguments),
+    ("ctl_arguments", ctl_arguments),
+    ("doctor", doctor),
+    // Those of the library and the command `holders` stand beside what they check.
+    ("kernel_files", kernel_files),
+    ("task", task),
+    ("statmount", statmount),
+    ("propagation", propagation),
+    ("verdict", verdict),
+    ("holders_arguments", holders_arguments),
 ];
 
 /// A mount table: an error or mounts, of which each found one is where it was asked for.
@@ -86,4 +107,103 @@ pub(crate) fn journal(data: &[u8]) {
     } else {
         assert_eq!(datagram, format!("MESSAGE={value}\nPRIORITY=3\n").into_bytes());
     }
+}
+
+/// The note of a refused unmount: a line of it, if it is of the time that is asked about.
+pub(crate) fn busy_note(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Some(line) = busy::parse_note(&text, &(1..=9)) {
+        assert!(text.contains(&line) && !line.ends_with('\n'));
+        assert_eq!(busy::parse_note(&text, &(10..=u64::MAX)), None);
+    }
+}
+
+/// A wait: two bytes of milliseconds, one that says what is allowed, and how long each wait took in 64 ms.
+pub(crate) fn patience(data: &[u8]) {
+    let Some((&[low, high, allowed], pauses)) = data.split_first_chunk::<3>() else { return };
+    let wait = Duration::from_millis(u16::from_le_bytes([low, high]).into());
+    let patience = Patience { wait, end: allowed & 1 != 0, outside: allowed & 2 != 0 };
+    let mut plan = Plan::new(patience);
+    let (mut now, mut last, mut sent) = (Duration::ZERO, Duration::ZERO, Vec::new());
+    for pause in pauses {
+        match plan.next(now) {
+            Next::Wait(until) => {
+                assert!(now < until && last <= until && until <= wait);
+                last = until;
+                now += Duration::from_millis(64) * u32::from(*pause);
+            }
+            Next::Send(_, name) => {
+                assert!(patience.end && now < wait);
+                sent.push(name);
+            }
+            Next::GiveUp => assert!(now >= wait),
+        }
+    }
+    assert!(["SIGTERM", "SIGKILL"].starts_with(&sent), "{sent:?}");
+}
+
+/// The command line of `left4me-overlay`, its words parted by zero bytes.
+pub(crate) fn arguments(data: &[u8]) {
+    let parsed = left4me_helper::arguments::parse(command_line("left4me-overlay", data));
+    if let Ok(Command::Run(request)) = parsed {
+        let name = request.instance.as_str().as_bytes();
+        assert!(data.split(|&byte| byte == 0).any(|word| word == name));
+        assert!(request.patience.wait <= Duration::from_secs(MAX_WAIT));
+        assert!(request.action == Action::Umount || !request.patience.end && !request.patience.outside);
+    }
+}
+
+/// That of `l4d2ctl`.
+pub(crate) fn ctl_arguments(data: &[u8]) {
+    let Ok(cli::Cli { command }) = cli::Cli::try_parse_from(command_line("l4d2ctl", data)) else { return };
+    let how = match &command {
+        cli::Command::Start(target) | cli::Command::Stop(target) | cli::Command::Reset(target) => {
+            assert_eq!(target.all, target.ids.is_empty());
+            &target.how
+        }
+        cli::Command::Status(target) | cli::Command::Doctor(target) => &target.how,
+    };
+    assert!((1..=86_400).contains(&how.timeout));
+}
+
+/// That of `holders`.
+pub(crate) fn holders_arguments(data: &[u8]) {
+    holders::checks::command_line(data);
+}
+
+fn command_line(program: &str, data: &[u8]) -> impl Iterator<Item = OsString> {
+    let words = data.split(|&byte| byte == 0).map(|word| OsStr::from_bytes(word).to_owned());
+    std::iter::once(program.into()).chain(words)
+}
+
+/// A unit's settings, one a line: the words of both Exec lines, a bind, what is mounted over, `KillMode=`.
+pub(crate) fn doctor(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut lines = text.lines();
+    let mut next = || lines.next().unwrap_or_default();
+    let mut exec = || {
+        let argv = next().split(' ').map(str::to_owned).collect();
+        vec![ExecLine { argv, flags: vec!["privileged".into()] }]
+    };
+    let (exec_start_pre, exec_stop_post) = (exec(), exec());
+    let setup = UnitSetup {
+        merged: "/m".into(),
+        exec_start_pre,
+        exec_stop_post,
+        binds: vec![next().into()],
+        mounted_over: vec![next().into()],
+        kill_mode: next().into(),
+        send_sigkill: true,
+        timeout_stop: None,
+        ..UnitSetup::default()
+    };
+    let found = lint(&setup);
+    assert!(found.iter().all(|finding| !finding.to_string().contains('\n')), "{found:?}");
+    let finds = |setting: &str| found.iter().any(|finding| finding.setting == setting);
+    let word = |line: &ExecLine, wanted: &str| line.argv.iter().any(|word| word == wanted);
+    assert!(word(&setup.exec_start_pre[0], "mount") || finds("ExecStartPre"));
+    let stop = &setup.exec_stop_post[0];
+    assert!(word(stop, "umount") && word(stop, "--end-unit") || finds("ExecStopPost"));
+    assert!(!setup.mounted_over[0].starts_with("/m/x") || finds("ReadOnlyPaths"));
+    assert!(setup.kill_mode != "process" || finds("KillMode"));
 }

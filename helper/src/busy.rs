@@ -167,7 +167,9 @@ pub fn note_of(runtime: impl AsFd, within: &RangeInclusive<u64>) -> Option<Strin
     parse_note(&text, within)
 }
 
-fn parse_note(text: &str, within: &RangeInclusive<u64>) -> Option<String> {
+/// The line of a note's text, if it is of that time.
+#[must_use]
+pub fn parse_note(text: &str, within: &RangeInclusive<u64>) -> Option<String> {
     let (time, line) = text.split_once('\n')?;
     within.contains(&time.parse().ok()?).then(|| line.trim_end().to_owned())
 }

@@ -35,3 +35,37 @@ fn every_directory_of_the_corpus_and_every_target_is_a_checks() {
         assert_eq!(found, names, "{directory}");
     }
 }
+
+/// What libFuzzer does, a little of it in every run: a file of the corpus with a few bytes changed.
+#[test]
+fn what_is_like_the_corpus_passes_its_check() {
+    use proptest::prelude::*;
+
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+    for (name, check) in checks::CHECKS {
+        let files: Vec<Vec<u8>> = std::fs::read_dir(corpus.join(name))
+            .expect(name)
+            .map(|entry| std::fs::read(entry.unwrap().path()).unwrap())
+            .collect();
+        let edit = (any::<prop::sample::Index>(), 0_usize..4, prop::collection::vec(any::<u8>(), 0..4));
+        let edited =
+            (prop::sample::select(files), prop::collection::vec(edit, 0..4)).prop_map(|(file, edits)| {
+                edits.into_iter().fold(file, |mut bytes, (at, taken, put)| {
+                    let from = at.index(bytes.len() + 1);
+                    let to = (from + taken).min(bytes.len());
+                    bytes.splice(from..to, put);
+                    bytes
+                })
+            });
+        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+            // The failing input is in the message; it belongs into the corpus.
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        });
+        let ran = runner.run(&edited, |bytes| {
+            check(&bytes);
+            Ok(())
+        });
+        assert!(ran.is_ok(), "{name}: {}", ran.unwrap_err());
+    }
+}
