@@ -1,0 +1,316 @@
+//! The harness's verdict and that of `holders`, on the same situations.
+//!
+//! They are worked out apart, so that the one can prove the other: the harness's from what happened (calls of umount2,
+//! looks at paths, what is left), that of `holders` from what `/proc` shows at one moment. Where they answer the same
+//! question they say the same. Where they differ on purpose, the second table has it.
+
+use holders::mountinfo::{self, Mount};
+use holders::namespace::MountNamespace;
+use holders::propagation::{Fate, Reason};
+use holders::report::{
+    Effect, Holder, KernelHolder, KernelKind, Kind, MountCopy, Phase, Reference, Relation, Report, Unseen,
+};
+use vm_agent::recording::UmountCall;
+use vm_agent::recording::{
+    self, EndState, Event, Plan, Recording, Remount, Role, Scan, Step, Task, Trigger, What,
+};
+use vm_tests::outcome::{self, Hold};
+
+const MERGED: &str = "/srv/merged";
+const BUSY: i64 = -16;
+/// The thread that calls umount2, and for `holders` the one that asks.
+const CALLER: u32 = 9;
+
+/// A task with its working directory in the mount or in a copy of it.
+#[derive(Debug, Clone, Copy)]
+struct Held {
+    pid: u32,
+    role: Role,
+    relation: Relation,
+    effect: Effect,
+}
+
+/// What is so when an unmount is tried, and what comes of it.
+#[derive(Debug, Clone, Default)]
+struct Situation {
+    held: Vec<Held>,
+    /// Whether a unit's namespace has a copy of the mount, and what an unmount does with that.
+    copy: Option<Fate>,
+    kernel: bool,
+    submount: bool,
+    /// What umount2 answered; `None` if nobody called it.
+    umount: Option<i64>,
+    /// Who called it.
+    by: Option<Role>,
+    /// Whether the unmounted file system was found in use afterwards.
+    in_use: bool,
+}
+
+/// One who is held by a reference that blocks.
+fn by(pid: u32, role: Role, relation: Relation) -> Vec<Held> {
+    vec![Held { pid, role, relation, effect: Effect::BlocksUmount }]
+}
+
+fn refused(held: Vec<Held>) -> Situation {
+    Situation { held, umount: Some(BUSY), ..Situation::default() }
+}
+
+fn unmounted() -> Situation {
+    Situation { umount: Some(0), ..Situation::default() }
+}
+
+impl Situation {
+    /// The harness's verdict: that of a cycle whose recording says this.
+    fn recorded(&self) -> Hold {
+        let namespace = recording::Namespace { inode: 2, id: None };
+        let task = |held: &Held| Task {
+            pid: held.pid,
+            tid: held.pid,
+            comm: "x".to_owned(),
+            role: held.role,
+            unit: "x.service".to_owned(),
+            namespace,
+            private_copy: held.effect != Effect::BlocksUmount,
+            references: vec![recording::Reference { kind: recording::Kind::Cwd, path: MERGED.to_owned() }],
+        };
+        let mut tasks: Vec<Task> = self.held.iter().map(task).collect();
+        if self.copy.is_some() {
+            let bare =
+                Held { pid: 50, role: Role::Outside, relation: Relation::Other, effect: Effect::Harmless };
+            tasks.push(Task { references: Vec::new(), ..task(&bare) });
+        }
+        let scan = |trigger, mounted, tasks: &[Task]| {
+            What::Scan(Scan { trigger, whole_proc: true, cost_ns: 0, mounted, tasks: tasks.to_vec() })
+        };
+        let mut whats = vec![What::StepBegins(Step::Reset), scan(Trigger::Exec, true, &tasks)];
+        if let Some(result) = self.umount {
+            let role = self.by.unwrap_or(Role::Control);
+            let call = UmountCall { pid: CALLER, comm: "x".to_owned(), role, returned: 0, result };
+            whats.push(What::UmountCall(call));
+            if result < 0 {
+                whats.push(scan(Trigger::UmountFailed, true, &tasks));
+            }
+        }
+        let mounted = self.umount != Some(0);
+        whats.push(scan(Trigger::End, mounted, if mounted { &tasks } else { &[] }));
+        let copy = recording::MountCopy {
+            pid: 50,
+            comm: "x".to_owned(),
+            unit: "x.service".to_owned(),
+            namespace,
+            mount_points: vec![MERGED.to_owned()],
+        };
+        let survives = matches!(self.copy, Some(Fate::Survives(_)));
+        whats.push(What::EndState(EndState {
+            mounted_in: if survives || (mounted && self.copy.is_some()) { vec![copy] } else { Vec::new() },
+            processes: Vec::new(),
+            failed_units: Vec::new(),
+            remount: if mounted {
+                Remount::NotTried { why: "still mounted".to_owned() }
+            } else {
+                Remount::Tried { result: 0, in_use: self.in_use }
+            },
+        }));
+        let events = (0..).zip(whats).map(|(at, what)| Event { at, cycle: 1, what }).collect();
+        let plan = Plan {
+            unit: "x.service".to_owned(),
+            mount: MERGED.to_owned(),
+            removed: Vec::new(),
+            cycles: 1,
+            start: Vec::new(),
+            reset: Vec::new(),
+            recover: Vec::new(),
+            command_timeout_ms: 1,
+            sample_us: 1,
+        };
+        let (kernel, systemd, os) = (String::new(), String::new(), String::new());
+        let cycles = outcome::cycles(&Recording { plan, kernel, systemd, os, events });
+        cycles.first().expect("a cycle").verdict
+    }
+
+    /// What `holders` finds while it is still mounted: right after a refusal, else before the call.
+    fn report(&self) -> Report {
+        let own = MountNamespace { inode: 1, id: None };
+        let other = MountNamespace { inode: 2, id: None };
+        let merged = mount("61 29 0:42 / /srv/merged rw shared:31 - overlay overlay rw");
+        let holder = |held: &Held| Holder {
+            pid: held.pid,
+            tid: held.pid,
+            comm: "x".to_owned(),
+            start_time: 1,
+            cgroup: String::new(),
+            unit: None,
+            phase: Phase::Unknown,
+            relation: held.relation,
+            namespace: Some(other),
+            references: vec![Reference {
+                kind: Kind::Cwd,
+                path: MERGED.into(),
+                mount_id: Some(61),
+                unique_mount_id: None,
+                mount_namespace: Some(other),
+                effect: held.effect,
+            }],
+        };
+        let copy = |fate| MountCopy {
+            mount: mount("88 70 0:42 / /srv/merged rw master:31 - overlay overlay rw"),
+            namespace: other,
+            fate: Some(fate),
+        };
+        let on_loop = KernelHolder {
+            kind: KernelKind::Loop("loop0".to_owned()),
+            path: "/srv/merged/image".into(),
+            effect: Effect::BlocksUmount,
+            mounted_at: Vec::new(),
+        };
+        Report {
+            path: MERGED.into(),
+            namespace: own,
+            devices: vec![merged.device],
+            mount: Some(merged),
+            lies_on: None,
+            stacked: 0,
+            copies: self.copy.map(copy).into_iter().collect(),
+            submounts: self
+                .submount
+                .then(|| mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw"))
+                .into_iter()
+                .collect(),
+            holders: self.held.iter().map(holder).collect(),
+            kernel_holders: self.kernel.then_some(on_loop).into_iter().collect(),
+            suspects: Vec::new(),
+            namespaces: Vec::new(),
+            unseen: Unseen::default(),
+            refused: self.umount == Some(BUSY),
+            processes: 90,
+        }
+    }
+}
+
+fn mount(line: &str) -> Mount {
+    mountinfo::parse(line.as_bytes()).expect("a line").remove(0)
+}
+
+/// What the harness calls a verdict of `holders`. The recorder looks at processes only, so that what the kernel holds
+/// by itself, or a mount on the mount, shows it nobody.
+fn in_the_harness_words(verdict: &holders::Verdict) -> Hold {
+    match verdict {
+        holders::Verdict::HeldByYourself { .. } => Hold::HeldByYourself,
+        holders::Verdict::HeldByProcess { .. } => Hold::HeldByProcess,
+        holders::Verdict::HeldByKernel { .. }
+        | holders::Verdict::Submounts { .. }
+        | holders::Verdict::NotVisible { .. } => Hold::NotVisible,
+        // Before the unmount, and after it.
+        holders::Verdict::Outlives { .. } | holders::Verdict::AliveElsewhere { .. } => Hold::AliveElsewhere,
+        holders::Verdict::OnlyListed { .. } => Hold::OnlyListed,
+        holders::Verdict::NothingInTheWay | holders::Verdict::NotMounted { .. } => Hold::None,
+        // The recorder is root and sees all.
+        holders::Verdict::NotAllowed { otherwise, .. } => in_the_harness_words(otherwise),
+    }
+}
+
+#[test]
+fn both_say_the_same_of_the_same_situation() {
+    let helper = || by(CALLER, Role::Control, Relation::Caller);
+    let child = || by(30, Role::Child, Relation::Other);
+    let private = |held: Held| Held { effect: Effect::KeepsSuperblock, ..held };
+    let along = Some(Fate::UnmountedAlong);
+    let stays = Some(Fate::Survives(Reason::NotPropagated));
+    let cases: Vec<(&str, Situation, Hold)> = vec![
+        ("the helper's own directory", refused(helper()), Hold::HeldByYourself),
+        (
+            "the Exec line's shell, whose child calls umount2",
+            Situation { by: Some(Role::ControlChild), ..refused(by(8, Role::Control, Relation::Ancestor)) },
+            Hold::HeldByYourself,
+        ),
+        (
+            "umount2's caller in the mount, by hand",
+            Situation { by: Some(Role::Outside), ..refused(by(CALLER, Role::Outside, Relation::Caller)) },
+            Hold::HeldByYourself,
+        ),
+        ("a child of the server that stays", refused(child()), Hold::HeldByProcess),
+        ("somebody outside", refused(by(40, Role::Outside, Relation::Other)), Hold::HeldByProcess),
+        ("the helper and a child", refused([helper(), child()].concat()), Hold::HeldByProcess),
+        (
+            "a child, and bystanders with a copy",
+            Situation { copy: along, ..refused(child()) },
+            Hold::HeldByProcess,
+        ),
+        ("nobody who is seen", refused(Vec::new()), Hold::NotVisible),
+        (
+            "nobody who is seen, and bystanders with a copy",
+            Situation { copy: along, ..refused(Vec::new()) },
+            Hold::NotVisible,
+        ),
+        ("a loop device", Situation { kernel: true, ..refused(Vec::new()) }, Hold::NotVisible),
+        ("a mount on it", Situation { submount: true, ..refused(Vec::new()) }, Hold::NotVisible),
+        ("nothing", unmounted(), Hold::None),
+        ("bystanders with a copy", Situation { copy: along, ..unmounted() }, Hold::OnlyListed),
+        ("a private copy", Situation { copy: stays, ..unmounted() }, Hold::AliveElsewhere),
+        (
+            "a process in a private copy",
+            Situation { held: child().into_iter().map(private).collect(), copy: stays, ..unmounted() },
+            Hold::AliveElsewhere,
+        ),
+        (
+            "a process in a detached copy, and layers in use afterwards",
+            Situation { held: child().into_iter().map(private).collect(), in_use: true, ..unmounted() },
+            Hold::AliveElsewhere,
+        ),
+    ];
+    for (what, situation, expected) in cases {
+        assert_eq!(situation.recorded(), expected, "{what}");
+        let verdict = situation.report().verdict();
+        assert_eq!(in_the_harness_words(&verdict), expected, "{what}: {}", verdict.line());
+        let is_busy = situation.umount == Some(BUSY);
+        assert_eq!(verdict.blocks_umount(), Some(is_busy), "{what}: umount2 answered otherwise");
+    }
+}
+
+/// Each of these is a question that the one asks and the other does not.
+#[test]
+fn where_they_differ_it_is_known() {
+    let private = Held { effect: Effect::KeepsSuperblock, ..by(30, Role::Child, Relation::Other)[0] };
+    let cases: Vec<(&str, Situation, Hold, Hold)> = vec![
+        // All that an Exec line started is the caller's family for the harness: what the unit file is to blame for.
+        // `holders` advises the one who asks, and that can't leave for its sibling.
+        (
+            "a sibling that the same Exec line started",
+            refused(by(31, Role::ControlChild, Relation::Other)),
+            Hold::HeldByYourself,
+            Hold::HeldByProcess,
+        ),
+        // Outside the unit the recorder knows no families.
+        (
+            "a person's shell, whose child calls umount2",
+            Situation { by: Some(Role::Outside), ..refused(by(41, Role::Outside, Relation::Ancestor)) },
+            Hold::HeldByProcess,
+            Hold::HeldByYourself,
+        ),
+        // The recorder goes by the path, which is the same in a private copy.
+        (
+            "refused, and the one who is seen is in a private copy",
+            refused(vec![private]),
+            Hold::HeldByProcess,
+            Hold::NotVisible,
+        ),
+        // The harness says what happened, `holders` what would.
+        (
+            "a process, and nobody tried to unmount",
+            Situation { held: by(30, Role::Child, Relation::Other), ..Situation::default() },
+            Hold::None,
+            Hold::HeldByProcess,
+        ),
+        (
+            "layers in use afterwards, by something that nothing shows",
+            Situation { in_use: true, ..unmounted() },
+            Hold::AliveElsewhere,
+            Hold::None,
+        ),
+    ];
+    for (what, situation, recorded, reported) in cases {
+        assert_ne!(recorded, reported);
+        assert_eq!(situation.recorded(), recorded, "{what}");
+        assert_eq!(in_the_harness_words(&situation.report().verdict()), reported, "{what}");
+    }
+}
