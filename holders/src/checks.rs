@@ -17,7 +17,7 @@ use crate::report::{Effect, Phase, Relation, Report, Unseen};
 use crate::scan::unit_of_cgroup;
 use crate::task::{phase_from, printable, v2_cgroup};
 use crate::verdict::Verdict;
-use crate::walk::{MountPoints, socket_inode, stat_fields};
+use crate::walk::{MountPoints, mapped_paths, socket_inode, stat_fields};
 
 /// What the kernel tells of files that no process has: `/proc/swaps`, `/proc/net/unix`, an entry of binfmt_misc, the
 /// options of an overlay.
@@ -38,7 +38,7 @@ pub fn kernel_files(data: &[u8]) {
     }
 }
 
-/// What a task's own files say: `stat`, `cgroup`, `environ`, its links and its name.
+/// What a task's own files say: `stat`, `cgroup`, `environ`, `maps`, its links and its name.
 pub fn task(data: &[u8]) {
     for field in stat_fields(data).into_iter().flatten() {
         assert!(!field.is_empty() && !field.contains([')', ' ']));
@@ -59,6 +59,9 @@ pub fn task(data: &[u8]) {
     }
     assert!(socket_inode(data).is_none() || data.starts_with(b"socket:["));
     assert!(parse_link(data).is_none() || data.starts_with(b"mnt:["));
+    for (_range, path) in mapped_paths(data) {
+        assert!(path.starts_with(b"/") && !path.contains(&b'\n'));
+    }
     let mut points = MountPoints::default();
     assert!(points.add(Path::new("/m/")) && !points.add(Path::new("/m")));
     let rest = data.strip_prefix(b"/m");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::diagnose::{Error, own_table, proc_error};
 use crate::namespace::{self, MountNamespace};
 use crate::report::Member;
-use crate::walk::{self, Wanted};
+use crate::walk::{self, Members, Wanted};
 use crate::{kernel, mountinfo, task};
 
 /// A mount namespace and everything that keeps it alive. None of it makes an unmount fail.
@@ -70,7 +70,7 @@ pub fn of_file(path: &Path) -> Result<NamespaceReport, Error> {
 fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
     let proc_dir = walk::open_proc().map_err(proc_error("open", "/proc"))?;
     let proc_dir = proc_dir.as_fd();
-    let wanted = Wanted { members_of: Some(inode), ..Wanted::default() };
+    let wanted = Wanted { members: Members::Of(inode), ..Wanted::default() };
     let walk = walk::walk(&wanted, None).map_err(proc_error("list", "/proc"))?;
     let member = |pid, tid| {
         let about = task::about(proc_dir, pid, tid);

@@ -20,6 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use memchr::memmem;
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::DecInt;
@@ -43,8 +44,17 @@ pub(crate) struct Wanted {
     pub(crate) detached: bool,
     /// Keep all sockets and io_uring instances, in [`Walk::carriers`].
     pub(crate) carriers: bool,
-    /// Keep the tasks that are in the namespace with this inode number, in [`Walk::members`].
-    pub(crate) members_of: Option<u64>,
+    /// Which tasks to keep in [`Walk::members`].
+    pub(crate) members: Members,
+}
+
+/// Tasks by the inode number of the mount namespace that they are in.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Members {
+    #[default]
+    OfNone,
+    Of(u64),
+    OfAllBut(u64),
 }
 
 /// Some absolute paths, and whether another one lies at or below them.
@@ -61,7 +71,7 @@ pub(crate) struct Walk {
     pub(crate) namespace_files: Vec<NamespaceFile>,
     /// See [`Wanted::carriers`]. io_uring instances are always kept.
     pub(crate) carriers: Vec<Carrier>,
-    /// See [`Wanted::members_of`]: process and thread ids. Threads only where they differ from their process.
+    /// See [`Wanted::members`]: process and thread ids. Threads only where they differ from their process.
     pub(crate) members: Vec<(u32, u32)>,
     /// How many processes were looked at, kernel threads not counted.
     pub(crate) processes: usize,
@@ -173,6 +183,7 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>) -> Result<Walk, Errno>
         cwd: Vec::with_capacity(PATH_MAX),
         root: Vec::with_capacity(PATH_MAX),
         maps_text: Vec::new(),
+        needles: wanted.mount_points.0.iter().map(memmem::Finder::new).collect(),
         has_procmap_query: true,
         has_kcmp: true,
         denied: false,
@@ -215,6 +226,8 @@ struct Walker<'a> {
     cwd: Vec<u8>,
     root: Vec<u8>,
     maps_text: Vec<u8>,
+    /// The mount points, as what to search a text for.
+    needles: Vec<memmem::Finder<'a>>,
     has_procmap_query: bool,
     has_kcmp: bool,
     denied: bool,
@@ -329,7 +342,7 @@ impl Walker<'_> {
         if parts.files {
             self.files(task, pid, tid);
         }
-        if parts.memory {
+        if parts.memory && !self.wanted.devices.is_empty() {
             self.mappings(task, pid, tid);
         }
     }
@@ -337,7 +350,12 @@ impl Walker<'_> {
     /// The link buffer has what `ns/mnt` shows, the root buffer the task's root directory.
     fn met_namespace(&mut self, pid: u32, tid: u32) {
         let Some(inode) = crate::namespace::parse_link(&self.link) else { return };
-        if self.wanted.members_of == Some(inode) {
+        let is_member = match self.wanted.members {
+            Members::OfNone => false,
+            Members::Of(wanted) => inode == wanted,
+            Members::OfAllBut(other) => inode != other,
+        };
+        if is_member {
             self.walk.members.push((pid, tid));
         }
         let first_thread = usize::from(pid == tid);
@@ -414,7 +432,8 @@ impl Walker<'_> {
         }
         let mut text = std::mem::take(&mut self.maps_text);
         let done = read_to_end(maps.as_fd(), &mut text);
-        if self.allowed(done).is_some() {
+        // Of most processes' text no line is of interest, and one search over all of it tells.
+        if self.allowed(done).is_some() && self.needles.iter().any(|needle| needle.find(&text).is_some()) {
             let mut last: &[u8] = &[];
             for (range, path) in mapped_paths(&text) {
                 if path != last && self.wanted.mount_points.have(path) {
@@ -594,7 +613,7 @@ pub(crate) fn socket_inode(shown: &[u8]) -> Option<u64> {
 
 /// Range and path of the lines of `/proc/PID/maps` that have one: the path is what follows the first slash, since
 /// no column before it has one.
-fn mapped_paths(maps: &[u8]) -> impl Iterator<Item = ((u64, u64), &[u8])> {
+pub(crate) fn mapped_paths(maps: &[u8]) -> impl Iterator<Item = ((u64, u64), &[u8])> {
     maps.split(|&byte| byte == b'\n').filter_map(|line| {
         let path = &line[line.iter().position(|&byte| byte == b'/')?..];
         let range = std::str::from_utf8(line.split(|&byte| byte == b' ').next()?).ok()?;
@@ -616,4 +635,34 @@ fn is_kernel_thread(task: BorrowedFd<'_>) -> bool {
         // The ninth field; the first here is the third.
         .and_then(|()| stat_fields(&stat)?.nth(6)?.parse::<u64>().ok());
     flags.is_some_and(|flags| flags & PF_KTHREAD != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_lies_inside_by_whole_components() {
+        let cases = [
+            ("/m", "/m", true),
+            ("/m", "/m/", true),
+            ("/m", "/m/a", true),
+            ("/m", "/m (deleted)", true),
+            ("/m", "/m/a (deleted)", true),
+            ("/m/", "/m/a", true),
+            ("/", "/a", true),
+            ("/", "/", true),
+            ("/", "socket:[1]", false),
+            ("/m", "/mm", false),
+            ("/m", "/n/m", false),
+            ("/m", "/", false),
+            ("/m", "", false),
+            ("/m", "anon_inode:/m", false),
+        ];
+        for (mount, shown, expected) in cases {
+            let mut points = MountPoints::default();
+            points.add(Path::new(mount));
+            assert_eq!(points.have(shown.as_bytes()), expected, "{shown} in {mount}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use holders::mountinfo::{self, Mount};
+use holders::mountinfo::{self, Device, Mount};
 use vm_agent::recording::{Mounted, What};
 
 /// The watch.
@@ -20,6 +20,7 @@ pub(super) struct MountWatch {
     path: PathBuf,
     table: Vec<u8>,
     current: Option<Mounted>,
+    device: Option<Device>,
 }
 
 impl MountWatch {
@@ -30,7 +31,7 @@ impl MountWatch {
     pub(super) fn open(path: &str) -> Result<Self> {
         let file = File::open("/proc/1/mountinfo").or_else(|_| File::open("/proc/self/mountinfo"));
         let file = file.context("open mountinfo")?;
-        Ok(Self { file, path: path.into(), table: Vec::new(), current: None })
+        Ok(Self { file, path: path.into(), table: Vec::new(), current: None, device: None })
     }
 
     /// Poll it for PRI.
@@ -43,6 +44,11 @@ impl MountWatch {
         self.current.is_some()
     }
 
+    /// The superblock of what is mounted there or was last.
+    pub(super) fn device(&self) -> Option<Device> {
+        self.device
+    }
+
     /// Reads the table again and says what has changed: nothing, one event, or both if another mount took the
     /// place of the one before.
     ///
@@ -51,7 +57,9 @@ impl MountWatch {
     pub(super) fn read(&mut self) -> Result<Vec<What>> {
         self.table.clear();
         self.file.rewind().and_then(|()| self.file.read_to_end(&mut self.table)).context("read mountinfo")?;
-        let now = mountinfo::parse_at(&self.table, &self.path)?.last().map(mounted);
+        let mounts = mountinfo::parse_at(&self.table, &self.path)?;
+        let now = mounts.last().map(mounted);
+        self.device = mounts.last().map_or(self.device, |mount| Some(mount.device));
         let changes = changes(self.current.as_ref(), now.as_ref());
         self.current = now;
         Ok(changes)

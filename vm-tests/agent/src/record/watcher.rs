@@ -483,7 +483,7 @@ impl Watch {
         let at = self.sink.clock.now();
         let of_unit = unit_cgroup::processes(&self.unit.control_group);
         let scope = if whole_proc { Scope::Everything } else { Scope::Pids(&of_unit) };
-        let found = match scan::scan(Path::new(&self.plan.mount), scope) {
+        let found = match scan::scan(Path::new(&self.plan.mount), self.mounts.device(), scope) {
             Ok(found) => found,
             Err(error) => return self.sink.lost("scan", error),
         };
