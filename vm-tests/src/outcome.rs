@@ -304,11 +304,15 @@ fn scan_of(event: &Event) -> Option<(u64, &Scan)> {
 }
 
 /// The looks that tell who held the mount at the moment of each umount2: the last one before the call and, if
-/// it failed, the first one after it.
+/// it failed, the first one after it. If it succeeded, a look during the call is the later one: of a process that ends
+/// while the caller is on its way the kernel knows before its end is told.
 fn scans_at_umount<'a>(scans: &[(u64, &'a Scan)], calls: &[(u64, &UmountCall)]) -> Vec<&'a Scan> {
     let mut chosen = Vec::new();
     for (at, call) in calls {
-        chosen.extend(scans.iter().rev().find(|(scanned, _)| scanned <= at).map(|(_, scan)| *scan));
+        let before = |(scanned, scan): &&(u64, &Scan)| {
+            scanned <= at || (call.result >= 0 && scan.mounted && *scanned <= call.returned)
+        };
+        chosen.extend(scans.iter().rev().find(before).map(|(_, scan)| *scan));
         if call.result < 0 {
             let failed = |scan: &Scan| scan.trigger == Trigger::UmountFailed;
             chosen.extend(
@@ -854,6 +858,47 @@ mod tests {
         let (_, by_hand) = call(8, Role::Outside, BUSY);
         assert_eq!(verdict(&[(1, &by_hand)], &[stranger], &none, false), Hold::HeldByYourself);
         assert_eq!(verdict(&[(1, &by_hand)], &[helper], &none, false), Hold::HeldByProcess);
+    }
+
+    #[test]
+    fn the_look_of_an_unmount_is_the_last_that_can_have_been_so() {
+        let scan = |trigger, mounted, pid: u32| Scan {
+            trigger,
+            whole_proc: false,
+            cost_ns: 0,
+            mounted,
+            tasks: vec![Task {
+                pid,
+                tid: pid,
+                comm: "x".to_owned(),
+                role: Role::Child,
+                unit: String::new(),
+                namespace: Namespace { inode: 1, id: None },
+                private_copy: false,
+                references: Vec::new(),
+            }],
+        };
+        let looks = [
+            (10, scan(Trigger::Tick, true, 1)),
+            (21, scan(Trigger::Exit, true, 2)),
+            (23, scan(Trigger::Mount, false, 3)),
+            (31, scan(Trigger::UmountFailed, true, 4)),
+        ];
+        let scans: Vec<(u64, &Scan)> = looks.iter().map(|(at, scan)| (*at, scan)).collect();
+        let call = |result| UmountCall {
+            pid: 9,
+            comm: "umount".to_owned(),
+            role: Role::Control,
+            returned: 30,
+            result,
+        };
+        let pids = |at, result| -> Vec<u32> {
+            scans_at_umount(&scans, &[(at, &call(result))]).iter().map(|scan| scan.tasks[0].pid).collect()
+        };
+        assert_eq!(pids(20, 0), [2], "one during the call, and not the one after the unmount");
+        assert_eq!(pids(20, BUSY), [1, 4]);
+        assert_eq!(pids(25, 0), [3]);
+        assert_eq!(pids(5, BUSY), [4]);
     }
 
     #[test]

@@ -187,13 +187,16 @@ impl Calls {
     }
 
     /// The watched path is no mount point any more: returns the call that did it if it has ended and was not
-    /// kept yet. Those under way will be kept.
+    /// kept yet. Those under way will be kept, unless one of them is the unit's own and so is the one: fifty servers'
+    /// helpers are in this call at once.
     pub(super) fn unmounted(&mut self) -> Option<(u64, UmountCall)> {
         let last = self.last.take();
         if self.under_way.is_empty() {
             return last;
         }
-        self.under_way.values_mut().for_each(|entry| entry.kept = true);
+        if !self.under_way.values().any(|entry| entry.kept) {
+            self.under_way.values_mut().for_each(|entry| entry.kept = true);
+        }
         None
     }
 }
@@ -365,6 +368,11 @@ mod tests {
         assert_eq!(calls.returned(call(2, 21, 0)), None);
         assert_eq!(calls.unmounted(), Some((20, call(2, 21, 0))), "noticed after it");
         assert_eq!(calls.unmounted(), None);
+        calls.entered(4, 22, true);
+        calls.entered(5, 23, false);
+        assert_eq!(calls.unmounted(), None);
+        assert_eq!(calls.returned(call(5, 24, 0)), None, "the helper of another one");
+        assert_eq!(calls.returned(call(4, 25, 0)), Some((22, call(4, 25, 0))));
         calls.entered(3, 30, false);
         assert_eq!(calls.unmounted(), None);
         let set_up = UmountCall { comm: "(nsenter)".to_owned(), ..call(3, 31, 0) };

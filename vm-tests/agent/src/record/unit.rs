@@ -3,7 +3,11 @@
 //! systemd sends PropertiesChanged in pairs, first for the type's interface (Service) and at once for Unit, each
 //! with all its properties (`src/core/dbus-unit.c:send_changed_signal`); a state is complete with the second.
 //! The recorder holds a reference on the unit (Manager.RefUnit), so that systemd does not forget it, and with
-//! it the Exec lines' runs, as soon as it is down.
+//! it the Exec lines' runs, as soon as it is down. It is also what has systemd tell of the unit on the bus
+//! (`src/core/dbus-unit.c:bus_unit_send_change_signal`), and of no other: Manager.Subscribe would have it tell of all.
+//!
+//! What is asked goes through the bus daemon, which the recorded talk through too, so it is asked for at once. (systemd's
+//! own socket would spare it; but on it systemd gives itself a sender that zbus takes for an invalid name.)
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,6 +16,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
+use futures_util::future::try_join_all;
 use vm_agent::recording::{Exec, UnitState, What};
 use vm_agent::wire::Exit;
 use zbus::blocking::connection::Builder;
@@ -91,9 +96,6 @@ impl UnitWatch {
         // Before the match is added, so that no signal falls between.
         let messages = MessageIterator::from(&connection);
         let manager = |method, body: &str| call(&connection, MANAGER_PATH, MANAGER, method, &(body,));
-        connection
-            .call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), "Subscribe", &())
-            .context("Subscribe")?;
         let path: OwnedObjectPath =
             manager("LoadUnit", unit)?.body().deserialize().context("answer of LoadUnit")?;
         manager("RefUnit", unit)?;
@@ -203,8 +205,8 @@ impl UnitWatch {
         if !self.bus.is_service {
             return Ok(());
         }
-        for (property, line) in EXEC_LINES {
-            let value = self.bus.property(self.bus.path.as_str(), SERVICE, property)?;
+        let values = self.bus.unit_properties(&EXEC_LINES.map(|(property, _)| (SERVICE, property)))?;
+        for ((property, line), value) in EXEC_LINES.into_iter().zip(values) {
             let runs = runs(value).with_context(|| format!("the type of {property}"))?;
             for run in runs {
                 let is_new = !self.recorded.contains(&(run.pid, run.started_us));
@@ -231,15 +233,23 @@ impl Drop for UnitWatch {
 
 impl Bus {
     fn property(&self, path: &str, interface: &str, name: &str) -> Result<OwnedValue> {
-        let answer = call(&self.connection, path, PROPERTIES, "Get", &(interface, name))
-            .with_context(|| format!("{interface}.{name}"))?;
-        Ok(answer.body().deserialize::<Value<'_>>()?.try_to_owned()?)
+        zbus::block_on(self.get(path, interface, name))
     }
 
-    fn properties(&self, interface: &str) -> Result<Properties> {
-        let answer = call(&self.connection, self.path.as_str(), PROPERTIES, "GetAll", &(interface,))
-            .with_context(|| interface.to_owned())?;
-        Ok(answer.body().deserialize()?)
+    /// Properties of the unit, each by its interface and name, all asked for before the first answer is read.
+    fn unit_properties(&self, names: &[(&str, &str)]) -> Result<Vec<OwnedValue>> {
+        let gets = names.iter().map(|(interface, name)| self.get(self.path.as_str(), interface, name));
+        zbus::block_on(try_join_all(gets))
+    }
+
+    async fn get(&self, path: &str, interface: &str, name: &str) -> Result<OwnedValue> {
+        let answer = self
+            .connection
+            .inner()
+            .call_method(Some(SYSTEMD), path, Some(PROPERTIES), "Get", &(interface, name))
+            .await
+            .with_context(|| format!("{interface}.{name} of {path}"))?;
+        Ok(answer.body().deserialize::<Value<'_>>()?.try_to_owned()?)
     }
 }
 
@@ -297,7 +307,7 @@ fn take_change(message: &Message, bus: &Bus, sink: &Sink, orders: &Orders, known
     let (interface, changed, invalidated): (&str, HashMap<String, OwnedValue>, Vec<&str>) =
         body.deserialize().context("the type of PropertiesChanged")?;
     known.take(&changed);
-    if invalidated.iter().any(|name| Known::NAMES.contains(name)) {
+    if invalidated.iter().any(|name| Known::OF_UNIT.contains(name) || Known::OF_SERVICE.contains(name)) {
         known.take_all(bus)?;
     }
     if interface != UNIT {
@@ -325,22 +335,18 @@ fn take_change(message: &Message, bus: &Bus, sink: &Sink, orders: &Orders, known
 }
 
 impl Known {
-    /// The properties that it is made of.
-    const NAMES: [&str; 7] = [
-        "ActiveState",
-        "SubState",
-        "Result",
-        "MainPID",
-        "ControlPID",
-        "NRestarts",
-        "StateChangeTimestampMonotonic",
-    ];
+    /// The properties that it is made of, by interface.
+    const OF_UNIT: [&str; 3] = ["ActiveState", "SubState", "StateChangeTimestampMonotonic"];
+    const OF_SERVICE: [&str; 5] = ["Result", "MainPID", "ControlPID", "NRestarts", "ControlGroup"];
 
-    /// Asks for everything.
+    /// Asks for everything. Not by GetAll: to tell all of a service's properties takes systemd longer, most of all for
+    /// the accounting's files of its cgroup.
     fn take_all(&mut self, bus: &Bus) -> Result<()> {
-        self.take(&bus.properties(UNIT)?);
-        if bus.is_service {
-            self.take(&bus.properties(SERVICE)?);
+        let of_unit = Self::OF_UNIT.iter().map(|name| (UNIT, *name));
+        let of_service = Self::OF_SERVICE.iter().filter(|_| bus.is_service).map(|name| (SERVICE, *name));
+        let names: Vec<_> = of_unit.chain(of_service).collect();
+        for ((_, name), value) in names.iter().zip(bus.unit_properties(&names)?) {
+            self.take_one(name, &value);
         }
         Ok(())
     }
@@ -353,28 +359,28 @@ impl Known {
         }
     }
 
-    /// Takes what is among these; what is of another type than systemd's documentation says stays as it was.
+    /// Takes what is among these.
     fn take(&mut self, properties: &Properties) {
-        let text = |name, into: &mut String| {
-            if let Some(Value::Str(value)) = properties.get(name).map(|value| &**value) {
-                *into = value.as_str().to_owned();
+        for name in Self::OF_UNIT.iter().chain(&Self::OF_SERVICE) {
+            if let Some(value) = properties.get(*name) {
+                self.take_one(name, value);
             }
-        };
-        let number = |name, into: &mut u32| {
-            if let Some(Value::U32(value)) = properties.get(name).map(|value| &**value) {
-                *into = *value;
-            }
-        };
-        text("ActiveState", &mut self.state.active);
-        text("SubState", &mut self.state.sub);
-        text("Result", &mut self.state.result);
-        text("ControlGroup", &mut self.control_group);
-        number("MainPID", &mut self.state.main_pid);
-        number("ControlPID", &mut self.state.control_pid);
-        number("NRestarts", &mut self.state.restarts);
-        if let Some(Value::U64(value)) = properties.get("StateChangeTimestampMonotonic").map(|value| &**value)
-        {
-            self.changed_us = *value;
+        }
+    }
+
+    /// Takes one; what is of another type than systemd's documentation says stays as it was.
+    fn take_one(&mut self, name: &str, value: &Value<'_>) {
+        let state = &mut self.state;
+        match (name, value) {
+            ("ActiveState", Value::Str(value)) => value.as_str().clone_into(&mut state.active),
+            ("SubState", Value::Str(value)) => value.as_str().clone_into(&mut state.sub),
+            ("StateChangeTimestampMonotonic", Value::U64(value)) => self.changed_us = *value,
+            ("Result", Value::Str(value)) => value.as_str().clone_into(&mut state.result),
+            ("MainPID", Value::U32(value)) => state.main_pid = *value,
+            ("ControlPID", Value::U32(value)) => state.control_pid = *value,
+            ("NRestarts", Value::U32(value)) => state.restarts = *value,
+            ("ControlGroup", Value::Str(value)) => value.as_str().clone_into(&mut self.control_group),
+            _ => {}
         }
     }
 
