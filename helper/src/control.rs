@@ -114,6 +114,17 @@ impl fmt::Display for UnitsError {
 
 impl std::error::Error for UnitsError {}
 
+/// A unit's states alone, which is one question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Brief {
+    /// As in [`UnitState`].
+    pub load_state: String,
+    /// As in [`UnitState`].
+    pub active_state: String,
+    /// As in [`UnitState`].
+    pub sub_state: String,
+}
+
 /// What is needed of systemd.
 pub trait Units {
     /// Queues a job in mode `replace` and waits for its end; the answer is its result, `done` if it went well.
@@ -127,6 +138,12 @@ pub trait Units {
     /// # Errors
     /// As [`UnitsError`].
     fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError>;
+
+    /// The unit's states now.
+    ///
+    /// # Errors
+    /// As [`UnitsError`].
+    fn brief(&mut self, unit: &str) -> Result<Brief, UnitsError>;
 }
 
 /// The machine's own places; a test has others.
@@ -427,7 +444,9 @@ impl Run<'_> {
     /// that is queued or about to be retried. Only what *this* stop did counts: a unit that was failed before is
     /// failed still.
     fn stop_unit(&mut self) -> Result<Option<String>, Failure> {
-        let before = self.look()?;
+        let before = self.units.brief(&self.unit)?;
+        self.report.active_state.clone_from(&before.active_state);
+        self.report.sub_state.clone_from(&before.sub_state);
         if before.load_state == "not-found" {
             return Err(UnitsError::NoSuchUnit(format!("Unit {} not loaded.", self.unit)).into());
         }
@@ -571,6 +590,11 @@ mod tests {
 
         fn state(&mut self, _unit: &str) -> Result<UnitState, UnitsError> {
             Ok(if self.states.len() > 1 { self.states.remove(0) } else { self.states[0].clone() })
+        }
+
+        fn brief(&mut self, unit: &str) -> Result<Brief, UnitsError> {
+            let UnitState { load_state, active_state, sub_state, .. } = self.state(unit)?;
+            Ok(Brief { load_state, active_state, sub_state })
         }
     }
 

@@ -2,7 +2,9 @@
 //!
 //! A job's end is the signal `JobRemoved`, which may arrive before the reply that names the job. So the match is in
 //! place before the job is sent; the signals since then wait in the stream's queue, and the one with our job's path
-//! is ours. The match asks for this unit only, so that a busy machine's other jobs cannot fill the queue.
+//! is ours. The match asks for this unit only, so that a busy machine's other jobs cannot fill the queue. systemd sends
+//! that signal to whoever asked for the job (`src/core/dbus-job.c:bus_job_send_removed_signal`), subscribed or not; to
+//! subscribe would have it tell of every change of every unit.
 //!
 //! A question to systemd goes through the bus daemon and back, four changes of process, and a reset is little more than
 //! questions. So questions that do not depend on each other are all sent before the first answer is waited for, and
@@ -10,16 +12,16 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use async_io::{Timer, block_on};
 use futures_lite::{StreamExt, future};
+use futures_util::future::{try_join_all, try_join3};
 use zbus::connection::Builder;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, MatchRule, MessageStream, message};
 
-use crate::control::{ExecRun, Job, UnitState, Units, UnitsError};
+use crate::control::{Brief, ExecRun, Job, UnitState, Units, UnitsError};
 use crate::doctor::{ExecLine, UnitSetup};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -41,6 +43,11 @@ const EXEC_PROPERTIES: [(&str, &str); 4] = [
 /// the monotonic clock (microseconds), PID, code and status; org.freedesktop.systemd1(5).
 type ExecEntry = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32, i32);
 
+/// An entry of `ListUnitsByNames`, org.freedesktop.systemd1(5): name, description, LoadState, ActiveState, SubState,
+/// followed unit, path, and the job's id, type and path.
+type ListedUnit =
+    (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
 /// A connection to systemd. It keeps the units it was told about loaded, until it is dropped.
 #[derive(Debug, Clone)]
 pub struct Systemd {
@@ -49,20 +56,17 @@ pub struct Systemd {
 }
 
 impl Systemd {
-    /// Connects and asks for signals. Everything asked through it, but for the jobs' own deadlines, must be answered
-    /// by `deadline`.
+    /// Connects. Everything asked through it, but for the jobs' own deadlines, must be answered by `deadline`.
     ///
     /// # Errors
-    /// No system bus, or nobody answers there as systemd.
+    /// No system bus.
     pub fn connect(deadline: Instant) -> Result<Self, UnitsError> {
         let connecting = async {
             // It drives itself until it is there.
             let connected = async { Builder::system()?.internal_executor(false).build().await };
             connected.await.map_err(|error| UnitsError::Unreachable(error.to_string()))
         };
-        let systemd = Self { connection: block_on(by(deadline, connecting))?, deadline };
-        systemd.wait(deadline, systemd.manager("Subscribe", &()))?;
-        Ok(systemd)
+        Ok(Self { connection: block_on(by(deadline, connecting))?, deadline })
     }
 
     /// Waits for an answer, up to a deadline, and does the connection's work meanwhile. Several threads may wait at once.
@@ -103,17 +107,23 @@ impl Systemd {
             .await
             .map_err(|error| explain(&error))?;
         // An inactive unit is forgotten as soon as its job is done, with the exit statuses that are to be reported.
-        self.manager("RefUnit", &(unit)).await?;
-        if job == Job::Start {
-            // StartLimitBurst= is against a server that restarts itself in a loop, not against a person who starts and
-            // resets it five times a minute: this takes the count back (unit_reset_failed in systemd).
-            self.manager("ResetFailedUnit", &(unit)).await?;
-        }
+        let reference = self.manager("RefUnit", &(unit));
+        let count = async {
+            if job == Job::Start {
+                // StartLimitBurst= is against a server that restarts itself in a loop, not against a person who starts and
+                // resets it five times a minute: this takes the count back (unit_reset_failed in systemd).
+                self.manager("ResetFailedUnit", &(unit)).await?;
+            }
+            Ok(())
+        };
         let method = match job {
             Job::Start => "StartUnit",
             Job::Stop => "StopUnit",
         };
-        let reply = self.manager(method, &(unit, "replace")).await?;
+        let arguments = (unit, "replace");
+        let queued = self.manager(method, &arguments);
+        // One after the other on the wire: polled in this order, and systemd answers in the order it is asked.
+        let (_, (), reply) = try_join3(reference, count, queued).await?;
         let ours: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
         while let Some(signal) = removed.next().await {
             let signal = signal.map_err(|error| explain(&error))?;
@@ -127,13 +137,18 @@ impl Systemd {
         Err(UnitsError::Unreachable("the connection ended before the job did".into()))
     }
 
+    /// Has the unit loaded, if it is not.
+    async fn listed(&self, unit: &str) -> Result<(Brief, OwnedObjectPath), UnitsError> {
+        let reply = self.manager("ListUnitsByNames", &(vec![unit])).await?;
+        let mut units: Vec<ListedUnit> = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let (_name, _description, load_state, active_state, sub_state, _following, path, ..) =
+            units.pop().ok_or_else(|| UnitsError::NoSuchUnit(format!("Unit {unit} could not be found.")))?;
+        Ok((Brief { load_state, active_state, sub_state }, path))
+    }
+
     async fn read_state(&self, unit: &str) -> Result<UnitState, UnitsError> {
-        let reply = self.manager("LoadUnit", &(unit)).await?;
-        let path: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let (Brief { load_state, active_state, sub_state }, path) = self.listed(unit).await?;
         // Asked at once: answers of one moment, or nearly.
-        let word = |interface, name| self.property::<String>(&path, interface, name);
-        let words = [(UNIT, "LoadState"), (UNIT, "ActiveState"), (UNIT, "SubState"), (SERVICE, "Result")];
-        let words = all(words.map(|(interface, name)| word(interface, name)));
         let runs = EXEC_PROPERTIES.map(|(line, property)| {
             let path = &path;
             async move {
@@ -141,10 +156,9 @@ impl Systemd {
                 Ok(entries.into_iter().map(move |entry| exec_run(line, entry)))
             }
         });
+        let result = self.property::<String>(&path, SERVICE, "Result");
         let restarts = self.property(&path, SERVICE, "NRestarts");
-        let ((words, runs), restarts) = future::try_zip(future::try_zip(words, all(runs)), restarts).await?;
-        let [load_state, active_state, sub_state, result] =
-            <[String; 4]>::try_from(words).expect("as many answers as questions");
+        let (runs, result, restarts) = try_join3(try_join_all(runs), result, restarts).await?;
         let exec = runs.into_iter().flatten().collect();
         Ok(UnitState { load_state, active_state, sub_state, result, restarts, exec })
     }
@@ -225,6 +239,10 @@ impl Units for Systemd {
     fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError> {
         self.wait(self.deadline, self.read_state(unit))
     }
+
+    fn brief(&mut self, unit: &str) -> Result<Brief, UnitsError> {
+        self.wait(self.deadline, self.listed(unit)).map(|(brief, _path)| brief)
+    }
 }
 
 /// The future's answer, or [`UnitsError::Deadline`].
@@ -237,26 +255,6 @@ async fn by<T>(
         Err(UnitsError::Deadline)
     })
     .await
-}
-
-/// The answers to several questions, in their order, all sent at once; or the first error that comes.
-async fn all<T, const N: usize>(
-    questions: [impl Future<Output = Result<T, UnitsError>>; N],
-) -> Result<Vec<T>, UnitsError> {
-    let mut questions: Vec<_> = questions.into_iter().map(|question| (Box::pin(question), None)).collect();
-    future::poll_fn(|context| {
-        let mut is_whole = true;
-        for (question, answer) in questions.iter_mut().filter(|(_, answer)| answer.is_none()) {
-            match question.as_mut().poll(context) {
-                Poll::Ready(Ok(value)) => *answer = Some(value),
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                Poll::Pending => is_whole = false,
-            }
-        }
-        if is_whole { Poll::Ready(Ok(())) } else { Poll::Pending }
-    })
-    .await?;
-    Ok(questions.into_iter().filter_map(|(_, answer)| answer).collect())
 }
 
 /// A path without the `-` and `+` that systemd leaves in front of it (systemd.exec(5), ReadWritePaths=).
@@ -383,6 +381,13 @@ mod tests {
         fn load_unit(&self, _name: &str) -> OwnedObjectPath {
             OwnedObjectPath::try_from(UNIT_PATH).unwrap()
         }
+
+        fn list_units_by_names(&self, names: Vec<String>) -> Vec<ListedUnit> {
+            let [name] = <[String; 1]>::try_from(names).unwrap();
+            let (path, no_job) = (self.load_unit(&name), OwnedObjectPath::default());
+            let [about, load, active, sub, none] = ["x", "loaded", "failed", "dead", ""].map(String::from);
+            vec![(name, about, load, active, sub, none.clone(), path, 0, none, no_job)]
+        }
     }
 
     struct Unit;
@@ -392,14 +397,6 @@ mod tests {
         #[zbus(property)]
         fn load_state(&self) -> &str {
             "loaded"
-        }
-        #[zbus(property)]
-        fn active_state(&self) -> &str {
-            "failed"
-        }
-        #[zbus(property)]
-        fn sub_state(&self) -> &str {
-            "dead"
         }
         #[zbus(property)]
         fn fragment_path(&self) -> &str {
