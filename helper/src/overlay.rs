@@ -9,11 +9,11 @@
 //! mount hangs on a descriptor only and goes with this process.
 
 use std::ffi::CString;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::fs::{AtFlags, Mode, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -211,6 +211,10 @@ pub fn umount(
             }
             Err(source) => return Err(HelperError::Umount { path: paths.merged.clone(), source }),
         };
+    if is_bare(&runtime) == Some(true) {
+        clear_work(&runtime, paths)?;
+        return Ok(outcome);
+    }
     let left = mountinfo::at(Path::new(MOUNTINFO), &paths.merged)?;
     if left.iter().any(|mount| mount.id == meant) {
         return Err(HelperError::NotGone { path: paths.merged.clone(), id: meant });
@@ -229,6 +233,17 @@ fn top(paths: &Paths) -> Result<Option<u64>, HelperError> {
         Some(mount) if mount.fstype == "overlay" => Ok(Some(mount.id)),
         Some(mount) => Err(HelperError::Occupied { path: paths.merged.clone(), fs_type: mount.fstype }),
     }
+}
+
+/// Whether `merged` is a directory of the mount that `runtime` lies in, and none is mounted on it: a question of two
+/// calls, where the mount table is a text of all mounts. `None` if the kernel does not tell, as before Linux 5.8.
+fn is_bare(runtime: impl AsFd) -> Option<bool> {
+    let mount_of = |name: &str, flags: AtFlags| {
+        let flags = flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+        let told = rustix::fs::statx(&runtime, name, flags, StatxFlags::MNT_ID).ok()?;
+        (told.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(told.stx_mnt_id)
+    };
+    Some(mount_of("merged", AtFlags::empty())? == mount_of("", AtFlags::EMPTY_PATH)?)
 }
 
 /// The directories of a mount, each held open, so that none can be another one by the time it is used.

@@ -206,6 +206,11 @@ fn inside_a_mount_and_an_unmount() {
     let line = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = line.lines().find(|line| line.contains(" /var/lib/left4me/runtime/3/merged ")).unwrap();
     assert!(line.contains("nosuid,nodev"), "{line}");
+    // Two on top of each other, as no helper leaves them: one goes for each call.
+    mount_bind(merged("3"), merged("3")).unwrap();
+    let output = helper(&["umount", "3"]).output().unwrap();
+    assert!(stderr(&output).contains("1 more lie at the same place"), "{}", stderr(&output));
+    assert_eq!((output.status.code(), mounts_at(&merged("3")).len()), (Some(32), 1));
     umount_is_sound("3");
     assert!(runtime("3").join("upper/written").exists());
     // Something else at the mountpoint is not ours to take away.
