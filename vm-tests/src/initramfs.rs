@@ -49,7 +49,7 @@ LimitNOFILE=65536
 
 /// Units that are left out, since a machine without network, terminals, disks of its own, firmware variables or a next
 /// day has no use for them. A unit that an older or newer systemd lacks is masked in vain, which does no harm.
-const MASKED: [&str; 44] = [
+const MASKED: [&str; 46] = [
     // Terminals, and questions to a person at one.
     "getty.target",
     "getty-static.service",
@@ -57,6 +57,9 @@ const MASKED: [&str; 44] = [
     "serial-getty@.service",
     "systemd-ask-password-console.path",
     "systemd-ask-password-wall.path",
+    // Logins. logind has systemd tell the bus of every change of every unit.
+    "systemd-logind.service",
+    "systemd-user-sessions.service",
     // A next day, or a next boot.
     "apt-daily.timer",
     "apt-daily-upgrade.timer",

@@ -23,9 +23,14 @@ pub const DOORBELL_FD: i32 = 5;
 /// the build of any systemd in use, which would set the clock forward to that.
 const VIRTUAL_EPOCH: &str = "2027-01-01T00:00:00";
 
-/// Everything that TCG emulates, without five-level page tables (a longer walk for nothing) and without
-/// virtualization, which would load kvm_amd in the guest.
-const TCG_CPU: &str = "max,la57=off,svm=off";
+/// Everything that TCG emulates, without what only costs there: five-level page tables (a longer walk), virtualization
+/// (would load kvm_amd in the guest), SMAP (each access to a program's memory ends two blocks of translated code), and
+/// protection keys (each change of their register empties the TLB). Above all without the flags that promise a fast
+/// `rep movsb`: TCG takes an instruction for each byte of it, and the kernel copies by words where they are missing
+/// (`arch/x86/lib/copy_user_64.S`, `memcpy_64.S`).
+const TCG_CPU: &str = "max,la57=off,svm=off,smap=off,pku=off,erms=off,fsrm=off";
+/// The same promise in newer processors, as [`Abilities::fast_strings`].
+const FAST_STRINGS: [&str; 3] = ["fsrs", "fzrm", "fsrc"];
 
 /// The size of the device that brings a scenario's files in, in bytes: a restored machine must have what the saved
 /// one had, whatever the scenario. The file behind it is sparse.
@@ -51,6 +56,8 @@ pub struct Abilities {
     /// `memory-backend-file` has `rom`: RAM can be a private, writable mapping of a file that is opened for reading only
     /// (QEMU 8.2 and newer). Without it the file of a saved machine has to be one that QEMU may write, and does not.
     pub private_readonly: bool,
+    /// Its processors can have [`FAST_STRINGS`] (QEMU 8.1 and newer).
+    pub fast_strings: bool,
 }
 
 impl Abilities {
@@ -59,14 +66,26 @@ impl Abilities {
     /// # Errors
     /// If it can't be run.
     pub async fn ask(qemu: &Path) -> Result<Self, process::Error> {
-        let argv = [qemu.as_os_str(), "-object".as_ref(), "memory-backend-file,help".as_ref()];
-        let help = process::output(&argv, Duration::from_secs(10)).await?;
-        Ok(Self::parse(&help.text()))
+        let mut told = [String::new(), String::new()];
+        for (told, question) in
+            told.iter_mut().zip([["-object", "memory-backend-file,help"], ["-cpu", "help"]])
+        {
+            let argv = [qemu.as_os_str(), question[0].as_ref(), question[1].as_ref()];
+            *told = process::output(&argv, Duration::from_secs(10)).await?.text();
+        }
+        let [backend, processors] = told;
+        Ok(Self::parse(&backend, &processors))
     }
 
-    /// From the list of properties, one a line: `  rom=<OnOffAuto>  - …`.
-    fn parse(properties: &str) -> Self {
-        Self { private_readonly: properties.lines().any(|line| line.trim_start().starts_with("rom=")) }
+    /// From the list of a memory backend's properties, one a line (`  rom=<OnOffAuto>  - …`), and that of the flags which
+    /// processors can have, many a line.
+    fn parse(backend: &str, processors: &str) -> Self {
+        Self {
+            private_readonly: backend.lines().any(|line| line.trim_start().starts_with("rom=")),
+            fast_strings: FAST_STRINGS
+                .iter()
+                .all(|flag| processors.split_ascii_whitespace().any(|word| word == *flag)),
+        }
     }
 }
 
@@ -132,15 +151,19 @@ impl Config {
             argv.pair("-incoming", "defer").flag("-S");
         }
         argv.pair("-m", memory).pair("-smp", "1");
+        let mut cpu = TCG_CPU.to_owned();
+        if self.abilities.fast_strings {
+            cpu.extend(FAST_STRINGS.map(|flag| format!(",{flag}=off")));
+        }
         match (self.accel, self.clock) {
             (Accel::Kvm, _) => argv.pair("-accel", "kvm").pair("-cpu", "host"),
             // One thread: the guest has one processor, and icount allows no more.
-            (Accel::Tcg, Clock::Real) => argv.pair("-accel", "tcg,thread=single").pair("-cpu", TCG_CPU),
+            (Accel::Tcg, Clock::Real) => argv.pair("-accel", "tcg,thread=single").pair("-cpu", cpu),
             (Accel::Tcg, Clock::Virtual) => argv
                 .pair("-accel", "tcg,thread=single")
                 .pair("-icount", "shift=0,sleep=off")
                 // No instruction may bring the host's entropy in.
-                .pair("-cpu", format!("{TCG_CPU},rdrand=off,rdseed=off"))
+                .pair("-cpu", format!("{cpu},rdrand=off,rdseed=off"))
                 .pair("-seed", "1"),
         };
         match self.clock {
@@ -184,6 +207,11 @@ impl Config {
             "nokaslr",
             // Programs at the same addresses every time: an emulator translates their code once, not at every exec.
             "norandmaps",
+            // Hardening and accounting that each page fault and each allocation pay for.
+            "init_on_alloc=0",
+            "hardened_usercopy=off",
+            "cgroup.memory=nokmem",
+            "psi=0",
             "cryptomgr.notests=1",
             "initcall_blacklist=jent_mod_init,load_system_certificate_list,init_encrypted",
             "audit=0",
@@ -262,13 +290,13 @@ mod tests {
     }
 
     #[test]
-    fn abilities_are_read_from_the_list_of_properties() {
+    fn abilities_are_read_from_the_lists() {
         let list = |last: &str| format!("memory-backend-file options:\n  readonly=<bool>\n  {last}\n");
-        assert!(
-            Abilities::parse(&list("rom=<OnOffAuto>        - Whether to create Read Only Memory (ROM)"))
-                .private_readonly
-        );
-        assert!(!Abilities::parse(&list("prom=<bool>")).private_readonly);
+        let rom = list("rom=<OnOffAuto>        - Whether to create Read Only Memory (ROM)");
+        let flags = "Recognized CPUID flags:\n  fsgsbase fsrc fsrm\n  fsrs fzrm\n";
+        let abilities = |private_readonly, fast_strings| Abilities { private_readonly, fast_strings };
+        assert_eq!(Abilities::parse(&rom, flags), abilities(true, true));
+        assert_eq!(Abilities::parse(&list("prom=<bool>"), "  fsrc fsrm fsrs\n"), abilities(false, false));
     }
 
     #[test]
@@ -288,11 +316,12 @@ mod tests {
             golden(Accel::Tcg, Clock::Real, Ram::Restoring("/saved/ram".into()))
         );
         let able = Config {
-            abilities: Abilities { private_readonly: true },
+            abilities: Abilities { private_readonly: true, fast_strings: true },
             ..config(Accel::Tcg, Clock::Virtual, Ram::Restoring("/saved/ram".into()))
         };
         let argv: Vec<_> = able.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect();
         assert!(argv.join(" ").contains("size=536870912,share=off,readonly=on,rom=off,mem-path=/saved/ram"));
+        assert!(argv.join(" ").contains(",fsrm=off,fsrs=off,fzrm=off,fsrc=off,rdrand=off"));
         let keeps = Config { keeps: true, ..able }.argv();
         let keeps: Vec<_> = keeps.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let differ: Vec<_> = keeps.iter().zip(&argv).filter(|(one, other)| one != other).collect();

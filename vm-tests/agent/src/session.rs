@@ -8,18 +8,12 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Advice, OFlags, fadvise};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
-use rustix::thread::{ClockId, Timespec};
 use vm_agent::wire::{self, Body, DEPLOY_DEVICE, DOORBELL, Request, Session};
 
 use crate::{files, record, run};
 
-/// Sessions begin at a multiple of this much guest time, in nanoseconds. When the host's request is seen depends on
-/// the host by some microseconds; what comes after this does not.
-const GRID_NS: i64 = 100_000_000;
-
-/// Waits for the grid, puts the files, runs the set-up, runs the plan.
+/// Puts the files, runs the set-up, runs the plan.
 pub(crate) fn run(session: &Session) -> Result<Body> {
-    to_the_grid()?;
     session.files.iter().try_for_each(files::put)?;
     for argv in &session.setup {
         set_up(argv)?;
@@ -69,18 +63,4 @@ fn set_up(argv: &[String]) -> Result<()> {
         bail!("set-up: {}: {exit}: {}", argv.join(" "), String::from_utf8_lossy(&text).trim());
     }
     Ok(())
-}
-
-/// Waits until CLOCK_MONOTONIC is at the next multiple of [`GRID_NS`]. An event with a deadline that is its own end.
-fn to_the_grid() -> Result<()> {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    let due = (now.tv_nsec / GRID_NS + 1) * GRID_NS;
-    let due = Timespec { tv_sec: now.tv_sec + due / 1_000_000_000, tv_nsec: due % 1_000_000_000 };
-    loop {
-        match rustix::thread::clock_nanosleep_absolute(ClockId::Monotonic, &due) {
-            Ok(()) => return Ok(()),
-            Err(rustix::io::Errno::INTR) => (),
-            Err(errno) => return Err(errno).context("clock_nanosleep"),
-        }
-    }
 }
