@@ -93,6 +93,19 @@ pub enum Update {
     Always,
 }
 
+/// A scenario's pins by guest; none if it has no such file.
+///
+/// # Errors
+/// A file that can't be read or parsed.
+pub fn read(directory: &Path) -> Result<BTreeMap<String, Pins>> {
+    let path = directory.join(FILE);
+    match std::fs::read_to_string(&path) {
+        Ok(text) => toml::from_str(&text).with_context(|| format!("parse {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
+        Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
+    }
+}
+
 /// Compares a run with a scenario's pins for this guest, or writes them. Returns what deviates.
 ///
 /// Guests of one scenario share the file and may be tested at once, by threads or by processes: one that may write has
@@ -106,11 +119,7 @@ pub fn compare(directory: &Path, guest: &str, measured: &Pins, update: Update) -
         Update::Always => Some(lock(directory)?),
         Update::Never => None,
     };
-    let mut all: BTreeMap<String, Pins> = match std::fs::read_to_string(&path) {
-        Ok(text) => toml::from_str(&text).with_context(|| format!("parse {}", path.display()))?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => BTreeMap::new(),
-        Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-    };
+    let mut all = read(directory)?;
     let pinned = all.get(guest);
     let deviations = pinned.map(|pinned| pinned.deviations(measured)).unwrap_or_default();
     if update == Update::Never || (pinned.is_some() && deviations.is_empty()) {

@@ -44,14 +44,20 @@ fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
     let mut tests = Vec::new();
     match Prepared::from_env() {
         Ok(guests) => {
+            let mut expected = Vec::new();
             for prepared in guests.into_iter().map(Arc::new) {
                 for directory in &prepared.scenarios {
                     let scenario = Scenario::load(directory)?;
                     let (prepared, cancelled) = (Arc::clone(&prepared), cancelled.clone());
                     let name = format!("{}/{}", prepared.guest, scenario.name);
-                    tests.push(Trial::test(name, move || judge(&prepared, &scenario, cancelled)));
+                    let secs = expected_secs(&scenario, &prepared.guest)?;
+                    let test = Trial::test(name, move || judge(&prepared, &scenario, cancelled));
+                    expected.push((secs, test));
                 }
             }
+            // The longest first: one that began last would have the machine to itself.
+            expected.sort_by(|(one, _), (other, _)| other.total_cmp(one));
+            tests.extend(expected.into_iter().map(|(_, test)| test));
         }
         Err(error) => {
             let why = format!("{error:#}");
@@ -62,6 +68,13 @@ fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
         }
     }
     Ok(tests)
+}
+
+/// Guest time of all cycles, as pinned; 0 if it is not.
+fn expected_secs(scenario: &Scenario, guest: &str) -> Result<f64> {
+    let pins = pins::read(&scenario.directory)?;
+    let cycle = pins.get(guest).map_or(0.0, |pins| pins.start_ms + pins.reset_ms);
+    Ok(cycle * f64::from(scenario.manifest.cycles) / 1000.0)
 }
 
 /// Turns a signal into a cancellation: the machines see it, end within their bounds, and their tests fail as

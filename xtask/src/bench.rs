@@ -759,7 +759,9 @@ fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Row>> {
 fn peers(ours: &Prepared) -> [(&'static str, Vec<String>); 2] {
     let kernel = ours.base.kernel.display().to_string();
     let memory = format!("{}M", ours.base.memory_mib);
-    let mut vng = ["--run", &kernel, "--memory", &memory, "--exec", "true"].map(str::to_owned).to_vec();
+    // Without it vng is silent about what went wrong.
+    let mut vng =
+        ["--verbose", "--run", &kernel, "--memory", &memory, "--exec", "true"].map(str::to_owned).to_vec();
     if ours.base.accel == Accel::Tcg {
         vng.push("--disable-kvm".to_owned());
     }

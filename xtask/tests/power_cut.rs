@@ -22,9 +22,11 @@ use vm_tests::process::{self, Program};
 use vm_tests::run::{self, Prepared};
 use vm_tests::scenario::Scenario;
 
-/// How many cuts, unless this variable of the environment says otherwise.
+/// One case for each.
+const IMAGES: [&str; 3] = ["bookworm", "trixie", "sid"];
+/// How many cuts of each image, unless this variable of the environment says otherwise.
 const CUTS_VAR: &str = "VM_TESTS_CUTS";
-const CUTS: u32 = 6;
+const CUTS: u32 = 3;
 /// Repeats the moments of an earlier run: as far as they are moments of the host, not of the guest.
 const SEED_VAR: &str = "VM_TESTS_SEED";
 
@@ -37,27 +39,29 @@ const LEAST: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let cases = vec![Trial::test("power-cut", || {
-        let scratch = tempfile::Builder::new()
-            .prefix("power-cut-")
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .map_err(|error| format!("make a directory: {error}"))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        match runtime.block_on(power_cuts(scratch.path())) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
-        }
-    })];
-    libtest_mimic::run(&arguments, cases).exit_code()
+    let cases = IMAGES.map(|image| {
+        Trial::test(format!("power-cut-{image}"), move || {
+            let scratch = tempfile::Builder::new()
+                .prefix("power-cut-")
+                .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+                .map_err(|error| format!("make a directory: {error}"))?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            match runtime.block_on(power_cuts(image, scratch.path())) {
+                Ok(()) => Ok(()),
+                Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
+            }
+        })
+    });
+    libtest_mimic::run(&arguments, cases.into()).exit_code()
 }
 
-async fn power_cuts(scratch: &Path) -> Result<()> {
+async fn power_cuts(image: &str, scratch: &Path) -> Result<()> {
     let cuts: u32 = number(CUTS_VAR)?.unwrap_or(CUTS);
     let seed: u64 =
         number(SEED_VAR)?.unwrap_or_else(|| u64::from(std::process::id()) ^ 0x9e37_79b9_7f4a_7c15);
-    eprintln!("{cuts} cuts; {SEED_VAR}={seed}");
+    eprintln!("{image}: {cuts} cuts; {SEED_VAR}={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let prepared = prepare(scratch).await?;
+    let prepared = prepare(image, scratch).await?;
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power-cut");
     let guest = Guest { prepared, scenario: Scenario::load(&here)?, scratch };
 
@@ -80,12 +84,12 @@ async fn power_cuts(scratch: &Path) -> Result<()> {
             || format!("cut {number}, of a {work}, after {moment:?}, to be mended by a {first} first");
         let found = mended.with_context(context)?;
         let secs = moment.as_secs_f64();
-        eprintln!("cut {number}, of a {work}, after {secs:.2} s: {found}; mended by a {first}");
+        eprintln!("{image}: cut {number}, of a {work}, after {secs:.2} s: {found}; mended by a {first}");
         *all.entry(found).or_default() += 1;
     }
     machine.stop().await?;
     for (found, times) in all {
-        eprintln!("{times:3} times: {found}");
+        eprintln!("{image}: {times:3} times: {found}");
     }
     Ok(())
 }
@@ -101,11 +105,11 @@ where
 }
 
 /// Has `xtask` prepare a machine, by a scenario that does nothing.
-async fn prepare(scratch: &Path) -> Result<Prepared> {
+async fn prepare(image: &str, scratch: &Path) -> Result<Prepared> {
     let results = scratch.join("results");
     let quick = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/quick");
     let program = Program::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(["vm-test", "--clock", "real", "--results"])
+        .args(["vm-test", "--image", image, "--clock", "real", "--results"])
         .arg(&results)
         .arg(quick);
     process::run(program, READY, |_, _| ()).await.context("prepare a machine")?;
