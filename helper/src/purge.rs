@@ -210,6 +210,7 @@ impl Tree<'_> {
             Err(errno) => return Err(self.explain(directory, name, errno)),
         };
         self.trail.push(name.to_owned());
+        let mut is_parent_ours = false;
         loop {
             if Instant::now() >= self.deadline {
                 return Err(HelperError::OutOfTime(self.path.to_owned()));
@@ -220,6 +221,11 @@ impl Tree<'_> {
                 Err(Errno::NOTEMPTY | Errno::EXIST) if seen > 0 => take_possession(&inner),
                 // Another directory was put in its place: the next pass over its parent enters that one.
                 Err(Errno::NOTEMPTY | Errno::EXIST) if !same(directory, name, &inner) => break,
+                // It was empty, and has its name: another one had it meanwhile. Nobody swaps names in a directory of root's.
+                Err(Errno::NOTEMPTY | Errno::EXIST) if !is_parent_ours => {
+                    take_possession(directory);
+                    is_parent_ours = true;
+                }
                 Err(errno) => {
                     self.trail.pop();
                     return Err(self.explain(directory, name, errno));
@@ -274,9 +280,9 @@ fn enter(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
 }
 
 /// Makes a directory root's alone. Somebody may add to it as fast as it is emptied; from here on only root may.
-fn take_possession(directory: &OwnedFd) {
+fn take_possession(directory: impl AsFd) {
     let root = (rustix::fs::Uid::ROOT, rustix::fs::Gid::ROOT);
-    let taken = rustix::fs::fchown(directory, Some(root.0), Some(root.1))
+    let taken = rustix::fs::fchown(&directory, Some(root.0), Some(root.1))
         .and_then(|()| rustix::fs::fchmod(directory, Mode::RWXU));
     match taken {
         // If it can't be done, as by a test that is not root, what is tried next says so, or the deadline does.
