@@ -211,16 +211,14 @@ pub fn umount(
             }
             Err(source) => return Err(HelperError::Umount { path: paths.merged.clone(), source }),
         };
-    if is_bare(&runtime) == Some(true) {
-        clear_work(&runtime, paths)?;
-        return Ok(outcome);
-    }
-    let left = mountinfo::at(Path::new(MOUNTINFO), &paths.merged)?;
-    if left.iter().any(|mount| mount.id == meant) {
-        return Err(HelperError::NotGone { path: paths.merged.clone(), id: meant });
-    }
-    if !left.is_empty() {
-        return Err(HelperError::Stacked { path: paths.merged.clone(), left: left.len() });
+    if is_bare(&runtime) != Some(true) {
+        let left = mountinfo::at(Path::new(MOUNTINFO), &paths.merged)?;
+        if left.iter().any(|mount| mount.id == meant) {
+            return Err(HelperError::NotGone { path: paths.merged.clone(), id: meant });
+        }
+        if !left.is_empty() {
+            return Err(HelperError::Stacked { path: paths.merged.clone(), left: left.len() });
+        }
     }
     clear_work(&runtime, paths)?;
     Ok(outcome)

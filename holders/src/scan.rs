@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use crate::mountinfo::{self, Device, in_context};
 use crate::namespace::{self, MountNamespace};
 use crate::task::{about, open_thread};
-use crate::walk::{Found, Link, Members, MountPoints, Wanted, open_proc, open_task, read_file, walk};
+use crate::walk::{Found, Link, Members, MountPoints, Wanted, open_proc, read_file, walk};
 
 /// Which processes to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -235,7 +235,7 @@ impl Look<'_> {
 }
 
 fn namespace_inode(proc_dir: BorrowedFd<'_>, pid: u32) -> Result<u64, Errno> {
-    namespace::inode(open_task(proc_dir, rustix::path::DecInt::new(pid).as_c_str())?.as_fd())
+    namespace::inode(open_thread(proc_dir, pid, pid)?.as_fd())
 }
 
 #[cfg(test)]

@@ -17,13 +17,12 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, Machine};
 use vm_tests::process::{self, Program};
 use vm_tests::run::{self, Prepared};
 use vm_tests::scenario::Scenario;
 
-/// One case for each.
-const IMAGES: [&str; 3] = ["bookworm", "trixie", "sid"];
 /// How many cuts of each image, unless this variable of the environment says otherwise.
 const CUTS_VAR: &str = "VM_TESTS_CUTS";
 const CUTS: u32 = 3;
@@ -39,7 +38,9 @@ const LEAST: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let cases = IMAGES.map(|image| {
+    // One for each image.
+    let cases = Suite::ALL.map(|suite| {
+        let image = suite.as_str();
         Trial::test(format!("power-cut-{image}"), move || {
             let scratch = tempfile::Builder::new()
                 .prefix("power-cut-")
