@@ -114,36 +114,28 @@ impl fmt::Display for UnitsError {
 
 impl std::error::Error for UnitsError {}
 
-/// A unit's states alone, which is one question.
+/// How a job went.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Brief {
-    /// As in [`UnitState`].
-    pub load_state: String,
-    /// As in [`UnitState`].
-    pub active_state: String,
-    /// As in [`UnitState`].
-    pub sub_state: String,
+pub struct Ended {
+    /// The unit's ActiveState when the job was queued.
+    pub before: String,
+    /// The job's result: `done` if it went well.
+    pub result: String,
 }
 
 /// What is needed of systemd.
 pub trait Units {
-    /// Queues a job in mode `replace` and waits for its end; the answer is its result, `done` if it went well.
+    /// Queues a job in mode `replace` and waits for its end.
     ///
     /// # Errors
     /// As [`UnitsError`].
-    fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<String, UnitsError>;
+    fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<Ended, UnitsError>;
 
     /// The unit's state now.
     ///
     /// # Errors
     /// As [`UnitsError`].
     fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError>;
-
-    /// The unit's states now.
-    ///
-    /// # Errors
-    /// As [`UnitsError`].
-    fn brief(&mut self, unit: &str) -> Result<Brief, UnitsError>;
 }
 
 /// The machine's own places; a test has others.
@@ -371,7 +363,7 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn start(&mut self) -> Result<(), Failure> {
-        let result = self.job(Job::Start)?;
+        let Ended { result, .. } = self.job(Job::Start)?;
         let state = self.look()?;
         if result == "done" && state.active_state == "active" {
             return Ok(());
@@ -444,21 +436,15 @@ impl Run<'_> {
     /// that is queued or about to be retried. Only what *this* stop did counts: a unit that was failed before is
     /// failed still.
     fn stop_unit(&mut self) -> Result<Option<String>, Failure> {
-        let before = self.units.brief(&self.unit)?;
-        self.report.active_state.clone_from(&before.active_state);
-        self.report.sub_state.clone_from(&before.sub_state);
-        if before.load_state == "not-found" {
-            return Err(UnitsError::NoSuchUnit(format!("Unit {} not loaded.", self.unit)).into());
-        }
         let begun = (self.host.now_us)();
-        let result = self.job(Job::Stop)?;
+        let Ended { before, result } = self.job(Job::Stop)?;
         self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
         let after = self.look()?;
         self.report.phases.umount_us = umount_us(&after.exec, begun);
         self.report.still_mounted = self.still_mounted()?;
         let stopped = match after.active_state.as_str() {
             "inactive" => true,
-            "failed" => before.active_state == "failed",
+            "failed" => before == "failed",
             _ => false,
         };
         if result == "done" && stopped {
@@ -501,17 +487,14 @@ impl Run<'_> {
         StateDir::open(&self.host.state_dir)
     }
 
-    fn job(&mut self, job: Job) -> Result<String, Failure> {
-        match self.units.run(job, &self.unit, self.deadline) {
-            Ok(result) => Ok(result),
-            Err(error) => {
-                // The state it was left in belongs to the report; why it cannot be had does not add to the error.
-                if error == UnitsError::Deadline && self.look().is_err() {
-                    self.report.active_state.clear();
-                }
-                Err(error.into())
+    fn job(&mut self, job: Job) -> Result<Ended, Failure> {
+        self.units.run(job, &self.unit, self.deadline).map_err(|error| {
+            // The state it is in belongs to the report; why it cannot be had does not add to the error.
+            if !matches!(error, UnitsError::Unreachable(_)) {
+                self.look().ok();
             }
-        }
+            error.into()
+        })
     }
 
     /// Reads the unit's state into the report.
@@ -574,7 +557,7 @@ mod tests {
 
     use super::*;
 
-    /// Plays systemd: a state for each look, in order (the last one stays), and one answer to a job.
+    /// Plays systemd: a state before the job and for each look, in order (the last one stays), and one answer to a job.
     #[derive(Clone)]
     struct Play {
         states: Vec<UnitState>,
@@ -583,18 +566,14 @@ mod tests {
     }
 
     impl Units for Play {
-        fn run(&mut self, job: Job, unit: &str, _deadline: Instant) -> Result<String, UnitsError> {
+        fn run(&mut self, job: Job, unit: &str, _deadline: Instant) -> Result<Ended, UnitsError> {
             self.jobs.push((job, unit.to_owned()));
-            self.job.clone().map(str::to_owned)
+            let before = self.state(unit)?.active_state;
+            Ok(Ended { before, result: self.job.clone()?.to_owned() })
         }
 
         fn state(&mut self, _unit: &str) -> Result<UnitState, UnitsError> {
             Ok(if self.states.len() > 1 { self.states.remove(0) } else { self.states[0].clone() })
-        }
-
-        fn brief(&mut self, unit: &str) -> Result<Brief, UnitsError> {
-            let UnitState { load_state, active_state, sub_state, .. } = self.state(unit)?;
-            Ok(Brief { load_state, active_state, sub_state })
         }
     }
 

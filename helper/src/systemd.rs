@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use async_io::{Timer, block_on};
 use futures_lite::{StreamExt, future};
-use futures_util::future::{try_join_all, try_join3};
+use futures_util::future::{try_join_all, try_join4};
 use zbus::connection::Builder;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, MatchRule, MessageStream, message};
 
-use crate::control::{Brief, ExecRun, Job, UnitState, Units, UnitsError};
+use crate::control::{Ended, ExecRun, Job, UnitState, Units, UnitsError};
 use crate::doctor::{ExecLine, UnitSetup};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -47,6 +47,13 @@ type ExecEntry = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32
 /// followed unit, path, and the job's id, type and path.
 type ListedUnit =
     (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
+
+/// What is of interest in a [`ListedUnit`].
+struct Listed {
+    load_state: String,
+    active_state: String,
+    sub_state: String,
+}
 
 /// A connection to systemd. It keeps the units it was told about loaded, until it is dropped.
 #[derive(Debug, Clone)]
@@ -93,7 +100,7 @@ impl Systemd {
             .map_err(|error| explain(&error))
     }
 
-    async fn run_job(&self, job: Job, unit: &str) -> Result<String, UnitsError> {
+    async fn run_job(&self, job: Job, unit: &str) -> Result<Ended, UnitsError> {
         let rule = MatchRule::builder()
             .msg_type(message::Type::Signal)
             .sender(SYSTEMD)
@@ -106,6 +113,7 @@ impl Systemd {
         let mut removed = MessageStream::for_match_rule(rule, &self.connection, None)
             .await
             .map_err(|error| explain(&error))?;
+        let before = self.listed(unit);
         // An inactive unit is forgotten as soon as its job is done, with the exit statuses that are to be reported.
         let reference = self.manager("RefUnit", &(unit));
         let count = async {
@@ -123,7 +131,7 @@ impl Systemd {
         let arguments = (unit, "replace");
         let queued = self.manager(method, &arguments);
         // One after the other on the wire: polled in this order, and systemd answers in the order it is asked.
-        let (_, (), reply) = try_join3(reference, count, queued).await?;
+        let (before, _, (), reply) = try_join4(before, reference, count, queued).await?;
         let ours: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
         while let Some(signal) = removed.next().await {
             let signal = signal.map_err(|error| explain(&error))?;
@@ -131,23 +139,23 @@ impl Systemd {
             let (_id, job, _unit, result): (u32, OwnedObjectPath, String, String) =
                 body.deserialize().map_err(|error| explain(&error))?;
             if job == ours {
-                return Ok(result);
+                return Ok(Ended { before: before.active_state, result });
             }
         }
         Err(UnitsError::Unreachable("the connection ended before the job did".into()))
     }
 
     /// Has the unit loaded, if it is not.
-    async fn listed(&self, unit: &str) -> Result<(Brief, OwnedObjectPath), UnitsError> {
+    async fn listed(&self, unit: &str) -> Result<Listed, UnitsError> {
         let reply = self.manager("ListUnitsByNames", &(vec![unit])).await?;
         let mut units: Vec<ListedUnit> = reply.body().deserialize().map_err(|error| explain(&error))?;
-        let (_name, _description, load_state, active_state, sub_state, _following, path, ..) =
+        let (_name, _description, load_state, active_state, sub_state, ..) =
             units.pop().ok_or_else(|| UnitsError::NoSuchUnit(format!("Unit {unit} could not be found.")))?;
-        Ok((Brief { load_state, active_state, sub_state }, path))
+        Ok(Listed { load_state, active_state, sub_state })
     }
 
     async fn read_state(&self, unit: &str) -> Result<UnitState, UnitsError> {
-        let (Brief { load_state, active_state, sub_state }, path) = self.listed(unit).await?;
+        let path = unit_path(unit)?;
         // Asked at once: answers of one moment, or nearly.
         let runs = EXEC_PROPERTIES.map(|(line, property)| {
             let path = &path;
@@ -158,7 +166,9 @@ impl Systemd {
         });
         let result = self.property::<String>(&path, SERVICE, "Result");
         let restarts = self.property(&path, SERVICE, "NRestarts");
-        let (runs, result, restarts) = try_join3(try_join_all(runs), result, restarts).await?;
+        let (listed, runs, result, restarts) =
+            try_join4(self.listed(unit), try_join_all(runs), result, restarts).await?;
+        let Listed { load_state, active_state, sub_state } = listed;
         let exec = runs.into_iter().flatten().collect();
         Ok(UnitState { load_state, active_state, sub_state, result, restarts, exec })
     }
@@ -232,16 +242,12 @@ impl Systemd {
 }
 
 impl Units for Systemd {
-    fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<String, UnitsError> {
+    fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<Ended, UnitsError> {
         self.wait(deadline, self.run_job(job, unit))
     }
 
     fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError> {
         self.wait(self.deadline, self.read_state(unit))
-    }
-
-    fn brief(&mut self, unit: &str) -> Result<Brief, UnitsError> {
-        self.wait(self.deadline, self.listed(unit)).map(|(brief, _path)| brief)
     }
 }
 
@@ -255,6 +261,23 @@ async fn by<T>(
         Err(UnitsError::Deadline)
     })
     .await
+}
+
+/// The object that systemd has for a unit, loaded or not: all but letters and digits as `_` and two hexadecimal digits, a
+/// digit at the start too, and nothing at all as `_` (`sd_bus_path_encode(3)`).
+fn unit_path(unit: &str) -> Result<OwnedObjectPath, UnitsError> {
+    let mut path = String::from("/org/freedesktop/systemd1/unit/");
+    for (at, byte) in unit.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit()) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    if unit.is_empty() {
+        path.push('_');
+    }
+    OwnedObjectPath::try_from(path).map_err(|error| UnitsError::Other(format!("unit {unit}: {error}")))
 }
 
 /// A path without the `-` and `+` that systemd leaves in front of it (systemd.exec(5), ReadWritePaths=).
@@ -335,6 +358,19 @@ mod tests {
         let never = future::pending::<Result<(), UnitsError>>();
         assert_eq!(block_on(by(Instant::now(), never)), Err(UnitsError::Deadline));
         assert_eq!(block_on(by(Instant::now(), async { Ok(3) })), Ok(3));
+    }
+
+    #[test]
+    fn units_have_paths() {
+        for (unit, name) in [
+            (UNIT_NAME, "left4me_2dserver_403_2eservice"),
+            ("3.service", "_33_2eservice"),
+            ("a_b@x\\x2dy.service", "a_5fb_40x_5cx2dy_2eservice"),
+            ("", "_"),
+        ] {
+            let path = unit_path(unit).unwrap();
+            assert_eq!(path.as_str().strip_prefix("/org/freedesktop/systemd1/unit/"), Some(name));
+        }
     }
 
     const UNIT_PATH: &str = "/org/freedesktop/systemd1/unit/left4me_2dserver_403_2eservice";
@@ -532,12 +568,9 @@ mod tests {
     #[test]
     fn a_job_that_is_gone_before_its_reply_is_not_missed() {
         let (mut systemd, _server) = played();
-        assert_eq!(systemd.run(Job::Stop, UNIT_NAME, soon()), Ok("done".into()));
-        assert_eq!(
-            systemd.run(Job::Stop, UNIT_NAME, soon()),
-            Ok("done".into()),
-            "and again on one connection"
-        );
+        let ended = Ended { before: "failed".into(), result: "done".into() };
+        assert_eq!(systemd.run(Job::Stop, UNIT_NAME, soon()), Ok(ended.clone()));
+        assert_eq!(systemd.run(Job::Stop, UNIT_NAME, soon()), Ok(ended), "and again on one connection");
     }
 
     #[test]

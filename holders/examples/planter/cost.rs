@@ -17,7 +17,7 @@ use std::time::Duration;
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::json;
 
-use crate::bare_loop::bare_loop;
+use crate::bare_loop::{Mappings, bare_loop};
 use crate::stage::Stage;
 use crate::tools::{self, OTHERS};
 
@@ -48,10 +48,12 @@ pub(crate) fn measure(holders: &Path, rounds: &str, counts: &str) -> Result<(), 
             for tool in OTHERS {
                 add(tool, program(&tools::command_line(tool, &stage.merged))?);
             }
-            let (read, cost) = within(|| bare_loop(true));
+            let (read, cost) = within(|| bare_loop(Mappings::AsLinks));
             links = read;
             add("bare loop", cost);
-            let (read, cost) = within(|| bare_loop(false));
+            let (_, cost) = within(|| bare_loop(Mappings::AsText));
+            add("bare loop, mappings as text", cost);
+            let (read, cost) = within(|| bare_loop(Mappings::NotAtAll));
             links_without_mappings = read;
             add("bare loop without mappings", cost);
             let (report, cost) = within(|| holders::diagnose(&stage.merged));
