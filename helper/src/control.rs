@@ -491,7 +491,7 @@ impl Run<'_> {
         self.units.run(job, &self.unit, self.deadline).map_err(|error| {
             // The state it is in belongs to the report; why it cannot be had does not add to the error.
             if !matches!(error, UnitsError::Unreachable(_)) {
-                self.look().ok();
+                drop(self.look());
             }
             error.into()
         })

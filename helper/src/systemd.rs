@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use async_io::{Timer, block_on};
 use futures_lite::{StreamExt, future};
-use futures_util::future::{try_join_all, try_join4};
+use futures_util::future::{try_join_all, try_join4, try_join5};
 use zbus::connection::Builder;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, MatchRule, MessageStream, message};
@@ -60,6 +60,8 @@ struct Listed {
 pub struct Systemd {
     connection: Connection,
     deadline: Instant,
+    /// A unit that systemd was told to keep, and has kept.
+    kept: Option<String>,
 }
 
 impl Systemd {
@@ -73,7 +75,7 @@ impl Systemd {
             let connected = async { Builder::system()?.internal_executor(false).build().await };
             connected.await.map_err(|error| UnitsError::Unreachable(error.to_string()))
         };
-        Ok(Self { connection: block_on(by(deadline, connecting))?, deadline })
+        Ok(Self { connection: block_on(by(deadline, connecting))?, deadline, kept: None })
     }
 
     /// Waits for an answer, up to a deadline, and does the connection's work meanwhile. Several threads may wait at once.
@@ -113,9 +115,9 @@ impl Systemd {
         let mut removed = MessageStream::for_match_rule(rule, &self.connection, None)
             .await
             .map_err(|error| explain(&error))?;
-        let before = self.listed(unit);
         // An inactive unit is forgotten as soon as its job is done, with the exit statuses that are to be reported.
         let reference = self.manager("RefUnit", &(unit));
+        let before = self.listed(unit);
         let count = async {
             if job == Job::Start {
                 // StartLimitBurst= is against a server that restarts itself in a loop, not against a person who starts and
@@ -131,7 +133,7 @@ impl Systemd {
         let arguments = (unit, "replace");
         let queued = self.manager(method, &arguments);
         // One after the other on the wire: polled in this order, and systemd answers in the order it is asked.
-        let (before, _, (), reply) = try_join4(before, reference, count, queued).await?;
+        let (_, before, (), reply) = try_join4(reference, before, count, queued).await?;
         let ours: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
         while let Some(signal) = removed.next().await {
             let signal = signal.map_err(|error| explain(&error))?;
@@ -154,8 +156,16 @@ impl Systemd {
         Ok(Listed { load_state, active_state, sub_state })
     }
 
-    async fn read_state(&self, unit: &str) -> Result<UnitState, UnitsError> {
+    /// `is_kept` says that the unit stays loaded as it is.
+    async fn read_state(&self, unit: &str, is_kept: bool) -> Result<UnitState, UnitsError> {
         let path = unit_path(unit)?;
+        let kept = async {
+            if !is_kept {
+                // Who may not have it kept gets the same answers, each after systemd has read the unit's files again.
+                drop(self.manager("RefUnit", &(unit)).await);
+            }
+            Ok(())
+        };
         // Asked at once: answers of one moment, or nearly.
         let runs = EXEC_PROPERTIES.map(|(line, property)| {
             let path = &path;
@@ -166,8 +176,8 @@ impl Systemd {
         });
         let result = self.property::<String>(&path, SERVICE, "Result");
         let restarts = self.property(&path, SERVICE, "NRestarts");
-        let (listed, runs, result, restarts) =
-            try_join4(self.listed(unit), try_join_all(runs), result, restarts).await?;
+        let (_, listed, runs, result, restarts) =
+            try_join5(kept, self.listed(unit), try_join_all(runs), result, restarts).await?;
         let Listed { load_state, active_state, sub_state } = listed;
         let exec = runs.into_iter().flatten().collect();
         Ok(UnitState { load_state, active_state, sub_state, result, restarts, exec })
@@ -243,11 +253,14 @@ impl Systemd {
 
 impl Units for Systemd {
     fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<Ended, UnitsError> {
-        self.wait(deadline, self.run_job(job, unit))
+        let ended = self.wait(deadline, self.run_job(job, unit));
+        self.kept = ended.is_ok().then(|| unit.to_owned());
+        ended
     }
 
     fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError> {
-        self.wait(self.deadline, self.read_state(unit))
+        let is_kept = self.kept.as_deref() == Some(unit);
+        self.wait(self.deadline, self.read_state(unit, is_kept))
     }
 }
 
@@ -542,7 +555,7 @@ mod tests {
             .build();
         let client = Builder::async_io_unix_stream(ours).p2p().internal_executor(false).build();
         let (server, client) = block_on(future::try_zip(server, client)).unwrap();
-        (Systemd { connection: client, deadline: soon() }, server)
+        (Systemd { connection: client, deadline: soon(), kept: None }, server)
     }
 
     #[test]
