@@ -40,6 +40,8 @@ pub const IDLE_SECS: u32 = 25;
 const EMPTY_SERVICE: &str = "vm-bench-empty.service";
 /// The same with an `ExecStopPost=`.
 const STOP_POST_SERVICE: &str = "vm-bench-stop-post.service";
+/// The same as an instance that `l4d2ctl` stops, by its number.
+const STOP_POST_SERVER: (&str, &str) = ("left4me-server@990.service", "990");
 
 /// Samples of one thing, in one unit.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -382,6 +384,8 @@ pub struct ResetAndStop {
     pub stop: Samples,
     /// The same of one that has an `ExecStopPost=+` that does nothing, too: what systemd takes for the line by itself.
     pub stop_post: Samples,
+    /// The same by `l4d2ctl stop`: what is left for the unit's settings, the unmount and the delete is beyond this.
+    pub stop_post_by_ctl: Samples,
 }
 
 /// Measures a scenario's Reset and a `systemctl stop` of an empty service in one machine by turns, each recorded in the
@@ -401,20 +405,27 @@ pub async fn reset_and_stop(
         let services = "set -e
             printf '[Service]\\nType=exec\\nExecStart=sleep infinity\\n' >/run/systemd/system/$1
             (cat /run/systemd/system/$1; echo ExecStopPost=+true) >/run/systemd/system/$2
+            cp /run/systemd/system/$2 /run/systemd/system/$3
             systemctl daemon-reload";
-        text(&mut machine, &["sh", "-c", services, "sh", EMPTY_SERVICE, STOP_POST_SERVICE]).await?;
+        let (server, instance) = STOP_POST_SERVER;
+        text(&mut machine, &["sh", "-c", services, "sh", EMPTY_SERVICE, STOP_POST_SERVICE, server]).await?;
         let reset = scenario.plan(Some(1));
-        let stop = |service: &str| Plan {
+        let stop = |service: &str, by: &[&str]| Plan {
             unit: service.to_owned(),
             mount: "/run/vm-bench/nothing".to_owned(),
-            ..plan(scenario, &["systemctl", "start", service], &["systemctl", "stop", service])
+            ..plan(scenario, &["systemctl", "start", service], by)
         };
-        let (stop, stop_post) = (stop(EMPTY_SERVICE), stop(STOP_POST_SERVICE));
+        let systemctl = |service: &str| stop(service, &["systemctl", "stop", service]);
+        let (empty, stop_post) = (systemctl(EMPTY_SERVICE), systemctl(STOP_POST_SERVICE));
+        let by_ctl = stop(server, &["l4d2ctl", "stop", instance]);
         let mut both = ResetAndStop::default();
         for round in 0..=rounds {
-            for (plan, samples) in
-                [(&reset, &mut both.reset), (&stop, &mut both.stop), (&stop_post, &mut both.stop_post)]
-            {
+            for (plan, samples) in [
+                (&reset, &mut both.reset),
+                (&empty, &mut both.stop),
+                (&stop_post, &mut both.stop_post),
+                (&by_ctl, &mut both.stop_post_by_ctl),
+            ] {
                 let took = Duration::from_nanos(one_cycle(&mut machine, plan).await?.own_ns);
                 if round > 0 {
                     samples.0.push(took.as_secs_f64());

@@ -400,6 +400,7 @@ impl Bench {
                 Unit::Seconds,
                 both.stop_post,
             ),
+            Row::new("reset", "the same by l4d2ctl (guest time)", Unit::Seconds, both.stop_post_by_ctl),
             Row::new("reset", "a Reset / the stop", Unit::Ratio, ratio).target(target::RESET_RATIO),
         ]);
         cache::remove_tree(&directory)
