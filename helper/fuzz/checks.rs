@@ -11,8 +11,9 @@ pub(crate) use holders::checks::{kernel_files, propagation, statmount, task, ver
 use left4me_helper::arguments::{Action, Command, MAX_WAIT};
 use left4me_helper::cgroup::UnitCgroup;
 use left4me_helper::cli;
-use left4me_helper::doctor::{ExecLine, UnitSetup, lint};
+use left4me_helper::doctor::{self, Bind, ExecLine, Sandbox, UnitSetup};
 use left4me_helper::instance::{Instance, STATE_DIR};
+use left4me_helper::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
 use left4me_helper::patience::{Next, Patience, Plan};
 use left4me_helper::{account, busy, journal, layers, mountinfo, overlay};
 
@@ -176,7 +177,9 @@ fn command_line(program: &str, data: &[u8]) -> impl Iterator<Item = OsString> {
     std::iter::once(program.into()).chain(words)
 }
 
-/// A unit's settings, one a line: the words of both Exec lines, a bind, what is mounted over, `KillMode=`.
+/// A unit's settings, one a line: the words of both Exec lines, what is bound, what is mounted over, `KillMode=`. Then
+/// those of another service: what is bound and to where, what is mounted over, its working directory, its root; and the
+/// name of a mount unit.
 pub(crate) fn doctor(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut lines = text.lines();
@@ -186,24 +189,68 @@ pub(crate) fn doctor(data: &[u8]) {
         vec![ExecLine { argv, flags: vec!["privileged".into()] }]
     };
     let (exec_start_pre, exec_stop_post) = (exec(), exec());
+    let bind = |source: &str, to: &str| {
+        vec![Bind { setting: "BindPaths", source: source.into(), destination: to.into() }]
+    };
     let setup = UnitSetup {
         merged: "/m".into(),
         exec_start_pre,
         exec_stop_post,
-        binds: vec![next().into()],
-        mounted_over: vec![next().into()],
+        sandbox: Sandbox {
+            binds: bind(next(), "/mnt"),
+            mounted_over: vec![("ReadOnlyPaths", next().into())],
+            ..Sandbox::default()
+        },
         kill_mode: next().into(),
         send_sigkill: true,
         timeout_stop: None,
         ..UnitSetup::default()
     };
-    let found = lint(&setup);
+    let found = doctor::lint(&setup);
     assert!(found.iter().all(|finding| !finding.to_string().contains('\n')), "{found:?}");
     let finds = |setting: &str| found.iter().any(|finding| finding.setting == setting);
     let word = |line: &ExecLine, wanted: &str| line.argv.iter().any(|word| word == wanted);
     assert!(word(&setup.exec_start_pre[0], "mount") || finds("ExecStartPre"));
     let stop = &setup.exec_stop_post[0];
     assert!(word(stop, "umount") && word(stop, "--end-unit") || finds("ExecStopPost"));
-    assert!(!setup.mounted_over[0].starts_with("/m/x") || finds("ReadOnlyPaths"));
+    assert!(!setup.sandbox.binds[0].source.starts_with("/m") || finds("BindPaths"));
+    assert!(!setup.sandbox.mounted_over[0].1.starts_with("/m/x") || finds("ReadOnlyPaths"));
     assert!(setup.kill_mode != "process" || finds("KillMode"));
+
+    let mut sandbox = Sandbox {
+        binds: bind(next(), next()),
+        mounted_over: vec![("ReadOnlyPaths", next().into())],
+        working_directory: next().into(),
+        ..Sandbox::default()
+    };
+    sandbox
+        .roots
+        .extend(Some(next()).filter(|root| !root.is_empty()).map(|root| ("RootDirectory", root.into())));
+    let at = mountpoint(next());
+    let mounts = at.iter().map(|at| MountUnit {
+        unit: "m.mount".into(),
+        at: at.clone(),
+        configured: true,
+        active: false,
+    });
+    let around = Neighbours {
+        mounts: mounts.collect(),
+        services: vec![Service { unit: "s.service".into(), sandbox: sandbox.clone() }],
+    };
+    let found = neighbours::lint(&setup, &around);
+    assert!(found.iter().all(|finding| !finding.to_string().contains('\n')), "{found:?}");
+    let finds = |setting: &str| found.iter().any(|finding| finding.setting == setting);
+    let inside = |path: &Path| path.starts_with("/m");
+    let own_root = sandbox.roots.iter().any(|(_setting, root)| root != Path::new("/"));
+    assert_eq!(finds("RootDirectory"), sandbox.roots.iter().any(|(_setting, root)| inside(root)));
+    assert_eq!(finds("WorkingDirectory"), inside(&sandbox.working_directory) && !own_root);
+    assert!(!inside(&sandbox.binds[0].source) || finds("BindPaths"));
+    // What lies beside merged is in its runtime directory, which is the root here.
+    assert_eq!(finds("Where"), at.is_some_and(|at| at.is_absolute()));
+    let unrelated = |path: &Path| !inside(path);
+    let none = sandbox.binds.iter().all(|bind| unrelated(&bind.source) && unrelated(&bind.destination))
+        && unrelated(&sandbox.mounted_over[0].1)
+        && unrelated(&sandbox.working_directory)
+        && sandbox.roots.iter().all(|(_setting, root)| unrelated(root));
+    assert!(!none || found.iter().all(|finding| finding.setting == "Where"), "{found:?}");
 }

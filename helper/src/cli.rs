@@ -42,7 +42,8 @@ pub enum Command {
     Status(StatusTarget),
     /// Say what in the loaded units and their drop-ins defeats the design
     ///
-    /// Without an instance, all are looked at.
+    /// Not only in the servers' own: also what another service or mount unit has that keeps a server's overlay busy, or
+    /// alive behind a successful umount. Without an instance, all are looked at.
     Doctor(StatusTarget),
 }
 

@@ -1,4 +1,5 @@
-//! What in a unit's settings defeats the design: a list of rules over what systemd has loaded, drop-ins included.
+//! What in a unit's settings defeats the design: a list of rules over what systemd has loaded, drop-ins included. The
+//! rules for units other than the server's own are in `neighbours.rs`.
 //!
 //! [`lint`] is pure; `systemd.rs` reads [`UnitSetup`] from the loaded unit. Each rule stands for something that was
 //! seen to go wrong, and its finding says what and how to set it right.
@@ -15,7 +16,8 @@ use crate::patience::DEFAULT_WAIT;
 /// is dirty.
 const MARGIN: Duration = Duration::from_secs(3);
 
-const MS_PRIVATE: u64 = 1 << 18;
+/// mount(2)'s flag, as `MountFlags` has it.
+pub(crate) const MS_PRIVATE: u64 = 1 << 18;
 
 /// The settings of a loaded service that matter here, as org.freedesktop.systemd1(5) has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,21 +36,52 @@ pub struct UnitSetup {
     pub exec_start_pre: Vec<ExecLine>,
     /// `ExecStopPost=`.
     pub exec_stop_post: Vec<ExecLine>,
-    /// `MountFlags=`: mount(2)'s propagation flags.
-    pub mount_flags: u64,
-    /// `RootDirectory=` and `RootImage=`, those that are set.
-    pub roots: Vec<String>,
-    /// Sources of `BindPaths=` and `BindReadOnlyPaths=`.
-    pub binds: Vec<PathBuf>,
-    /// Everything that is made by a mount at that very path: `ReadOnlyPaths=`, `ReadWritePaths=`,
-    /// `InaccessiblePaths=`, `TemporaryFileSystem=`.
-    pub mounted_over: Vec<PathBuf>,
+    /// What its processes see.
+    pub sandbox: Sandbox,
     /// `KillMode=`.
     pub kill_mode: String,
     /// `SendSIGKILL=`.
     pub send_sigkill: bool,
     /// `TimeoutStopSec=`; none if it is `infinity`.
     pub timeout_stop: Option<Duration>,
+}
+
+/// The settings that say what a service's processes see of the mounts, and where they begin. Paths that are set twice
+/// are there twice.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    /// `MountFlags=`: mount(2)'s propagation flags.
+    pub mount_flags: u64,
+    /// `RootDirectory=` and `RootImage=`, those that are set, each with its setting.
+    pub roots: Vec<(&'static str, PathBuf)>,
+    /// `BindPaths=` and `BindReadOnlyPaths=`.
+    pub binds: Vec<Bind>,
+    /// Everything that is made by a mount at that very path, each with its setting: `ReadOnlyPaths=`,
+    /// `ReadWritePaths=`, `InaccessiblePaths=`, `TemporaryFileSystem=`.
+    pub mounted_over: Vec<(&'static str, PathBuf)>,
+    /// `WorkingDirectory=`; empty if it is not set.
+    pub working_directory: PathBuf,
+}
+
+impl Sandbox {
+    /// What it mounts within `merged`, and so on its own copy of the overlay, each with its setting. A mount at `merged`
+    /// itself covers the copy and goes away with it.
+    pub(crate) fn mounts_within(&self, merged: &Path) -> impl Iterator<Item = (&'static str, &Path)> {
+        let binds = self.binds.iter().map(|bind| (bind.setting, bind.destination.as_path()));
+        let over = self.mounted_over.iter().map(|(setting, path)| (*setting, path.as_path()));
+        binds.chain(over).filter(move |(_setting, path)| *path != merged && path.starts_with(merged))
+    }
+}
+
+/// An entry of `BindPaths=` or `BindReadOnlyPaths=`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bind {
+    /// Which of the two.
+    pub setting: &'static str,
+    /// What is bound.
+    pub source: PathBuf,
+    /// To where.
+    pub destination: PathBuf,
 }
 
 /// One command of an Exec setting.
@@ -63,6 +96,8 @@ pub struct ExecLine {
 /// Something that defeats the design.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
+    /// The unit that has the setting, if it is not the server's own.
+    pub unit: Option<String>,
     /// The setting.
     pub setting: &'static str,
     /// What it does.
@@ -73,16 +108,19 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(unit) = &self.unit {
+            write!(f, "{unit}: ")?;
+        }
         write!(f, "{}: {}; {}", self.setting, self.problem, self.remedy)
     }
 }
 
-/// Every rule that the unit breaks, in the order of the rules.
+/// Every rule that the server's own unit breaks, in the order of the rules.
 #[must_use]
 pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
     let mut found = Vec::new();
     let mut find = |setting, problem: String, remedy: &str| {
-        found.push(Finding { setting, problem, remedy: remedy.to_owned() });
+        found.push(Finding { unit: None, setting, problem, remedy: remedy.to_owned() });
     };
     if setup.need_daemon_reload {
         find(
@@ -103,7 +141,7 @@ pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
             "add --end-unit to the umount line",
         );
     }
-    if setup.mount_flags & MS_PRIVATE != 0 {
+    if setup.sandbox.mount_flags & MS_PRIVATE != 0 {
         find(
             "MountFlags",
             "private keeps a copy of the overlay alive behind a successful umount, and the next mount finds its \
@@ -112,35 +150,32 @@ pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
             "take the setting out",
         );
     }
-    for root in &setup.roots {
+    for (setting, root) in &setup.sandbox.roots {
         find(
-            "RootDirectory",
+            setting,
             format!(
-                "{root} gives the server a root of its own, with copies of mounts that umount does not reach"
+                "{} gives the server a root of its own, with copies of mounts that umount does not reach",
+                root.display()
             ),
             "take RootDirectory= and RootImage= out",
         );
     }
-    for source in &setup.binds {
-        if source.starts_with(&setup.merged) || setup.merged.starts_with(source) {
-            find(
-                "BindPaths",
-                format!("a bind of {} keeps the overlay alive behind a successful umount", source.display()),
-                "bind nothing that holds the overlay or lies in it",
-            );
-        }
+    for bind in setup.sandbox.binds.iter().filter(|bind| bind.source.starts_with(&setup.merged)) {
+        find(
+            bind.setting,
+            format!("a bind of {} keeps the overlay alive behind a successful umount", bind.source.display()),
+            "bind nothing that is the overlay or lies in it",
+        );
     }
-    for path in &setup.mounted_over {
-        if path != &setup.merged && path.starts_with(&setup.merged) {
-            find(
-                "ReadOnlyPaths",
-                format!(
-                    "a mount at {} lies on the server's copy of the overlay and keeps that alive",
-                    path.display()
-                ),
-                "give whole directories outside of merged, or merged itself",
-            );
-        }
+    for (setting, path) in setup.sandbox.mounts_within(&setup.merged) {
+        find(
+            setting,
+            format!(
+                "a mount at {} lies on the server's copy of the overlay and keeps that alive",
+                path.display()
+            ),
+            "give whole directories outside of merged, or merged itself",
+        );
     }
     match setup.kill_mode.as_str() {
         "process" | "none" => find(
@@ -261,6 +296,12 @@ mod tests {
 
     use super::*;
 
+    const MERGED: &str = "/var/lib/left4me/runtime/3/merged";
+
+    fn bind(setting: &'static str, source: &str, destination: &str) -> Bind {
+        Bind { setting, source: source.into(), destination: destination.into() }
+    }
+
     fn words(line: &str) -> Vec<String> {
         line.split(' ').map(str::to_owned).collect()
     }
@@ -279,10 +320,14 @@ mod tests {
         let timeout = all("TimeoutStopSec")[0].strip_suffix('s').unwrap().parse().unwrap();
         UnitSetup {
             unit: "left4me-server@3.service".into(),
-            merged: "/var/lib/left4me/runtime/3/merged".into(),
+            merged: MERGED.into(),
             exec_start_pre: exec("ExecStartPre"),
             exec_stop_post: exec("ExecStopPost"),
-            mounted_over: vec!["/var/lib/left4me/runtime/3/merged".into()],
+            sandbox: Sandbox {
+                mounted_over: vec![("ReadWritePaths", MERGED.into())],
+                working_directory: MERGED.into(),
+                ..Sandbox::default()
+            },
             kill_mode: all("KillMode")[0].into(),
             send_sigkill: all("SendSIGKILL").is_empty(),
             timeout_stop: Some(Duration::from_secs(timeout)),
@@ -298,7 +343,7 @@ mod tests {
     #[test]
     fn each_rule_finds_what_it_is_for() {
         type Break = fn(&mut UnitSetup);
-        let table: [(Break, &[&str]); 20] = [
+        let table: [(Break, &[&str]); 21] = [
             (|unit| unit.need_daemon_reload = true, &["daemon-reload"]),
             (|unit| unit.exec_start_pre.clear(), &["ExecStartPre"]),
             (|unit| unit.exec_stop_post.clear(), &["ExecStopPost"]),
@@ -323,13 +368,24 @@ mod tests {
             (|unit| unit.exec_stop_post[0].argv.retain(|word| word != "--end-unit"), &["ExecStopPost"]),
             (|unit| unit.exec_start_pre[0].flags.clear(), &["ExecStartPre"]),
             (|unit| unit.exec_stop_post[0].flags.push("ignore-failure".into()), &["ExecStopPost"]),
-            (|unit| unit.mount_flags = 1 << 18, &["MountFlags"]),
-            (|unit| unit.mount_flags = 1 << 19, &[]),
-            (|unit| unit.roots.push("/srv/root".into()), &["RootDirectory"]),
-            (|unit| unit.binds.push("/var/lib/left4me/runtime/3/merged/x".into()), &["BindPaths"]),
-            (|unit| unit.binds.push("/var/lib/left4me".into()), &["BindPaths"]),
-            (|unit| unit.binds.push("/srv/maps".into()), &[]),
-            (|unit| unit.mounted_over.push("/var/lib/left4me/runtime/3/merged/x".into()), &["ReadOnlyPaths"]),
+            (|unit| unit.sandbox.mount_flags = 1 << 18, &["MountFlags"]),
+            (|unit| unit.sandbox.mount_flags = 1 << 19, &[]),
+            (|unit| unit.sandbox.roots.push(("RootImage", "/srv/root.img".into())), &["RootImage"]),
+            (
+                |unit| unit.sandbox.binds.push(bind("BindPaths", &format!("{MERGED}/x"), "/mnt")),
+                &["BindPaths"],
+            ),
+            (
+                |unit| unit.sandbox.binds.push(bind("BindReadOnlyPaths", "/srv", &format!("{MERGED}/x"))),
+                &["BindReadOnlyPaths"],
+            ),
+            // Propagation unmounts the copy in such a bind with the original.
+            (|unit| unit.sandbox.binds.push(bind("BindPaths", "/var/lib/left4me", "/mnt")), &[]),
+            (|unit| unit.sandbox.binds.push(bind("BindPaths", "/srv/maps", "/srv/maps")), &[]),
+            (
+                |unit| unit.sandbox.mounted_over.push(("TemporaryFileSystem", format!("{MERGED}/x").into())),
+                &["TemporaryFileSystem"],
+            ),
             (|unit| unit.kill_mode = "process".into(), &["KillMode"]),
             (|unit| unit.send_sigkill = false, &["SendSIGKILL"]),
             (|unit| unit.timeout_stop = Some(Duration::from_secs(5)), &["TimeoutStopSec"]),

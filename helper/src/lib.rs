@@ -31,6 +31,8 @@ pub mod control;
 #[cfg(feature = "control")]
 pub mod doctor;
 #[cfg(feature = "control")]
+pub mod neighbours;
+#[cfg(feature = "control")]
 pub mod report;
 #[cfg(feature = "control")]
 pub mod systemd;

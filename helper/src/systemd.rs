@@ -16,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use async_io::{Timer, block_on};
 use futures_lite::{StreamExt, future};
-use futures_util::future::{try_join_all, try_join4, try_join5};
+use futures_util::future::{try_join, try_join_all, try_join3, try_join4, try_join5};
 use zbus::connection::Builder;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, MatchRule, MessageStream, message};
 
 use crate::control::{Ended, ExecRun, Job, UnitState, Units, UnitsError};
-use crate::doctor::{ExecLine, UnitSetup};
+use crate::doctor::{Bind, ExecLine, Sandbox, UnitSetup};
+use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -43,8 +44,15 @@ const EXEC_PROPERTIES: [(&str, &str); 4] = [
 /// the monotonic clock (microseconds), PID, code and status; org.freedesktop.systemd1(5).
 type ExecEntry = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32, i32);
 
-/// An entry of `ListUnitsByNames`, org.freedesktop.systemd1(5): name, description, LoadState, ActiveState, SubState,
-/// followed unit, path, and the job's id, type and path.
+/// How many services are asked about at once. Each takes the ten questions of [`Systemd::read_sandbox`], and dbus-daemon
+/// lets a connection wait for 128 answers (`max_replies_per_connection`, dbus-daemon(1)).
+const SERVICES_AT_ONCE: usize = 12;
+
+/// How many questions are under way at once where each is about another unit.
+const QUESTIONS_AT_ONCE: usize = 10 * SERVICES_AT_ONCE;
+
+/// An entry of `ListUnitsByNames` or `ListUnitsByPatterns`, org.freedesktop.systemd1(5): name, description, LoadState,
+/// ActiveState, SubState, followed unit, path, and the job's id, type and path.
 type ListedUnit =
     (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
@@ -194,47 +202,132 @@ impl Systemd {
     async fn read_setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
         let reply = self.manager("LoadUnit", &(unit)).await?;
         let path: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
-        let load_state: String = self.property(&path, UNIT, "LoadState").await?;
+        let files = try_join4(
+            self.property::<String>(&path, UNIT, "LoadState"),
+            self.property(&path, UNIT, "FragmentPath"),
+            self.property(&path, UNIT, "DropInPaths"),
+            self.property(&path, UNIT, "NeedDaemonReload"),
+        );
+        let commands = try_join(
+            self.property(&path, SERVICE, "ExecStartPreEx"),
+            self.property(&path, SERVICE, "ExecStopPostEx"),
+        );
+        let stop = try_join3(
+            self.property(&path, SERVICE, "KillMode"),
+            self.property(&path, SERVICE, "SendSIGKILL"),
+            self.property::<u64>(&path, SERVICE, "TimeoutStopUSec"),
+        );
+        let (files, commands, sandbox, stop) =
+            try_join4(files, commands, self.read_sandbox(&path), stop).await?;
+        let (load_state, fragment, drop_ins, need_daemon_reload) = files;
         if load_state != "loaded" {
             return Err(UnitsError::NoSuchUnit(format!("Unit {unit} is {load_state}.")));
         }
         let lines = |entries: Vec<ExecEntry>| {
             entries.into_iter().map(|(_, argv, flags, ..)| ExecLine { argv, flags }).collect()
         };
-        let mut roots: Vec<String> = Vec::new();
-        for name in ["RootDirectory", "RootImage"] {
-            roots.push(self.property(&path, SERVICE, name).await?);
-        }
-        roots.retain(|root| !root.is_empty());
-        let mut binds = Vec::new();
-        for name in ["BindPaths", "BindReadOnlyPaths"] {
-            let entries: Vec<(String, String, bool, u64)> = self.property(&path, SERVICE, name).await?;
-            binds.extend(entries.into_iter().map(|(source, ..)| plain_path(&source)));
-        }
-        let mut mounted_over = Vec::new();
-        for name in ["ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths"] {
-            let paths: Vec<String> = self.property(&path, SERVICE, name).await?;
-            mounted_over.extend(paths.iter().map(|path| plain_path(path)));
-        }
-        let temporary: Vec<(String, String)> = self.property(&path, SERVICE, "TemporaryFileSystem").await?;
-        mounted_over.extend(temporary.iter().map(|(path, _options)| plain_path(path)));
-        let timeout: u64 = self.property(&path, SERVICE, "TimeoutStopUSec").await?;
+        let (exec_start_pre, exec_stop_post) = commands;
+        let (kill_mode, send_sigkill, timeout) = stop;
         Ok(UnitSetup {
             unit: unit.to_owned(),
             merged: merged.to_owned(),
-            fragment: self.property(&path, UNIT, "FragmentPath").await?,
-            drop_ins: self.property(&path, UNIT, "DropInPaths").await?,
-            need_daemon_reload: self.property(&path, UNIT, "NeedDaemonReload").await?,
-            exec_start_pre: lines(self.property(&path, SERVICE, "ExecStartPreEx").await?),
-            exec_stop_post: lines(self.property(&path, SERVICE, "ExecStopPostEx").await?),
-            mount_flags: self.property(&path, SERVICE, "MountFlags").await?,
-            roots,
-            binds,
-            mounted_over,
-            kill_mode: self.property(&path, SERVICE, "KillMode").await?,
-            send_sigkill: self.property(&path, SERVICE, "SendSIGKILL").await?,
+            fragment,
+            drop_ins,
+            need_daemon_reload,
+            exec_start_pre: lines(exec_start_pre),
+            exec_stop_post: lines(exec_stop_post),
+            sandbox,
+            kill_mode,
+            send_sigkill,
             timeout_stop: (timeout != u64::MAX).then(|| Duration::from_micros(timeout)),
         })
+    }
+
+    /// What of a service's settings has to do with mounts.
+    async fn read_sandbox(&self, path: &OwnedObjectPath) -> Result<Sandbox, UnitsError> {
+        let roots = ["RootDirectory", "RootImage"].map(|setting| async move {
+            let root: String = self.property(path, SERVICE, setting).await?;
+            Ok((setting, PathBuf::from(root)))
+        });
+        let binds = ["BindPaths", "BindReadOnlyPaths"].map(|setting| async move {
+            let entries: Vec<(String, String, bool, u64)> = self.property(path, SERVICE, setting).await?;
+            Ok(entries.into_iter().map(move |(source, destination, ..)| Bind {
+                setting,
+                source: plain_path(&source),
+                destination: plain_path(&destination),
+            }))
+        });
+        let paths = ["ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths"].map(|setting| async move {
+            let paths: Vec<String> = self.property(path, SERVICE, setting).await?;
+            Ok(paths.into_iter().map(move |path| (setting, plain_path(&path))))
+        });
+        let temporary = async {
+            let entries: Vec<(String, String)> = self.property(path, SERVICE, "TemporaryFileSystem").await?;
+            Ok(entries.into_iter().map(|(path, _options)| ("TemporaryFileSystem", plain_path(&path))))
+        };
+        let flags = self.property(path, SERVICE, "MountFlags");
+        let directory = self.property::<String>(path, SERVICE, "WorkingDirectory");
+        let (roots, binds, (paths, temporary), mount_flags, directory) = try_join5(
+            try_join_all(roots),
+            try_join_all(binds),
+            try_join(try_join_all(paths), temporary),
+            flags,
+            directory,
+        )
+        .await?;
+        Ok(Sandbox {
+            mount_flags,
+            roots: roots.into_iter().filter(|(_setting, root)| !root.as_os_str().is_empty()).collect(),
+            binds: binds.into_iter().flatten().collect(),
+            mounted_over: paths.into_iter().flatten().chain(temporary).collect(),
+            working_directory: plain_path(&directory),
+        })
+    }
+
+    /// What else systemd has loaded that can matter to an instance, for the doctor. `runtimes` is the directory that has
+    /// the instances' runtime directories.
+    ///
+    /// # Errors
+    /// As [`UnitsError`]; a unit that goes away meanwhile is none.
+    pub fn neighbours(&self, runtimes: &Path) -> Result<Neighbours, UnitsError> {
+        self.wait(self.deadline, self.read_neighbours(runtimes))
+    }
+
+    async fn read_neighbours(&self, runtimes: &Path) -> Result<Neighbours, UnitsError> {
+        let any_state: &[&str] = &[];
+        let patterns = &["*.service", "*.mount", "*.automount"][..];
+        let reply = self.manager("ListUnitsByPatterns", &(any_state, patterns)).await?;
+        let mut listed: Vec<ListedUnit> = reply.body().deserialize().map_err(|error| explain(&error))?;
+        listed.retain(|(_name, _description, load_state, ..)| load_state == "loaded");
+        // systemd's order is that of a hash table.
+        listed.sort_by(|one, other| one.0.cmp(&other.0));
+        let (services, others): (Vec<_>, Vec<_>) =
+            listed.into_iter().partition(|(name, ..)| name.ends_with(".service"));
+        let mut neighbours = Neighbours::default();
+        for some in services.chunks(SERVICES_AT_ONCE) {
+            let asked = some.iter().map(|(unit, _, _, _, _, _, path, ..)| async move {
+                let sandbox = still_there(self.read_sandbox(path).await)?;
+                Ok(sandbox.map(|sandbox| Service { unit: unit.clone(), sandbox }))
+            });
+            neighbours.services.extend(try_join_all(asked).await?.into_iter().flatten());
+        }
+        // Where a mount unit mounts is its name, so there is nothing to ask about those that are elsewhere.
+        let mounts: Vec<_> = others
+            .into_iter()
+            .filter_map(|(unit, _, _, active_state, _, _, path, ..)| {
+                let at = mountpoint(&unit).filter(|at| at.starts_with(runtimes))?;
+                let active = !matches!(active_state.as_str(), "inactive" | "failed");
+                Some((path, MountUnit { unit, at, configured: false, active }))
+            })
+            .collect();
+        for some in mounts.chunks(QUESTIONS_AT_ONCE) {
+            let asked = some.iter().map(|(path, mount)| async move {
+                let fragment = still_there(self.property::<String>(path, UNIT, "FragmentPath").await)?;
+                Ok(fragment.map(|fragment| MountUnit { configured: !fragment.is_empty(), ..mount.clone() }))
+            });
+            neighbours.mounts.extend(try_join_all(asked).await?.into_iter().flatten());
+        }
+        Ok(neighbours)
     }
 
     async fn property<T>(&self, path: &OwnedObjectPath, interface: &str, name: &str) -> Result<T, UnitsError>
@@ -293,9 +386,19 @@ fn unit_path(unit: &str) -> Result<OwnedObjectPath, UnitsError> {
     OwnedObjectPath::try_from(path).map_err(|error| UnitsError::Other(format!("unit {unit}: {error}")))
 }
 
-/// A path without the `-` and `+` that systemd leaves in front of it (systemd.exec(5), ReadWritePaths=).
+/// A path without what systemd leaves in front of it: `-` and `+` (systemd.exec(5), ReadWritePaths=), and `!`, which it
+/// says for the `-` of `WorkingDirectory=` (`src/core/dbus-execute.c:property_get_working_directory`).
 fn plain_path(setting: &str) -> PathBuf {
-    setting.trim_start_matches(['-', '+']).into()
+    setting.trim_start_matches(['-', '+', '!']).into()
+}
+
+/// None of a unit that is gone since it was listed.
+fn still_there<T>(answer: Result<T, UnitsError>) -> Result<Option<T>, UnitsError> {
+    match answer {
+        Ok(value) => Ok(Some(value)),
+        Err(UnitsError::NoSuchUnit(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn exec_run(line: &'static str, entry: ExecEntry) -> ExecRun {
@@ -319,7 +422,9 @@ fn explain_reply(name: &str, detail: &str) -> UnitsError {
         "org.freedesktop.DBus.Error.AccessDenied"
         | "org.freedesktop.DBus.Error.AuthFailed"
         | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => UnitsError::Denied(detail),
-        "org.freedesktop.systemd1.NoSuchUnit" => UnitsError::NoSuchUnit(detail),
+        "org.freedesktop.systemd1.NoSuchUnit" | "org.freedesktop.DBus.Error.UnknownObject" => {
+            UnitsError::NoSuchUnit(detail)
+        }
         "org.freedesktop.DBus.Error.ServiceUnknown"
         | "org.freedesktop.DBus.Error.NameHasNoOwner"
         | "org.freedesktop.DBus.Error.NoReply" => UnitsError::Unreachable(detail),
@@ -338,6 +443,7 @@ mod tests {
             ("org.freedesktop.DBus.Error.AccessDenied", denied("x")),
             ("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", denied("x")),
             ("org.freedesktop.systemd1.NoSuchUnit", UnitsError::NoSuchUnit("x".into())),
+            ("org.freedesktop.DBus.Error.UnknownObject", UnitsError::NoSuchUnit("x".into())),
             ("org.freedesktop.DBus.Error.ServiceUnknown", UnitsError::Unreachable("x".into())),
             ("org.freedesktop.systemd1.TransactionIsDestructive", UnitsError::Other("x".into())),
         ] {
@@ -431,6 +537,34 @@ mod tests {
             OwnedObjectPath::try_from(UNIT_PATH).unwrap()
         }
 
+        /// A crowd of services that all are the one above, one that has gone since, and what is not asked about.
+        fn list_units_by_patterns(&self, states: Vec<String>, patterns: Vec<String>) -> Vec<ListedUnit> {
+            assert!(states.is_empty());
+            assert_eq!(patterns, ["*.service", "*.mount", "*.automount"]);
+            let unit = |name: &str, load: &str, active: &str, path: &str| -> ListedUnit {
+                let path = OwnedObjectPath::try_from(path).unwrap();
+                let [name, load, active] = [name, load, active].map(String::from);
+                let [about, sub, none] = ["x", "dead", ""].map(String::from);
+                (name, about, load, active, sub, none.clone(), path, 0, none, OwnedObjectPath::default())
+            };
+            let gone = "/org/freedesktop/systemd1/unit/gone";
+            let mut units: Vec<_> = (0..CROWD)
+                .rev()
+                .map(|number| unit(&format!("s{number:03}.service"), "loaded", "active", UNIT_PATH))
+                .collect();
+            units.extend([
+                unit("s000-gone.service", "loaded", "inactive", gone),
+                unit("s000-masked.service", "masked", "inactive", gone),
+                unit("r-3-merged.mount", "loaded", "active", UNIT_PATH),
+                unit("r-4-merged.mount", "loaded", "active", gone),
+                unit("r-5.automount", "loaded", "failed", UNIT_PATH),
+                unit("r-6.mount", "not-found", "inactive", gone),
+                unit("home.mount", "loaded", "active", gone),
+                unit("-.mount", "loaded", "active", gone),
+            ]);
+            units
+        }
+
         fn list_units_by_names(&self, names: Vec<String>) -> Vec<ListedUnit> {
             let [name] = <[String; 1]>::try_from(names).unwrap();
             let (path, no_job) = (self.load_unit(&name), OwnedObjectPath::default());
@@ -438,6 +572,9 @@ mod tests {
             vec![(name, about, load, active, sub, none.clone(), path, 0, none, no_job)]
         }
     }
+
+    /// More than the bus would let us ask about at once.
+    const CROWD: usize = 300;
 
     struct Unit;
 
@@ -521,6 +658,10 @@ mod tests {
         fn kill_mode(&self) -> &str {
             "process"
         }
+        #[zbus(property)]
+        fn working_directory(&self) -> &str {
+            "!/m"
+        }
         #[zbus(property, name = "SendSIGKILL")]
         fn send_sigkill(&self) -> bool {
             true
@@ -562,15 +703,39 @@ mod tests {
     fn the_setup_comes_off_the_wire() {
         let (systemd, _server) = played();
         let setup = systemd.setup(UNIT_NAME, Path::new("/m")).unwrap();
-        assert_eq!(setup.binds, [PathBuf::from("/m/x")]);
-        assert_eq!(setup.mounted_over, [PathBuf::from("/m"), PathBuf::from("/m/t")]);
+        let sandbox = Sandbox {
+            binds: vec![Bind { setting: "BindPaths", source: "/m/x".into(), destination: "/y".into() }],
+            mounted_over: vec![("ReadWritePaths", "/m".into()), ("TemporaryFileSystem", "/m/t".into())],
+            working_directory: "/m".into(),
+            ..Sandbox::default()
+        };
+        assert_eq!(setup.sandbox, sandbox);
         assert_eq!((setup.timeout_stop, setup.kill_mode.as_str()), (None, "process"));
         assert_eq!(setup.exec_stop_post[0].flags, ["privileged"]);
         let settings: Vec<_> = crate::doctor::lint(&setup).iter().map(|finding| finding.setting).collect();
         assert_eq!(
             settings,
-            ["daemon-reload", "ExecStartPre", "ExecStopPost", "BindPaths", "ReadOnlyPaths", "KillMode"]
+            ["daemon-reload", "ExecStartPre", "ExecStopPost", "BindPaths", "TemporaryFileSystem", "KillMode"]
         );
+    }
+
+    #[test]
+    fn the_neighbours_come_off_the_wire_and_those_that_go_meanwhile_are_no_error() {
+        let (systemd, _server) = played();
+        let neighbours = systemd.neighbours(Path::new("/r")).unwrap();
+        let names: Vec<_> = neighbours.services.iter().map(|service| service.unit.as_str()).collect();
+        assert_eq!(names, (0..CROWD).map(|number| format!("s{number:03}.service")).collect::<Vec<_>>());
+        let setup = systemd.setup(UNIT_NAME, Path::new("/m")).unwrap();
+        assert!(neighbours.services.iter().all(|service| service.sandbox == setup.sandbox));
+        let mount = |unit: &str, at: &str, active| MountUnit {
+            unit: unit.into(),
+            at: at.into(),
+            configured: true,
+            active,
+        };
+        let expected =
+            [mount("r-3-merged.mount", "/r/3/merged", true), mount("r-5.automount", "/r/5", false)];
+        assert_eq!(neighbours.mounts, expected);
     }
 
     /// Far beyond what a socket pair needs.

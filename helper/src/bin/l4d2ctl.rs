@@ -12,9 +12,10 @@ use serde::Serialize;
 
 use left4me_helper::cli::{Cli, Command, How};
 use left4me_helper::control::{self, Action, Host, UnitsError};
-use left4me_helper::doctor::{self, Finding};
+use left4me_helper::doctor::{self, Finding, UnitSetup};
 use left4me_helper::error::chain;
 use left4me_helper::instance::{Instance, STATE_DIR};
+use left4me_helper::neighbours::{self, Neighbours};
 use left4me_helper::report::{self, Exit, Report};
 use left4me_helper::systemd::Systemd;
 
@@ -160,13 +161,17 @@ fn doctor(ids: Vec<Instance>, how: &How) -> Exit {
             return Exit::Failed;
         }
     };
+    let around = systemd.neighbours(&Path::new(STATE_DIR).join("runtime"));
+    if let Err(error) = &around {
+        eprintln!("l4d2ctl: the other units: {error}");
+    }
     let diagnoses: Vec<_> = instances
         .iter()
         .map(|instance| {
             let merged = instance.paths(Path::new(STATE_DIR)).merged;
             match systemd.setup(&instance.unit(), &merged) {
                 Ok(setup) => Diagnosis {
-                    findings: doctor::lint(&setup),
+                    findings: findings(&setup, around.as_ref().ok()),
                     unit: setup.unit,
                     fragment: setup.fragment,
                     drop_ins: setup.drop_ins,
@@ -198,7 +203,12 @@ fn doctor(ids: Vec<Instance>, how: &How) -> Exit {
         }
     }
     let bad = |diagnosis: &Diagnosis| diagnosis.error.is_some() || !diagnosis.findings.is_empty();
-    if diagnoses.iter().any(bad) { Exit::Failed } else { Exit::Ok }
+    if around.is_err() || diagnoses.iter().any(bad) { Exit::Failed } else { Exit::Ok }
+}
+
+fn findings(setup: &UnitSetup, around: Option<&Neighbours>) -> Vec<Finding> {
+    let others = around.map(|around| neighbours::lint(setup, around)).unwrap_or_default();
+    doctor::lint(setup).into_iter().chain(others).collect()
 }
 
 /// An object for one, an array for several or for all.
