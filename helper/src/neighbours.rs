@@ -1,10 +1,11 @@
 //! Which other units keep an instance's overlay busy, or alive behind a successful umount: rules over what systemd has
 //! loaded besides the server's own unit.
 //!
-//! [`lint`] is pure; `systemd.rs` reads the [`Neighbours`]. A rule is here if the scenario `product-doctor` shows what
-//! it warns of, or another one does. The same scenario shows what does no harm, and is not reported: an ordinary
-//! sandbox, `MountFlags=slave`, a bind of a directory above merged, a mount over merged or over a directory above it.
-//! A namespace has the overlay too with these, but an unmount propagates to its copy.
+//! [`lint`] is pure; `systemd.rs` reads the [`Neighbours`]. A rule is here if a run has shown the harm: the scenario
+//! `product-doctor` for what keeps an overlay alive, `holder-outside` for a working directory, and the table of `cargo
+//! xtask bench holders` for a mount on it and for a loop device. `product-doctor` also shows what does no harm, and is
+//! not reported: an ordinary sandbox, `MountFlags=slave`, a bind of a directory above merged, a mount over merged or
+//! over a directory above it. A namespace has the overlay with these too, but an unmount propagates to its copy.
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
@@ -103,7 +104,10 @@ fn service_rules(
     flags_are_told: bool,
     find: &mut impl FnMut(&'static str, String, &str),
 ) {
-    if sandbox.mount_flags & MS_PRIVATE != 0 && !flags_are_told {
+    // A service leaves its copy behind with the root that it came from, if it gets another one.
+    let keeps_copy =
+        sandbox.roots.iter().all(|(setting, root)| *setting == "RootDirectory" && merged.starts_with(root));
+    if sandbox.mount_flags & MS_PRIVATE != 0 && keeps_copy && !flags_are_told {
         find(
             "MountFlags",
             "private: started while the overlay is mounted, the service keeps a copy that umount does not reach, and \
@@ -293,6 +297,7 @@ mod tests {
             service("a.service", over("TemporaryFileSystem", "/var/lib/left4me")),
             service("a.service", root("RootDirectory", "/var/lib/left4me")),
             service("a.service", root("RootDirectory", "/")),
+            service("a.service", with_root(Sandbox { mount_flags: MS_PRIVATE, ..Sandbox::default() })),
             service("a.service", with_root(over("ReadOnlyPaths", &inside("cfg")))),
             service("a.service", with_root(bind("/srv/maps", &inside("maps")))),
             // The server's own unit is the doctor's other half.
@@ -321,9 +326,13 @@ mod tests {
     }
 
     #[test]
-    fn a_root_of_slash_is_none() {
+    fn a_root_of_slash_is_none_and_one_above_merged_has_the_copy() {
         let sandbox = Sandbox { working_directory: MERGED.into(), ..root("RootDirectory", "/") };
         assert_eq!(lint(&server(), &service("a.service", sandbox)).len(), 1);
+        for (above, expected) in [("/var/lib/left4me", 1), ("/var/lib/left4you", 0)] {
+            let sandbox = Sandbox { mount_flags: MS_PRIVATE, ..root("RootDirectory", above) };
+            assert_eq!(lint(&server(), &service("a.service", sandbox)).len(), expected, "{above}");
+        }
     }
 
     #[test]
