@@ -107,6 +107,8 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::time::Duration;
 
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+
     use super::*;
 
     fn take(parent: &Path, within: Duration) -> Result<Option<RuntimeLock>, HelperError> {
@@ -137,18 +139,22 @@ mod tests {
     fn who_waited_for_a_reset_finds_no_directory_or_the_next_one() {
         let parent = tempfile::tempdir().unwrap();
         for next in [false, true] {
-            fs::create_dir(parent.path().join("3")).unwrap();
+            let (runtime, gone) = (parent.path().join("3"), parent.path().join("gone"));
+            fs::create_dir(&runtime).unwrap();
             let reset = take(parent.path(), Duration::ZERO).unwrap();
             let path = parent.path().to_owned();
             let waiting = thread::spawn(move || take(&path, Duration::from_secs(30)).unwrap());
-            fs::rename(parent.path().join("3"), parent.path().join("gone")).unwrap();
             if next {
-                fs::create_dir(parent.path().join("3")).unwrap();
+                // At once, since the waiting one may come as late as between two calls.
+                fs::create_dir(&gone).unwrap();
+                renameat_with(CWD, &runtime, CWD, &gone, RenameFlags::EXCHANGE).unwrap();
+            } else {
+                fs::rename(&runtime, &gone).unwrap();
             }
             drop(reset);
             let lock = waiting.join().unwrap();
             assert_eq!(lock.is_some(), next);
-            fs::remove_dir(parent.path().join("gone")).unwrap();
+            fs::remove_dir(&gone).unwrap();
         }
     }
 
