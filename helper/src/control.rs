@@ -199,8 +199,9 @@ pub fn run(
 }
 
 /// How many instances are worked on at once. A stop is systemd's work and a delete the disk's; more at once only wait
-/// for each other.
-const AT_ONCE: usize = 16;
+/// for each other. And each asks eight questions at a time, of which dbus-daemon answers 128 to a connection
+/// (`max_replies_per_connection`, dbus-daemon(1)).
+const AT_ONCE: usize = 12;
 
 /// Does `action` to all of `instances`, several at once, and says how each went, in their order. `done` hears of each
 /// end as it comes.

@@ -155,6 +155,12 @@ impl Systemd {
         Err(UnitsError::Unreachable("the connection ended before the job did".into()))
     }
 
+    /// Has systemd keep the unit loaded. Who may not ask for that gets the same answers, each after systemd has read the
+    /// unit's files again.
+    async fn keep(&self, unit: &str) {
+        drop(self.manager("RefUnit", &(unit)).await);
+    }
+
     /// Has the unit loaded, if it is not.
     async fn listed(&self, unit: &str) -> Result<Listed, UnitsError> {
         let reply = self.manager("ListUnitsByNames", &(vec![unit])).await?;
@@ -169,8 +175,7 @@ impl Systemd {
         let path = unit_path(unit)?;
         let kept = async {
             if !is_kept {
-                // Who may not have it kept gets the same answers, each after systemd has read the unit's files again.
-                drop(self.manager("RefUnit", &(unit)).await);
+                self.keep(unit).await;
             }
             Ok(())
         };
@@ -200,8 +205,11 @@ impl Systemd {
     }
 
     async fn read_setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
-        let reply = self.manager("LoadUnit", &(unit)).await?;
-        let path: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let path = unit_path(unit)?;
+        let kept = async {
+            self.keep(unit).await;
+            Ok(())
+        };
         let files = try_join4(
             self.property::<String>(&path, UNIT, "LoadState"),
             self.property(&path, UNIT, "FragmentPath"),
@@ -217,8 +225,8 @@ impl Systemd {
             self.property(&path, SERVICE, "SendSIGKILL"),
             self.property::<u64>(&path, SERVICE, "TimeoutStopUSec"),
         );
-        let (files, commands, sandbox, stop) =
-            try_join4(files, commands, self.read_sandbox(&path), stop).await?;
+        let ((), files, commands, sandbox, stop) =
+            try_join5(kept, files, commands, self.read_sandbox(&path), stop).await?;
         let (load_state, fragment, drop_ins, need_daemon_reload) = files;
         if load_state != "loaded" {
             return Err(UnitsError::NoSuchUnit(format!("Unit {unit} is {load_state}.")));
@@ -533,10 +541,6 @@ mod tests {
             OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/9").unwrap()
         }
 
-        fn load_unit(&self, _name: &str) -> OwnedObjectPath {
-            OwnedObjectPath::try_from(UNIT_PATH).unwrap()
-        }
-
         /// A crowd of services that all are the one above, one that has gone since, and what is not asked about.
         fn list_units_by_patterns(&self, states: Vec<String>, patterns: Vec<String>) -> Vec<ListedUnit> {
             assert!(states.is_empty());
@@ -567,7 +571,7 @@ mod tests {
 
         fn list_units_by_names(&self, names: Vec<String>) -> Vec<ListedUnit> {
             let [name] = <[String; 1]>::try_from(names).unwrap();
-            let (path, no_job) = (self.load_unit(&name), OwnedObjectPath::default());
+            let (path, no_job) = (OwnedObjectPath::try_from(UNIT_PATH).unwrap(), OwnedObjectPath::default());
             let [about, load, active, sub, none] = ["x", "loaded", "failed", "dead", ""].map(String::from);
             vec![(name, about, load, active, sub, none.clone(), path, 0, none, no_job)]
         }
