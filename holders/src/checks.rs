@@ -7,6 +7,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::diagnose::{field, registered_files};
 use crate::kernel::mount_of_answer;
 use crate::kernel_holders::{fixed_interpreter, layers, swap_files, unix_sockets};
 use crate::mountinfo::{self, Mount};
@@ -38,7 +39,7 @@ pub fn kernel_files(data: &[u8]) {
     }
 }
 
-/// What a task's own files say: `stat`, `cgroup`, `environ`, `maps`, its links and its name.
+/// What a task's own files say: `stat`, `cgroup`, `environ`, `maps`, `fdinfo`, its links and its name.
 pub fn task(data: &[u8]) {
     for field in stat_fields(data).into_iter().flatten() {
         assert!(!field.is_empty() && !field.contains([')', ' ']));
@@ -62,11 +63,31 @@ pub fn task(data: &[u8]) {
     for (_range, path) in mapped_paths(data) {
         assert!(path.starts_with(b"/") && !path.contains(&b'\n'));
     }
+    what_a_descriptor_says(&text);
     let mut points = MountPoints::default();
     assert!(points.add(Path::new("/m/")) && !points.add(Path::new("/m")));
     let rest = data.strip_prefix(b"/m");
     let is_there = |rest: &[u8]| rest.is_empty() || rest[0] == b'/' || rest == b" (deleted)";
     assert_eq!(points.have(data), rest.is_some_and(is_there));
+}
+
+/// A descriptor's `fdinfo`, of a socket or of an io_uring instance: registered files are those of one list in it.
+fn what_a_descriptor_says(text: &str) {
+    let files = registered_files(text);
+    assert!(files.iter().all(|path| path.is_absolute()));
+    let below = text.lines().skip_while(|line| !line.starts_with("UserFiles:")).skip(1);
+    let list = below.take_while(|line| {
+        line.trim_start().starts_with(|first: char| first.is_ascii_digit() || first == '+')
+    });
+    assert!(files.len() <= list.filter(|line| line.contains(": /")).count(), "{files:?}");
+    for name in ["UserFiles:", "scm_fds:"] {
+        let says = |number: u32| {
+            let has =
+                |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.trim().parse() == Ok(number));
+            text.lines().any(has)
+        };
+        assert!(field(text, name).is_none_or(says));
+    }
 }
 
 /// The answer of statmount(2): three offsets, then the text that they are into.
@@ -122,6 +143,9 @@ fn what_an_unmount_asks(tables: &[Table], target: At) {
     assert_eq!(submounts.is_empty(), !mounts.iter().any(direct));
 }
 
+/// A name that forges a line and clears a terminal: whoever may make a file, or a mount, may choose it.
+const FORGED: &str = "\nforged: \x1b[2J\u{9b}2J";
+
 /// A report that the bytes say, and what it comes to: the first its parts, each that follows a holder.
 pub fn verdict(data: &[u8]) {
     let Some((&parts, holders)) = data.split_first() else { return };
@@ -137,14 +161,33 @@ pub fn verdict(data: &[u8]) {
     let holders = holders.iter().enumerate().map(|(number, &byte)| {
         let (relation, effect) = (relations[usize::from(byte % 3)], effects[usize::from(byte / 3 % 5)]);
         // Several threads of a process, by chance.
-        holder(1 + (number / 2) as u32, relation, effect)
+        let mut holder = holder(1 + (number / 2) as u32, relation, effect);
+        holder.references[0].path.push(FORGED);
+        holder
     });
+    let submount = || {
+        let mut mount = mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw");
+        mount.mount_point.push(FORGED);
+        mount.fstype.push_str(FORGED);
+        mount
+    };
+    let image = |effect| {
+        let mut device = loop_device(effect);
+        device.path.push(FORGED);
+        device.mounted_at[0].push(FORGED);
+        device
+    };
+    let copy = |fate| {
+        let mut copy = copy(fate);
+        copy.mount.mount_point.push(FORGED);
+        copy
+    };
     let base = if has(0) { mounted() } else { not_mounted() };
     let kernel_effect = if has(3) { Effect::BlocksUmount } else { Effect::KeepsSuperblock };
     let report = Report {
         refused: has(1),
-        submounts: if has(2) { vec![mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw")] } else { vec![] },
-        kernel_holders: if has(4) { vec![loop_device(kernel_effect)] } else { vec![] },
+        submounts: if has(2) { vec![submount()] } else { vec![] },
+        kernel_holders: if has(4) { vec![image(kernel_effect)] } else { vec![] },
         copies: match (has(5), has(6)) {
             (false, _) => vec![],
             (true, false) => vec![copy(has(0).then_some(Fate::UnmountedAlong))],
@@ -156,9 +199,11 @@ pub fn verdict(data: &[u8]) {
     };
     let verdict = report.verdict();
     let line = verdict.line();
-    assert!(
-        !line.is_empty() && !line.contains('\n') && verdict.advice().iter().all(|line| !line.contains('\n'))
-    );
+    assert!(!line.is_empty() && !line.contains(char::is_control), "{line}");
+    assert!(verdict.advice().iter().all(|line| !line.contains(char::is_control)), "{:?}", verdict.advice());
+    let text = report.to_string();
+    assert!(!text.contains(|one: char| one.is_control() && one != '\n'), "{text}");
+    assert!(!text.lines().any(|line| line.starts_with("forged")), "{text}");
     let does = |wanted: Effect| {
         let of_tasks = report.holders.iter().flat_map(|holder| &holder.references).map(|held| held.effect);
         of_tasks.chain(report.kernel_holders.iter().map(|held| held.effect)).any(|effect| effect == wanted)
@@ -249,7 +294,7 @@ mod tests {
 
         #[test]
         fn a_task_that_says_anything(
-            data in bytes(), text in "(0::|12:cpu:)?(/a\\.service)?(/\\.control)?\0?(SYSTEMD_EXEC_PID=[67x]?\0|MAINPID=1\0|SERVICE_RESULT=\0){0,3}|[0-9]{0,3} \\([()a ]{0,5}\\)? [0-9 S]{0,9}|(mnt|socket):\\[[0-9]{0,22}\\]?|/m[/a]{0,3}( \\(deleted\\))?"
+            data in bytes(), text in "(0::|12:cpu:)?(/a\\.service)?(/\\.control)?\0?(SYSTEMD_EXEC_PID=[67x]?\0|MAINPID=1\0|SERVICE_RESULT=\0){0,3}|[0-9]{0,3} \\([()a ]{0,5}\\)? [0-9 S]{0,9}|(mnt|socket):\\[[0-9]{0,22}\\]?|(scm_fds|UserFiles):[ \t][0-9]{0,11}\n( {0,4}[+0-9]{1,3}: ?[/a<\\\\04]{0,6}\n){0,3}(UserBufs: 1\n0: /no)?|/m[/a]{0,3}( \\(deleted\\))?"
         ) {
             task(&data);
             task(text.as_bytes());

@@ -704,13 +704,13 @@ fn fdinfo(proc_dir: BorrowedFd<'_>, carrier: &Carrier) -> Option<String> {
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 
-fn field(fdinfo: &str, name: &str) -> Option<u32> {
+pub(crate) fn field(fdinfo: &str, name: &str) -> Option<u32> {
     fdinfo.lines().find_map(|line| line.strip_prefix(name))?.trim().parse().ok()
 }
 
 /// The registered files of an io_uring instance that its fdinfo names by a path; older kernels show the last
 /// component only (`io_uring/fdinfo.c`).
-fn registered_files(fdinfo: &str) -> Vec<PathBuf> {
+pub(crate) fn registered_files(fdinfo: &str) -> Vec<PathBuf> {
     let lines = fdinfo.lines().skip_while(|line| !line.starts_with("UserFiles:")).skip(1);
     lines
         .map_while(|line| {

@@ -45,4 +45,5 @@ mod walk;
 
 pub use diagnose::{Error, Query, diagnose};
 pub use report::{Blocker, Effect, Report};
+pub use task::shown;
 pub use verdict::{NOT_VISIBLE_HINTS, Verdict};

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::diagnose::{Error, own_table, proc_error};
 use crate::namespace::{self, MountNamespace};
 use crate::report::Member;
+use crate::task::shown;
 use crate::walk::{self, Members, Wanted};
 use crate::{kernel, mountinfo, task};
 
@@ -137,7 +138,7 @@ impl fmt::Display for NamespaceReport {
             writeln!(f, "  descriptor {fd} of {member}")?;
         }
         for bind in &self.binds {
-            writeln!(f, "  bound at {}", bind.display())?;
+            writeln!(f, "  bound at {}", shown(bind))?;
         }
         if self.denied > 0 {
             writeln!(f, "not seen: {} processes, for want of CAP_SYS_PTRACE", self.denied)?;

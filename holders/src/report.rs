@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags};
 use crate::mountinfo::{Device, Mount, in_context};
 use crate::namespace::MountNamespace;
 use crate::propagation::Fate;
+use crate::task::{printable, shown};
 use crate::verdict::Verdict;
 
 /// All that [`crate::diagnose`] found out about a path.
@@ -415,8 +416,8 @@ impl fmt::Display for KernelKind {
         match self {
             Self::Loop(name) => write!(f, "loop device /dev/{name}"),
             Self::Swap => f.write_str("swap file"),
-            Self::BinfmtMisc(name) => write!(f, "binfmt_misc interpreter of {name}"),
-            Self::OverlayLayer(at) => write!(f, "layer of the overlay at {}", at.display()),
+            Self::BinfmtMisc(name) => write!(f, "binfmt_misc interpreter of {}", printable(name)),
+            Self::OverlayLayer(at) => write!(f, "layer of the overlay at {}", shown(at)),
         }
     }
 }

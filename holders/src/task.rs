@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use rustix::io::Errno;
 use rustix::path::DecInt;
@@ -20,10 +21,14 @@ pub(crate) struct About {
 
 /// Looks at a thread of a process; fields that can't be read are empty.
 pub(crate) fn about(proc_dir: BorrowedFd<'_>, pid: u32, tid: u32) -> About {
-    let Ok(task) = open_thread(proc_dir, pid, tid) else { return About::default() };
+    open_thread(proc_dir, pid, tid).map(|task| about_task(task.as_fd())).unwrap_or_default()
+}
+
+/// Looks at the task whose directory this is; fields that can't be read are empty.
+pub(crate) fn about_task(task: BorrowedFd<'_>) -> About {
     let mut text = Vec::new();
     let mut read = |name: &CStr| {
-        let done = read_file(task.as_fd(), name, &mut text);
+        let done = read_file(task, name, &mut text);
         done.map(|()| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     };
     let comm = printable(read(c"comm").trim_end_matches('\n'));
@@ -36,6 +41,12 @@ pub(crate) fn about(proc_dir: BorrowedFd<'_>, pid: u32, tid: u32) -> About {
 pub(crate) fn printable(name: &str) -> String {
     let escaped = |character: char| character.is_control().then(|| character.escape_default().to_string());
     name.chars().map(|character| escaped(character).unwrap_or_else(|| character.into())).collect()
+}
+
+/// A path as it can be printed: who may make a file names it, and a name may hold anything but a slash and a NUL.
+#[must_use]
+pub fn shown(path: &Path) -> String {
+    printable(&path.to_string_lossy())
 }
 
 /// When a process started, in clock ticks since boot; `None` if it is gone.
@@ -165,6 +176,7 @@ mod tests {
     fn names_are_printable() {
         assert_eq!(printable("a b'é\"(sd-pam)"), "a b'é\"(sd-pam)");
         assert_eq!(printable("x\u{1b}[2J\n\u{9b}"), "x\\u{1b}[2J\\n\\u{9b}");
+        assert_eq!(shown(Path::new("/srv/a b/c\nd")), "/srv/a b/c\\nd");
     }
 
     #[test]

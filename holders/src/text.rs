@@ -5,11 +5,12 @@ use std::fmt;
 
 use crate::propagation::{Fate, Reason};
 use crate::report::{Holder, MountCopy, NamespaceUse, Phase, Report};
+use crate::task::{printable, shown};
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = self.verdict();
-        writeln!(f, "{}: {}", self.path.display(), verdict.line())?;
+        writeln!(f, "{}: {}", shown(&self.path), verdict.line())?;
         for advice in verdict.advice() {
             writeln!(f, "  - {advice}")?;
         }
@@ -17,13 +18,16 @@ impl fmt::Display for Report {
             (Some(mount), _) => writeln!(
                 f,
                 "mount {} ({}, device {}) in {}",
-                mount.id, mount.fstype, mount.device, self.namespace
+                mount.id,
+                printable(&mount.fstype),
+                mount.device,
+                self.namespace
             )?,
             (None, Some(mount)) => writeln!(
                 f,
                 "it lies on the mount at {} ({}, device {}) in {}",
-                mount.mount_point.display(),
-                mount.fstype,
+                shown(&mount.mount_point),
+                printable(&mount.fstype),
                 mount.device,
                 self.namespace
             )?,
@@ -36,10 +40,10 @@ impl fmt::Display for Report {
             write_holder(f, holder)?;
         }
         for held in &self.kernel_holders {
-            writeln!(f, "{}: {}, {}", held.kind, held.path.display(), held.effect.word())?;
+            writeln!(f, "{}: {}, {}", held.kind, shown(&held.path), held.effect.word())?;
         }
         for mount in &self.submounts {
-            writeln!(f, "submount {} ({})", mount.mount_point.display(), mount.fstype)?;
+            writeln!(f, "submount {} ({})", shown(&mount.mount_point), printable(&mount.fstype))?;
         }
         for copy in &self.copies {
             write_copy(f, copy)?;
@@ -85,7 +89,7 @@ fn write_holder(f: &mut fmt::Formatter<'_>, holder: &Holder) -> fmt::Result {
     }
     writeln!(f)?;
     for reference in &holder.references {
-        write!(f, "  {} {}", reference.kind, reference.path.display())?;
+        write!(f, "  {} {}", reference.kind, shown(&reference.path))?;
         match (reference.mount_id, reference.mount_namespace) {
             (Some(id), Some(namespace)) if holder.namespace != Some(namespace) => {
                 write!(f, " on mount {id} in {namespace}")?;
@@ -108,7 +112,7 @@ fn write_copy(f: &mut fmt::Formatter<'_>, copy: &MountCopy) -> fmt::Result {
         Some(Fate::Target) | None => "alive",
     };
     let (mount, namespace) = (&copy.mount, copy.namespace);
-    writeln!(f, "copy {} at {} in {namespace}: {fate}", mount.id, mount.mount_point.display())
+    writeln!(f, "copy {} at {} in {namespace}: {fate}", mount.id, shown(&mount.mount_point))
 }
 
 fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Result {
@@ -124,7 +128,7 @@ fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Resu
         write!(f, "; kept by descriptor {fd} of {pid}")?;
     }
     for bind in &used.binds {
-        write!(f, "; bound at {}", bind.display())?;
+        write!(f, "; bound at {}", shown(bind))?;
     }
     writeln!(f)
 }

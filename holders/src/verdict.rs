@@ -8,6 +8,7 @@ use crate::propagation::{Fate, Reason};
 use crate::report::{
     Blocker, Carries, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, Phase, Relation, Report, Suspect,
 };
+use crate::task::{printable, shown};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -206,12 +207,12 @@ impl Verdict {
             }
             Self::HeldByKernel { holders } => format!(
                 "held by {}",
-                joined(holders.iter().map(|held| format!("{} on {}", held.kind, held.path.display())))
+                joined(holders.iter().map(|held| format!("{} on {}", held.kind, shown(&held.path))))
             ),
             Self::Submounts { mounts } => format!(
                 "nobody refers to it, but {} on it: {}",
                 if mounts.len() == 1 { "a mount lies" } else { "mounts lie" },
-                joined(mounts.iter().map(|mount| mount.display().to_string()))
+                joined(mounts.iter().map(|mount| shown(mount)))
             ),
             Self::NotVisible { suspects } if suspects.is_empty() => {
                 "held by something that /proc does not show".to_owned()
@@ -335,11 +336,11 @@ fn advice_about_kernel(holder: &KernelHolder) -> String {
         KernelKind::Loop(name) if holder.mounted_at.is_empty() => format!("losetup -d /dev/{name}"),
         KernelKind::Loop(name) => format!(
             "unmount {}, then losetup -d /dev/{name}",
-            joined(holder.mounted_at.iter().map(|at| at.display().to_string()))
+            joined(holder.mounted_at.iter().map(|at| shown(at)))
         ),
-        KernelKind::Swap => format!("swapoff {}", holder.path.display()),
-        KernelKind::BinfmtMisc(name) => format!("echo -1 > /proc/sys/fs/binfmt_misc/{name}"),
-        KernelKind::OverlayLayer(at) => format!("unmount {}", at.display()),
+        KernelKind::Swap => format!("swapoff {}", shown(&holder.path)),
+        KernelKind::BinfmtMisc(name) => format!("echo -1 > /proc/sys/fs/binfmt_misc/{}", printable(name)),
+        KernelKind::OverlayLayer(at) => format!("unmount {}", shown(at)),
     }
 }
 
@@ -361,7 +362,7 @@ fn alive(copies: &[MountCopy], processes: &[u32], kernel: &[KernelHolder]) -> St
                 Some(Fate::Survives(Reason::HasSubmount)) => "copy with a mount on it",
                 _ => "mount",
             };
-            format!("{why} at {} in {}", copy.mount.mount_point.display(), copy.namespace)
+            format!("{why} at {} in {}", shown(&copy.mount.mount_point), copy.namespace)
         })
         .collect();
     match processes {
@@ -369,7 +370,7 @@ fn alive(copies: &[MountCopy], processes: &[u32], kernel: &[KernelHolder]) -> St
         [pid] => parts.push(format!("used by process {pid}")),
         pids => parts.push(format!("used by processes {}", joined(pids.iter().map(u32::to_string)))),
     }
-    parts.extend(kernel.iter().map(|held| format!("{} on {}", held.kind, held.path.display())));
+    parts.extend(kernel.iter().map(|held| format!("{} on {}", held.kind, shown(&held.path))));
     joined(parts.into_iter())
 }
 
