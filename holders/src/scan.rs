@@ -20,7 +20,7 @@ use rustix::io::Errno;
 
 use crate::mountinfo::{self, Device, in_context};
 use crate::namespace::{self, MountNamespace};
-use crate::task::{about, open_thread};
+use crate::task::{about_task, open_thread};
 use crate::walk::{Found, Link, Members, MountPoints, Wanted, open_proc, read_file, walk};
 
 /// Which processes to look at.
@@ -192,16 +192,15 @@ struct KnownNamespace {
 impl Look<'_> {
     /// `None` if the task is gone and has held nothing.
     fn task(&mut self, (pid, tid): (u32, u32), references: Vec<Reference>) -> Option<Task> {
-        let inode = open_thread(self.proc_dir, pid, tid).and_then(|task| {
-            let inode = namespace::inode(task.as_fd())?;
-            self.meet(task.as_fd(), inode)?;
-            Ok(inode)
+        let task = open_thread(self.proc_dir, pid, tid).ok();
+        let known = task.as_ref().and_then(|task| {
+            let inode = namespace::inode(task.as_fd()).ok()?;
+            Some((inode, self.meet(task.as_fd(), inode).ok()?))
         });
-        let known = inode.ok().and_then(|inode| Some((inode, *self.namespaces.get(&inode)?)));
         if references.is_empty() && known.is_none() {
             return None;
         }
-        let about = about(self.proc_dir, pid, tid);
+        let about = task.map(|task| about_task(task.as_fd())).unwrap_or_default();
         Some(Task {
             pid,
             tid,
@@ -216,9 +215,9 @@ impl Look<'_> {
 
     /// Looks at a namespace through this member, once in a scan. If the member vanishes meanwhile, the next one
     /// is asked.
-    fn meet(&mut self, member: BorrowedFd<'_>, inode: u64) -> Result<(), Errno> {
-        if self.namespaces.contains_key(&inode) {
-            return Ok(());
+    fn meet(&mut self, member: BorrowedFd<'_>, inode: u64) -> Result<KnownNamespace, Errno> {
+        if let Some(&known) = self.namespaces.get(&inode) {
+            return Ok(known);
         }
         let id = namespace::unique_id(member)?;
         let mut has_copy = false;
@@ -229,8 +228,9 @@ impl Look<'_> {
             has_copy =
                 mountinfo::parse_at(&table, self.mount_point).map_or(true, |mounts| !mounts.is_empty());
         }
-        self.namespaces.insert(inode, KnownNamespace { id, has_copy });
-        Ok(())
+        let known = KnownNamespace { id, has_copy };
+        self.namespaces.insert(inode, known);
+        Ok(known)
     }
 }
 
@@ -240,6 +240,8 @@ fn namespace_inode(proc_dir: BorrowedFd<'_>, pid: u32) -> Result<u64, Errno> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use std::fs;
     use std::process::{Child, Command, Stdio};
@@ -381,5 +383,37 @@ mod tests {
         assert_eq!(found.tasks[0].pid, holder.pid());
         assert_ne!(found.tasks[0].tid, holder.pid());
         assert_eq!(kinds(&found.tasks[0]), [Kind::Cwd]);
+    }
+
+    proptest! {
+        #[test]
+        fn each_path_is_told_once_in_its_kind_and_none_is_lost(
+            links in proptest::collection::vec((0_u32..7, "/[ab]"), 0..12)
+        ) {
+            let link = |number| match number {
+                0 => Link::Cwd,
+                1 => Link::Root,
+                2 => Link::Exe,
+                3 => Link::Mapping,
+                4 => Link::Socket(4),
+                fd => Link::File(fd),
+            };
+            let found = links.iter().map(|(number, path)| {
+                Found { pid: 7, tid: 7, link: link(*number), path: path.clone().into_bytes(), mount: None }
+            });
+            let told = references(found.collect());
+            prop_assert!(told.is_sorted_by_key(|reference| reference.kind));
+            for (at, reference) in told.iter().enumerate() {
+                prop_assert!(!told[..at].contains(reference));
+            }
+            for (number, path) in &links {
+                let kinds = [Kind::Cwd, Kind::Root, Kind::Exe, Kind::Mapping];
+                let kind = kinds.get(*number as usize).copied().unwrap_or(Kind::File);
+                let is_told = told.contains(&Reference { kind, path: path.into() });
+                prop_assert!(is_told || *number == 4, "{:?} {}", kind, path);
+            }
+            let sockets = links.iter().filter(|(number, _)| *number == 4).count();
+            prop_assert!(told.len() <= links.len() - sockets);
+        }
     }
 }
