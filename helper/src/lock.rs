@@ -107,6 +107,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
     use std::time::Duration;
 
+    use proptest::prelude::*;
     use rustix::fs::{CWD, RenameFlags, renameat_with};
 
     use super::*;
@@ -204,5 +205,57 @@ mod tests {
         assert!(matches!(while_it_lives, Err(HelperError::Locked(_))));
         assert!(take(parent.path(), Duration::from_secs(30)).unwrap().is_some());
         owner.wait().unwrap();
+    }
+
+    /// What one of several may do to the directory.
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        /// Lock it.
+        Take,
+        /// Let the lock go that was taken first.
+        Drop,
+        /// As a reset does: move it away, its lock with it.
+        Rename,
+        Make,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn a_lock_is_had_by_one_and_is_of_the_directory_that_has_the_name(
+            steps in prop::collection::vec(prop::sample::select(vec![Step::Take, Step::Take, Step::Drop, Step::Rename, Step::Make]), 0..24)
+        ) {
+            let parent = tempfile::tempdir().unwrap();
+            let runtime = parent.path().join("3");
+            // The directory that has the name, by a number; and the locks, each with the number of its directory.
+            let (mut there, mut next) = (None, 0);
+            let mut held: Vec<(u32, RuntimeLock)> = Vec::new();
+            for step in steps {
+                match step {
+                    Step::Take => {
+                        let is_held = held.iter().any(|(of, _)| Some(*of) == there);
+                        // One that waited for nothing may be at the end of its wait just now.
+                        let within = if is_held { Duration::from_millis(1) } else { Duration::from_secs(30) };
+                        match (take(parent.path(), within), there) {
+                            (Ok(None), None) => {}
+                            (Err(HelperError::Locked(path)), Some(_)) if is_held => prop_assert_eq!(path, runtime.clone()),
+                            (Ok(Some(lock)), Some(of)) if !is_held => held.push((of, lock)),
+                            (other, there) => prop_assert!(false, "{:?} of {:?}, held: {:?}", other, there, held),
+                        }
+                    }
+                    Step::Drop if !held.is_empty() => drop(held.remove(0)),
+                    Step::Rename if there.is_some() => {
+                        fs::rename(&runtime, parent.path().join(format!("gone-{next}"))).unwrap();
+                        there = None;
+                    }
+                    Step::Make if there.is_none() => {
+                        fs::create_dir(&runtime).unwrap();
+                        next += 1;
+                        there = Some(next);
+                    }
+                    Step::Drop | Step::Rename | Step::Make => {}
+                }
+            }
+        }
     }
 }

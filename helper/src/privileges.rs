@@ -32,3 +32,37 @@ pub fn keep_only(kept: CapabilitySet) -> Result<(), HelperError> {
     };
     set_capabilities(None, sets).map_err(failed("capset"))
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn now() -> (CapabilitySet, CapabilitySet, CapabilitySet) {
+        let now = capabilities(None).unwrap();
+        (now.effective, now.permitted, now.inheritable)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        /// Each thread has capabilities of its own, capabilities(7): what one gives up here the tests beside it keep.
+        #[test]
+        fn what_was_given_up_does_not_come_back(first: u64, then: u64) {
+            let [first, then] = [first, then].map(CapabilitySet::from_bits_truncate);
+            let before = now();
+            let given_up = move || {
+                keep_only(first).unwrap();
+                let after_first = now();
+                keep_only(then).unwrap();
+                (after_first, now(), rustix::thread::no_new_privs().unwrap())
+            };
+            let (after_first, after_both, no_new_privileges) = std::thread::spawn(given_up).join().unwrap();
+            let none = CapabilitySet::empty();
+            prop_assert_eq!(after_first, (before.0 & first, before.1 & first, none));
+            prop_assert_eq!(after_both, (before.0 & first & then, before.1 & first & then, none));
+            prop_assert!(no_new_privileges);
+            prop_assert_eq!(now(), before, "and this thread has all that it had");
+        }
+    }
+}

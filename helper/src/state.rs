@@ -127,6 +127,8 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -181,5 +183,55 @@ mod tests {
         assert!(state.runtime().unwrap().is_none());
         symlink("/", &runtime).unwrap();
         assert!(matches!(state.runtime(), Err(HelperError::Call { source: Errno::LOOP, .. })));
+    }
+
+    /// Names of which some are links, and a way through them.
+    fn component() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec!["a", "b", "f", "up", "out", "loop", "proc", "..", ".", ""])
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+        #[test]
+        fn whatever_is_opened_lies_below_and_was_reached_through_no_link(
+            directories in prop::collection::vec(prop::collection::vec(component(), 1..4), 0..6),
+            links in prop::collection::vec(prop::collection::vec(component(), 1..4), 0..4),
+            asked in prop::collection::vec(prop::collection::vec(component(), 1..6), 1..12),
+            absolute: bool,
+        ) {
+            let parent = tempfile::tempdir().unwrap();
+            let root = parent.path().canonicalize().unwrap().join("state");
+            fs::create_dir_all(root.join("a/b")).unwrap();
+            fs::create_dir(parent.path().join("outside")).unwrap();
+            let is_plain = |path: &[&str]| !path.iter().any(|name| ["..", ".", ""].contains(name));
+            for path in directories.iter().filter(|path| is_plain(path)) {
+                // What has a name already keeps it.
+                drop(fs::create_dir_all(root.join(path.join("/"))));
+            }
+            for path in links.iter().filter(|path| is_plain(path)) {
+                let target = match path.last() {
+                    Some(&"up") => "..",
+                    Some(&"out") => "../../outside",
+                    Some(&"proc") => "/proc/self/root",
+                    Some(&"loop") => "loop",
+                    _ if absolute => "/",
+                    _ => "a",
+                };
+                drop(symlink(target, root.join(path.join("/"))));
+            }
+            let state = StateDir::open(&root).unwrap();
+            for path in asked {
+                let path = PathBuf::from(path.join("/"));
+                for opened in [state.directory(&path), state.file(&path)] {
+                    let Ok(opened) = opened else { continue };
+                    let real = fs::read_link(proc_path(&opened)).unwrap();
+                    prop_assert!(real.starts_with(&root), "{} led to {}", path.display(), real.display());
+                    let through = (1..=path.components().count())
+                        .map(|count| path.components().take(count).collect::<PathBuf>())
+                        .find(|part| root.join(part).is_symlink());
+                    prop_assert_eq!(through, None, "{} led to {}", path.display(), real.display());
+                }
+            }
+        }
     }
 }

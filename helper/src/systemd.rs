@@ -442,6 +442,8 @@ fn explain_reply(name: &str, detail: &str) -> UnitsError {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -774,5 +776,28 @@ mod tests {
         let runs: Vec<_> =
             state.exec.iter().map(|run| (run.line, run.started_us, run.code, run.status)).collect();
         assert_eq!(runs, [("ExecStart", 2, 2, 15), ("ExecStopPost", 20, 1, 32)]);
+    }
+
+    proptest! {
+        /// systemd.exec(5): "-", "+", or both, in this order, in front of an absolute path. systemd refuses another.
+        #[test]
+        fn a_settings_path_is_what_follows_its_marks(
+            mark in prop::sample::select(vec!["", "-", "+", "-+"]), path in "(/[-+a-z. ]{0,4}){1,4}"
+        ) {
+            prop_assert_eq!(plain_path(&format!("{mark}{path}")), PathBuf::from(&path));
+        }
+
+        /// Whichever reply an error is, what systemd says in it is what is said; and no other than its own is 'no unit'.
+        #[test]
+        fn an_error_reply_comes_through_in_its_own_words(
+            name in "org\\.freedesktop\\.(DBus\\.Error|systemd1)\\.(AccessDenied|AuthFailed|NoReply|NoSuchUnit|[A-Z][a-z]{0,8})",
+            detail in "[ -~]{0,40}"
+        ) {
+            let error = explain_reply(&name, &detail);
+            prop_assert!(error.to_string().contains(&detail), "{}", error);
+            let is_no_unit = matches!(error, UnitsError::NoSuchUnit(_));
+            prop_assert_eq!(is_no_unit, name == "org.freedesktop.systemd1.NoSuchUnit");
+            prop_assert!(!matches!(error, UnitsError::Denied(_)) || name.starts_with("org.freedesktop.DBus.Error.A"));
+        }
     }
 }
