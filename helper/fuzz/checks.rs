@@ -2,26 +2,32 @@
 //! makes up; `helper/tests/corpus.rs` calls them with the corpus, as an ordinary test.
 
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
-pub(crate) use holders::checks::{kernel_files, propagation, statmount, task, verdict};
+pub use control::control;
+pub use holders::checks::{kernel_files, propagation, statmount, task, verdict};
 use left4me_helper::arguments::{Action, Command, MAX_WAIT};
 use left4me_helper::cgroup::UnitCgroup;
 use left4me_helper::cli;
 use left4me_helper::doctor::{self, Bind, ExecLine, Sandbox, UnitSetup};
+use left4me_helper::error::HelperError;
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
 use left4me_helper::patience::{Next, Patience, Plan};
-use left4me_helper::{account, busy, journal, layers, mountinfo, overlay};
+use left4me_helper::{account, busy, journal, layers, mountinfo, overlay, purge};
+
+mod control;
 
 /// What must hold for an input.
-pub(crate) type Check = fn(&[u8]);
+pub type Check = fn(&[u8]);
 
 /// The checks, by the name of their fuzz target and of their directory in the corpus.
-pub(crate) const CHECKS: [(&str, Check); 17] = [
+pub const CHECKS: [(&str, Check); 19] = [
     ("mountinfo", mountinfo),
     ("instance_name", instance_name),
     ("instance_file", instance_file),
@@ -33,6 +39,8 @@ pub(crate) const CHECKS: [(&str, Check); 17] = [
     ("arguments", arguments),
     ("ctl_arguments", ctl_arguments),
     ("doctor", doctor),
+    ("control", control),
+    ("purge", purge),
     // Those of the library and the command `holders` stand beside what they check.
     ("kernel_files", kernel_files),
     ("task", task),
@@ -43,7 +51,7 @@ pub(crate) const CHECKS: [(&str, Check); 17] = [
 ];
 
 /// A mount table: an error or mounts, of which each found one is where it was asked for.
-pub(crate) fn mountinfo(data: &[u8]) {
+pub fn mountinfo(data: &[u8]) {
     let Ok(mounts) = holders::mountinfo::parse(data) else { return };
     for mount in &mounts {
         let at = holders::mountinfo::parse_at(data, &mount.mount_point).expect("every line was parsed");
@@ -55,7 +63,7 @@ pub(crate) fn mountinfo(data: &[u8]) {
 }
 
 /// A name from a command line: whatever is taken stays in its directory.
-pub(crate) fn instance_name(data: &[u8]) {
+pub fn instance_name(data: &[u8]) {
     let Ok(name) = std::str::from_utf8(data) else { return };
     let Ok(instance) = name.parse::<Instance>() else { return };
     let paths = instance.paths(Path::new(STATE_DIR));
@@ -65,7 +73,7 @@ pub(crate) fn instance_name(data: &[u8]) {
 }
 
 /// An instance file: an error, or a plan whose options are the four that it is meant to have.
-pub(crate) fn instance_file(data: &[u8]) {
+pub fn instance_file(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(file) = layers::parse(text, Path::new("3.toml")) else { return };
     let paths = "3".parse::<Instance>().expect("a name").paths(Path::new(STATE_DIR));
@@ -81,7 +89,7 @@ pub(crate) fn instance_file(data: &[u8]) {
 }
 
 /// A user database.
-pub(crate) fn passwd(data: &[u8]) {
+pub fn passwd(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if account::parse(&text, account::USER).is_some() {
         assert!(text.lines().any(|line| line.starts_with("left4me:")));
@@ -89,7 +97,7 @@ pub(crate) fn passwd(data: &[u8]) {
 }
 
 /// A `/proc/PID/cgroup`: a task that is in the unit is in the unit's cgroup.
-pub(crate) fn cgroup(data: &[u8]) {
+pub fn cgroup(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(unit) = UnitCgroup::parse(text, "left4me-server@3.service") {
         assert!(unit.holds(text));
@@ -98,7 +106,7 @@ pub(crate) fn cgroup(data: &[u8]) {
 }
 
 /// A journal entry: a value is never taken for another field.
-pub(crate) fn journal(data: &[u8]) {
+pub fn journal(data: &[u8]) {
     let value = String::from_utf8_lossy(data).into_owned();
     let datagram = journal::encode(&[("MESSAGE", value.clone()), ("PRIORITY", "3".into())]);
     if value.contains('\n') {
@@ -111,7 +119,7 @@ pub(crate) fn journal(data: &[u8]) {
 }
 
 /// The note of a refused unmount: a line of it, if it is of the time that is asked about.
-pub(crate) fn busy_note(data: &[u8]) {
+pub fn busy_note(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Some(line) = busy::parse_note(&text, &(1..=9)) {
         assert!(text.contains(&line) && !line.ends_with('\n'));
@@ -120,7 +128,7 @@ pub(crate) fn busy_note(data: &[u8]) {
 }
 
 /// A wait: two bytes of milliseconds, one that says what is allowed, and how long each wait took in 64 ms.
-pub(crate) fn patience(data: &[u8]) {
+pub fn patience(data: &[u8]) {
     let Some((&[low, high, allowed], pauses)) = data.split_first_chunk::<3>() else { return };
     let wait = Duration::from_millis(u16::from_le_bytes([low, high]).into());
     let patience = Patience { wait, end: allowed & 1 != 0, outside: allowed & 2 != 0 };
@@ -143,8 +151,62 @@ pub(crate) fn patience(data: &[u8]) {
     assert!(["SIGTERM", "SIGKILL"].starts_with(&sent), "{sent:?}");
 }
 
+/// A directory for a scene: in memory where that can be, as a disk takes twenty times as long for what is thrown away.
+fn place() -> tempfile::TempDir {
+    tempfile::tempdir_in("/dev/shm").or_else(|_not_there| tempfile::tempdir()).expect("a directory")
+}
+
+/// A tree that bytes say, deleted with a deadline in the past and then with one far off: all of it, and nothing that a
+/// link in it leads to. Each byte is a step with a name of four: down into a directory, many levels at once, a file, a
+/// link, or up again.
+pub fn purge(data: &[u8]) {
+    let place = place();
+    let (tree, outside) = (place.path().join("t"), place.path().join("outside"));
+    for directory in [&tree, &outside] {
+        fs::create_dir(directory).expect("mkdir");
+    }
+    fs::write(outside.join("file"), "kept").expect("write");
+    let targets = ["/", "..", ".", "../outside", "../../outside/file", ".moved-0"];
+    let mut at = tree.clone();
+    for &byte in data.iter().take(24) {
+        // What a delete calls what lies too deep is a name like any other.
+        let name = at.join(["a", ".moved-0", ".moved-1", "b\nc"][usize::from(byte >> 6)]);
+        let down = match byte % 8 {
+            0..=2 => name,
+            3 => (0..purge::MAX_DEPTH + 2).fold(name, |path, _| path.join("d")),
+            // What has the name already keeps it.
+            4 | 5 => {
+                drop(fs::File::create_new(name));
+                continue;
+            }
+            6 => {
+                drop(symlink(targets[usize::from(byte >> 3) % targets.len()], name));
+                continue;
+            }
+            _ => {
+                at = at.parent().filter(|up| up.starts_with(&tree)).unwrap_or(&tree).to_owned();
+                continue;
+            }
+        };
+        let is_plain = down.ancestors().take_while(|up| *up != tree).all(|up| !up.is_symlink());
+        if is_plain && fs::create_dir_all(&down).is_ok() {
+            at = down;
+        }
+    }
+    let parent = fs::File::open(place.path()).expect("open");
+    let delete = |deadline| purge::remove_tree(&parent, "t", &tree, deadline);
+    match delete(Instant::now()) {
+        Ok(()) => assert!(!tree.exists()),
+        Err(error) => assert!(matches!(error, HelperError::OutOfTime(_)) && tree.exists(), "{error}"),
+    }
+    delete(Instant::now() + Duration::from_secs(60)).expect("all of it can be deleted");
+    assert!(!tree.exists());
+    assert_eq!(fs::read_to_string(outside.join("file")).expect("read"), "kept");
+    assert_eq!(fs::read_dir(place.path()).expect("list").count(), 1);
+}
+
 /// The command line of `left4me-overlay`, its words parted by zero bytes.
-pub(crate) fn arguments(data: &[u8]) {
+pub fn arguments(data: &[u8]) {
     let parsed = left4me_helper::arguments::parse(command_line("left4me-overlay", data));
     if let Ok(Command::Run(request)) = parsed {
         let name = request.instance.as_str().as_bytes();
@@ -155,7 +217,7 @@ pub(crate) fn arguments(data: &[u8]) {
 }
 
 /// That of `l4d2ctl`.
-pub(crate) fn ctl_arguments(data: &[u8]) {
+pub fn ctl_arguments(data: &[u8]) {
     let Ok(cli::Cli { command }) = cli::Cli::try_parse_from(command_line("l4d2ctl", data)) else { return };
     let how = match &command {
         cli::Command::Start(target) | cli::Command::Stop(target) | cli::Command::Reset(target) => {
@@ -168,7 +230,7 @@ pub(crate) fn ctl_arguments(data: &[u8]) {
 }
 
 /// That of `holders`.
-pub(crate) fn holders_arguments(data: &[u8]) {
+pub fn holders_arguments(data: &[u8]) {
     holders::checks::command_line(data);
 }
 
@@ -180,7 +242,7 @@ fn command_line(program: &str, data: &[u8]) -> impl Iterator<Item = OsString> {
 /// A unit's settings, one a line: the words of both Exec lines, what is bound, what is mounted over, `KillMode=`. Then
 /// those of another service: what is bound and to where, what is mounted over, its working directory, its root; and the
 /// name of a mount unit.
-pub(crate) fn doctor(data: &[u8]) {
+pub fn doctor(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let mut lines = text.lines();
     let mut next = || lines.next().unwrap_or_default();

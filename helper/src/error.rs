@@ -272,7 +272,7 @@ impl fmt::Display for HelperError {
             ),
             Self::StillMounted(mounts) => {
                 write!(f, "nothing was deleted, since something is still mounted there:")?;
-                mounts.iter().try_for_each(|mount| write!(f, " {}", mount.display()))
+                mounts.iter().try_for_each(|mount| write!(f, " {}", holders::shown(mount)))
             }
             Self::Gate { path, source } => {
                 let why = if *source == Errno::NOTEMPTY {

@@ -4,7 +4,8 @@
 //! short function that says why it is safe. Nothing here waits by the clock, retries a mount, or deletes a path
 //! by name without holding its directory.
 //!
-//! The feature `control` (on by default) adds what talks to systemd; the helper is built without it.
+//! The feature `control` adds what `l4d2ctl` decides, `dbus` (on by default) what talks to systemd; the helper is built
+//! without either.
 
 pub mod error;
 
@@ -34,5 +35,5 @@ pub mod doctor;
 pub mod neighbours;
 #[cfg(feature = "control")]
 pub mod report;
-#[cfg(feature = "control")]
+#[cfg(feature = "dbus")]
 pub mod systemd;

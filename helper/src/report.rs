@@ -3,7 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use serde::Serialize;
+use holders::shown;
+use serde::{Serialize, Serializer};
 
 /// The action's outcome. The keys are an interface: new ones may be added, none changes its meaning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -29,6 +30,7 @@ pub struct Report {
     /// How long each phase took.
     pub phases: Phases,
     /// What is mounted at or below `runtime/<id>` after a stop or a reset, seen by PID 1 and by this process.
+    #[serde(serialize_with = "as_text")]
     pub still_mounted: Vec<PathBuf>,
     /// For `status`: whether anything is mounted at or below `runtime/<id>`; null if that cannot be read.
     pub mounted: Option<bool>,
@@ -155,7 +157,7 @@ impl fmt::Display for Report {
             }
         }
         for mount in &self.still_mounted {
-            row(f, "still mounted", &mount.display().to_string())?;
+            row(f, "still mounted", &shown(mount))?;
         }
         Ok(())
     }
@@ -198,6 +200,11 @@ pub fn table(reports: &[Report]) -> String {
     text
 }
 
+/// JSON has text only, and who may mount may name the place with bytes that are none.
+fn as_text<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
+}
+
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
     writeln!(f, "  {name:<15}{value}")
 }
@@ -208,6 +215,8 @@ fn milliseconds(us: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     /// The report of a reset whose umount found somebody in the mount.
@@ -298,5 +307,19 @@ mod tests {
     #[test]
     fn json() {
         insta::assert_snapshot!(serde_json::to_string_pretty(&busy()).unwrap());
+    }
+
+    proptest! {
+        #[test]
+        fn the_worst_is_one_of_them_and_no_order_hides_it(mut all in prop::collection::vec(
+            prop::sample::select(vec![Exit::Ok, Exit::Failed, Exit::NotRunning, Exit::NoSuchUnit]), 1..6
+        )) {
+            let worst = Exit::worst(all.iter().copied());
+            prop_assert!(all.contains(&worst));
+            prop_assert_eq!(worst == Exit::Ok, all.iter().all(|exit| *exit == Exit::Ok));
+            prop_assert_eq!(worst == Exit::Failed, all.contains(&Exit::Failed));
+            all.reverse();
+            prop_assert_eq!(Exit::worst(all), worst);
+        }
     }
 }

@@ -28,7 +28,7 @@ fn usage_errors_of_the_helper() {
     }
 }
 
-#[cfg(feature = "control")]
+#[cfg(feature = "dbus")]
 #[test]
 fn help_of_l4d2ctl() {
     let program = env!("CARGO_BIN_EXE_l4d2ctl");
@@ -56,7 +56,7 @@ fn the_manual_page_and_the_completions_that_are_shipped_are_those_of_the_program
     }
 }
 
-#[cfg(feature = "control")]
+#[cfg(feature = "dbus")]
 #[test]
 fn usage_errors_of_l4d2ctl() {
     for args in [

@@ -1,9 +1,12 @@
 //! The fuzz targets' corpus as an ordinary test: what libFuzzer has found once stays found.
 
 #[path = "../fuzz/checks.rs"]
+#[expect(unreachable_pub, reason = "a library of its own for the fuzz targets")]
 mod checks;
 
 use std::path::Path;
+
+use proptest::prelude::*;
 
 #[test]
 fn every_file_of_the_corpus_passes_its_check() {
@@ -39,8 +42,6 @@ fn every_directory_of_the_corpus_and_every_target_is_a_checks() {
 /// What libFuzzer does, a little of it in every run: a file of the corpus with a few bytes changed.
 #[test]
 fn what_is_like_the_corpus_passes_its_check() {
-    use proptest::prelude::*;
-
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
     for (name, check) in checks::CHECKS {
         let files: Vec<Vec<u8>> = std::fs::read_dir(corpus.join(name))
@@ -57,15 +58,31 @@ fn what_is_like_the_corpus_passes_its_check() {
                     bytes
                 })
             });
-        let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
-            // The failing input is in the message; it belongs into the corpus.
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        });
-        let ran = runner.run(&edited, |bytes| {
-            check(&bytes);
-            Ok(())
-        });
-        assert!(ran.is_ok(), "{name}: {}", ran.unwrap_err());
+        passes(name, check, edited, ProptestConfig::default().cases);
     }
+}
+
+/// The scenes of the planners whose input is made up from bytes, whether or not a file of the corpus is like it. A zero
+/// is the plainest of what it picks from, and too many picks out of the ordinary hide each other.
+#[test]
+fn any_scene_passes_its_check() {
+    let byte = || prop_oneof![3 => Just(0), 2 => any::<u8>()];
+    passes("control", checks::control, prop::collection::vec(byte(), 0..50), 2000);
+    passes("purge", checks::purge, prop::collection::vec(any::<u8>(), 0..24), 256);
+    passes("patience", checks::patience, prop::collection::vec(byte(), 3..40), 500);
+    passes("verdict", checks::verdict, prop::collection::vec(byte(), 1..12), 500);
+}
+
+fn passes(name: &str, check: checks::Check, inputs: impl Strategy<Value = Vec<u8>>, cases: u32) {
+    let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
+        cases,
+        // The failing input is in the message; it belongs into the corpus.
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    });
+    let ran = runner.run(&inputs, |bytes| {
+        check(&bytes);
+        Ok(())
+    });
+    assert!(ran.is_ok(), "{name}: {}", ran.unwrap_err());
 }
