@@ -283,10 +283,10 @@ pub fn control(data: &[u8]) {
     };
 
     let directory = super::place();
-    make(directory.path(), disk);
-    write_tables(directory.path(), before);
-    // The name that the kernel has for it, as a mount table would.
+    // By the name that the kernel has for it, as a mount table would.
     let place = directory.path().canonicalize().expect("its name");
+    make(&place, disk);
+    write_tables(&place, before);
     let state = state_of(&place);
     let tables = [table(&place, 0), table(&place, 1)];
     let host = Host { state_dir: state.clone(), mount_tables: tables.to_vec(), ..Host::default() };
@@ -320,8 +320,13 @@ pub fn control(data: &[u8]) {
     let is_mounted = mounts_now.iter().any(|mounts| matches!(mounts, Mounts::Ours(_)));
     let is_known = !mounts_now.iter().any(|mounts| matches!(mounts, Mounts::Unknown(_)));
     let is_down = state_now.is_some_and(|now| ["inactive", "failed"].contains(&now.active_state.as_str()));
-    let may_delete =
-        action == Action::Reset && ran && answers.job.is_ok() && is_down && is_known && !is_mounted;
+    // Whose directory it is, and whether the mountpoint is an empty one: the last gate.
+    let is_gate_open = match disk.runtime {
+        "directory" => disk.mode == 0o755 && ["directory", "none"].contains(&disk.merged),
+        runtime => runtime == "none",
+    };
+    let is_stopped = ran && answers.job.is_ok() && is_down;
+    let may_delete = action == Action::Reset && is_stopped && is_known && !is_mounted && is_gate_open;
     assert!(may_delete || inside == left, "deleted from {disk:?} with {mounts_now:?}: {report:?}");
     // As long as the instance is there, what its server wrote is.
     let precious = state.join("runtime/3/upper/precious");
@@ -337,8 +342,10 @@ pub fn control(data: &[u8]) {
         }
         Action::Status | Action::Start => assert_eq!(report.mounted, None),
     }
-    if action == Action::Reset && report.ok {
-        assert!(!left.keys().any(|path| is_ours(path)), "{left:?}");
+    // A reset that may delete does, and what an earlier one left as well.
+    let must_delete = may_delete && ["none", "directory", "full"].contains(&disk.trash);
+    if must_delete || (action == Action::Reset && report.ok) {
+        assert!(!left.keys().any(|path| is_ours(path)), "{report:?}: {left:?}");
     }
 }
 
