@@ -12,7 +12,7 @@ use clap::Parser;
 pub use control::control;
 pub use holders::checks::{kernel_files, propagation, statmount, task, verdict};
 use left4me_helper::arguments::{Action, Command, MAX_WAIT};
-use left4me_helper::cgroup::UnitCgroup;
+use left4me_helper::cgroup::{UnitCgroup, process_ids};
 use left4me_helper::cli;
 use left4me_helper::doctor::{self, Bind, ExecLine, Sandbox, UnitSetup};
 use left4me_helper::error::HelperError;
@@ -96,13 +96,14 @@ pub fn passwd(data: &[u8]) {
     }
 }
 
-/// A `/proc/PID/cgroup`: a task that is in the unit is in the unit's cgroup.
+/// A `/proc/PID/cgroup`: a task that is in the unit is in the unit's cgroup. And a cgroup.procs.
 pub fn cgroup(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     if let Some(unit) = UnitCgroup::parse(text, "left4me-server@3.service") {
         assert!(unit.holds(text));
         assert!(!unit.holds("0::/"));
     }
+    assert!(process_ids(text).all(|pid| pid != 0 && text.contains(&pid.to_string())));
 }
 
 /// A journal entry: a value is never taken for another field.

@@ -79,9 +79,14 @@ pub fn path_of(proc_cgroup: &str) -> Option<&str> {
     (path.starts_with('/') && !path.split('/').any(|component| component == "..")).then_some(path)
 }
 
+/// The process ids of a cgroup.procs, cgroups(7). A process of another pid namespace is shown as 0, and is nobody's name.
+pub fn process_ids(procs: &str) -> impl Iterator<Item = u32> {
+    procs.lines().filter_map(|line| line.parse().ok()).filter(|&pid| pid != 0)
+}
+
 fn collect(directory: &Path, found: &mut Vec<u32>) -> bool {
     let Ok(text) = fs::read_to_string(directory.join("cgroup.procs")) else { return false };
-    found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|&pid| pid != 0));
+    found.extend(process_ids(&text));
     for below in subdirectories(directory) {
         collect(&below, found);
     }
@@ -134,7 +139,23 @@ mod tests {
         assert!(!cgroup.holds("0::/\n"));
     }
 
+    #[test]
+    fn who_is_in_it() {
+        for (procs, expected) in
+            [("12\n7\n", &[12, 7][..]), ("0\n3\n", &[3]), ("", &[]), ("x\n-1\n4294967296\n5", &[5])]
+        {
+            assert_eq!(process_ids(procs).collect::<Vec<_>>(), expected, "{procs}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn everybody_who_is_listed_is_found(pids in prop::collection::vec(any::<u32>(), 0..9)) {
+            let text: String = pids.iter().map(|pid| format!("{pid}\n")).collect();
+            let named: Vec<_> = pids.into_iter().filter(|&pid| pid != 0).collect();
+            prop_assert_eq!(process_ids(&text).collect::<Vec<_>>(), named);
+        }
+
         #[test]
         fn never_panics_and_a_task_belongs_to_its_own_cgroup(text in "(0::)?[/a-zé.@0-9:\\\\\n]{0,60}", unit in "[a-z/é.]{0,4}") {
             if let Some(cgroup) = UnitCgroup::parse(&text, &unit) {

@@ -161,6 +161,30 @@ mod tests {
         }
     }
 
+    proptest::proptest! {
+        #[test]
+        fn what_is_listed_is_layered_in_its_order_or_refused(
+            names in proptest::collection::vec("[a-c][a-c._-]{0,1}|[a-c:,./\\\\ é-]{0,3}", 0..5)
+        ) {
+            let quoted: Vec<_> = names.iter().map(|name| format!("'{name}'")).collect();
+            let text = format!("# mine\noverlays = [{}]", quoted.join(", "));
+            let plain = |name: &String| {
+                name.starts_with(|first: char| first.is_ascii_alphanumeric())
+                    && name.chars().all(|one| one.is_ascii_alphanumeric() || "._-".contains(one))
+            };
+            let once = names.iter().collect::<HashSet<_>>().len() == names.len();
+            match parse(&text, Path::new("3.toml")) {
+                Ok(file) => {
+                    proptest::prop_assert!(once && names.iter().all(plain), "{}", text);
+                    let mut expected: Vec<_> = names.iter().map(|name| Path::new("/s/overlays").join(name)).collect();
+                    expected.push("/s/installation".into());
+                    proptest::prop_assert_eq!(lower(&file, Path::new("/s")), expected);
+                }
+                Err(error) => proptest::prop_assert!(!once || !names.iter().all(plain), "{}", error),
+            }
+        }
+    }
+
     #[test]
     fn bad_files_say_where() {
         for (text, expected) in [

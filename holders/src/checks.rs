@@ -7,7 +7,7 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::diagnose::{field, registered_files};
+use crate::diagnose::{check_effects, field, registered_files};
 use crate::kernel::mount_of_answer;
 use crate::kernel_holders::{fixed_interpreter, layers, swap_files, unix_sockets};
 use crate::mountinfo::{self, Mount};
@@ -117,6 +117,7 @@ pub fn propagation(data: &[u8]) {
         if exact {
             assert_eq!(mounts[on].mount_point, path);
             what_an_unmount_asks(&tables, At { table: 0, mount: on });
+            check_effects(&tables, on);
         }
     }
 }

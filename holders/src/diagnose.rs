@@ -688,6 +688,72 @@ impl Survey<'_> {
     }
 }
 
+/// What must hold for references to any mount of any tables, `target` being one of the first: who is told to block does,
+/// and who does is told.
+#[cfg(any(test, feature = "checks"))]
+pub(crate) fn check_effects(tables: &[Table], target: usize) {
+    let proc_dir = walk::open_proc().expect("open /proc");
+    let mount = tables[0].mounts[target].clone();
+    let mut survey = Survey {
+        proc_dir: proc_dir.as_fd(),
+        path: &mount.mount_point,
+        target: Some(target),
+        devices: vec![mount.device],
+        is_device_given: false,
+        detached: false,
+        refused: false,
+        listed: None,
+        among: None,
+        tables: tables.to_vec(),
+        unlisted: Vec::new(),
+        fates: Fates::default(),
+        walk: Walk::default(),
+    };
+    survey.settle();
+    let submounts = propagation::submounts(&tables[0].mounts, target);
+    for (at, table) in tables.iter().enumerate() {
+        for (index, other) in table.mounts.iter().enumerate() {
+            // Two mounts with one id are in no table that is whole.
+            if tables.iter().flat_map(|table| &table.mounts).filter(|mount| mount.id == other.id).count() > 1
+            {
+                continue;
+            }
+            let (effect, namespace) = survey.effect_on(other.id, other.device);
+            assert_eq!(namespace, Some(table.namespace));
+            let is_target = (at, index) == (0, target);
+            let goes_along = matches!(survey.fates.of(other.id), Some((_, Fate::UnmountedAlong)));
+            assert_eq!(effect == Effect::BlocksUmount, is_target || goes_along, "{other:?}");
+            assert!(effect != Effect::BlocksSubmount || (at == 0 && submounts.contains(&index)), "{other:?}");
+            assert!(
+                effect != Effect::KeepsSuperblock
+                    || other.device == mount.device
+                    || survey.fates.of(other.id).is_some()
+            );
+            assert!(effect != Effect::Unclear, "{other:?}");
+        }
+    }
+    // Nothing that is in no table blocks; it keeps alive what it is of.
+    let unknown =
+        tables.iter().flat_map(|table| &table.mounts).map(|mount| mount.id).max().unwrap_or_default();
+    if let Some(unknown) = unknown.checked_add(1) {
+        assert_eq!(survey.effect_on(unknown, mount.device), (Effect::KeepsSuperblock, None));
+    }
+    // A path alone tells less, and not more: who says so is on the target, or on a mount that goes along.
+    for path in [&mount.mount_point, &mount.mount_point.join("a"), &mount.mount_point.join("a (deleted)")] {
+        for table in tables {
+            let told = survey.effect_at(path, Some(table.namespace));
+            let shown = kernel_holders::without_deleted(path);
+            let on = propagation::containing(&table.mounts, shown).map(|(on, _)| &table.mounts[on]);
+            let expected = on.map(|on| survey.effect_on(on.id, on.device).0);
+            let is_once = tables.iter().filter(|other| other.namespace == table.namespace).count() == 1;
+            assert!(
+                !is_once || told == expected.filter(|effect| *effect != Effect::Harmless),
+                "{told:?} {expected:?}"
+            );
+        }
+    }
+}
+
 fn effect_of(fate: Fate) -> Effect {
     match fate {
         Fate::Target | Fate::UnmountedAlong => Effect::BlocksUmount,

@@ -337,7 +337,74 @@ mod tests {
         assert_eq!(read_at(std::process::id(), Path::new("/proc")).unwrap().unwrap().fstype, "proc");
     }
 
+    /// As the kernel writes a text (`fs/proc_namespace.c:mangle`, `show_mnt_opts`, `fs/seq_file.c:seq_escape`).
+    fn mangled(text: &str) -> String {
+        text.chars()
+            .map(|one| match one {
+                ' ' | '\t' | '\n' | '\\' | '#' => format!("\\{:03o}", u32::from(one)),
+                one => one.to_string(),
+            })
+            .collect()
+    }
+
+    prop_compose! {
+        fn mounts()(
+            ids in any::<[u32; 4]>(),
+            groups in any::<[Option<u32>; 3]>(),
+            unbindable: bool,
+            texts in proptest::collection::vec("[a-z0-9 \t\n\\\\#,:=é-]{0,6}", 6),
+        ) -> Mount {
+            let [id, parent, major, minor] = ids;
+            let [shared, master, propagate_from] = groups.map(|group| group.map(u64::from));
+            let text = |index: usize| texts[index].clone();
+            Mount {
+                id: id.into(),
+                parent: parent.into(),
+                device: Device { major, minor },
+                root: format!("/{}", text(0)).into(),
+                mount_point: format!("/{}", text(1)).into(),
+                options: text(2),
+                propagation: Propagation { shared, master, propagate_from, unbindable },
+                fstype: text(3),
+                source: text(4),
+                super_options: text(5),
+            }
+        }
+    }
+
+    fn line(mount: &Mount) -> String {
+        let Mount { id, parent, device, options, fstype, source, super_options, .. } = mount;
+        let path = |path: &Path| mangled(path.to_str().unwrap());
+        let group = |name: &str, group: Option<u64>| {
+            group.map(|group| format!("{name}:{group} ")).unwrap_or_default()
+        };
+        let Propagation { shared, master, propagate_from, unbindable } = mount.propagation;
+        format!(
+            "{id} {parent} {device} {} {} {} {}{}{}{}new:7 - {} {} {}\n",
+            path(&mount.root),
+            path(&mount.mount_point),
+            mangled(options),
+            group("shared", shared),
+            group("master", master),
+            group("propagate_from", propagate_from),
+            if unbindable { "unbindable " } else { "" },
+            mangled(fstype),
+            mangled(source),
+            mangled(super_options),
+        )
+    }
+
     proptest! {
+        #[test]
+        fn what_the_kernel_writes_is_read_back(mounts in proptest::collection::vec(mounts(), 0..5)) {
+            let table: String = mounts.iter().map(line).collect();
+            prop_assert_eq!(parse(table.as_bytes()).unwrap(), mounts.clone(), "{}", table);
+            for mount in &mounts {
+                let at: Vec<_> = mounts.iter().filter(|other| other.mount_point == mount.mount_point).cloned().collect();
+                prop_assert_eq!(parse_at(table.as_bytes(), &mount.mount_point).unwrap(), at);
+            }
+        }
+
         #[test]
         fn never_panics(table in proptest::collection::vec(any::<u8>(), 0..400)) {
             drop(parse(&table));
