@@ -295,7 +295,7 @@ mod tests {
 
         #[test]
         fn a_task_that_says_anything(
-            data in bytes(), text in "(0::|12:cpu:)?(/a\\.service)?(/\\.control)?\0?(SYSTEMD_EXEC_PID=[67x]?\0|MAINPID=1\0|SERVICE_RESULT=\0){0,3}|[0-9]{0,3} \\([()a ]{0,5}\\)? [0-9 S]{0,9}|(mnt|socket):\\[[0-9]{0,22}\\]?|(scm_fds|UserFiles):[ \t][0-9]{0,11}\n( {0,4}[+0-9]{1,3}: ?[/a<\\\\04]{0,6}\n){0,3}(UserBufs: 1\n0: /no)?|/m[/a]{0,3}( \\(deleted\\))?"
+            data in bytes(), text in "(0::|12:cpu:)?(/a\\.service)?(/\\.control)?\0?(SYSTEMD_EXEC_PID=[67x]?\0|MAINPID=1\0|SERVICE_RESULT=\0){0,3}|[0-9]{0,3} \\([()a ]{0,5}\\)? [0-9 S]{0,9}|(mnt|socket):\\[[0-9]{0,22}\\]?|(0: /no\n)?(scm_fds|UserFiles):[ \t][0-9]{0,11}\n( {0,4}[+0-9]{1,3}: ?[/a<\\\\04]{0,6}\n){0,3}(UserBufs: 1\n0: /no)?|/m[/a]{0,3}( \\(deleted\\))?"
         ) {
             task(&data);
             task(text.as_bytes());
