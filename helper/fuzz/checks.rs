@@ -266,7 +266,7 @@ pub fn doctor(data: &[u8]) {
         },
         kill_mode: next().into(),
         send_sigkill: true,
-        timeout_stop: None,
+        timeout_stop: Some(Duration::from_secs(15)),
         ..UnitSetup::default()
     };
     let found = doctor::lint(&setup);

@@ -195,7 +195,7 @@ pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
     }
     let wait = umount.map_or(DEFAULT_WAIT, wait_of);
     if let Some(timeout) = setup.timeout_stop
-        && timeout < wait + MARGIN
+        && timeout < wait.saturating_add(MARGIN)
     {
         find(
             "TimeoutStopSec",
@@ -343,7 +343,7 @@ mod tests {
     #[test]
     fn each_rule_finds_what_it_is_for() {
         type Break = fn(&mut UnitSetup);
-        let table: [(Break, &[&str]); 21] = [
+        let table: [(Break, &[&str]); 22] = [
             (|unit| unit.need_daemon_reload = true, &["daemon-reload"]),
             (|unit| unit.exec_start_pre.clear(), &["ExecStartPre"]),
             (|unit| unit.exec_stop_post.clear(), &["ExecStopPost"]),
@@ -396,6 +396,7 @@ mod tests {
                 },
                 &[],
             ),
+            (|unit| unit.exec_stop_post[0].argv.push(format!("--wait={}", u64::MAX)), &["TimeoutStopSec"]),
         ];
         for (number, (change, expected)) in table.into_iter().enumerate() {
             let mut setup = shipped();
@@ -416,7 +417,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn never_panics(words in prop::collection::vec("(--wait=?)?[a-z0-9/=é]{0,8}|left4me-overlay|umount|-m", 0..6)) {
+        fn never_panics(words in prop::collection::vec("(--wait=?)?([a-z0-9/=é]{0,8}|[0-9]{17,21})|left4me-overlay|umount|-m", 0..6)) {
             let line = ExecLine { argv: words, flags: vec![] };
             let setup = UnitSetup { exec_stop_post: vec![line], timeout_stop: Some(Duration::ZERO), ..shipped() };
             prop_assert!(!lint(&setup).is_empty());
