@@ -222,7 +222,7 @@ impl Verdict {
                 joined(suspects.iter().map(ToString::to_string))
             ),
             Self::NotAllowed { processes, otherwise } => format!(
-                "{} could not be looked at (ask as root); but for {}: {}",
+                "{} could not be looked at (ask as root, outside any container); but for {}: {}",
                 counted(*processes, "process", "processes"),
                 if *processes == 1 { "that" } else { "these" },
                 otherwise.line()
