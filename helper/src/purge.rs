@@ -13,9 +13,10 @@
 //! faster than they can be deleted. However deep the tree is, at most [`MAX_DEPTH`] directories are open at once: one
 //! below that is renamed to the top of the tree and deleted from there.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -306,7 +307,7 @@ fn refused(errno: Errno, path: &Path) -> HelperError {
 
 /// A name as it can be printed: it may hold anything but a slash and a NUL.
 fn display(name: &CStr) -> String {
-    name.to_string_lossy().escape_debug().to_string()
+    holders::shown(Path::new(OsStr::from_bytes(name.to_bytes())))
 }
 
 #[cfg(test)]

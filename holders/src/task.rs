@@ -37,10 +37,18 @@ pub(crate) fn about_task(task: BorrowedFd<'_>) -> About {
     About { comm, cgroup, unit }
 }
 
-/// A name that its owner can choose, without anything that a terminal or a log would obey.
+/// A name that its owner can choose, without anything that a terminal or a log would obey, and without what is not seen
+/// or turns the direction of what is: characters that change the look of others are escaped, too.
 pub(crate) fn printable(name: &str) -> String {
-    let escaped = |character: char| character.is_control().then(|| character.escape_default().to_string());
-    name.chars().map(|character| escaped(character).unwrap_or_else(|| character.into())).collect()
+    let mut text = String::with_capacity(name.len());
+    for character in name.chars() {
+        match character {
+            // Names of units have backslashes, and are to be copied as they are.
+            '\'' | '"' | '\\' => text.push(character),
+            other => text.extend(other.escape_debug()),
+        }
+    }
+    text
 }
 
 /// A path as it can be printed: who may make a file names it, and a name may hold anything but a slash and a NUL.
@@ -176,6 +184,10 @@ mod tests {
     fn names_are_printable() {
         assert_eq!(printable("a b'é\"(sd-pam)"), "a b'é\"(sd-pam)");
         assert_eq!(printable("x\u{1b}[2J\n\u{9b}"), "x\\u{1b}[2J\\n\\u{9b}");
+        assert_eq!(
+            printable("a\u{202e}b\u{2028}c\u{200b}é日\\x2d"),
+            "a\\u{202e}b\\u{2028}c\\u{200b}é日\\x2d"
+        );
         assert_eq!(shown(Path::new("/srv/a b/c\nd")), "/srv/a b/c\\nd");
     }
 
