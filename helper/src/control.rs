@@ -534,7 +534,7 @@ impl Run<'_> {
 }
 
 /// Whether a unit in this ActiveState has no process of its own any more, org.freedesktop.systemd1(5).
-fn is_down(active_state: &str) -> bool {
+pub(crate) fn is_down(active_state: &str) -> bool {
     matches!(active_state, "inactive" | "failed")
 }
 

@@ -21,7 +21,7 @@ use zbus::connection::Builder;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, MatchRule, MessageStream, message};
 
-use crate::control::{Ended, ExecRun, Job, UnitState, Units, UnitsError};
+use crate::control::{Ended, ExecRun, Job, UnitState, Units, UnitsError, is_down};
 use crate::doctor::{Bind, ExecLine, Sandbox, UnitSetup};
 use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
 
@@ -157,8 +157,9 @@ impl Systemd {
 
     /// Has systemd keep the unit loaded. Who may not ask for that gets the same answers, each after systemd has read the
     /// unit's files again.
-    async fn keep(&self, unit: &str) {
+    async fn keep(&self, unit: &str) -> Result<(), UnitsError> {
         drop(self.manager("RefUnit", &(unit)).await);
+        Ok(())
     }
 
     /// Has the unit loaded, if it is not.
@@ -173,12 +174,7 @@ impl Systemd {
     /// `is_kept` says that the unit stays loaded as it is.
     async fn read_state(&self, unit: &str, is_kept: bool) -> Result<UnitState, UnitsError> {
         let path = unit_path(unit)?;
-        let kept = async {
-            if !is_kept {
-                self.keep(unit).await;
-            }
-            Ok(())
-        };
+        let kept = async { if is_kept { Ok(()) } else { self.keep(unit).await } };
         // Asked at once: answers of one moment, or nearly.
         let runs = EXEC_PROPERTIES.map(|(line, property)| {
             let path = &path;
@@ -206,10 +202,6 @@ impl Systemd {
 
     async fn read_setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
         let path = unit_path(unit)?;
-        let kept = async {
-            self.keep(unit).await;
-            Ok(())
-        };
         let files = try_join4(
             self.property::<String>(&path, UNIT, "LoadState"),
             self.property(&path, UNIT, "FragmentPath"),
@@ -226,7 +218,7 @@ impl Systemd {
             self.property::<u64>(&path, SERVICE, "TimeoutStopUSec"),
         );
         let ((), files, commands, sandbox, stop) =
-            try_join5(kept, files, commands, self.read_sandbox(&path), stop).await?;
+            try_join5(self.keep(unit), files, commands, self.read_sandbox(&path), stop).await?;
         let (load_state, fragment, drop_ins, need_daemon_reload) = files;
         if load_state != "loaded" {
             return Err(UnitsError::NoSuchUnit(format!("Unit {unit} is {load_state}.")));
@@ -324,14 +316,18 @@ impl Systemd {
             .into_iter()
             .filter_map(|(unit, _, _, active_state, _, _, path, ..)| {
                 let at = mountpoint(&unit).filter(|at| at.starts_with(runtimes))?;
-                let active = !matches!(active_state.as_str(), "inactive" | "failed");
-                Some((path, MountUnit { unit, at, configured: false, active }))
+                Some((path, unit, at, !is_down(&active_state)))
             })
             .collect();
         for some in mounts.chunks(QUESTIONS_AT_ONCE) {
-            let asked = some.iter().map(|(path, mount)| async move {
+            let asked = some.iter().map(|(path, unit, at, active)| async move {
                 let fragment = still_there(self.property::<String>(path, UNIT, "FragmentPath").await)?;
-                Ok(fragment.map(|fragment| MountUnit { configured: !fragment.is_empty(), ..mount.clone() }))
+                Ok(fragment.map(|fragment| MountUnit {
+                    unit: unit.clone(),
+                    at: at.clone(),
+                    configured: !fragment.is_empty(),
+                    active: *active,
+                }))
             });
             neighbours.mounts.extend(try_join_all(asked).await?.into_iter().flatten());
         }
