@@ -12,13 +12,13 @@ use clap::Parser;
 pub use control::control;
 pub use holders::checks::{kernel_files, propagation, statmount, task, verdict};
 use left4me_helper::arguments::{Action, Command, MAX_WAIT};
-use left4me_helper::cgroup::{UnitCgroup, process_ids};
+use left4me_helper::cgroup::UnitCgroup;
 use left4me_helper::cli;
 use left4me_helper::doctor::{self, Bind, ExecLine, Sandbox, UnitSetup};
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
-use left4me_helper::patience::{Next, Patience, Plan};
+use left4me_helper::unit_end::{Next, Plan, Wait};
 use left4me_helper::{account, busy, journal, layers, mountinfo, overlay, purge};
 
 mod control;
@@ -35,7 +35,7 @@ pub const CHECKS: [(&str, Check); 19] = [
     ("cgroup", cgroup),
     ("journal", journal),
     ("busy_note", busy_note),
-    ("patience", patience),
+    ("unit_end", unit_end),
     ("arguments", arguments),
     ("ctl_arguments", ctl_arguments),
     ("doctor", doctor),
@@ -91,19 +91,21 @@ pub fn instance_file(data: &[u8]) {
 /// A user database.
 pub fn passwd(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    if account::parse(&text, account::USER).is_some() {
+    if account::parse(&text, "left4me").is_some() {
         assert!(text.lines().any(|line| line.starts_with("left4me:")));
     }
 }
 
-/// A `/proc/PID/cgroup`: a task that is in the unit is in the unit's cgroup. And a cgroup.procs.
+/// A `/proc/PID/cgroup`: who belongs to the unit has its name in it, below nothing but slices.
 pub fn cgroup(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    if let Some(unit) = UnitCgroup::parse(text, "left4me-server@3.service") {
-        assert!(unit.holds(text));
-        assert!(!unit.holds("0::/"));
+    let unit = "left4me-server@3.service";
+    let server = UnitCgroup::below("0::/init.scope", unit);
+    if let Some(path) = server.path(text) {
+        let above = path.strip_suffix(unit).and_then(|above| above.strip_suffix('/')).expect("its last part");
+        assert!(above.split('/').skip(1).all(|part| part.ends_with(".slice")), "{path}");
+        assert!(server.has(text) && text.contains(path));
     }
-    assert!(process_ids(text).all(|pid| pid != 0 && text.contains(&pid.to_string())));
 }
 
 /// A journal entry: a value is never taken for another field.
@@ -128,28 +130,28 @@ pub fn busy_note(data: &[u8]) {
     }
 }
 
-/// A wait: two bytes of milliseconds, one that says what is allowed, and how long each wait took in 64 ms.
-pub fn patience(data: &[u8]) {
-    let Some((&[low, high, allowed], pauses)) = data.split_first_chunk::<3>() else { return };
-    let wait = Duration::from_millis(u16::from_le_bytes([low, high]).into());
-    let patience = Patience { wait, end: allowed & 1 != 0, outside: allowed & 2 != 0 };
-    let mut plan = Plan::new(patience);
-    let (mut now, mut last, mut sent) = (Duration::ZERO, Duration::ZERO, Vec::new());
+/// A wait: two bytes of milliseconds, one that says whether the unit is ended, and how long each wait took in 64 ms.
+pub fn unit_end(data: &[u8]) {
+    let Some((&[low, high, end], pauses)) = data.split_first_chunk::<3>() else { return };
+    let limit = Duration::from_millis(u16::from_le_bytes([low, high]).into());
+    let wait = Wait { limit, end_unit: end & 1 != 0 };
+    let mut plan = Plan::new(wait);
+    let (mut now, mut last, mut ended) = (Duration::ZERO, Duration::ZERO, 0);
     for pause in pauses {
         match plan.next(now) {
             Next::Wait(until) => {
-                assert!(now < until && last <= until && until <= wait);
+                assert!(now < until && last <= until && until <= limit);
                 last = until;
                 now += Duration::from_millis(64) * u32::from(*pause);
             }
-            Next::Send(_, name) => {
-                assert!(patience.end && now < wait);
-                sent.push(name);
+            Next::End => {
+                assert!(wait.end_unit && now < limit);
+                ended += 1;
             }
-            Next::GiveUp => assert!(now >= wait),
+            Next::GiveUp => assert!(now >= limit),
         }
     }
-    assert!(["SIGTERM", "SIGKILL"].starts_with(&sent), "{sent:?}");
+    assert!(ended <= 1);
 }
 
 /// A directory for a scene: in memory where that can be, as a disk takes twenty times as long for what is thrown away.
@@ -212,8 +214,8 @@ pub fn arguments(data: &[u8]) {
     if let Ok(Command::Run(request)) = parsed {
         let name = request.instance.as_str().as_bytes();
         assert!(data.split(|&byte| byte == 0).any(|word| word == name));
-        assert!(request.patience.wait <= Duration::from_secs(MAX_WAIT));
-        assert!(request.action == Action::Umount || !request.patience.end && !request.patience.outside);
+        assert!(request.wait.limit <= Duration::from_secs(MAX_WAIT));
+        assert!(request.action == Action::Umount || !request.wait.end_unit);
     }
 }
 

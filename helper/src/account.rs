@@ -1,15 +1,13 @@
 //! The server's user and group, read from the user database file.
 //!
-//! The file and not NSS: the helper is a static binary, and the account is a local one (sysusers.d/left4me.conf).
+//! The file and not NSS: the helper is a static binary, and the account is a local one, which systemd-sysusers(8) makes
+//! before the overlay is mounted.
 
 use std::fs;
 
 use rustix::io::Errno;
 
 use crate::error::HelperError;
-
-/// The user the servers run as; also in the unit's `User=` and in sysusers.d/left4me.conf.
-pub const USER: &str = "left4me";
 
 /// The user database.
 pub const PASSWD: &str = "/etc/passwd";
@@ -23,18 +21,19 @@ pub struct Account {
     pub gid: u32,
 }
 
-/// The account of [`USER`].
+/// The account of `user`.
 ///
 /// # Errors
 /// The database cannot be read or has no such user.
-pub fn server() -> Result<Account, HelperError> {
+pub fn of(user: &str) -> Result<Account, HelperError> {
     // Not read_to_string: a comment field of some other user may be in any encoding.
     let passwd = fs::read(PASSWD).map_err(|error| HelperError::Call {
         call: "read",
         path: PASSWD.into(),
         source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
     })?;
-    parse(&String::from_utf8_lossy(&passwd), USER).ok_or(HelperError::NoAccount { path: PASSWD, user: USER })
+    parse(&String::from_utf8_lossy(&passwd), user)
+        .ok_or_else(|| HelperError::NoAccount { path: PASSWD, user: user.to_owned() })
 }
 
 /// Finds `user` in the text of a passwd(5) file.
@@ -59,9 +58,8 @@ mod tests {
 
     #[test]
     fn finds_the_user() {
-        let passwd =
-            "root:x:0:0:root:/root:/bin/sh\nleft4me2:x:1:1::/:\nleft4me:x:998:997:L:/var/lib/left4me:/n\n";
-        assert_eq!(parse(passwd, "left4me"), Some(Account { uid: 998, gid: 997 }));
+        let passwd = "root:x:0:0:root:/root:/bin/sh\nleft4me-30:x:1:1::/:\nleft4me-3:x:998:997:L:/:/n\n";
+        assert_eq!(parse(passwd, "left4me-3"), Some(Account { uid: 998, gid: 997 }));
         for none in
             ["", "left4me", "left4me:x", "left4me:x:a:1", "left4me:x:1", "#left4me:x:1:1", "x:left4me:1:1"]
         {
@@ -72,12 +70,12 @@ mod tests {
     proptest! {
         #[test]
         fn an_account_is_a_line_of_its_own(passwd in "((left4me|root|é)?:?[x0-9:]{0,14}\n?){0,4}") {
-            let found = parse(&passwd, USER);
+            let found = parse(&passwd, "left4me");
             let is_of = |line: &str| {
                 let fields: Vec<_> = line.split(':').collect();
                 found.is_some_and(|Account { uid, gid }| {
                     // A number may be written with zeros or a sign in front.
-                    fields.first() == Some(&USER)
+                    fields.first() == Some(&"left4me")
                         && fields.get(2).and_then(|field| field.parse().ok()) == Some(uid)
                         && fields.get(3).and_then(|field| field.parse().ok()) == Some(gid)
                 })

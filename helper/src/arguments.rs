@@ -6,7 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::instance::Instance;
-use crate::patience::Patience;
+use crate::unit_end::Wait;
 
 /// The help text.
 pub const HELP: &str = "\
@@ -15,26 +15,26 @@ left4me-overlay: mounts and unmounts the overlay a server runs from
 Usage:
   left4me-overlay mount [--wait <secs>] <id>
                   mount /var/lib/left4me/runtime/<id>/merged
-  left4me-overlay umount [--wait <secs>] [--end-unit] [--wait-outside] <id>
+  left4me-overlay umount [--wait <secs>] [--end-unit] <id>
                   unmount it, once; merged itself stays
   left4me-overlay --help | --version
 
-<id> is 1 to 32 characters of a-z, 0-9, _ and -, the first a letter or a digit.
+<id> is 1 to 23 characters of a-z, 0-9, _ and -, the first a letter or a digit.
 The layers are listed in /var/lib/left4me/instances/<id>.toml, topmost first:
   overlays = [\"name\", ...]       directories in /var/lib/left4me/overlays/
-Below them lies /var/lib/left4me/installation/.
+Below them lies /var/lib/left4me/installation/. What the server writes belongs
+to the user left4me-<id>.
 
 Options:
   --wait <secs>   how long to wait, at most (10): for another helper or a reset
-                  at work on this instance; before unmounting also for those
-                  processes of the unit it runs in that still use the mount
-  --end-unit      send such processes SIGTERM after a quarter of that time, and
-                  SIGKILL after half of it. For ExecStopPost=: systemd itself
-                  does so, but only after ExecStopPost=
-  --wait-outside  wait for processes outside the unit too. They are never sent
-                  a signal; without this they are named at once
+                  at work on this instance; before unmounting also for every
+                  process of left4me-server@<id>.service to have ended
+  --end-unit      kill such processes after a quarter of that time. For the
+                  overlay's own unit, which is stopped when systemd has done
+                  all it can to end the server's
 
 Mounting what is mounted and unmounting what is not are successes that say so.
+Nobody else is waited for or sent a signal. Who keeps the mount busy is named.
 It runs as root in the mount namespace of PID 1, or refuses.
 
 Exit status:
@@ -76,15 +76,15 @@ pub enum Command {
     Run(Request),
 }
 
-/// What to do, with which instance, and how patiently.
+/// What to do, with which instance, and how long to wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
     /// What.
     pub action: Action,
     /// With which instance.
     pub instance: Instance,
-    /// How patiently.
-    pub patience: Patience,
+    /// How long to wait for others.
+    pub wait: Wait,
 }
 
 /// Reads the arguments, the program's name first.
@@ -95,24 +95,16 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
     use lexopt::prelude::*;
     let mut parser = lexopt::Parser::from_iter(args);
     let mut words: Vec<String> = Vec::new();
-    let mut patience = Patience::default();
-    let mut only_umount = None;
+    let mut wait = Wait::default();
     while let Some(arg) = parser.next().map_err(|error| error.to_string())? {
         match arg {
             Short('h') | Long("help") => return Ok(Command::Help),
             Short('V') | Long("version") => return Ok(Command::Version),
             Long("wait") => {
                 let value = parser.value().map_err(|error| error.to_string())?;
-                patience.wait = seconds(&value.to_string_lossy())?;
+                wait.limit = seconds(&value.to_string_lossy())?;
             }
-            Long("end-unit") => {
-                patience.end = true;
-                only_umount = Some("--end-unit");
-            }
-            Long("wait-outside") => {
-                patience.outside = true;
-                only_umount = Some("--wait-outside");
-            }
+            Long("end-unit") => wait.end_unit = true,
             Value(word) => words.push(word.to_string_lossy().into_owned()),
             other => return Err(other.unexpected().to_string()),
         }
@@ -129,11 +121,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
     if let Some(extra) = words.next() {
         return Err(format!("{action} {name}: one instance at a time, {extra:?} is too much"));
     }
-    if let (Action::Mount, Some(option)) = (action, only_umount) {
-        return Err(format!("mount: {option} is for umount only"));
+    if action == Action::Mount && wait.end_unit {
+        return Err("mount: --end-unit is for umount only".into());
     }
     let instance = name.parse().map_err(|error| format!("{error}"))?;
-    Ok(Command::Run(Request { action, instance, patience }))
+    Ok(Command::Run(Request { action, instance, wait }))
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -156,13 +148,13 @@ mod tests {
     #[test]
     fn command_lines() {
         let request =
-            |action, patience| Ok(Command::Run(Request { action, instance: "3".parse().unwrap(), patience }));
-        let default = Patience::default();
+            |action, wait| Ok(Command::Run(Request { action, instance: "3".parse().unwrap(), wait }));
+        let default = Wait::default();
         assert_eq!(parsed(&["mount", "3"]), request(Action::Mount, default));
         assert_eq!(parsed(&["umount", "--", "3"]), request(Action::Umount, default));
         assert_eq!(
-            parsed(&["umount", "--end-unit", "--wait=7", "3", "--wait-outside"]),
-            request(Action::Umount, Patience { wait: Duration::from_secs(7), end: true, outside: true })
+            parsed(&["umount", "--end-unit", "--wait=7", "3"]),
+            request(Action::Umount, Wait { limit: Duration::from_secs(7), end_unit: true })
         );
         assert_eq!(parsed(&["--help"]), Ok(Command::Help));
         assert_eq!(parsed(&["mount", "-h"]), Ok(Command::Help));
@@ -176,6 +168,7 @@ mod tests {
             (&["mount", "../3"], "instance name \"../3\""),
             (&["mount", "--end-unit", "3"], "--end-unit is for umount only"),
             (&["umount", "--wait", "x", "3"], "expected seconds"),
+            (&["umount", "--wait-outside", "3"], "invalid option '--wait-outside'"),
             (&["umount", "--wait", "9999", "3"], "expected seconds"),
             (&["umount", "-l", "3"], "invalid option '-l'"),
             (&["umount", "--lazy", "3"], "invalid option '--lazy'"),
@@ -193,14 +186,14 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_taken_is_a_checked_name_and_a_bounded_wait(
-            words in prop::collection::vec("mount|umount|--end-unit|--wait(-outside)?|--wait=[0-9]{0,5}|-[a-z]|[0-9]{1,5}|[a-z./é-]{0,8}", 0..6)
+            words in prop::collection::vec("mount|umount|--end-unit|--wait|--wait=[0-9]{0,5}|-[a-z]|[0-9]{1,5}|[a-z./é-]{0,8}", 0..6)
         ) {
             let words: Vec<_> = words.iter().map(String::as_str).collect();
-            if let Ok(Command::Run(Request { action, instance, patience })) = parsed(&words) {
-                prop_assert!(patience.wait <= Duration::from_secs(MAX_WAIT));
-                prop_assert!(action == Action::Umount || !(patience.end || patience.outside));
+            if let Ok(Command::Run(Request { action, instance, wait })) = parsed(&words) {
+                prop_assert!(wait.limit <= Duration::from_secs(MAX_WAIT));
+                prop_assert!(action == Action::Umount || !wait.end_unit);
                 prop_assert!(words.contains(&instance.as_str()), "{:?}", instance);
-                prop_assert_eq!(patience.end, words.contains(&"--end-unit"));
+                prop_assert_eq!(wait.end_unit, words.contains(&"--end-unit"));
             }
         }
     }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::patience::DEFAULT_WAIT;
+use crate::unit_end::DEFAULT_WAIT;
 
 /// How much longer than the helper's own wait a stop phase has to be: the unmount itself, and the writing back of what
 /// is dirty.

@@ -26,10 +26,7 @@ pub enum HelperError {
     /// The instance name on the command line is not one.
     Name(NameError),
     /// This process does not run in the mount namespace of PID 1.
-    Namespace {
-        /// The Exec line that runs it there.
-        exec_line: String,
-    },
+    Namespace,
     /// PID 1's mount namespace may not be looked at.
     Pid1Hidden {
         /// The namespace file.
@@ -86,7 +83,16 @@ pub enum HelperError {
         /// The database.
         path: &'static str,
         /// The user.
-        user: &'static str,
+        user: String,
+    },
+    /// The server's own layer belongs to another user, so the server could not write what lies there.
+    ForeignUpper {
+        /// The layer.
+        path: PathBuf,
+        /// Whose it is.
+        uid: u32,
+        /// Whose it should be.
+        user: String,
     },
     /// A mount table cannot be understood, so nothing can be said about what is mounted.
     Mountinfo {
@@ -194,10 +200,12 @@ impl fmt::Display for HelperError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Name(error) => error.fmt(f),
-            Self::Namespace { exec_line } => write!(
+            Self::Namespace => write!(
                 f,
-                "not in the mount namespace of PID 1: a mount made or removed here would not be the one the \
-                 system sees; the unit's line must be\n  {exec_line}"
+                "not in the mount namespace of PID 1: a mount made or removed here would not be the one the system \
+                 sees; run it by `systemctl start` or `stop` of left4me-overlay@.service, or as \
+                 `/usr/bin/nsenter --mount=/proc/1/ns/mnt -- /usr/local/libexec/left4me/left4me-overlay ...` \
+                 (a setting of that unit that gives it a namespace of its own is named by `l4d2ctl doctor`)"
             ),
             Self::Pid1Hidden { path, .. } => write!(f, "stat {}: run this as root (sudo)", path.display()),
             Self::NoInstanceFile(path) => write!(
@@ -236,7 +244,14 @@ impl fmt::Display for HelperError {
             ),
             Self::NoAccount { path, user } => write!(
                 f,
-                "no user \"{user}\" in {path}: run `systemd-sysusers` (its file is sysusers.d/left4me.conf)"
+                "no user \"{user}\" in {path}: left4me-overlay@.service makes it before it mounts; by hand: \
+                 `sudo systemd-sysusers --inline \"u {user} -\"`"
+            ),
+            Self::ForeignUpper { path, uid, user } => write!(
+                f,
+                "{path} belongs to uid {uid}, and the server runs as {user}: `sudo chown --recursive --no-dereference \
+                 {user}:{user} {path}` gives it what lies there, `sudo l4d2ctl reset` deletes it",
+                path = path.display()
             ),
             Self::Mountinfo { path, .. } => write!(f, "read {}", path.display()),
             Self::Occupied { path, fs_type } => write!(

@@ -1,7 +1,7 @@
 //! An instance: a checked name, and every path and unit name that follows from it.
 //!
 //! The name ends up in paths that root writes to, in overlayfs options and in a unit name, so its characters are
-//! few: `[a-z0-9][a-z0-9_-]{0,31}`. That also shuts out `..`, a slash, an option separator and a leading dash.
+//! few: `[a-z0-9][a-z0-9_-]{0,22}`. That also shuts out `..`, a slash, an option separator and a leading dash.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,8 +10,11 @@ use std::str::FromStr;
 /// Where everything of left4me lies.
 pub const STATE_DIR: &str = "/var/lib/left4me";
 
-/// The longest instance name, bytes. Short enough for a unit name, a socket path and a line of output.
-pub const MAX_NAME: usize = 32;
+/// The longest instance name, bytes. `left4me-` and it make the name of a user, which has 31 at most (sysusers.d(5)).
+pub const MAX_NAME: usize = 31 - USER_PREFIX.len();
+
+/// What the name of an instance's user begins with.
+const USER_PREFIX: &str = "left4me-";
 
 /// The name of an instance. It cannot hold anything that leaves its directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -67,6 +70,18 @@ impl Instance {
         format!("left4me-server@{}.service", self.0)
     }
 
+    /// The unit that mounts the overlay before the server starts and unmounts it after it stops.
+    #[must_use]
+    pub fn overlay_unit(&self) -> String {
+        format!("left4me-overlay@{}.service", self.0)
+    }
+
+    /// The user and the group that the server runs as; also in both units.
+    #[must_use]
+    pub fn user(&self) -> String {
+        format!("{USER_PREFIX}{}", self.0)
+    }
+
     /// The instance's paths below `state_dir`, which is [`STATE_DIR`] outside of tests.
     #[must_use]
     pub fn paths(&self, state_dir: &Path) -> Paths {
@@ -79,6 +94,7 @@ impl Instance {
             merged: runtime.join("merged"),
             trash: all_runtimes.join(format!(".purge-{}", self.0)),
             name: self.0.clone(),
+            user: self.user(),
             all_runtimes,
             runtime,
         }
@@ -90,6 +106,8 @@ impl Instance {
 pub struct Paths {
     /// The instance's name, the last component of `runtime`.
     pub name: String,
+    /// The user that the server runs as.
+    pub user: String,
     /// `instances/<id>.toml`: the list of overlays.
     pub file: PathBuf,
     /// `runtime`, the parent of every instance's runtime directory; root's.
@@ -116,7 +134,7 @@ mod tests {
 
     #[test]
     fn names() {
-        for good in ["3", "a", "eu-1", "x_y", "0-", &"a".repeat(32)] {
+        for good in ["3", "a", "eu-1", "x_y", "0-", &"a".repeat(23)] {
             assert_eq!(good.parse::<Instance>().unwrap().as_str(), good);
         }
         for bad in [
@@ -139,7 +157,7 @@ mod tests {
             "é",
             "a\0",
             "%i",
-            &"a".repeat(33),
+            &"a".repeat(24),
         ] {
             let error = bad.parse::<Instance>().unwrap_err();
             assert!(error.to_string().contains(&format!("{bad:?}")), "{error}");

@@ -73,6 +73,7 @@ const MAX_FILE: u64 = 256 * 1024;
 pub fn read(state: &StateDir, paths: &Paths) -> Result<InstanceFile, HelperError> {
     let path = &paths.file;
     let relative = path.strip_prefix(state.path()).unwrap_or(path);
+    state.require_roots_above(relative)?;
     let file = state.file(relative).map_err(|errno| match errno {
         Errno::NOENT => HelperError::NoInstanceFile(path.clone()),
         source => HelperError::call("open", path)(source),
@@ -117,6 +118,8 @@ pub fn lower(file: &InstanceFile, state_dir: &Path) -> Vec<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
     use crate::error::chain;
 
@@ -138,6 +141,10 @@ mod tests {
         fs::create_dir(&instances).unwrap();
         assert!(matches!(read(&state, &paths), Err(HelperError::NoInstanceFile(_))));
         fs::write(instances.join("x"), "overlays = []").unwrap();
+        let mode = |mode| fs::set_permissions(&instances, fs::Permissions::from_mode(mode)).unwrap();
+        mode(0o777);
+        assert!(matches!(read(&state, &paths), Err(HelperError::NotRoots { .. })));
+        mode(0o755);
         std::os::unix::fs::symlink("x", &paths.file).unwrap();
         assert!(matches!(read(&state, &paths), Err(HelperError::Call { source: Errno::LOOP, .. })));
         fs::rename(instances.join("x"), &paths.file).unwrap();

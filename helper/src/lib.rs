@@ -20,10 +20,10 @@ pub mod lock;
 pub mod mountinfo;
 pub mod namespace;
 pub mod overlay;
-pub mod patience;
 pub mod privileges;
 pub mod purge;
 pub mod state;
+pub mod unit_end;
 
 #[cfg(feature = "control")]
 pub mod cli;

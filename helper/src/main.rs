@@ -10,18 +10,18 @@ use std::time::Instant;
 use rustix::fs::Mode;
 
 use left4me_helper::arguments::{self, Action, Command, HELP, Request};
-use left4me_helper::cgroup::UnitCgroup;
 use left4me_helper::error::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, HelperError, chain};
 use left4me_helper::instance::STATE_DIR;
 use left4me_helper::overlay::{self, Outcome};
 use left4me_helper::state::StateDir;
+use left4me_helper::unit_end::OfUnit;
 use left4me_helper::{account, journal, layers, namespace, privileges, purge};
 
 fn main() -> ExitCode {
     // Before anything else: with WorkingDirectory= in merged, systemd starts this process inside the mount it is to
     // unmount, and its own working directory would keep that busy.
     if let Err(errno) = rustix::process::chdir("/") {
-        eprintln!("left4me-overlay: chdir /: {errno}");
+        say(std::io::stderr(), &format!("left4me-overlay: chdir /: {errno}\n"));
         return ExitCode::from(EXIT_FAILED);
     }
     // What is made here has the mode it is given, whatever UMask= the unit has.
@@ -29,50 +29,58 @@ fn main() -> ExitCode {
     let request = match arguments::parse(std::env::args_os()) {
         Ok(Command::Run(request)) => request,
         Ok(Command::Help) => {
-            print!("{HELP}");
+            say(std::io::stdout(), HELP);
             return ExitCode::from(EXIT_OK);
         }
         Ok(Command::Version) => {
-            println!("left4me-overlay {}", env!("CARGO_PKG_VERSION"));
+            say(std::io::stdout(), concat!("left4me-overlay ", env!("CARGO_PKG_VERSION"), "\n"));
             return ExitCode::from(EXIT_OK);
         }
         Err(problem) => {
-            eprintln!("left4me-overlay: {problem}\nTry: left4me-overlay --help");
+            say(std::io::stderr(), &format!("left4me-overlay: {problem}\nTry: left4me-overlay --help\n"));
             return ExitCode::from(EXIT_USAGE);
         }
     };
     match run(&request) {
         Ok(sentence) => {
-            println!("{sentence}");
+            say(std::io::stdout(), &format!("{sentence}\n"));
             ExitCode::from(EXIT_OK)
         }
         Err(error) => {
             let message = format!("left4me-overlay: {}", chain(&error));
             // In the journal once: as an entry with fields where that can be had, else as a line.
             if !journal::report(&error, &message, &request.instance) {
-                eprintln!("{message}");
+                say(std::io::stderr(), &format!("{message}\n"));
             }
             ExitCode::from(error.exit_code())
         }
     }
 }
 
+/// Says something to whoever listens. What was done was done, and what is to be done is done, even if nobody does: a full
+/// disk behind stdout, a reader that is gone, a closed descriptor. println! would panic, also between two steps.
+fn say(mut to: impl std::io::Write, text: &str) {
+    match to.write_all(text.as_bytes()) {
+        Ok(()) | Err(_) => {}
+    }
+}
+
 fn run(request: &Request) -> Result<String, HelperError> {
-    let Request { action, instance, patience } = request;
+    let Request { action, instance, wait } = request;
     if !namespace::is_pid1s()? {
-        return Err(HelperError::Namespace { exec_line: exec_line(*action) });
+        return Err(HelperError::Namespace);
     }
     let state = StateDir::open(Path::new(STATE_DIR))?;
     let paths = state.paths(instance);
     let merged = paths.merged.display();
     // Lines of what is waited for go to the journal as they come.
-    let mut note = |line: String| eprintln!("left4me-overlay: {line}");
+    let mut note = |line: String| say(std::io::stderr(), &format!("left4me-overlay: {line}\n"));
     match action {
         Action::Mount => {
             let file = layers::read(&state, &paths)?;
             let plan = overlay::plan(&paths, layers::lower(&file, state.path()))?;
-            let deadline = Instant::now() + patience.wait;
-            let outcome = overlay::mount(&state, &paths, &plan, account::server()?, deadline)?;
+            let deadline = Instant::now() + wait.limit;
+            let outcome = overlay::mount(&state, &paths, &plan, account::of(&paths.user)?, deadline)?;
             purge::sweep(&state, &paths, &mut note);
             Ok(match outcome {
                 Outcome::Done => format!("mounted {merged} ({} lower layers)", plan.lower.len()),
@@ -81,36 +89,11 @@ fn run(request: &Request) -> Result<String, HelperError> {
         }
         Action::Umount => {
             privileges::keep_only(privileges::FOR_UMOUNT)?;
-            let unit = UnitCgroup::mine(&instance.unit());
-            Ok(match overlay::umount(&state, &paths, unit.as_ref(), patience, &mut note)? {
+            let mut server = OfUnit::new(&instance.unit());
+            Ok(match overlay::umount(&state, &paths, &mut server, wait, &mut note)? {
                 Outcome::Done => format!("unmounted {merged}"),
                 Outcome::Already => format!("{merged} is not mounted; nothing to unmount"),
             })
-        }
-    }
-}
-
-/// The unit's line that runs this in the right namespace.
-fn exec_line(action: Action) -> String {
-    let (setting, verb) = match action {
-        Action::Mount => ("ExecStartPre", "mount"),
-        Action::Umount => ("ExecStopPost", "umount --end-unit"),
-    };
-    format!(
-        "{setting}=+/usr/bin/nsenter --mount=/proc/1/ns/mnt -- /usr/local/libexec/left4me/left4me-overlay {verb} %i"
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_refusal_shows_the_units_own_lines() {
-        let unit = include_str!("../../deploy/files/usr/local/lib/systemd/system/left4me-server@.service");
-        for action in [Action::Mount, Action::Umount] {
-            let line = exec_line(action);
-            assert!(unit.lines().any(|unit_line| unit_line == line), "{line}");
         }
     }
 }

@@ -22,14 +22,13 @@ use rustix::mount::{
 
 use crate::account::Account;
 use crate::busy;
-use crate::cgroup::UnitCgroup;
 use crate::error::{HelperError, chain};
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
 use crate::mountinfo;
-use crate::patience::{self, OfUnit, Patience};
 use crate::purge;
 use crate::state::{StateDir, directory_beneath, proc_path, require_roots};
+use crate::unit_end::{self, Processes, Wait};
 
 /// The longest option string `mount(2)` takes, bytes: one page less the final NUL
 /// (fs/namespace.c:copy_mount_options).
@@ -64,11 +63,16 @@ pub struct Directory {
     pub mode: u32,
 }
 
+/// The mode of `runtime/<id>`, which is root's and its group the server's: the server goes through it, and nobody but root
+/// can open it. So nobody else can stand in `merged` or read what the server wrote, and not even the server can hold the
+/// lock (flock(2) takes any open descriptor).
+pub const RUNTIME_MODE: u32 = 0o710;
+
 /// The directories a mount needs. The mode and owner of `upper` are what the root of `merged` shows; `work` is
 /// overlayfs' own. The mountpoint is root's: were it the server's, a file put there while nothing is mounted would
 /// keep every later reset from its `rmdir`.
 pub const DIRECTORIES: [Directory; 3] = [
-    Directory { name: "upper", owner: Owner::Server, mode: 0o755 },
+    Directory { name: "upper", owner: Owner::Server, mode: 0o750 },
     Directory { name: "work", owner: Owner::Root, mode: 0o700 },
     Directory { name: "merged", owner: Owner::Root, mode: 0o755 },
 ];
@@ -155,7 +159,7 @@ pub fn mount_by(
     let runtimes = state
         .runtime()?
         .ok_or_else(|| HelperError::call("open directory", &paths.all_runtimes)(Errno::NOENT))?;
-    let runtime = make_runtime(&runtimes, paths, deadline)?;
+    let runtime = make_runtime(&runtimes, paths, server, deadline)?;
     if top(paths)?.is_some() {
         return Ok(Outcome::Already);
     }
@@ -167,35 +171,28 @@ pub fn mount_by(
     Ok(Outcome::Done)
 }
 
-/// Waits for the unit's own processes as `patience` says, unmounts once, and removes what overlayfs leaves in `work`.
-/// `merged` stays. The sequence is that of the module [`patience`]. `note` gets lines for the journal.
+/// Waits for the server's processes to end, as [`unit_end::wait`] does, unmounts once, and removes what overlayfs leaves in
+/// `work`. `merged` stays. `note` gets lines for the journal.
 ///
 /// # Errors
 /// [`HelperError::Busy`] with the holders; any other refusal of `umount2(2)`; residue that cannot be removed.
 pub fn umount(
     state: &StateDir,
     paths: &Paths,
-    unit: Option<&UnitCgroup>,
-    patience: &Patience,
+    server: &mut impl Processes,
+    wait: &Wait,
     note: &mut dyn FnMut(String),
 ) -> Result<Outcome, HelperError> {
     let began = Instant::now();
     let Some(runtimes) = state.runtime()? else { return Ok(Outcome::Already) };
-    let Some(runtime) = RuntimeLock::take(&runtimes, &paths.name, &paths.runtime, began + patience.wait)?
-    else {
+    let Some(runtime) = RuntimeLock::take(&runtimes, &paths.name, &paths.runtime, began + wait.limit)? else {
         return Ok(Outcome::Already);
     };
     let Some(meant) = top(paths)? else {
         clear_work(&runtime, paths)?;
         return Ok(Outcome::Already);
     };
-    patience::wait(
-        &paths.merged,
-        &OfUnit { path: &paths.merged, cgroup: unit, everybody: patience.outside },
-        patience,
-        began,
-        note,
-    );
+    unit_end::wait(server, wait, began, note);
     // Through the descriptor of runtime/<id>, so that no name on the way is looked up again; NOFOLLOW for the last.
     let outcome =
         match rustix::mount::unmount(format!("{}/merged", proc_path(&runtime)), UnmountFlags::NOFOLLOW) {
@@ -377,9 +374,11 @@ fn said(context: &OwnedFd) -> String {
     text
 }
 
-/// Opens a layer's directory, through no link: what root mounts into a server is what lies there.
+/// Opens a layer's directory, through no link and by no name that somebody else could give to another directory: what root
+/// mounts into a server is what lies there.
 fn open_layer(state: &StateDir, path: &Path) -> Result<OwnedFd, HelperError> {
     let relative = path.strip_prefix(state.path()).unwrap_or(path);
+    state.require_roots_above(relative)?;
     state.directory(relative).map_err(|errno| match errno {
         Errno::NOENT => HelperError::NoLayer {
             path: path.to_owned(),
@@ -395,8 +394,13 @@ fn open_layer(state: &StateDir, path: &Path) -> Result<OwnedFd, HelperError> {
 }
 
 /// Makes `runtime/<id>`, root's, or takes the one that is there; locked. `runtime` itself is tmpfiles.d's.
-fn make_runtime(runtimes: &OwnedFd, paths: &Paths, deadline: Instant) -> Result<RuntimeLock, HelperError> {
-    let mode = Mode::from_raw_mode(0o755);
+fn make_runtime(
+    runtimes: &OwnedFd,
+    paths: &Paths,
+    server: Account,
+    deadline: Instant,
+) -> Result<RuntimeLock, HelperError> {
+    let mode = Mode::from_raw_mode(RUNTIME_MODE);
     // A turn of this loop that does not end it means that a reset took the directory away after it was made.
     loop {
         match rustix::fs::mkdirat(runtimes, paths.name.as_str(), mode) {
@@ -404,9 +408,10 @@ fn make_runtime(runtimes: &OwnedFd, paths: &Paths, deadline: Instant) -> Result<
             Err(source) => return Err(HelperError::call("mkdir", &paths.runtime)(source)),
         }
         if let Some(runtime) = RuntimeLock::take(runtimes, &paths.name, &paths.runtime, deadline)? {
-            // It says who may enter, whatever the umask was when it was made, by whomever.
-            rustix::fs::fchmod(&runtime, mode).map_err(HelperError::call("chmod", &paths.runtime))?;
             require_roots(&runtime, &paths.runtime)?;
+            // It says who may enter, whatever the umask was when it was made, by whomever.
+            give_to(&runtime, Account { uid: 0, gid: server.gid }, &paths.runtime)?;
+            rustix::fs::fchmod(&runtime, mode).map_err(HelperError::call("chmod", &paths.runtime))?;
             return Ok(runtime);
         }
     }
@@ -432,17 +437,27 @@ fn ensure_directory(
     if made {
         rustix::fs::fchmod(&opened, mode).map_err(HelperError::call("chmod", &path))?;
     }
-    let (uid, gid) = match directory.owner {
-        Owner::Root => (0, 0),
-        Owner::Server => (server.uid, server.gid),
+    let owner = match directory.owner {
+        Owner::Root => Account { uid: 0, gid: 0 },
+        Owner::Server => server,
     };
     let stat = rustix::fs::fstat(&opened).map_err(HelperError::call("fstat", &path))?;
-    if (stat.st_uid, stat.st_gid) != (uid, gid) {
-        let owner = Some(rustix::fs::Uid::from_raw(uid));
-        let group = Some(rustix::fs::Gid::from_raw(gid));
-        rustix::fs::fchown(&opened, owner, group).map_err(HelperError::call("chown", &path))?;
+    // Root's is one that a killed mount made. What lies in another user's is that user's, too, and is not taken away.
+    if stat.st_uid != 0 && stat.st_uid != owner.uid {
+        return Err(HelperError::ForeignUpper { path, uid: stat.st_uid, user: paths.user.clone() });
     }
+    give_to(&opened, owner, &path)?;
     Ok(opened)
+}
+
+/// Makes an open directory belong to `owner`, if it does not.
+fn give_to(directory: impl AsFd, owner: Account, path: &Path) -> Result<(), HelperError> {
+    let stat = rustix::fs::fstat(&directory).map_err(HelperError::call("fstat", path))?;
+    if (stat.st_uid, stat.st_gid) == (owner.uid, owner.gid) {
+        return Ok(());
+    }
+    let (uid, gid) = (rustix::fs::Uid::from_raw(owner.uid), rustix::fs::Gid::from_raw(owner.gid));
+    rustix::fs::fchown(&directory, Some(uid), Some(gid)).map_err(HelperError::call("chown", path))
 }
 
 /// Removes `work/work`: an empty directory of mode 000 after a clean unmount (fs/overlayfs/super.c:

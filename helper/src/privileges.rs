@@ -8,11 +8,10 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 
 use crate::error::HelperError;
 
-/// What an unmount needs: umount2(2); the links under /proc of anybody's processes, and signals to the unit's; and
-/// reading and clearing `work`, whatever modes are in it.
+/// What an unmount needs: umount2(2); the links under /proc of anybody's processes; and reading and clearing `work`,
+/// whatever modes are in it.
 pub const FOR_UMOUNT: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::SYS_PTRACE)
-    .union(CapabilitySet::KILL)
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER);

@@ -67,6 +67,24 @@ impl StateDir {
         }
     }
 
+    /// Refuses what lies at `relative` if somebody else could swap names in a directory on the way to it.
+    ///
+    /// # Errors
+    /// [`HelperError::NotRoots`], or such a directory cannot be opened. One that is not there is left to who opens it.
+    pub fn require_roots_above(&self, relative: &Path) -> Result<(), HelperError> {
+        let above = relative.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty());
+        for above in above {
+            let path = self.path.join(above);
+            match self.directory(above) {
+                Ok(directory) => require_roots(&directory, &path)?,
+                Err(Errno::NOENT) => {}
+                Err(Errno::LOOP) => return Err(HelperError::LinkedLayer(path)),
+                Err(source) => return Err(HelperError::call("open directory", path)(source)),
+            }
+        }
+        Ok(())
+    }
+
     /// Opens the directory at `relative`.
     ///
     /// # Errors
@@ -183,6 +201,27 @@ mod tests {
         assert!(state.runtime().unwrap().is_none());
         symlink("/", &runtime).unwrap();
         assert!(matches!(state.runtime(), Err(HelperError::Call { source: Errno::LOOP, .. })));
+    }
+
+    #[test]
+    fn a_directory_on_the_way_that_others_may_write_in_is_refused_wherever_it_is() {
+        let parent = tempfile::tempdir().unwrap();
+        fs::create_dir_all(parent.path().join("overlays/maps/x")).unwrap();
+        let state = StateDir::open(parent.path()).unwrap();
+        let layer = Path::new("overlays/maps");
+        assert!(state.require_roots_above(layer).is_ok());
+        assert!(
+            state.require_roots_above(Path::new("none/maps")).is_ok(),
+            "who opens it says that it is not there"
+        );
+        let open =
+            |path: &str| fs::set_permissions(parent.path().join(path), fs::Permissions::from_mode(0o777));
+        open("overlays/maps").unwrap();
+        assert!(state.require_roots_above(layer).is_ok(), "what lies in a layer is its owner's affair");
+        assert!(state.require_roots_above(Path::new("overlays/maps/x")).is_err());
+        open("overlays").unwrap();
+        let refused = state.require_roots_above(layer).unwrap_err().to_string();
+        assert!(refused.contains("/overlays belongs to uid"), "{refused}");
     }
 
     /// Names of which some are links, and a way through them.

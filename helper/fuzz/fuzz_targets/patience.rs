@@ -1,4 +1,0 @@
-//! See `checks::patience`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| checks::patience(data));
