@@ -412,6 +412,7 @@ pub async fn reset_and_stop(
         let reset = scenario.plan(Some(1));
         let stop = |service: &str, by: &[&str]| Plan {
             unit: service.to_owned(),
+            mount_unit: None,
             mount: "/run/vm-bench/nothing".to_owned(),
             ..plan(scenario, &["systemctl", "start", service], by)
         };

@@ -29,6 +29,9 @@ pub struct Cycle {
     pub reset_ns: u64,
     /// The unit after the reset.
     pub unit: UnitState,
+    /// The unit that makes and unmakes the mount, after the reset; `None` where the unit under test does that itself.
+    #[serde(default)]
+    pub mount_unit: Option<MountUnit>,
     /// The unit's states from the start on, `ActiveState/SubState`, repetitions left out.
     pub states: Vec<String>,
     /// The runs of Exec lines, in order.
@@ -60,6 +63,15 @@ pub struct Cycle {
     pub probe_ns: u64,
     /// What the reset command wrote to stderr.
     pub reset_stderr: String,
+}
+
+/// The unit that makes and unmakes the mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountUnit {
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: UnitState,
 }
 
 /// The verdict on who kept the mount, or its file system behind a umount that succeeded.
@@ -116,6 +128,9 @@ impl Hold {
 /// One run of one Exec line.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ExecOutcome {
+    /// The unit that has the line.
+    #[serde(default)]
+    pub unit: String,
     /// `ExecStopPost` and the like.
     pub line: String,
     /// The first argument's last path component.
@@ -207,12 +222,12 @@ pub fn cycles(recording: &Recording) -> Vec<Cycle> {
     (1..=last)
         .map(|number| {
             let events: Vec<&Event> = recording.events.iter().filter(|event| event.cycle == number).collect();
-            cycle(number, &events)
+            cycle(number, recording.plan.mount_unit.as_deref(), &events)
         })
         .collect()
 }
 
-fn cycle(number: u32, events: &[&Event]) -> Cycle {
+fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
     let step = |step: Step| {
         events.iter().find_map(|event| match &event.what {
             What::StepEnds(end) if end.step == step => Some(end),
@@ -270,6 +285,8 @@ fn cycle(number: u32, events: &[&Event]) -> Cycle {
         reset_exit: reset.and_then(|end| end.exit),
         reset_ns: reset.map_or(0, |end| end.duration_ns),
         unit: last_unit(&before_recovery),
+        mount_unit: mount_unit
+            .map(|name| MountUnit { name: name.to_owned(), state: last_mount_unit(&before_recovery) }),
         states: states(&before_recovery),
         execs: execs(&before_recovery),
         umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
@@ -392,6 +409,14 @@ fn last_unit(events: &[&Event]) -> UnitState {
     state.unwrap_or_default()
 }
 
+fn last_mount_unit(events: &[&Event]) -> UnitState {
+    let state = events.iter().rev().find_map(|event| match &event.what {
+        What::MountUnit(state) => Some(state.clone()),
+        _ => None,
+    });
+    state.unwrap_or_default()
+}
+
 fn states(events: &[&Event]) -> Vec<String> {
     let mut states: Vec<String> = Vec::new();
     for event in events {
@@ -418,6 +443,7 @@ fn execs(events: &[&Event]) -> Vec<ExecOutcome> {
     execs
         .into_iter()
         .map(|(at, exec)| ExecOutcome {
+            unit: exec.unit.clone(),
             line: exec.line.clone(),
             program: exec.argv.first().map_or("", |path| path.rsplit('/').next().unwrap_or(path)).to_owned(),
             exit: exec.exit,
@@ -515,7 +541,7 @@ impl Cycle {
         words.collect::<BTreeSet<_>>().into_iter().collect()
     }
 
-    /// comm of each process that is left in the unit's cgroup.
+    /// comm of each process that is left in the unit's cgroup, or in that of the mount's unit.
     #[must_use]
     pub fn left_processes(&self) -> Vec<String> {
         let mut comms: Vec<String> =
@@ -536,7 +562,7 @@ impl Cycle {
             .map_or_else(|| "not tried: no end state".to_owned(), |end| remount_words(&end.remount))
     }
 
-    /// How the last ExecStopPost ended.
+    /// How the last ExecStopPost of either unit ended.
     #[must_use]
     pub fn exec_stop_post(&self) -> Option<Exit> {
         self.execs.iter().rev().find(|exec| exec.line == "ExecStopPost").and_then(|exec| exec.exit)
@@ -547,10 +573,14 @@ impl Cycle {
     pub fn shape(&self) -> String {
         let list = |items: Vec<String>| if items.is_empty() { "none".to_owned() } else { items.join(", ") };
         let words = |holders: &[Holder]| list(holders.iter().map(Holder::words).collect());
-        let execs = self
-            .execs
-            .iter()
-            .map(|exec| format!("{} {}: {}", exec.line, exec.program, exit_words(exec.exit)));
+        let execs = self.execs.iter().map(|exec| {
+            let whose = if self.is_of_mount_unit(exec) { "mount unit's " } else { "" };
+            format!("{whose}{} {}: {}", exec.line, exec.program, exit_words(exec.exit))
+        });
+        let mount_unit = self.mount_unit.as_ref().map(|MountUnit { state, .. }| {
+            let UnitState { active, sub, result, .. } = state;
+            ("mount unit after reset", format!("{active} ({sub}), Result {result}"))
+        });
         let umounts = runs(self.umounts.iter().map(|umount| format!("{}: {}", umount.comm, umount.result)));
         let UnitState { active, sub, result, restarts, .. } = &self.unit;
         let mut shape = String::new();
@@ -574,10 +604,15 @@ impl Cycle {
             ("core dumps", list(self.core_dumps.clone())),
             ("lost events", list(self.lost.clone())),
         ];
-        for (name, value) in rows {
+        let (before, after) = rows.split_at(3);
+        for (name, value) in before.iter().chain(&mount_unit).chain(after) {
             shape.push_str(&format!("{name}: {value}\n"));
         }
         shape
+    }
+
+    fn is_of_mount_unit(&self, exec: &ExecOutcome) -> bool {
+        self.mount_unit.as_ref().is_some_and(|unit| unit.name == exec.unit)
     }
 
     /// Whether the reset command wrote these words to stderr; see [`Expect::reset_stderr`].
@@ -605,7 +640,7 @@ impl Cycle {
         equal("holders at umount", &holders, &expect.holders);
         equal("left over after the reset", &self.left_over, &expect.left_over);
         equal("still mounted elsewhere", &self.mounted_elsewhere(), &expect.mounted_elsewhere);
-        equal("left in the unit's cgroup", &self.left_processes(), &expect.left_processes);
+        equal("left in the cgroup", &self.left_processes(), &expect.left_processes);
         equal("failed units", &self.failed_units(), &expect.failed_units());
         equal("kernel warnings", &self.kernel_warnings, &expect.kernel_warnings);
         equal("core dumps", &self.core_dumps, &expect.core_dumps);
@@ -630,6 +665,16 @@ impl Cycle {
         check(
             self.unit.active == expect.active_state,
             format!("the unit is {} after the reset, not {}", self.unit.active, expect.active_state),
+        );
+        let mount_unit = self.mount_unit.as_ref().map(|unit| unit.state.active.as_str());
+        let expected = expect.mount_unit_state();
+        check(
+            mount_unit == expected,
+            format!(
+                "the mount's unit is {} after the reset, not {}",
+                mount_unit.unwrap_or("not there"),
+                expected.unwrap_or("there")
+            ),
         );
         check(self.unit.restarts == 0, format!("the unit was restarted: NRestarts {}", self.unit.restarts));
         let stop_post = expect.exec_stop_post.as_ref().and_then(ExpectedExit::exit);
@@ -761,6 +806,7 @@ pub(crate) mod samples {
             reset_exit: Some(Exit::Code(0)),
             reset_ns: 100_000_000,
             unit: UnitState { active: "inactive".to_owned(), ..UnitState::default() },
+            mount_unit: None,
             states: Vec::new(),
             execs: Vec::new(),
             umounts: vec![Umount { comm: "umount".to_owned(), result: "ok".to_owned(), duration_ns: 1 }],
@@ -1010,7 +1056,7 @@ mod tests {
             (mutate(|cycle| cycle.core_dumps = vec!["x".to_owned()]), "core dumps"),
             (mutate(|cycle| cycle.lost = vec!["d-bus".to_owned()]), "lost events"),
             (mutate(|cycle| cycle.end = None), "not looked at"),
-            (with_end(|end| end.processes = vec![(1, "x".to_owned())]), "left in the unit's cgroup"),
+            (with_end(|end| end.processes = vec![(1, "x".to_owned())]), "left in the cgroup"),
             (with_end(|end| end.failed_units = vec!["y.service".to_owned()]), "failed units"),
             (with_end(|end| end.remount = Remount::Tried { result: 0, in_use: true }), "in use"),
             (with_end(|end| end.remount = Remount::Tried { result: BUSY, in_use: true }), "EBUSY"),
@@ -1038,6 +1084,7 @@ mod tests {
         cycle.holders_at_umount = vec![holder(6, Role::Main), holder(7, Role::Outside)];
         cycle.end.as_mut().expect("an end").remount = Remount::Tried { result: 0, in_use: true };
         cycle.execs.push(ExecOutcome {
+            unit: "x.service".to_owned(),
             line: "ExecStopPost".to_owned(),
             program: "x".to_owned(),
             exit: Some(Exit::Signal(15)),
@@ -1063,6 +1110,108 @@ mod tests {
             let deviations = other.deviations(&expect);
             assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
             assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
+        }
+    }
+
+    /// A recording of one cycle that is over, with a mount unit if it has one.
+    fn recorded(mount_unit: Option<&str>, whats: Vec<What>) -> Recording {
+        let end = |step| {
+            let (stdout, stderr) = (String::new(), String::new());
+            What::StepEnds(StepEnd { step, exit: Some(Exit::Code(0)), duration_ns: 1, stdout, stderr })
+        };
+        let around = [What::StepBegins(Step::Start), end(Step::Start), What::StepBegins(Step::Reset)];
+        let whats = around.into_iter().chain(whats).chain([end(Step::Reset)]);
+        let plan = vm_agent::recording::Plan {
+            unit: "x.service".to_owned(),
+            mount_unit: mount_unit.map(str::to_owned),
+            mount: "/m".to_owned(),
+            removed: Vec::new(),
+            cycles: 1,
+            start: Vec::new(),
+            reset: Vec::new(),
+            recover: Vec::new(),
+            command_timeout_ms: 1,
+            sample_us: 1,
+        };
+        let events = (0..).zip(whats).map(|(at, what)| Event { at, cycle: 1, what }).collect();
+        let (kernel, systemd, os) = (String::new(), String::new(), String::new());
+        Recording { plan, kernel, systemd, os, events }
+    }
+
+    #[test]
+    fn the_mounts_unit_has_a_line_of_its_own_and_is_no_part_of_the_units() {
+        let state = |active: &str, sub: &str, result: &str| UnitState {
+            active: active.to_owned(),
+            sub: sub.to_owned(),
+            result: result.to_owned(),
+            ..UnitState::default()
+        };
+        let exec = |unit: &str, line: &str, code| {
+            What::Exec(Exec {
+                unit: unit.to_owned(),
+                line: line.to_owned(),
+                argv: vec![format!("/bin/{line}")],
+                pid: 7,
+                ended: Some(9),
+                exit: Some(Exit::Code(code)),
+            })
+        };
+        let whats = vec![
+            What::Unit(state("inactive", "dead", "success")),
+            exec("x.service", "ExecStart", 0),
+            What::MountUnit(state("failed", "failed", "exit-code")),
+            exec("m.service", "ExecStopPost", 32),
+        ];
+        let own = cycles(&recorded(Some("m.service"), whats.clone())).remove(0);
+        assert_eq!(own.exec_stop_post(), Some(Exit::Code(32)));
+        let shape = own.shape();
+        for line in [
+            "unit after reset: inactive (dead), Result success, NRestarts 0\n\
+             mount unit after reset: failed (failed), Result exit-code\nstates: inactive/dead\n",
+            "exec: ExecStart ExecStart: exit status 0, mount unit's ExecStopPost ExecStopPost: exit status 32\n",
+        ] {
+            assert!(shape.contains(line), "{line} is not in {shape}");
+        }
+
+        // What the unit under test does by itself has no such line.
+        let without = cycles(&recorded(None, whats)).remove(0).shape();
+        assert!(!without.contains("mount unit"), "{without}");
+        // One that was never heard of is not taken for one that is down.
+        let silent = cycles(&recorded(Some("m.service"), Vec::new())).remove(0);
+        assert_eq!(silent.mount_unit.expect("it has one").state.active, "");
+    }
+
+    #[test]
+    fn the_mounts_unit_is_checked_where_there_is_one() {
+        let load = |more: &str| {
+            let root = tempfile::tempdir().expect("tempdir");
+            let text = format!(
+                "description = \"d\"\nunit = \"x.service\"\nmount_unit = \"m.service\"\nmount = \"/m\"\n\
+                 start = [\"true\"]\nreset = [\"true\"]\n[expect]\n{EXPECT}{more}"
+            );
+            std::fs::write(root.path().join("scenario.toml"), text).expect("write");
+            crate::scenario::Scenario::load(root.path()).expect("a good one").manifest.expect
+        };
+        let with = |active: &str| {
+            let state = UnitState { active: active.to_owned(), ..UnitState::default() };
+            let mut cycle = clean();
+            cycle.mount_unit = Some(MountUnit { name: "m.service".to_owned(), state });
+            if active == "failed" {
+                cycle.end.as_mut().expect("an end").failed_units = vec!["m.service".to_owned()];
+            }
+            cycle
+        };
+        let failed = load("mount_unit_state = \"failed\"");
+        assert_eq!(with("inactive").deviations(&load("")), [""; 0]);
+        assert_eq!(with("failed").deviations(&failed), [""; 0], "it is told once, and here as expected");
+        for (cycle, expect, words) in [
+            (with("active"), load(""), "the mount's unit is active after the reset, not inactive"),
+            (with("failed"), load(""), "the mount's unit is failed after the reset, not inactive"),
+            (with("inactive"), failed, "the mount's unit is inactive after the reset, not failed"),
+            (clean(), load(""), "the mount's unit is not there after the reset, not inactive"),
+        ] {
+            let deviations = cycle.deviations(&expect);
+            assert!(deviations.concat().contains(words), "{words} is not in {deviations:?}");
         }
     }
 

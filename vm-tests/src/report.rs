@@ -219,7 +219,7 @@ pub fn table(report: &Report, guest: &str) -> String {
             scenario.name.clone(),
             durations(&scenario.cycles),
             distinct(&scenario.cycles, holders),
-            distinct(&scenario.cycles, |cycle| cycle.unit.active.clone()),
+            distinct(&scenario.cycles, unit_state),
             distinct(&scenario.cycles, exec_stop_post),
             scenario.cycles.len().to_string(),
         ];
@@ -265,7 +265,7 @@ fn lines<'a>(head: &[&str], scenarios: impl Iterator<Item = (Vec<String>, &'a Sc
         row.extend([
             durations(cycles),
             distinct(cycles, holders),
-            distinct(cycles, |cycle| cycle.unit.active.clone()),
+            distinct(cycles, unit_state),
             distinct(cycles, exec_stop_post),
             distinct(cycles, |cycle| cycle.verdict.words().to_owned()),
             // Why not is in the snapshot.
@@ -285,6 +285,17 @@ fn holders(cycle: &Cycle) -> String {
 fn holder(holder: &Holder) -> String {
     let kinds: Vec<_> = holder.kinds.iter().map(|kind| kind.word()).collect();
     format!("{} ({})", holder.comm, kinds.join(", "))
+}
+
+/// The unit's state, and that of the mount's unit where there is one that did not come down.
+fn unit_state(cycle: &Cycle) -> String {
+    let unit = cycle.unit.active.clone();
+    match &cycle.mount_unit {
+        Some(mount_unit) if mount_unit.state.active != "inactive" => {
+            format!("{unit}, the mount's {}", mount_unit.state.active)
+        }
+        _ => unit,
+    }
 }
 
 fn exec_stop_post(cycle: &Cycle) -> String {
@@ -355,7 +366,7 @@ fn aligned(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{ExecOutcome, Hold, Umount, samples};
+    use crate::outcome::{ExecOutcome, Hold, MountUnit, Umount, samples};
     use vm_agent::recording::{Kind, Remount, Role, UnitState};
 
     fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
@@ -374,6 +385,7 @@ mod tests {
             reset_ns,
             unit: UnitState { active: state.to_owned(), ..UnitState::default() },
             execs: vec![ExecOutcome {
+                unit: "x.service".to_owned(),
                 line: "ExecStopPost".to_owned(),
                 program: "left4me-overlay".to_owned(),
                 exit: Some(stop_post),
@@ -415,6 +427,17 @@ mod tests {
             stages: Stages::default(),
             cycles,
         }
+    }
+
+    #[test]
+    fn a_mount_unit_that_did_not_come_down_is_beside_the_unit() {
+        let with = |active: &str| {
+            let state = UnitState { active: active.to_owned(), ..UnitState::default() };
+            Cycle { mount_unit: Some(MountUnit { name: "m.service".to_owned(), state }), ..samples::clean() }
+        };
+        assert_eq!(unit_state(&samples::clean()), "inactive");
+        assert_eq!(unit_state(&with("inactive")), "inactive");
+        assert_eq!(unit_state(&with("failed")), "inactive, the mount's failed");
     }
 
     #[test]

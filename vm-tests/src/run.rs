@@ -278,9 +278,9 @@ pub fn preparation(prepared: &Prepared, scenario: &Scenario) -> Result<Session> 
 
 /// Saves evidence, stops the machine and says all that went wrong.
 async fn give_up(mut machine: Machine, error: anyhow::Error, scenario: Option<&Scenario>) -> anyhow::Error {
-    let (unit, mount) =
-        scenario.map_or(("", "/"), |scenario| (&scenario.manifest.unit, &scenario.manifest.mount));
-    machine.save_evidence(unit, mount).await;
+    let units = scenario.map(Scenario::units).unwrap_or_default();
+    let mount = scenario.map_or("/", |scenario| &scenario.manifest.mount);
+    machine.save_evidence(&units, mount).await;
     let evidence = format!("evidence: {}", machine.directory().display());
     match machine.stop().await {
         Ok(()) => error.context(evidence),
@@ -320,7 +320,7 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     let cycles = outcome::cycles(&recording);
     let deviations = outcome::deviations(&recording, &cycles, &scenario.manifest.expect);
     if !deviations.is_empty() {
-        machine.save_evidence(&scenario.manifest.unit, &scenario.manifest.mount).await;
+        machine.save_evidence(&scenario.units(), &scenario.manifest.mount).await;
     }
     machine.stop().await?;
     Ok(Run { recording, cycles, deviations, stages })

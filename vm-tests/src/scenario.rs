@@ -28,6 +28,9 @@ pub struct Manifest {
     pub description: String,
     /// The unit under test.
     pub unit: String,
+    /// The unit whose commands make and unmake the mount, where that is not the unit under test.
+    #[serde(default)]
+    pub mount_unit: Option<String>,
     /// The mount point under watch, absolute.
     pub mount: String,
     /// Where the machine gets an empty ext4 of its own (a RAM disk), because an overlay's upper layer can't lie
@@ -50,13 +53,13 @@ pub struct Manifest {
     pub start: Vec<String>,
     /// Brings it down again.
     pub reset: Vec<String>,
-    /// Run after a cycle that left something mounted, a process of the unit, or the unit failed.
+    /// Run after a cycle that left something mounted, a process of one of the units, or one of them failed.
     #[serde(default)]
     pub recover: Vec<Vec<String>>,
     /// The longest a command of a cycle may take, in seconds of guest time.
     #[serde(default = "default_command_timeout")]
     pub command_timeout_secs: u64,
-    /// How often the unit's tasks are looked at while it stops, in milliseconds of guest time.
+    /// How often the units' tasks are looked at while one stops, in milliseconds of guest time.
     #[serde(default = "default_sample")]
     pub sample_ms: u64,
     /// What every cycle must be, whatever the snapshot says.
@@ -112,7 +115,10 @@ pub struct Expect {
     pub reset_under_ms: u64,
     /// The unit's ActiveState afterwards.
     pub active_state: String,
-    /// How the last ExecStopPost ended; left out for a unit that has none.
+    /// The ActiveState of the mount's unit afterwards. Left out: `inactive`.
+    #[serde(default)]
+    pub mount_unit_state: Option<String>,
+    /// How the last ExecStopPost of either unit ended; left out where neither has one.
     #[serde(default)]
     pub exec_stop_post: Option<ExpectedExit>,
     /// How the last umount2(2) went: `ok`, `none`, or the name of an errno. Left out: `ok` or none at all, and if the
@@ -139,10 +145,10 @@ pub struct Expect {
     /// silent or not tried.
     #[serde(default)]
     pub remount: Option<String>,
-    /// comm of each process that is left in the unit's cgroup.
+    /// comm of each process that is left in the cgroup of the unit, or of the mount's unit.
     #[serde(default)]
     pub left_processes: Vec<String>,
-    /// Failed units besides the one under test, whose state is `active_state`.
+    /// Failed units besides the one under test and the mount's, whose states are `active_state` and `mount_unit_state`.
     #[serde(default)]
     pub other_failed_units: Vec<String>,
     /// What the kernel logs of level warning or worse.
@@ -158,6 +164,9 @@ pub struct Expect {
     /// The unit under test, for [`Expect::failed_units`].
     #[serde(skip)]
     unit: String,
+    /// The mount's unit, where there is one, for [`Expect::mount_unit_state`].
+    #[serde(skip)]
+    mount_unit: Option<String>,
 }
 
 /// How a process is meant to end: an exit status, or the name of a signal.
@@ -194,11 +203,19 @@ impl Expect {
         Duration::from_millis(self.reset_under_ms)
     }
 
+    /// The ActiveState that the mount's unit must have afterwards; `None` where the scenario has no such unit.
+    #[must_use]
+    pub fn mount_unit_state(&self) -> Option<&str> {
+        self.mount_unit.as_ref().map(|_| self.mount_unit_state.as_deref().unwrap_or("inactive"))
+    }
+
     /// All units that are meant to be failed, in the order of their names.
     #[must_use]
     pub fn failed_units(&self) -> Vec<String> {
         let own = (self.active_state == "failed").then(|| self.unit.clone());
-        let mut units: Vec<String> = self.other_failed_units.iter().cloned().chain(own).collect();
+        let mounts = self.mount_unit.clone().filter(|_| self.mount_unit_state() == Some("failed"));
+        let mut units: Vec<String> =
+            self.other_failed_units.iter().cloned().chain(own).chain(mounts).collect();
         units.sort();
         units
     }
@@ -236,6 +253,7 @@ impl Scenario {
         let file = directory.join("scenario.toml");
         let mut manifest = read(&file)?;
         manifest.expect.unit.clone_from(&manifest.unit);
+        manifest.expect.mount_unit.clone_from(&manifest.mount_unit);
         check(&manifest).with_context(|| format!("check {}", file.display()))?;
         let directory = directory.canonicalize().with_context(|| format!("find {}", directory.display()))?;
         let name = directory
@@ -246,12 +264,20 @@ impl Scenario {
         Ok(Self { name, directory, manifest })
     }
 
+    /// The names of its units, with a space between, as systemctl takes them.
+    #[must_use]
+    pub fn units(&self) -> String {
+        let Manifest { unit, mount_unit, .. } = &self.manifest;
+        [Some(unit), mount_unit.as_ref()].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ")
+    }
+
     /// The plan of a run; `cycles` overrides the manifest's.
     #[must_use]
     pub fn plan(&self, cycles: Option<u32>) -> Plan {
         let manifest = &self.manifest;
         Plan {
             unit: manifest.unit.clone(),
+            mount_unit: manifest.mount_unit.clone(),
             mount: manifest.mount.clone(),
             removed: manifest.removed.clone(),
             cycles: cycles.unwrap_or(manifest.cycles),
@@ -365,6 +391,23 @@ fn check(manifest: &Manifest) -> Result<()> {
         ensure!(known.contains(&verdict.as_str()), "verdict = {verdict:?}: there are {}", known.join(", "));
     }
     ensure!(manifest.unit.contains('.'), "unit = {:?}: give the full name, with .service", manifest.unit);
+    match &manifest.mount_unit {
+        Some(mount_unit) => {
+            // Exec lines and a cgroup of its own, which a .mount unit has in other properties.
+            ensure!(
+                mount_unit.ends_with(".service"),
+                "mount_unit = {mount_unit:?}: give the full name of a service, with .service"
+            );
+            ensure!(
+                *mount_unit != manifest.unit,
+                "mount_unit = {mount_unit:?}: that is the unit under test; leave it out where that mounts itself"
+            );
+        }
+        None => ensure!(
+            manifest.expect.mount_unit_state.is_none(),
+            "mount_unit_state: whose? give mount_unit, or leave it out"
+        ),
+    }
     ensure!(manifest.cycles > 0, "cycles = 0: nothing would be run");
     ensure!(manifest.sample_ms > 0, "sample_ms = 0: give at least 1");
     let commands = [("start", &manifest.start), ("reset", &manifest.reset)];
@@ -452,6 +495,10 @@ holders = []
             (GOOD.replace("\"/m\"", "\"m\""), "absolute"),
             (GOOD.replace("\"/m\"", "\"/m/\""), "absolute"),
             (GOOD.replace("x.service", "x"), "full name"),
+            (GOOD.replace("mount =", "mount_unit = \"x\"\nmount ="), "a service"),
+            (GOOD.replace("mount =", "mount_unit = \"m.mount\"\nmount ="), "a service"),
+            (GOOD.replace("mount =", "mount_unit = \"x.service\"\nmount ="), "the unit under test"),
+            (format!("{GOOD}mount_unit_state = \"failed\""), "whose?"),
             (GOOD.replace("reset = [\"true\"]", "reset = []"), "empty command"),
             (GOOD.replace("unit =", "unti ="), "unti"),
             (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\nremoved = [\"/m/x\"]"), "looking there"),
@@ -510,6 +557,26 @@ holders = []
         write("loop/scenario.toml", "base = \"scenario.toml\"");
         let error = Scenario::load(&root.path().join("loop")).expect_err("a loop").to_string();
         assert!(error.contains("bases in a row"), "{error}");
+    }
+
+    #[test]
+    fn a_mount_unit_is_inactive_unless_something_else_is_expected() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let load = |more: &str| {
+            let text = GOOD.replace("mount =", "mount_unit = \"m.service\"\nmount =");
+            std::fs::write(root.path().join("scenario.toml"), format!("{text}{more}")).expect("write");
+            Scenario::load(root.path()).expect("a good one")
+        };
+        let left_out = load("");
+        assert_eq!(left_out.units(), "x.service m.service");
+        assert_eq!(left_out.plan(None).mount_unit.as_deref(), Some("m.service"));
+        let expect = left_out.manifest.expect;
+        assert_eq!((expect.mount_unit_state(), expect.failed_units()), (Some("inactive"), Vec::new()));
+
+        let expect =
+            load("mount_unit_state = \"failed\"\nother_failed_units = [\"o.service\"]").manifest.expect;
+        assert_eq!(expect.mount_unit_state(), Some("failed"));
+        assert_eq!(expect.failed_units(), ["m.service", "o.service"]);
     }
 
     #[test]

@@ -114,6 +114,7 @@ impl Situation {
         let events = (0..).zip(whats).map(|(at, what)| Event { at, cycle: 1, what }).collect();
         let plan = Plan {
             unit: "x.service".to_owned(),
+            mount_unit: None,
             mount: MERGED.to_owned(),
             removed: Vec::new(),
             cycles: 1,

@@ -13,6 +13,9 @@ use crate::wire::Exit;
 pub struct Plan {
     /// The unit under test, `left4me-server@3.service`.
     pub unit: String,
+    /// The unit whose commands make and unmake the mount, where that is not the unit under test:
+    /// `left4me-overlay@3.service`.
+    pub mount_unit: Option<String>,
     /// The mount point under watch, an absolute path without symbolic links.
     pub mount: String,
     /// Paths, absolute, that a reset is meant to remove; those that are there after one are [`What::LeftOver`].
@@ -24,12 +27,12 @@ pub struct Plan {
     pub start: Vec<String>,
     /// Brings it down again; its status is part of the recording.
     pub reset: Vec<String>,
-    /// Run, in this order, after a cycle that left something mounted, a process of the unit, or the unit failed; not
-    /// timed.
+    /// Run, in this order, after a cycle that left something mounted, a process of one of the units, or one of them
+    /// failed; not timed.
     pub recover: Vec<Vec<String>>,
     /// The longest a single command may take, in milliseconds of guest time; it is ended then.
     pub command_timeout_ms: u64,
-    /// How often the tasks of the unit's cgroup are looked at while a stop is in flight, in microseconds.
+    /// How often the tasks of the units' cgroups are looked at while a stop is in flight, in microseconds.
     pub sample_us: u64,
 }
 
@@ -70,7 +73,9 @@ pub enum What {
     /// The unit's state changed, from PropertiesChanged on D-Bus. `at` is systemd's StateChangeTimestampMonotonic
     /// where the change has one.
     Unit(UnitState),
-    /// One run of one Exec line, from the unit's `Exec*Ex` properties, read after the command ended. `at` is
+    /// The same of [`Plan::mount_unit`].
+    MountUnit(UnitState),
+    /// One run of one Exec line of either unit, from its `Exec*Ex` properties, read after the command ended. `at` is
     /// its start.
     Exec(Exec),
     /// The watched path became a mount point (mountinfo of PID 1's namespace).
@@ -156,6 +161,9 @@ pub struct UnitState {
 /// One run of one Exec line (org.freedesktop.systemd1(5), `a(sasasttttuii)`).
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Exec {
+    /// The unit that has the line.
+    #[serde(default)]
+    pub unit: String,
     /// `ExecStartPre`, `ExecStart`, `ExecStop` or `ExecStopPost`.
     pub line: String,
     /// The command and its arguments.
@@ -200,7 +208,7 @@ pub struct EndState {
     /// Where the file system that the start had mounted is still mounted: one for each mount namespace that has a
     /// process and a mount of that device number. Empty too if the start had mounted nothing.
     pub mounted_in: Vec<MountCopy>,
-    /// What is still in the unit's cgroup: each process's pid and comm.
+    /// What is still in the cgroups of the unit and of the mount's unit: each process's pid and comm.
     pub processes: Vec<(u32, String)>,
     /// Every unit of the machine that is `failed`.
     pub failed_units: Vec<String>,
@@ -247,7 +255,7 @@ pub enum Remount {
 pub struct Scan {
     /// Why it was taken.
     pub trigger: Trigger,
-    /// Whether all of /proc was looked at, or the tasks of the unit's cgroup.
+    /// Whether all of /proc was looked at, or the tasks of the units' cgroups.
     pub whole_proc: bool,
     /// How long it took, in nanoseconds.
     pub cost_ns: u64,
@@ -263,9 +271,9 @@ pub struct Scan {
 pub enum Trigger {
     /// The stop began.
     Stop,
-    /// A task of the unit called execve (proc connector).
+    /// A task of one of the units called execve (proc connector).
     Exec,
-    /// A task of the unit ended (proc connector).
+    /// A task of one of the units ended (proc connector).
     Exit,
     /// The clock of [`Plan::sample_us`].
     Tick,
@@ -298,7 +306,8 @@ pub struct Task {
     pub references: Vec<Reference>,
 }
 
-/// A task's place in the unit under test.
+/// A task's place in the unit under test. In the unit that makes and unmakes the mount all are control processes and
+/// their children, its ExecStart included: they work on the mount, and none of them is what is mounted for.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
@@ -306,11 +315,11 @@ pub enum Role {
     Main,
     /// Another process of the unit, while the main process or its descendants are meant.
     Child,
-    /// The process of an Exec line other than ExecStart (systemd's ControlPID).
+    /// The process of an Exec line other than ExecStart (systemd's ControlPID), or of any of the mount's unit.
     Control,
     /// A descendant of the control process.
     ControlChild,
-    /// Not in the unit's cgroup.
+    /// In neither unit's cgroup.
     Outside,
 }
 

@@ -19,7 +19,7 @@ use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 use vm_agent::recording::{EndState, MountCopy, Namespace, Remount};
 
 use super::kernel_log::KernelLog;
-use super::unit::UnitWatch;
+use super::unit::Units;
 use super::unit_cgroup;
 
 /// What overlayfs logs of layers that another file system has (`fs/overlayfs/super.c:ovl_report_in_use`).
@@ -32,18 +32,18 @@ const IN_USE: &str = "in-use";
 pub(super) fn look(
     mount: Option<&Mount>,
     is_mounted: bool,
-    unit: &UnitWatch,
+    units: &Units,
     log: Option<&mut KernelLog>,
 ) -> Result<EndState> {
     let mounted_in = match mount {
         Some(mount) => mounted_in(mount.device)?,
         None => Vec::new(),
     };
-    let processes = unit_cgroup::processes(unit.control_group()).into_iter().map(|pid| (pid, comm(pid)));
+    let processes = units.control_groups().flat_map(unit_cgroup::processes);
     Ok(EndState {
         mounted_in,
-        processes: processes.collect(),
-        failed_units: unit.failed_units()?,
+        processes: processes.map(|pid| (pid, comm(pid))).collect(),
+        failed_units: units.failed_units()?,
         remount: remount(mount, is_mounted, log)?,
     })
 }
@@ -86,9 +86,8 @@ fn comm(pid: u32) -> String {
 }
 
 fn unit_of(pid: u32) -> String {
-    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let cgroup = table.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default();
-    unit_of_cgroup(cgroup).unwrap_or_default().to_owned()
+    let cgroup = unit_cgroup::of(pid).unwrap_or_default();
+    unit_of_cgroup(&cgroup).unwrap_or_default().to_owned()
 }
 
 /// Makes the overlay's file system again and drops it.

@@ -1,14 +1,14 @@
 //! The recorder: runs a [`Plan`] in the guest and records what happens.
 //!
-//! Three threads, and nothing that waits for a clock:
+//! Three threads, or four, and nothing that waits for a clock:
 //!
 //! - the caller runs the plan's commands ([`steps`], [`command`]) and looks at what they leave ([`end_state`],
 //!   [`kernel_log`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
 //!   ([`proc_connector`]), the umount tracepoints ([`umounts`]) and orders from the others, and looks at the
-//!   unit's tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
+//!   units' tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
 //!   on before it has looked;
-//! - the D-Bus thread ([`unit`]) turns systemd's signals into events and tells the watcher.
+//! - a D-Bus thread for each unit ([`unit`]) turns systemd's signals into events and tells the watcher.
 //!
 //! All of them send to one channel ([`events`]). Nothing here resolves a path inside the watched mount, since
 //! that would make the unmount fail which is being recorded.
@@ -34,7 +34,7 @@ use vm_agent::recording::{Plan, Recording};
 
 use self::clock::Clock;
 use self::events::Sink;
-use self::unit::UnitWatch;
+use self::unit::Units;
 use self::watcher::Watcher;
 
 /// Executes the plan. A command that fails is part of the recording; all threads have ended and the trace
@@ -46,15 +46,14 @@ pub(crate) fn run(plan: &Plan) -> Result<Recording> {
     check(plan)?;
     let (sink, events) = Sink::new(Clock::start());
     let watcher = Watcher::start(plan, sink.clone()).context("start the watcher")?;
-    let mut unit =
-        UnitWatch::start(&plan.unit, sink.clone(), watcher.orders()).context("watch the unit on D-Bus")?;
-    let systemd = unit.systemd_version()?;
+    let mut units = Units::start(plan, &sink, &watcher.orders())?;
+    let systemd = units.systemd_version()?;
 
-    let ran = steps::run(plan, &sink, &watcher, &mut unit);
-    let unit_ended = unit.finish();
+    let ran = steps::run(plan, &sink, &watcher, &mut units);
+    let units_ended = units.finish();
     let watcher_ended = watcher.finish();
     ran.context("run the plan")?;
-    unit_ended.context("end the watch on D-Bus")?;
+    units_ended.context("end the watch on D-Bus")?;
     watcher_ended.context("end the watcher")?;
 
     drop(sink);

@@ -5,10 +5,21 @@
 //! children to PID 1 and ppid would then name them control processes. A family is the main one if the main
 //! process was ever in it; MainPID is known long before a stop begins, so D-Bus being late does no harm. Every
 //! other family of the unit is an Exec line's other than ExecStart.
+//!
+//! The unit that makes and unmakes the mount has no main family: each of its Exec lines is a control process's.
 
 use std::collections::{HashMap, HashSet};
 
 use vm_agent::recording::Role;
+
+/// A unit that the plan watches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Watched {
+    /// The one under test.
+    Unit,
+    /// The one whose commands make and unmake the mount.
+    MountUnit,
+}
 
 /// What is known of the machine's families.
 #[derive(Debug, Default)]
@@ -37,7 +48,7 @@ impl Roles {
         self.founders.remove(&pid);
     }
 
-    /// MainPID and ControlPID, 0 if none.
+    /// MainPID and ControlPID of the unit under test, 0 if none.
     pub(super) fn unit(&mut self, main: u32, control: u32) {
         if main != 0 {
             self.main = main;
@@ -46,8 +57,11 @@ impl Roles {
         self.control = control;
     }
 
-    /// The role of a process in the unit's cgroup. `parent` is asked about one whose fork was not seen.
-    pub(super) fn of(&self, pid: u32, parent: impl Fn(u32) -> Option<u32>) -> Role {
+    /// The role of a process in a unit's cgroup. `parent` is asked about one whose fork was not seen.
+    pub(super) fn of(&self, pid: u32, unit: Watched, parent: impl Fn(u32) -> Option<u32>) -> Role {
+        if unit == Watched::MountUnit {
+            return if self.founder(pid, parent) == pid { Role::Control } else { Role::ControlChild };
+        }
         if pid == self.main {
             return Role::Main;
         }
@@ -112,9 +126,9 @@ mod tests {
     #[test]
     fn names_the_main_family() {
         let roles = running();
-        assert_eq!(roles.of(100, nobody), Role::Main);
-        assert_eq!(roles.of(101, nobody), Role::Child);
-        assert_eq!(roles.of(103, |_| Some(1)), Role::Child, "an orphan is no control process");
+        assert_eq!(roles.of(100, Watched::Unit, nobody), Role::Main);
+        assert_eq!(roles.of(101, Watched::Unit, nobody), Role::Child);
+        assert_eq!(roles.of(103, Watched::Unit, |_| Some(1)), Role::Child, "an orphan is no control process");
     }
 
     #[test]
@@ -123,12 +137,16 @@ mod tests {
         roles.exited(100);
         roles.forked(1, 200);
         roles.forked(200, 201);
-        assert_eq!(roles.of(200, nobody), Role::Control);
-        assert_eq!(roles.of(201, nobody), Role::ControlChild);
-        assert_eq!(roles.of(103, nobody), Role::Child, "a child that outlives the main process");
+        assert_eq!(roles.of(200, Watched::Unit, nobody), Role::Control);
+        assert_eq!(roles.of(201, Watched::Unit, nobody), Role::ControlChild);
+        assert_eq!(
+            roles.of(103, Watched::Unit, nobody),
+            Role::Child,
+            "a child that outlives the main process"
+        );
         roles.unit(0, 200);
-        assert_eq!(roles.of(200, nobody), Role::Control);
-        assert_eq!(roles.of(201, nobody), Role::ControlChild);
+        assert_eq!(roles.of(200, Watched::Unit, nobody), Role::Control);
+        assert_eq!(roles.of(201, Watched::Unit, nobody), Role::ControlChild);
     }
 
     #[test]
@@ -140,8 +158,18 @@ mod tests {
         roles.unit(301, 0);
         roles.forked(301, 302);
         roles.exited(301);
-        assert_eq!(roles.of(301, nobody), Role::Main);
-        assert_eq!(roles.of(302, nobody), Role::Child);
+        assert_eq!(roles.of(301, Watched::Unit, nobody), Role::Main);
+        assert_eq!(roles.of(302, Watched::Unit, nobody), Role::Child);
+    }
+
+    #[test]
+    fn the_mounts_unit_has_control_processes_only() {
+        let mut roles = running();
+        roles.forked(1, 400);
+        roles.forked(400, 401);
+        let of = |pid| roles.of(pid, Watched::MountUnit, nobody);
+        assert_eq!((of(400), of(401)), (Role::Control, Role::ControlChild));
+        assert_eq!(roles.of(400, Watched::MountUnit, |_| Some(1)), Role::Control);
     }
 
     #[test]
@@ -149,7 +177,7 @@ mod tests {
         let mut roles = running();
         roles.exited(100);
         roles.forked(1, 100);
-        assert_eq!(roles.of(100, nobody), Role::Control);
+        assert_eq!(roles.of(100, Watched::Unit, nobody), Role::Control);
     }
 
     #[test]
@@ -162,11 +190,11 @@ mod tests {
             21 => Some(20),
             _ => Some(1),
         };
-        assert_eq!(roles.of(10, parent), Role::Main);
-        assert_eq!(roles.of(12, parent), Role::Child);
-        assert_eq!(roles.of(20, parent), Role::Control);
-        assert_eq!(roles.of(21, parent), Role::ControlChild);
-        assert_eq!(roles.of(30, parent), Role::Control);
+        assert_eq!(roles.of(10, Watched::Unit, parent), Role::Main);
+        assert_eq!(roles.of(12, Watched::Unit, parent), Role::Child);
+        assert_eq!(roles.of(20, Watched::Unit, parent), Role::Control);
+        assert_eq!(roles.of(21, Watched::Unit, parent), Role::ControlChild);
+        assert_eq!(roles.of(30, Watched::Unit, parent), Role::Control);
     }
 
     #[test]

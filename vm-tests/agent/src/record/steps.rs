@@ -12,24 +12,24 @@ use super::command;
 use super::end_state;
 use super::events::Sink;
 use super::kernel_log::KernelLog;
-use super::unit::UnitWatch;
+use super::unit::Units;
 use super::watcher::Watcher;
 
 /// Runs all cycles. A start that fails ends the run, after its reset; a reset that fails does not, it is what is
 /// looked for.
 ///
 /// # Errors
-/// If a command cannot be watched, the unit cannot be asked for, or mountinfo cannot be read.
-pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, unit: &mut UnitWatch) -> Result<()> {
+/// If a command cannot be watched, a unit cannot be asked for, or mountinfo cannot be read.
+pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units) -> Result<()> {
     let kernel_log = KernelLog::open().inspect_err(|error| sink.lost("kmsg", format!("{error:#}"))).ok();
-    let mut steps = Steps { plan, sink, watcher, unit, kernel_log };
+    let mut steps = Steps { plan, sink, watcher, units, kernel_log };
     for _ in 0..plan.cycles {
         let started = steps.run(Step::Start, &plan.start)?;
         let mount = mountinfo::read_at(1, Path::new(&plan.mount))?;
         steps.run(Step::Reset, &plan.reset)?;
         steps.look_for_leftovers();
         let is_clean = steps.look_at_the_end(mount.as_ref())?;
-        if !is_clean || steps.unit.state().active == "failed" {
+        if !is_clean || steps.units.has_failed() {
             for command in &plan.recover {
                 steps.run(Step::Recover, command)?;
             }
@@ -46,7 +46,7 @@ struct Steps<'a> {
     plan: &'a Plan,
     sink: &'a Sink,
     watcher: &'a Watcher,
-    unit: &'a mut UnitWatch,
+    units: &'a mut Units,
     /// `None` if it can't be read, which was recorded as lost.
     kernel_log: Option<KernelLog>,
 }
@@ -67,7 +67,7 @@ impl Steps<'_> {
         };
         self.sink.send(ended.ended, What::StepEnds(end));
         self.watcher.step_ended(step)?;
-        self.unit.record()?;
+        self.units.record()?;
         Ok(ended.exit)
     }
 
@@ -81,13 +81,13 @@ impl Steps<'_> {
     }
 
     /// Records what is left of what the start had mounted; true if nothing is mounted at the watched path and no
-    /// process is left in the unit's cgroup.
+    /// process is left in the units' cgroups.
     fn look_at_the_end(&mut self, mount: Option<&Mount>) -> Result<bool> {
         // Before the remount, whose own warning is part of the end state.
         self.record_kernel_warnings();
         let is_mounted = mountinfo::read_at(1, Path::new(&self.plan.mount))?.is_some();
         let log = self.kernel_log.as_mut();
-        let end = end_state::look(mount, is_mounted, self.unit, log).context("look at the end state")?;
+        let end = end_state::look(mount, is_mounted, self.units, log).context("look at the end state")?;
         let is_clean = !is_mounted && end.processes.is_empty();
         self.sink.send_now(What::EndState(end));
         Ok(is_clean)

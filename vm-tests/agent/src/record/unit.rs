@@ -1,8 +1,8 @@
-//! The unit as systemd tells of it on D-Bus: its states as they change, its Exec lines' runs after each step.
+//! The units as systemd tells of them on D-Bus: their states as they change, their Exec lines' runs after each step.
 //!
 //! systemd sends PropertiesChanged in pairs, first for the type's interface (Service) and at once for Unit, each
 //! with all its properties (`src/core/dbus-unit.c:send_changed_signal`); a state is complete with the second.
-//! The recorder holds a reference on the unit (Manager.RefUnit), so that systemd does not forget it, and with
+//! The recorder holds a reference on each unit (Manager.RefUnit), so that systemd does not forget it, and with
 //! it the Exec lines' runs, as soon as it is down. It is also what has systemd tell of the unit on the bus
 //! (`src/core/dbus-unit.c:bus_unit_send_change_signal`), and of no other: Manager.Subscribe would have it tell of all.
 //!
@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use futures_util::future::try_join_all;
-use vm_agent::recording::{Exec, UnitState, What};
+use vm_agent::recording::{Exec, Plan, UnitState, What};
 use vm_agent::wire::Exit;
 use zbus::blocking::connection::Builder;
 use zbus::blocking::{Connection, MessageIterator};
@@ -26,6 +26,7 @@ use zbus::zvariant::{DynamicType, OwnedObjectPath, OwnedValue, Value};
 
 use super::clock::Clock;
 use super::events::Sink;
+use super::roles::Watched;
 use super::watcher::{Order, Orders, UnitView};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
@@ -48,9 +49,84 @@ const QUEUE: usize = 4096;
 
 type Properties = HashMap<String, OwnedValue>;
 
-/// The watch: a connection, and a thread that reads its signals.
+/// The watch on the plan's unit, and on the one that makes and unmakes the mount, where that is another.
 #[derive(Debug)]
-pub(super) struct UnitWatch {
+pub(super) struct Units {
+    tested: UnitWatch,
+    mount: Option<UnitWatch>,
+}
+
+impl Units {
+    /// Records the units' states and watches them from then on.
+    ///
+    /// # Errors
+    /// As [`UnitWatch::start`].
+    pub(super) fn start(plan: &Plan, sink: &Sink, orders: &Orders) -> Result<Self> {
+        let start = |unit: &str, watched| {
+            UnitWatch::start(unit, watched, sink.clone(), orders.clone())
+                .with_context(|| format!("watch {unit} on D-Bus"))
+        };
+        let tested = start(&plan.unit, Watched::Unit)?;
+        let mount = plan.mount_unit.as_deref().map(|unit| start(unit, Watched::MountUnit)).transpose()?;
+        Ok(Self { tested, mount })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &UnitWatch> {
+        [&self.tested].into_iter().chain(&self.mount)
+    }
+
+    /// systemd's `Version`.
+    ///
+    /// # Errors
+    /// What D-Bus says.
+    pub(super) fn systemd_version(&self) -> Result<String> {
+        self.tested.systemd_version()
+    }
+
+    /// Every unit of the machine that is `failed`, in the order of their names.
+    ///
+    /// # Errors
+    /// What D-Bus says.
+    pub(super) fn failed_units(&self) -> Result<Vec<String>> {
+        self.tested.failed_units()
+    }
+
+    /// Whether one of the two was `failed` at the last [`Units::record`].
+    pub(super) fn has_failed(&self) -> bool {
+        self.all().any(|unit| unit.state.active == "failed")
+    }
+
+    /// The cgroup of each at the last [`Units::record`] that found one; empty if none did.
+    pub(super) fn control_groups(&self) -> impl Iterator<Item = &str> {
+        self.all().map(|unit| unit.control_group.as_str())
+    }
+
+    /// Records their states as of now, and every run of an Exec line that has ended since the last time.
+    ///
+    /// # Errors
+    /// What D-Bus says.
+    pub(super) fn record(&mut self) -> Result<()> {
+        self.tested.record()?;
+        self.mount.as_mut().map_or(Ok(()), UnitWatch::record)
+    }
+
+    /// Records the runs that have not ended, waits until every signal that systemd has sent is recorded, and
+    /// ends the threads.
+    ///
+    /// # Errors
+    /// What D-Bus says, here or in a thread.
+    pub(super) fn finish(self) -> Result<()> {
+        let tested = self.tested.finish();
+        let mount = self.mount.map_or(Ok(()), UnitWatch::finish);
+        tested.and(mount)
+    }
+}
+
+/// The watch on one unit: a connection, and a thread that reads its signals.
+#[derive(Debug)]
+struct UnitWatch {
+    name: String,
+    watched: Watched,
     bus: Bus,
     sink: Sink,
     orders: Orders,
@@ -73,8 +149,9 @@ struct Bus {
 }
 
 /// What the thread knows.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Known {
+    watched: Watched,
     state: UnitState,
     /// StateChangeTimestampMonotonic, in microseconds.
     changed_us: u64,
@@ -90,7 +167,7 @@ impl UnitWatch {
     ///
     /// # Errors
     /// No system bus, no systemd on it, or no such unit.
-    pub(super) fn start(unit: &str, sink: Sink, orders: Orders) -> Result<Self> {
+    fn start(unit: &str, watched: Watched, sink: Sink, orders: Orders) -> Result<Self> {
         let builder = Builder::system()?.method_timeout(CALL_TIMEOUT).max_queued(QUEUE);
         let connection = builder.build().context("connect to the system bus")?;
         // Before the match is added, so that no signal falls between.
@@ -111,11 +188,11 @@ impl UnitWatch {
             .context("AddMatch")?;
 
         let bus = Bus { connection, path, is_service: unit.ends_with(".service") };
-        let mut known = Known::default();
+        let mut known = Known::nothing_of(watched);
         known.take_all(&bus)?;
-        sink.send_now(What::Unit(known.state.clone()));
+        sink.send_now(known.told(known.state.clone()));
         known.sent = (known.state.clone(), known.changed_us);
-        orders.send(Order::Unit(known.view()));
+        orders.send(Order::Unit(watched, known.view()));
         let (state, control_group) = (known.state.clone(), known.control_group.clone());
         let last_call = Arc::new(AtomicU32::new(0));
         let thread = {
@@ -125,34 +202,17 @@ impl UnitWatch {
                 .name("d-bus".to_owned())
                 .spawn(move || watch(messages, &bus, &sink, &orders, &last_call, known))?
         };
-        let recorded = HashSet::new();
-        Ok(Self { bus, sink, orders, thread: Some(thread), last_call, state, control_group, recorded })
+        let (name, recorded) = (unit.to_owned(), HashSet::new());
+        let thread = Some(thread);
+        Ok(Self { name, watched, bus, sink, orders, thread, last_call, state, control_group, recorded })
     }
 
-    /// systemd's `Version`.
-    ///
-    /// # Errors
-    /// What D-Bus says.
-    pub(super) fn systemd_version(&self) -> Result<String> {
+    fn systemd_version(&self) -> Result<String> {
         let value = self.bus.property(MANAGER_PATH, MANAGER, "Version")?;
         String::try_from(value).context("the type of Version")
     }
 
-    /// The state at the last [`UnitWatch::record`].
-    pub(super) fn state(&self) -> &UnitState {
-        &self.state
-    }
-
-    /// The unit's cgroup at the last [`UnitWatch::record`] that found one; empty if none did.
-    pub(super) fn control_group(&self) -> &str {
-        &self.control_group
-    }
-
-    /// Every unit of the machine that is `failed`, in the order of their names.
-    ///
-    /// # Errors
-    /// What D-Bus says.
-    pub(super) fn failed_units(&self) -> Result<Vec<String>> {
+    fn failed_units(&self) -> Result<Vec<String>> {
         let states = (vec!["failed"],);
         let answer = call(&self.bus.connection, MANAGER_PATH, MANAGER, "ListUnitsFiltered", &states)?;
         let units: Vec<ListedUnit> = answer.body().deserialize().context("answer of ListUnitsFiltered")?;
@@ -161,15 +221,11 @@ impl UnitWatch {
         Ok(names)
     }
 
-    /// Records the unit's state as of now, and every run of an Exec line that has ended since the last time.
-    ///
-    /// # Errors
-    /// What D-Bus says.
-    pub(super) fn record(&mut self) -> Result<()> {
-        let mut known = Known::default();
+    fn record(&mut self) -> Result<()> {
+        let mut known = Known::nothing_of(self.watched);
         known.take_all(&self.bus)?;
-        self.orders.send(Order::Unit(known.view()));
-        self.sink.send_now(What::Unit(known.state.clone()));
+        self.orders.send(Order::Unit(self.watched, known.view()));
+        self.sink.send_now(known.told(known.state.clone()));
         self.state = known.state;
         if !known.control_group.is_empty() {
             self.control_group = known.control_group;
@@ -177,12 +233,7 @@ impl UnitWatch {
         self.record_runs(false)
     }
 
-    /// Records the runs that have not ended, waits until every signal that systemd has sent is recorded, and
-    /// ends the thread.
-    ///
-    /// # Errors
-    /// What D-Bus says, here or in the thread.
-    pub(super) fn finish(mut self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
         let recorded = self.record_runs(true);
         let ended = self.end();
         recorded.and(ended)
@@ -214,7 +265,7 @@ impl UnitWatch {
                     self.recorded.insert((run.pid, run.started_us));
                     self.sink.send(
                         self.sink.clock.at_us(run.started_us),
-                        What::Exec(run.exec(line, self.sink.clock)),
+                        What::Exec(run.exec(&self.name, line, self.sink.clock)),
                     );
                 }
             }
@@ -318,14 +369,14 @@ fn take_change(message: &Message, bus: &Bus, sink: &Sink, orders: &Orders, known
         let group = bus.property(bus.path.as_str(), SERVICE, "ControlGroup")?;
         known.control_group = String::try_from(group).context("the type of ControlGroup")?;
     }
-    orders.send(Order::Unit(known.view()));
+    orders.send(Order::Unit(known.watched, known.view()));
     if known.state != known.sent.0 {
         let is_state_change = known.changed_us != known.sent.1 && known.changed_us != 0;
         known.sent = (known.state.clone(), known.changed_us);
         if is_state_change {
             let at = sink.clock.at_us(known.changed_us);
             known.record_held_back(sink, at);
-            sink.send(at, What::Unit(known.state.clone()));
+            sink.send(at, known.told(known.state.clone()));
         } else {
             known.record_held_back(sink, noticed);
             known.held_back = Some((noticed, known.state.clone()));
@@ -338,6 +389,25 @@ impl Known {
     /// The properties that it is made of, by interface.
     const OF_UNIT: [&str; 3] = ["ActiveState", "SubState", "StateChangeTimestampMonotonic"];
     const OF_SERVICE: [&str; 5] = ["Result", "MainPID", "ControlPID", "NRestarts", "ControlGroup"];
+
+    fn nothing_of(watched: Watched) -> Self {
+        Self {
+            watched,
+            state: UnitState::default(),
+            changed_us: 0,
+            control_group: String::new(),
+            sent: (UnitState::default(), 0),
+            held_back: None,
+        }
+    }
+
+    /// A state of the unit as an event.
+    fn told(&self, state: UnitState) -> What {
+        match self.watched {
+            Watched::Unit => What::Unit(state),
+            Watched::MountUnit => What::MountUnit(state),
+        }
+    }
 
     /// Asks for everything. Not by GetAll: to tell all of a service's properties takes systemd longer, most of all for
     /// the accounting's files of its cgroup.
@@ -355,7 +425,7 @@ impl Known {
     /// state change that the next one tells of.
     fn record_held_back(&mut self, sink: &Sink, next: u64) {
         if let Some((noticed, state)) = self.held_back.take() {
-            sink.send(noticed.min(next), What::Unit(state));
+            sink.send(noticed.min(next), self.told(state));
         }
     }
 
@@ -410,11 +480,11 @@ struct Run {
 }
 
 impl Run {
-    fn exec(self, line: &str, clock: Clock) -> Exec {
+    fn exec(self, unit: &str, line: &str, clock: Clock) -> Exec {
         let ended = (self.ended_us != 0).then(|| clock.at_us(self.ended_us));
         let is_exit = self.code == nix::libc::CLD_EXITED;
         let exit = ended.map(|_| if is_exit { Exit::Code(self.status) } else { Exit::Signal(self.status) });
-        Exec { line: line.to_owned(), argv: self.argv, pid: self.pid, ended, exit }
+        Exec { unit: unit.to_owned(), line: line.to_owned(), argv: self.argv, pid: self.pid, ended, exit }
     }
 }
 
@@ -451,7 +521,7 @@ mod tests {
 
     #[test]
     fn takes_what_a_signal_carries() {
-        let mut known = Known::default();
+        let mut known = Known::nothing_of(Watched::MountUnit);
         let properties = [
             ("ActiveState", Value::from("deactivating")),
             ("SubState", Value::from("stop-post")),
@@ -474,6 +544,8 @@ mod tests {
         };
         assert_eq!((&known.state, known.changed_us), (&expected, 7));
         assert!(known.view().is_deactivating);
+        assert_eq!(known.told(expected.clone()), What::MountUnit(expected.clone()));
+        assert_eq!(Known::nothing_of(Watched::Unit).told(expected.clone()), What::Unit(expected));
     }
 
     #[test]
@@ -489,8 +561,9 @@ mod tests {
             run,
             Run { argv: argv.clone(), started_us: 2_000, ended_us: 4_000, pid: 77, code: 1, status: 32 }
         );
-        let exec = run.exec("ExecStopPost", Clock::began_at(1_000_000));
+        let exec = run.exec("x.service", "ExecStopPost", Clock::began_at(1_000_000));
         let expected = Exec {
+            unit: "x.service".to_owned(),
             line: "ExecStopPost".to_owned(),
             argv,
             pid: 77,
@@ -511,7 +584,7 @@ mod tests {
             (run(0, 0), None),
         ];
         for (run, exit) in cases {
-            assert_eq!(run.exec("ExecStart", Clock::began_at(0)).exit, exit);
+            assert_eq!(run.exec("x.service", "ExecStart", Clock::began_at(0)).exit, exit);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The unit's cgroup: which processes it has, and whether a process is in it.
+//! A unit's cgroup: which processes it has, and whether a process is in it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,13 +16,10 @@ pub(super) fn processes(control_group: &str) -> Vec<u32> {
     pids
 }
 
-/// Whether the process is in the cgroup or below it; false for one that is gone.
-pub(super) fn has(control_group: &str, pid: u32) -> bool {
-    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    table
-        .lines()
-        .find_map(|line| line.strip_prefix("0::"))
-        .is_some_and(|cgroup| contains(control_group, cgroup))
+/// The cgroup of a process; `None` for one that is gone.
+pub(super) fn of(pid: u32) -> Option<String> {
+    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    table.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
 /// Whether one cgroup is the other or below it.

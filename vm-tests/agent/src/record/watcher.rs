@@ -1,15 +1,15 @@
 //! The thread that watches: one poll over every source that has a descriptor, and the looks at who holds what.
 //!
 //! It looks at tasks only while a stop is in flight: from the beginning of the reset step to its end, and
-//! whenever the unit is deactivating by itself. All of `/proc` is looked at when the stop begins, when the
-//! watched path is mounted or unmounted, when a umount fails and when the reset has ended; the unit's own tasks
+//! whenever a unit is deactivating by itself. All of `/proc` is looked at when the stop begins, when the
+//! watched path is mounted or unmounted, when a umount fails and when the reset has ended; the units' own tasks
 //! at every exec and exit among them and at every tick of the plan's clock. Otherwise it sleeps, without ticks.
 //!
 //! It runs SCHED_FIFO. An exec is reported before the new program's first instruction and a failed umount
 //! before the call has returned to its caller, so on one processor each look sees the moment that it is about;
 //! the price is that the looked-at wait meanwhile, which [`Scan::cost_ns`] tells.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +30,7 @@ use vm_agent::recording::{
 use super::events::Sink;
 use super::mounts::MountWatch;
 use super::proc_connector::{ProcConnector, ProcessEvent};
-use super::roles::{Roles, parent_of};
+use super::roles::{Roles, Watched, parent_of};
 use super::umounts::{Calls, TraceLine, UmountTrace, is_before_exec, is_busy};
 use super::unit_cgroup;
 
@@ -44,8 +44,8 @@ pub(super) struct Watcher {
 /// What others tell the watcher.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// systemd's view of the unit has changed.
-    Unit(UnitView),
+    /// systemd's view of a unit has changed.
+    Unit(Watched, UnitView),
     /// A step is about to begin; answered when the watcher has looked.
     StepBegins(Step, Sender<()>),
     /// The step's command has ended; answered when the watcher has looked.
@@ -54,7 +54,7 @@ pub(super) enum Order {
     Finish,
 }
 
-/// What the watcher needs to know of the unit.
+/// What the watcher needs to know of a unit.
 #[derive(Debug, Clone, Default)]
 pub(super) struct UnitView {
     /// 0 if none.
@@ -101,11 +101,12 @@ impl Watcher {
             orders: receiver,
             wake: orders.wake.clone(),
             unit: UnitView::default(),
+            mount_unit: UnitView::default(),
             roles: Roles::default(),
             calls: Calls::default(),
             step: None,
             in_stop: false,
-            unit_tasks: HashSet::new(),
+            unit_tasks: HashMap::new(),
             whole_after: 0,
             look_after_call: false,
             next_tick: None,
@@ -188,12 +189,14 @@ struct Watch {
     wake: Arc<OwnedFd>,
 
     unit: UnitView,
+    /// Without a process and never stopping, where the plan has none.
+    mount_unit: UnitView,
     roles: Roles,
     calls: Calls,
     step: Option<Step>,
     in_stop: bool,
-    /// Processes of the unit that were seen during this stop; an exit comes too late to ask.
-    unit_tasks: HashSet<u32>,
+    /// Processes of the units that were seen during this stop; an exit comes too late to ask.
+    unit_tasks: HashMap<u32, Watched>,
     /// From when on a failed umount has all of `/proc` looked at again.
     whole_after: u64,
     /// The mount has changed while a umount was under way: look when it has returned.
@@ -281,7 +284,7 @@ impl Watch {
         Ok(Ready { mounts, connector, trace, orders })
     }
 
-    /// Follows forks and exits; the trigger for a look, if the unit's tasks gave one.
+    /// Follows forks and exits; the trigger for a look, if the units' tasks gave one.
     fn take_processes(&mut self) -> Option<Trigger> {
         let read = self.connector.as_ref()?.read();
         let read = match read {
@@ -300,12 +303,12 @@ impl Watch {
             match event {
                 ProcessEvent::Fork { parent, child } => {
                     self.roles.forked(parent, child);
-                    if self.unit_tasks.contains(&parent) {
-                        self.unit_tasks.insert(child);
+                    if let Some(unit) = self.unit_tasks.get(&parent) {
+                        self.unit_tasks.insert(child, *unit);
                     }
                 }
                 ProcessEvent::Exec { pid } => {
-                    if self.in_stop && self.is_of_unit(pid) {
+                    if self.in_stop && self.unit_of(pid).is_some() {
                         trigger = Some(Trigger::Exec);
                     }
                 }
@@ -315,7 +318,7 @@ impl Watch {
                     self.sink.send_now(What::Coredump { pid, comm: comm.trim_end().to_owned() });
                 }
                 ProcessEvent::Exit { pid } => {
-                    if self.unit_tasks.remove(&pid) && self.in_stop {
+                    if self.unit_tasks.remove(&pid).is_some() && self.in_stop {
                         trigger = trigger.or(Some(Trigger::Exit));
                     }
                     self.roles.exited(pid);
@@ -339,13 +342,13 @@ impl Watch {
         for line in lines {
             match line {
                 TraceLine::Entered { tid, comm, at_us } => {
-                    let by_unit = !is_before_exec(&comm) && self.is_of_unit(tid);
+                    let by_unit = !is_before_exec(&comm) && self.unit_of(tid).is_some();
                     self.calls.entered(tid, self.sink.clock.at_us(at_us), by_unit);
                 }
                 TraceLine::Returned { tid, comm, at_us, result } => {
                     let returned = self.sink.clock.at_us(at_us);
-                    let role =
-                        if self.is_of_unit(tid) { self.roles.of(tid, parent_of) } else { Role::Outside };
+                    let unit = self.unit_of(tid);
+                    let role = self.role(tid, unit);
                     self.take_call(UmountCall { pid: tid, comm, role, returned, result });
                 }
                 TraceLine::Lost(why) => self.sink.lost("tracefs", why),
@@ -401,7 +404,7 @@ impl Watch {
         let _nothing = rustix::io::read(&*self.wake, &mut [0; 8]).is_err();
         while let Ok(order) = self.orders.try_recv() {
             match order {
-                Order::Unit(unit) => self.take_unit(unit),
+                Order::Unit(watched, unit) => self.take_unit(watched, unit),
                 Order::StepBegins(step, answer) => {
                     self.step = Some(step);
                     self.update_stop();
@@ -422,24 +425,30 @@ impl Watch {
         }
     }
 
-    fn take_unit(&mut self, unit: UnitView) {
-        self.roles.unit(unit.main_pid, unit.control_pid);
+    fn take_unit(&mut self, watched: Watched, unit: UnitView) {
+        let known = match watched {
+            Watched::Unit => {
+                self.roles.unit(unit.main_pid, unit.control_pid);
+                &mut self.unit
+            }
+            Watched::MountUnit => &mut self.mount_unit,
+        };
         let control_group = if unit.control_group.is_empty() {
-            std::mem::take(&mut self.unit.control_group)
+            std::mem::take(&mut known.control_group)
         } else {
             unit.control_group
         };
-        self.unit = UnitView { control_group, ..unit };
+        *known = UnitView { control_group, ..unit };
         self.update_stop();
     }
 
-    /// Begins or ends the looking, as the step and the unit have it.
+    /// Begins or ends the looking, as the step and the units have it.
     fn update_stop(&mut self) {
         let in_stop = match self.step {
             Some(Step::Reset) => true,
             // What recovers from a failed stop is not measured.
             Some(Step::Recover) => false,
-            Some(Step::Start) | None => self.unit.is_deactivating,
+            Some(Step::Start) | None => self.unit.is_deactivating || self.mount_unit.is_deactivating,
         };
         if in_stop == self.in_stop {
             return;
@@ -459,6 +468,7 @@ impl Watch {
     fn begin_end(&mut self) {
         self.step = None;
         self.unit.is_deactivating = false;
+        self.mount_unit.is_deactivating = false;
         self.update_stop();
         if let Some(trace) = &self.trace
             && let Err(error) = trace.mark_end()
@@ -469,20 +479,33 @@ impl Watch {
         self.end = Some(self.sink.clock.now() + END_DEADLINE_NS);
     }
 
-    fn is_of_unit(&mut self, pid: u32) -> bool {
-        let is = self.unit_tasks.contains(&pid) || unit_cgroup::has(&self.unit.control_group, pid);
-        if is {
-            self.unit_tasks.insert(pid);
-        }
-        is
+    /// The unit that a process belongs to.
+    fn unit_of(&mut self, pid: u32) -> Option<Watched> {
+        let known = self.unit_tasks.get(&pid).copied();
+        let unit = known.or_else(|| self.unit_of_cgroup(&unit_cgroup::of(pid)?))?;
+        self.unit_tasks.insert(pid, unit);
+        Some(unit)
+    }
+
+    fn unit_of_cgroup(&self, cgroup: &str) -> Option<Watched> {
+        let units = [(&self.unit, Watched::Unit), (&self.mount_unit, Watched::MountUnit)];
+        let mut its =
+            units.into_iter().filter(|(unit, _)| unit_cgroup::contains(&unit.control_group, cgroup));
+        its.next().map(|(_, watched)| watched)
+    }
+
+    fn role(&self, pid: u32, unit: Option<Watched>) -> Role {
+        unit.map_or(Role::Outside, |unit| self.roles.of(pid, unit, parent_of))
     }
 
     /// Looks at who holds the mount and records it. Ticks that see what the look before saw are held back but
     /// for the last.
     fn look(&mut self, trigger: Trigger, whole_proc: bool) {
         let at = self.sink.clock.now();
-        let of_unit = unit_cgroup::processes(&self.unit.control_group);
-        let scope = if whole_proc { Scope::Everything } else { Scope::Pids(&of_unit) };
+        let mut of_units = unit_cgroup::processes(&self.unit.control_group);
+        let of_unit = of_units.len();
+        of_units.extend(unit_cgroup::processes(&self.mount_unit.control_group));
+        let scope = if whole_proc { Scope::Everything } else { Scope::Pids(&of_units) };
         let found = match scan::scan(Path::new(&self.plan.mount), self.mounts.device(), scope) {
             Ok(found) => found,
             Err(error) => return self.sink.lost("scan", error),
@@ -490,7 +513,9 @@ impl Watch {
         if found.denied > 0 {
             self.sink.lost("scan", format!("{} processes could not be looked at", found.denied));
         }
-        self.unit_tasks.extend(of_unit);
+        let (of_unit, of_mount_unit) = of_units.split_at(of_unit);
+        self.unit_tasks.extend(of_unit.iter().map(|pid| (*pid, Watched::Unit)));
+        self.unit_tasks.extend(of_mount_unit.iter().map(|pid| (*pid, Watched::MountUnit)));
         let tasks: Vec<Task> = found.tasks.into_iter().map(|task| self.task(task)).collect();
         let mounted = self.mounts.is_mounted();
         let ended = self.sink.clock.now();
@@ -522,8 +547,7 @@ impl Watch {
     }
 
     fn task(&self, task: scan::Task) -> Task {
-        let is_of_unit = unit_cgroup::contains(&self.unit.control_group, &task.cgroup);
-        let role = if is_of_unit { self.roles.of(task.pid, parent_of) } else { Role::Outside };
+        let role = self.role(task.pid, self.unit_of_cgroup(&task.cgroup));
         // None only for a task that ended while it was looked at.
         let namespace = task.namespace.map_or(Namespace { inode: 0, id: None }, |namespace| Namespace {
             inode: namespace.inode,
