@@ -58,6 +58,7 @@ pub fn task(data: &[u8]) {
         Phase::Start | Phase::Child => assert!(has(b"SYSTEMD_EXEC_PID=")),
         Phase::Stop => assert!(has(b"SYSTEMD_EXEC_PID=") && has(b"SERVICE_RESULT=")),
         Phase::Control => assert!(has(b"MAINPID=") || cgroup.ends_with("/.control")),
+        Phase::Ending => panic!("its environment is gone, and says nothing"),
         Phase::Unknown => assert!(!cgroup.ends_with("/.control")),
     }
     assert!(socket_inode(data).is_none() || data.starts_with(b"socket:["));

@@ -18,8 +18,8 @@ use crate::mountinfo::{self, Device, Mount};
 use crate::namespace::{self, MountNamespace};
 use crate::propagation::{self, At, Fate, Fates, Table};
 use crate::report::{
-    Carries, Effect, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Reference, Report, Suspect,
-    Unseen,
+    Carries, Effect, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Phase, Reference, Report,
+    Suspect, Unseen,
 };
 use crate::task;
 use crate::walk::{self, Carrier, Found, Link, MetNamespace, Walk, Wanted};
@@ -450,7 +450,7 @@ impl Survey<'_> {
         }
         report.kernel_holders = self.kernel_holders();
         if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {
-            report.suspects = self.suspects(&walk.carriers);
+            report.suspects = self.suspects(&walk);
         }
         report
     }
@@ -547,7 +547,11 @@ impl Survey<'_> {
                 pid,
                 tid,
                 start_time,
-                phase: task::phase(self.proc_dir, pid, &about),
+                phase: if walk.ending.contains(&pid) {
+                    Phase::Ending
+                } else {
+                    task::phase(self.proc_dir, pid, &about)
+                },
                 relation: task::relation(&lineage, pid),
                 namespace: namespace_of(pid, tid),
                 comm: about.comm,
@@ -668,9 +672,15 @@ impl Survey<'_> {
             .collect()
     }
 
-    fn suspects(&self, carriers: &[Carrier]) -> Vec<Suspect> {
+    fn suspects(&self, walk: &Walk) -> Vec<Suspect> {
+        let mut ending: Vec<u32> = walk.ending.iter().copied().collect();
+        ending.sort_unstable();
+        let ending = ending.into_iter().map(|pid| {
+            let comm = task::about(self.proc_dir, pid, pid).comm;
+            Suspect { pid, comm, fd: None, carries: Carries::Rest }
+        });
+        let carriers = walk.carriers.iter();
         carriers
-            .iter()
             .filter_map(|carrier| {
                 let text = fdinfo(self.proc_dir, carrier)?;
                 let carries = if carrier.is_ring {
@@ -682,8 +692,9 @@ impl Survey<'_> {
                     return None;
                 }
                 let comm = task::about(self.proc_dir, carrier.pid, carrier.pid).comm;
-                Some(Suspect { pid: carrier.pid, comm, fd: carrier.fd, carries })
+                Some(Suspect { pid: carrier.pid, comm, fd: Some(carrier.fd), carries })
             })
+            .chain(ending)
             .collect()
     }
 }

@@ -127,8 +127,9 @@ fn kernel_holder(held: &KernelHolder) -> Value {
 
 fn suspect(suspect: &Suspect) -> Value {
     let (what, count) = match suspect.carries {
-        Carries::InFlight(count) => ("descriptors-in-flight", count),
-        Carries::Registered(count) => ("io_uring-files", count),
+        Carries::InFlight(count) => ("descriptors-in-flight", Some(count)),
+        Carries::Registered(count) => ("io_uring-files", Some(count)),
+        Carries::Rest => ("ending", None),
     };
     json!({ "pid": suspect.pid, "comm": suspect.comm, "fd": suspect.fd, "carries": what, "count": count })
 }

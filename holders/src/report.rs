@@ -38,7 +38,7 @@ pub struct Report {
     pub holders: Vec<Holder>,
     /// References that no process has.
     pub kernel_holders: Vec<KernelHolder>,
-    /// Descriptors that may carry further files, which nothing shows. Looked for only after an unmount was refused
+    /// What may carry further files, which nothing shows. Looked for only after an unmount was refused
     /// ([`Report::refused`]) and where nothing else blocks: each has to be asked by itself.
     pub suspects: Vec<Suspect>,
     /// The namespaces with a mount of these file systems, but for the caller's.
@@ -164,6 +164,9 @@ pub enum Phase {
     Control,
     /// Not started by systemd itself, but by one of the unit's processes.
     Child,
+    /// It is ending, whatever it was started for: its memory is gone or going, and its environment with it. What it has
+    /// open or stands in goes last.
+    Ending,
 }
 
 /// Whose a holder is.
@@ -204,15 +207,15 @@ pub enum KernelKind {
     OverlayLayer(PathBuf),
 }
 
-/// A descriptor that may carry files which no link shows.
+/// What may carry files which no link shows: a descriptor, or a process in its end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Suspect {
     /// Process id.
     pub pid: u32,
     /// The process's name.
     pub comm: String,
-    /// The descriptor of the socket or io_uring instance.
-    pub fd: u32,
+    /// The descriptor of the socket or io_uring instance; `None` for what is no descriptor.
+    pub fd: Option<u32>,
     /// What it carries.
     pub carries: Carries,
 }
@@ -224,6 +227,8 @@ pub enum Carries {
     InFlight(u32),
     /// Files registered with io_uring; how many.
     Registered(u32),
+    /// What a process had mapped or open that is ending, and shows neither any more before it lets go of both.
+    Rest,
 }
 
 /// A namespace with a mount of the file system, and what keeps that namespace alive.
@@ -376,6 +381,15 @@ impl Phase {
             Self::Stop => Some("stop command"),
             Self::Control => Some("control command"),
             Self::Child => Some("child"),
+            Self::Ending => Some("ending"),
+        }
+    }
+
+    /// The same as part of a sentence.
+    pub(crate) fn clause(self) -> Option<&'static str> {
+        match self {
+            Self::Ending => Some("which is ending"),
+            other => other.word(),
         }
     }
 }
@@ -395,13 +409,14 @@ impl fmt::Display for Kind {
 }
 
 impl fmt::Display for Blocker {
-    /// `35259 (left4me-overlay) of left4me-server@3.service, stop command: working directory`
+    /// `35259 (left4me-overlay) of left4me-server@3.service, stop command: working directory`, or
+    /// `35300 (srcds_linux) of left4me-server@3.service, which is ending: working directory`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({})", self.pid, self.comm)?;
         if let Some(unit) = &self.unit {
             write!(f, " of {unit}")?;
         }
-        if let Some(phase) = self.phase.word() {
+        if let Some(phase) = self.phase.clause() {
             write!(f, ", {phase}")?;
         }
         for (at, kind) in self.kinds.iter().enumerate() {

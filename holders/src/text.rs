@@ -4,7 +4,7 @@
 use std::fmt;
 
 use crate::propagation::{Fate, Reason};
-use crate::report::{Holder, MountCopy, NamespaceUse, Phase, Report};
+use crate::report::{Holder, MountCopy, NamespaceUse, Report};
 use crate::task::{printable, shown};
 
 impl fmt::Display for Report {
@@ -81,8 +81,8 @@ fn write_holder(f: &mut fmt::Formatter<'_>, holder: &Holder) -> fmt::Result {
     if let Some(unit) = &holder.unit {
         write!(f, " of {unit}")?;
     }
-    if holder.phase != Phase::Unknown {
-        write!(f, ", {}", holder.phase.word().unwrap_or_default())?;
+    if let Some(phase) = holder.phase.clause() {
+        write!(f, ", {phase}")?;
     }
     if let Some(namespace) = holder.namespace {
         write!(f, ", in {namespace}")?;
@@ -137,7 +137,7 @@ fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Resu
 mod tests {
     use crate::propagation::Fate;
     use crate::report::samples::*;
-    use crate::report::{Effect, Relation, Report, Unseen};
+    use crate::report::{Effect, Holder, Phase, Relation, Report, Unseen};
 
     #[test]
     fn a_report_as_a_person_sees_it() {
@@ -145,6 +145,7 @@ mod tests {
             holders: vec![
                 holder(35259, Relation::Other, Effect::BlocksUmount),
                 holder(35260, Relation::Other, Effect::KeepsSuperblock),
+                Holder { phase: Phase::Ending, ..holder(35261, Relation::Other, Effect::BlocksUmount) },
             ],
             kernel_holders: vec![loop_device(Effect::BlocksUmount)],
             submounts: vec![mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw")],

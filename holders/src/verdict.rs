@@ -35,7 +35,7 @@ pub enum Verdict {
     },
     /// An unmount was refused, and nothing that `/proc` shows is the reason.
     NotVisible {
-        /// Descriptors that may carry the reason.
+        /// What may carry the reason.
         suspects: Vec<Suspect>,
     },
     /// Nobody who can be seen blocks it, but not everybody can be seen.
@@ -317,6 +317,7 @@ fn advice_about(blocker: &Blocker) -> String {
     let mut text = format!("{} ({}): ", blocker.pid, blocker.comm);
     // Writing to a String does not fail; the compiler can't know that.
     let written = match (&blocker.unit, blocker.phase) {
+        (_, Phase::Ending) => write!(text, "it is ending already: wait for its end with a pidfd"),
         (Some(unit), Phase::Stop | Phase::Control) => {
             write!(
                 text,
@@ -386,19 +387,21 @@ impl std::fmt::Display for Suspect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { pid, comm, fd, carries } = self;
         match carries {
-            Carries::InFlight(count) => {
-                write!(f, "{count} descriptors in flight to socket {fd} of {pid} ({comm})")
-            }
-            Carries::Registered(count) => {
-                write!(f, "{count} files registered with io_uring {fd} of {pid} ({comm})")
-            }
+            Carries::InFlight(count) => write!(f, "{count} descriptors in flight to socket")?,
+            Carries::Registered(count) => write!(f, "{count} files registered with io_uring")?,
+            Carries::Rest => return write!(f, "{pid} ({comm}), which is ending"),
         }
+        if let Some(fd) = fd {
+            write!(f, " {fd}")?;
+        }
+        write!(f, " of {pid} ({comm})")
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::report::Holder;
     use crate::report::samples::*;
 
     #[test]
@@ -407,7 +410,7 @@ mod tests {
         let other = |effect| holder(35259, Relation::Other, effect);
         let submount = mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw");
         let copies = |fate| Report { copies: vec![copy(Some(fate))], ..mounted() };
-        let in_flight = Suspect { pid: 7, comm: "a".to_owned(), fd: 4, carries: Carries::InFlight(1) };
+        let in_flight = Suspect { pid: 7, comm: "a".to_owned(), fd: Some(4), carries: Carries::InFlight(1) };
         let cases: [(&str, Report, &str); 21] = [
             ("nobody", mounted(), "nothing-in-the-way"),
             ("a process", held_by(vec![other(Effect::BlocksUmount)]), "held-by-process"),
@@ -499,10 +502,14 @@ mod tests {
     fn lines_for_a_person() {
         let by =
             |relation| Report { holders: vec![holder(35259, relation, Effect::BlocksUmount)], ..mounted() };
+        let in_its_end =
+            Holder { phase: Phase::Ending, ..holder(35260, Relation::Other, Effect::BlocksUmount) };
+        let ending = Suspect { pid: 7, comm: "srcds_linux".to_owned(), fd: None, carries: Carries::Rest };
         let lines: Vec<String> = [
             by(Relation::Other),
             by(Relation::Caller),
             by(Relation::Ancestor),
+            Report { holders: vec![in_its_end], ..mounted() },
             Report { kernel_holders: vec![loop_device(Effect::BlocksUmount)], ..mounted() },
             Report {
                 copies: vec![copy(Some(Fate::UnmountedAlong))],
@@ -511,6 +518,7 @@ mod tests {
             },
             Report { copies: vec![private_copy()], ..mounted() },
             Report { refused: true, ..mounted() },
+            Report { refused: true, suspects: vec![ending], ..mounted() },
             Report { unseen: crate::report::Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
             not_mounted(),
             Report { copies: vec![copy(None)], ..not_mounted() },

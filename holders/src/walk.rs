@@ -9,8 +9,11 @@
 //! for the length of the call.
 //!
 //! A thread is compared with its process by kcmp(2), and looked at by itself only where it has a working
-//! directory, a root directory or descriptors of its own. Kernel threads are passed over: they have no program,
-//! and the directories of the initial root.
+//! directory, a root directory or descriptors of its own.
+//!
+//! Kernel threads are passed over, by their flag PF_KTHREAD or as children of kthreadd. That a task has no program says
+//! nothing: one that ends gives back its memory first, which takes a tenth of a second for a gigabyte, and only then
+//! its descriptors and directories (`kernel/exit.c:do_exit`).
 
 use std::collections::HashSet;
 use std::ffi::CStr;
@@ -73,6 +76,8 @@ pub(crate) struct Walk {
     pub(crate) carriers: Vec<Carrier>,
     /// See [`Wanted::members`]: process and thread ids. Threads only where they differ from their process.
     pub(crate) members: Vec<(u32, u32)>,
+    /// Processes that are ending: no thread has its memory any more, and one at least has not come to its end.
+    pub(crate) ending: HashSet<u32>,
     /// How many processes were looked at, kernel threads not counted.
     pub(crate) processes: usize,
     /// How many of them the caller was not allowed to look at, wholly or in part.
@@ -180,12 +185,12 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>) -> Result<Walk, Errno>
         fds: Vec::new(),
         tids: Vec::new(),
         link: Vec::with_capacity(PATH_MAX),
-        cwd: Vec::with_capacity(PATH_MAX),
         root: Vec::with_capacity(PATH_MAX),
         maps_text: Vec::new(),
         needles: wanted.mount_points.0.iter().map(memmem::Finder::new).collect(),
         has_procmap_query: true,
         has_kcmp: true,
+        kernel_threads: Vec::new(),
         denied: false,
         last_namespace: 0,
         walk: Walk::default(),
@@ -193,6 +198,7 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>) -> Result<Walk, Errno>
     match pids {
         Some(pids) => pids.iter().for_each(|&pid| walker.process(pid)),
         None => {
+            walker.kernel_threads = kernel_threads(proc_dir.as_fd());
             let mut all = Vec::with_capacity(512);
             numbers(proc_dir.as_fd(), &mut walker.entries[..], &mut all)?;
             all.into_iter().for_each(|pid| walker.process(pid));
@@ -210,6 +216,9 @@ const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 /// `PF_KTHREAD` of `include/linux/sched.h`.
 const PF_KTHREAD: u64 = 0x0020_0000;
 
+/// kthreadd's process id, outside of containers.
+const KTHREADD: u32 = 2;
+
 pub(crate) fn open_proc() -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open("/proc", flags, Mode::empty())
@@ -222,14 +231,14 @@ struct Walker<'a> {
     fds: Vec<u32>,
     tids: Vec<u32>,
     link: Vec<u8>,
-    /// The first thread's, to which the others' are compared.
-    cwd: Vec<u8>,
     root: Vec<u8>,
     maps_text: Vec<u8>,
     /// The mount points, as what to search a text for.
     needles: Vec<memmem::Finder<'a>>,
     has_procmap_query: bool,
     has_kcmp: bool,
+    /// In order; see [`kernel_threads`].
+    kernel_threads: Vec<u32>,
     denied: bool,
     last_namespace: u64,
     walk: Walk,
@@ -243,70 +252,112 @@ struct Parts {
     memory: bool,
 }
 
+/// What the threads of a process have shown so far.
+#[derive(Clone, Copy)]
+struct Met {
+    /// The one that the others are compared with; `None` while each has come to its end.
+    first: Option<u32>,
+    /// One has its memory.
+    has_program: bool,
+    /// One has not come to its end.
+    is_alive: bool,
+}
+
+/// How far a task is, whose program is not seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    KernelThread,
+    /// It may have everything, or in its end everything but its memory.
+    Alive,
+    /// It is a zombie, and has nothing any more.
+    Ended,
+}
+
 impl Walker<'_> {
     fn process(&mut self, pid: u32) {
         self.denied = false;
         let Ok(leader) = open_task(self.proc_dir, DecInt::new(pid).as_c_str()) else { return };
         let leader = leader.as_fd();
-        // A kernel thread, by far the most common of those without a program, or a first thread that has ended.
-        let has_program = read_link(leader, c"exe", &mut self.link);
-        if has_program == Err(Errno::NOENT) && read_link(leader, c"cwd", &mut self.cwd).is_ok() {
-            return;
-        }
-        if matches!(has_program, Err(Errno::ACCESS | Errno::PERM)) && is_kernel_thread(leader) {
-            return;
+        let program = read_link(leader, c"exe", &mut self.link);
+        let mut is_alive = true;
+        if program.is_err() {
+            // By far the most common of those without a program.
+            if self.kernel_threads.binary_search(&pid).is_ok() {
+                return;
+            }
+            let Some(life) = life(leader) else { return };
+            if life == Life::KernelThread {
+                return;
+            }
+            is_alive = life == Life::Alive;
         }
         self.walk.processes += 1;
-        let mut first = Some(pid);
-        if self.allowed(has_program).is_some() {
+        let has_program = self.allowed(program).is_some();
+        if has_program {
             self.consider(leader, c"exe", (pid, pid), Link::Exe);
-            self.task(leader, (pid, pid), Parts { directories: true, files: true, memory: true });
-        } else if !self.denied {
-            first = None;
+        }
+        let mut first = None;
+        if is_alive && !self.denied {
+            let parts = Parts { directories: true, files: true, memory: has_program };
+            let has_directories = self.task(leader, (pid, pid), parts);
+            first = (has_program || has_directories).then_some(pid);
         }
         if !self.denied {
-            self.other_threads(leader, pid, first);
+            self.other_threads(leader, pid, Met { first, has_program, is_alive });
         }
         self.walk.denied += usize::from(self.denied);
     }
 
-    /// `first` is the thread that the others are compared with; `None` if the process's first one has ended.
-    fn other_threads(&mut self, leader: BorrowedFd<'_>, pid: u32, mut first: Option<u32>) {
+    fn other_threads(&mut self, leader: BorrowedFd<'_>, pid: u32, mut met: Met) {
         // The number of links of `task` is two and one for each thread (fs/proc/base.c:proc_task_getattr).
-        if first.is_some()
-            && rustix::fs::statat(leader, c"task", AtFlags::empty()).is_ok_and(|stat| stat.st_nlink == 3)
-        {
+        let is_alone =
+            || rustix::fs::statat(leader, c"task", AtFlags::empty()).is_ok_and(|stat| stat.st_nlink == 3);
+        if !is_alone() {
+            let mut tids = std::mem::take(&mut self.tids);
+            tids.clear();
+            let listed = open_directory(leader, c"task").and_then(|directory| {
+                numbers(directory.as_fd(), &mut self.entries[..], &mut tids)?;
+                Ok(directory)
+            });
+            if let Some(directory) = self.allowed(listed) {
+                for &tid in tids.iter().filter(|&&tid| tid != pid) {
+                    self.other_thread(directory.as_fd(), (pid, tid), &mut met);
+                }
+            }
+            self.tids = tids;
+        }
+        if met.is_alive && !met.has_program && !self.denied {
+            self.walk.ending.insert(pid);
+        }
+    }
+
+    fn other_thread(&mut self, threads: BorrowedFd<'_>, (pid, tid): (u32, u32), met: &mut Met) {
+        let mut parts = match met.first {
+            Some(first) => Parts {
+                directories: !self.in_common(first, tid, InCommon::WorkingAndRootDirectory),
+                files: self.has_kcmp && !self.in_common(first, tid, InCommon::Files),
+                memory: false,
+            },
+            None => Parts { directories: true, files: true, memory: false },
+        };
+        if met.has_program && !parts.directories && !parts.files {
             return;
         }
-        let mut tids = std::mem::take(&mut self.tids);
-        tids.clear();
-        let listed = open_directory(leader, c"task").and_then(|directory| {
-            numbers(directory.as_fd(), &mut self.entries[..], &mut tids)?;
-            Ok(directory)
-        });
-        if let Some(directory) = self.allowed(listed) {
-            for &tid in tids.iter().filter(|&&tid| tid != pid) {
-                let parts = match first {
-                    Some(first) => Parts {
-                        directories: !self.in_common(first, tid, InCommon::WorkingAndRootDirectory),
-                        files: self.has_kcmp && !self.in_common(first, tid, InCommon::Files),
-                        memory: false,
-                    },
-                    None => Parts { directories: true, files: true, memory: true },
-                };
-                if !parts.directories && !parts.files {
-                    continue;
-                }
-                let Ok(thread) = open_task(directory.as_fd(), DecInt::new(tid).as_c_str()) else { continue };
-                if first.is_none() {
-                    let Ok(()) = read_link(thread.as_fd(), c"exe", &mut self.link) else { continue };
-                    self.consider(thread.as_fd(), c"exe", (pid, tid), Link::Exe);
-                    first = Some(tid);
-                }
-                self.task(thread.as_fd(), (pid, tid), parts);
+        let Ok(thread) = open_task(threads, DecInt::new(tid).as_c_str()) else { return };
+        let thread = thread.as_fd();
+        // The memory is the process's: through which thread it is seen does not matter.
+        if !met.has_program {
+            if read_link(thread, c"exe", &mut self.link).is_ok() {
+                self.consider(thread, c"exe", (pid, tid), Link::Exe);
+                (met.has_program, met.is_alive, parts.memory) = (true, true, true);
+            } else if life(thread) == Some(Life::Alive) {
+                met.is_alive = true;
             }
         }
-        self.tids = tids;
+        let has_directories = self.task(thread, (pid, tid), parts);
+        if met.first.is_none() && (parts.memory || has_directories) {
+            met.first = Some(tid);
+        }
     }
 
     fn in_common(&mut self, one: u32, other: u32, what: InCommon) -> bool {
@@ -315,7 +366,8 @@ impl Walker<'_> {
         }
         match kernel::have_in_common(one, other, what) {
             Ok(common) => common,
-            Err(Errno::SRCH) => true,
+            // One of the two is gone: if it is the other, a look at it costs nothing.
+            Err(Errno::SRCH) => false,
             Err(_) => {
                 self.has_kcmp = false;
                 false
@@ -323,10 +375,13 @@ impl Walker<'_> {
         }
     }
 
-    fn task(&mut self, task: BorrowedFd<'_>, (pid, tid): (u32, u32), parts: Parts) {
+    /// Says whether it has directories, of which one that has ended has none; false if they were not asked for.
+    fn task(&mut self, task: BorrowedFd<'_>, (pid, tid): (u32, u32), parts: Parts) -> bool {
+        let mut has_directories = false;
         if parts.directories {
             let cwd = read_link(task, c"cwd", &mut self.link);
             if self.allowed(cwd).is_some() {
+                has_directories = true;
                 self.consider(task, c"cwd", (pid, tid), Link::Cwd);
             }
             let root = read_link(task, c"root", &mut self.link);
@@ -345,6 +400,7 @@ impl Walker<'_> {
         if parts.memory && !self.wanted.devices.is_empty() {
             self.mappings(task, pid, tid);
         }
+        has_directories
     }
 
     /// The link buffer has what `ns/mnt` shows, the root buffer the task's root directory.
@@ -628,13 +684,46 @@ pub(crate) fn stat_fields(stat: &[u8]) -> Option<impl Iterator<Item = &str>> {
     Some(std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace())
 }
 
-fn is_kernel_thread(task: BorrowedFd<'_>) -> bool {
+/// `None` if it is gone.
+fn life(task: BorrowedFd<'_>) -> Option<Life> {
     let mut stat = Vec::new();
-    let flags = read_file(task, c"stat", &mut stat)
-        .ok()
-        // The ninth field; the first here is the third.
-        .and_then(|()| stat_fields(&stat)?.nth(6)?.parse::<u64>().ok());
-    flags.is_some_and(|flags| flags & PF_KTHREAD != 0)
+    read_file(task, c"stat", &mut stat).ok()?;
+    life_of(&stat)
+}
+
+/// Reads the third field and the ninth of `/proc/PID/stat`: the state, and flags of the kernel's.
+fn life_of(stat: &[u8]) -> Option<Life> {
+    let mut fields = stat_fields(stat)?;
+    let state = fields.next()?;
+    let flags: u64 = fields.nth(5)?.parse().ok()?;
+    Some(match state {
+        _ if flags & PF_KTHREAD != 0 => Life::KernelThread,
+        "Z" | "X" => Life::Ended,
+        _ => Life::Alive,
+    })
+}
+
+/// Kernel threads by process id, in order, asked for at once: each is a child of kthreadd, and so is a program that the
+/// kernel starts (`kernel/umh.c`), which has a program. A list that lacks some costs a look at these, no more: without
+/// `CONFIG_PROC_CHILDREN`, in a container, or while one of them ends (proc_pid_task_children(5)).
+fn kernel_threads(proc_dir: BorrowedFd<'_>) -> Vec<u32> {
+    let mut text = Vec::new();
+    let listed = open_task(proc_dir, DecInt::new(KTHREADD).as_c_str()).and_then(|kthreadd| {
+        // In a container it is anybody's process.
+        if life(kthreadd.as_fd()) != Some(Life::KernelThread) {
+            return Err(Errno::SRCH);
+        }
+        let threads = open_task(kthreadd.as_fd(), c"task")?;
+        let thread = open_task(threads.as_fd(), DecInt::new(KTHREADD).as_c_str())?;
+        read_file(thread.as_fd(), c"children", &mut text)
+    });
+    if listed.is_err() {
+        return Vec::new();
+    }
+    let children = text.split(|&byte| byte == b' ').filter_map(number);
+    let mut all: Vec<u32> = std::iter::once(KTHREADD).chain(children).collect();
+    all.sort_unstable();
+    all
 }
 
 #[cfg(test)]
@@ -663,6 +752,36 @@ mod tests {
             let mut points = MountPoints::default();
             points.add(Path::new(mount));
             assert_eq!(points.have(shown.as_bytes()), expected, "{shown} in {mount}");
+        }
+    }
+
+    #[test]
+    fn a_state_and_a_flag_say_how_far_a_task_is() {
+        let cases: [(&[u8], Option<Life>); 6] = [
+            (b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0", Some(Life::KernelThread)),
+            (b"7 (a) Z 0) S 1 7 7 0 -1 4194304 0 0", Some(Life::Alive)),
+            (b"7 (a) D 1 7 7 0 -1 4228356 0 0", Some(Life::Alive)),
+            (b"7 (a) Z 1 7 7 0 -1 4228364 0 0", Some(Life::Ended)),
+            (b"7 (a) S 1 7 7 0 -1", None),
+            (b"", None),
+        ];
+        for (stat, expected) in cases {
+            assert_eq!(life_of(stat), expected, "{}", String::from_utf8_lossy(stat));
+        }
+    }
+
+    #[test]
+    fn kernel_threads_are_listed_where_there_are_any() {
+        let proc_dir = open_proc().unwrap();
+        let listed = kernel_threads(proc_dir.as_fd());
+        assert!(listed.is_sorted());
+        assert!(!listed.contains(&std::process::id()) && !listed.contains(&1));
+        for &pid in &listed {
+            let task = open_task(proc_dir.as_fd(), DecInt::new(pid).as_c_str());
+            assert_eq!(
+                task.ok().and_then(|task| life(task.as_fd())).unwrap_or(Life::KernelThread),
+                Life::KernelThread
+            );
         }
     }
 }

@@ -4,6 +4,7 @@
 //! starts the planter (this same program) as a child. All of it ends with the thread and the child. Needs root;
 //! without, the trials are ignored and the reason is printed.
 
+mod ending;
 #[path = "../../examples/planter/plant.rs"]
 mod planter;
 #[path = "../../examples/planter/stage.rs"]
@@ -32,6 +33,11 @@ fn main() -> ExitCode {
     {
         return observe(Path::new(path));
     }
+    if let [first, rest @ ..] = args.as_slice()
+        && first == ending::WORD
+    {
+        return ending::run(rest);
+    }
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
         println!("skipped: to plant mounts takes root");
@@ -50,7 +56,21 @@ fn main() -> ExitCode {
     trials.push(Trial::test("watch-a-unit", || on_a_stage(watch_a_unit)));
     trials.push(Trial::test("bound-directory", || on_a_stage(bound_directory)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
-    let trials = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
+    for threads in [0, 31] {
+        let name = format!("heavy-and-ending-{threads}-threads");
+        trials.push(Trial::test(name, move || on_a_stage(move |stage| ending::heavy(stage, threads))));
+    }
+    let mut trials: Vec<_> = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
+    let hanging = [
+        Trial::test("hangs-in-its-end", || on_a_stage(ending::hangs)),
+        Trial::test("hangs-in-its-end-as-a-thread", || on_a_stage(ending::hangs_as_a_thread)),
+        Trial::test("hangs-in-its-end-with-a-file", || on_a_stage(ending::hangs_with_a_file)),
+    ];
+    let can_hang = is_root && ending::has_fuse();
+    if is_root && !can_hang {
+        println!("skipped: no /dev/fuse to stop a process in its end");
+    }
+    trials.extend(hanging.into_iter().map(|trial| trial.with_ignored_flag(!can_hang)));
     let mut arguments = Arguments::from_args();
     // One after the other: the device number of an overlay that has ended goes to the next trial's.
     arguments.test_threads = Some(1);
