@@ -22,7 +22,7 @@ use crate::report::{
     Suspect, Unseen,
 };
 use crate::task;
-use crate::walk::{self, Carrier, Found, Link, MetNamespace, Walk, Wanted};
+use crate::walk::{self, Carrier, Found, Link, MetNamespace, OnMount, TOO_LONG, Walk, Wanted};
 
 /// What is asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -333,6 +333,10 @@ impl Survey<'_> {
         let id = id.or_else(|| namespace::unique_id(task.as_fd()).ok().flatten());
         let namespace = MountNamespace { inode: met.inode, id };
         let is_whole = met.root == b"/";
+        if met.root.is_empty() {
+            // What the member is shown can't be told as paths from the namespace's root.
+            return kernel::mounts_of(id?).ok().map(|mounts| Table { namespace, mounts });
+        }
         let mut text = Vec::new();
         walk::read_file(task.as_fd(), c"mountinfo", &mut text).ok()?;
         let mut mounts = mountinfo::parse(&text).ok()?;
@@ -585,6 +589,9 @@ impl Survey<'_> {
             Link::Mapping => Kind::Mapping,
             Link::Socket(fd) => Kind::Socket { fd },
         };
+        if found.path.is_empty() {
+            return self.reference_without_path(kind, found.mount?);
+        }
         let path = match found.link {
             Link::Socket(_) => sockets.get(&walk::socket_inode(&found.path)?)?.clone(),
             _ => PathBuf::from(OsString::from_vec(found.path.clone())),
@@ -598,6 +605,24 @@ impl Survey<'_> {
             path,
             mount_id: found.mount.map(|mount| mount.id),
             unique_mount_id: found.mount.and_then(|mount| mount.unique),
+            mount_namespace: lies_in,
+            effect,
+        })
+    }
+
+    /// A reference whose path is longer than a link can show: it matters if the mount does.
+    fn reference_without_path(&self, kind: Kind, on: OnMount) -> Option<Reference> {
+        let (effect, lies_in) = self.effect_on(on.id, on.device);
+        if matches!(effect, Effect::Harmless | Effect::Unclear) {
+            return None;
+        }
+        let mut mounts = self.tables.iter().flat_map(|table| &table.mounts);
+        let mount_point = mounts.find(|mount| mount.id == on.id).map(|mount| mount.mount_point.as_path());
+        Some(Reference {
+            kind,
+            path: mount_point.unwrap_or(Path::new("/")).join(TOO_LONG),
+            mount_id: Some(on.id),
+            unique_mount_id: on.unique,
             mount_namespace: lies_in,
             effect,
         })

@@ -94,7 +94,8 @@ pub struct Reference {
     /// What kind.
     pub kind: Kind,
     /// The path as `/proc` shows it, so as seen from the root of the namespace it lies in, and possibly with
-    /// ` (deleted)` at its end. For a socket the path that it is bound to.
+    /// ` (deleted)` at its end. For a socket the path that it is bound to. Of a path that is longer than a link can
+    /// show (4,096 bytes) the mount point that it lies below, and `...`.
     pub path: PathBuf,
     /// The id of the mount it lies on, as mountinfo shows it; `None` if the kernel does not say.
     pub mount_id: Option<u64>,

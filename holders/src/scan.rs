@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use crate::mountinfo::{self, Device, in_context};
 use crate::namespace::{self, MountNamespace};
 use crate::task::{about_task, open_thread};
-use crate::walk::{Found, Link, Members, MountPoints, Wanted, open_proc, read_file, walk};
+use crate::walk::{Found, Link, Members, MountPoints, TOO_LONG, Wanted, open_proc, read_file, walk};
 
 /// Which processes to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,7 +73,8 @@ pub struct Task {
 pub struct Reference {
     /// What kind.
     pub kind: Kind,
-    /// The path as `/proc` shows it, so possibly with ` (deleted)` at its end.
+    /// The path as `/proc` shows it, so possibly with ` (deleted)` at its end. If it is longer than a link can show
+    /// (4,096 bytes), the mount point and `...`.
     pub path: PathBuf,
 }
 
@@ -127,7 +128,14 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
 
     let mut look = Look { proc_dir: proc_dir.as_fd(), mount_point, first, namespaces: HashMap::new() };
     let mut held: HashMap<(u32, u32), Vec<Found>> = HashMap::new();
-    for found in seen.found {
+    for mut found in seen.found {
+        if found.path.is_empty() {
+            // Its device is all that tells what it lies below.
+            if found.mount.map(|mount| mount.device) != device {
+                continue;
+            }
+            found.path = mount_point.join(TOO_LONG).into_os_string().into_vec();
+        }
         held.entry((found.pid, found.tid)).or_default().push(found);
     }
     let mut tasks: Vec<Task> = Vec::new();

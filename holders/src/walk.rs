@@ -90,7 +90,8 @@ pub(crate) struct Found {
     pub(crate) pid: u32,
     pub(crate) tid: u32,
     pub(crate) link: Link,
-    /// As the link shows it.
+    /// As the link shows it; empty if that is longer than a link can show. Then nothing but the mount is known, and it
+    /// is kept whatever mount that is.
     pub(crate) path: Vec<u8>,
     /// `None` if the kernel does not say (before Linux 5.8) or not to this user.
     pub(crate) mount: Option<OnMount>,
@@ -124,7 +125,7 @@ pub(crate) struct MetNamespace {
     pub(crate) inode: u64,
     /// A task through which its mount table can be read; one whose root directory is `/`, if there is one.
     pub(crate) member: (u32, u32),
-    /// That task's root directory.
+    /// That task's root directory; empty if its path is longer than a link can show.
     pub(crate) root: Vec<u8>,
     /// How many processes are in it, by their first threads.
     pub(crate) processes: usize,
@@ -210,6 +211,9 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>) -> Result<Walk, Errno>
 /// The longest that a link can show; `/proc` cuts at a page.
 const PATH_MAX: usize = 4096;
 
+/// In place of what lies below a mount point in a path that is longer.
+pub(crate) const TOO_LONG: &str = "...";
+
 /// `STATX_MNT_ID_UNIQUE` of `include/uapi/linux/stat.h`, Linux 6.8.
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
@@ -278,7 +282,7 @@ impl Walker<'_> {
         self.denied = false;
         let Ok(leader) = open_task(self.proc_dir, DecInt::new(pid).as_c_str()) else { return };
         let leader = leader.as_fd();
-        let program = read_link(leader, c"exe", &mut self.link);
+        let program = self.read_link(leader, c"exe");
         let mut is_alive = true;
         if program.is_err() {
             // By far the most common of those without a program.
@@ -347,7 +351,7 @@ impl Walker<'_> {
         let thread = thread.as_fd();
         // The memory is the process's: through which thread it is seen does not matter.
         if !met.has_program {
-            if read_link(thread, c"exe", &mut self.link).is_ok() {
+            if self.read_link(thread, c"exe").is_ok() {
                 self.consider(thread, c"exe", (pid, tid), Link::Exe);
                 (met.has_program, met.is_alive, parts.memory) = (true, true, true);
             } else if life(thread) == Some(Life::Alive) {
@@ -379,12 +383,12 @@ impl Walker<'_> {
     fn task(&mut self, task: BorrowedFd<'_>, (pid, tid): (u32, u32), parts: Parts) -> bool {
         let mut has_directories = false;
         if parts.directories {
-            let cwd = read_link(task, c"cwd", &mut self.link);
+            let cwd = self.read_link(task, c"cwd");
             if self.allowed(cwd).is_some() {
                 has_directories = true;
                 self.consider(task, c"cwd", (pid, tid), Link::Cwd);
             }
-            let root = read_link(task, c"root", &mut self.link);
+            let root = self.read_link(task, c"root");
             if self.allowed(root).is_some() {
                 self.consider(task, c"root", (pid, tid), Link::Root);
                 std::mem::swap(&mut self.root, &mut self.link);
@@ -450,11 +454,11 @@ impl Walker<'_> {
         if let Some(directory) = self.allowed(listed) {
             for &fd in &fds {
                 let name = DecInt::new(fd);
-                let done = read_link(directory.as_fd(), name.as_c_str(), &mut self.link);
+                let done = self.read_link(directory.as_fd(), name.as_c_str());
                 if self.allowed(done).is_none() {
                     continue;
                 }
-                if self.link.first() == Some(&b'/') {
+                if matches!(self.link.first(), None | Some(b'/')) {
                     self.consider(directory.as_fd(), name.as_c_str(), (pid, tid), Link::File(fd));
                 } else if let Some(inode) = crate::namespace::parse_link(&self.link) {
                     self.walk.namespace_files.push(NamespaceFile { pid, tid, fd, inode });
@@ -527,33 +531,58 @@ impl Walker<'_> {
         // Writing to a Vec does not fail.
         let Ok(()) = write!(name, "map_files/{start:x}-{end:x}\0") else { return };
         let Ok(name) = CStr::from_bytes_with_nul(&name) else { return };
-        let done = read_link(task, name, &mut self.link);
+        let done = self.read_link(task, name);
         if self.allowed(done).is_none() {
             return;
         }
         // Without other mounts the device number says enough, whatever path is shown.
-        if self.wanted.devices_are_shared && !self.wanted.mount_points.have(&self.link) {
+        if self.wanted.devices_are_shared
+            && !self.link.is_empty()
+            && !self.wanted.mount_points.have(&self.link)
+        {
+            return;
+        }
+        let mount = self.mount_of(task, name);
+        if self.link.is_empty() && mount.is_none() {
+            self.denied = true;
             return;
         }
         let known = self.walk.found.iter().rev().take_while(|found| found.pid == pid);
-        let is_known = known
-            .into_iter()
-            .any(|found| matches!(found.link, Link::Exe | Link::Mapping) && found.path == self.link);
+        let is_known = known.into_iter().any(|found| {
+            matches!(found.link, Link::Exe | Link::Mapping) && found.path == self.link && found.mount == mount
+        });
         if !is_known {
-            let mount = self.mount_of(task, name);
             let path = self.link.clone();
             self.walk.found.push(Found { pid, tid, link: Link::Mapping, path, mount });
         }
     }
 
+    /// Reads a link into the link buffer, which is empty if there is more than a link can show.
+    fn read_link(&mut self, directory: BorrowedFd<'_>, name: &CStr) -> Result<(), Errno> {
+        match read_link(directory, name, &mut self.link) {
+            // The buffer has room for a page, which is where the kernel gives up (fs/proc/base.c:do_proc_readlink).
+            Err(Errno::NAMETOOLONG) => {
+                self.link.clear();
+                Ok(())
+            }
+            done => done,
+        }
+    }
+
     /// Keeps the link that the link buffer has, if it is of interest.
     fn consider(&mut self, directory: BorrowedFd<'_>, name: &CStr, (pid, tid): (u32, u32), link: Link) {
+        let is_too_long = self.link.is_empty();
         let by_path = self.wanted.mount_points.have(&self.link);
-        if !by_path && !self.wanted.detached {
+        if !by_path && !is_too_long && !self.wanted.detached {
             return;
         }
         let mount = self.mount_of(directory, name);
-        if by_path || mount.is_some_and(|mount| self.wanted.devices.contains(&mount.device)) {
+        // Before Linux 5.8 nothing tells where it leads.
+        self.denied |= is_too_long && mount.is_none();
+        if by_path
+            || (is_too_long && mount.is_some())
+            || mount.is_some_and(|mount| self.wanted.devices.contains(&mount.device))
+        {
             self.walk.found.push(Found { pid, tid, link, path: self.link.clone(), mount });
         }
     }

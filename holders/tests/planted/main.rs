@@ -55,6 +55,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("watch", || on_a_stage(watch)));
     trials.push(Trial::test("watch-a-unit", || on_a_stage(watch_a_unit)));
     trials.push(Trial::test("bound-directory", || on_a_stage(bound_directory)));
+    trials.push(Trial::test("deep", || on_a_stage(deep)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
     for threads in [0, 31] {
         let name = format!("heavy-and-ending-{threads}-threads");
@@ -465,6 +466,70 @@ fn bound_directory(stage: &Stage) -> Result<(), Box<dyn Error>> {
         assert_eq!(stage.umount(), Err(Errno::BUSY));
     }
     Ok(stage.umount()?)
+}
+
+/// Deeper than a path can be long: no link's text can be had, and each is on the mount all the same.
+fn deep(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    stage.mount()?;
+    let own = std::process::id();
+    let name = "d".repeat(250);
+    // This thread's alone, like its namespace.
+    std::env::set_current_dir(&stage.merged)?;
+    for _ in 0..20 {
+        std::fs::create_dir(&name)?;
+        std::env::set_current_dir(&name)?;
+    }
+    let file = std::fs::File::options().read(true).write(true).create(true).truncate(true).open("file")?;
+    std::io::Write::write_all(&mut &file, &[0; 4096])?;
+    let holds = |kind: &str| -> Result<(), Box<dyn Error>> {
+        let report = stage.ask()?;
+        let kinds: Vec<_> = report.blockers().iter().flat_map(|blocker| blocker.kinds.clone()).collect();
+        assert!(report.blockers().iter().all(|blocker| blocker.pid == own), "{report:#?}");
+        assert!(kinds.iter().any(|known| known.word() == kind), "{kind}: {report:#?}");
+        let held = report.holders.iter().flat_map(|holder| &holder.references);
+        assert!(held.into_iter().all(|held| held.path == stage.merged.join("...")), "{report:#?}");
+        assert_eq!(stage.umount(), Err(Errno::BUSY));
+        Ok(())
+    };
+    holds("cwd")?;
+    let scan = holders::scan::scan(
+        &stage.merged,
+        stage.ask()?.mount.map(|mount| mount.device),
+        holders::scan::Scope::Pids(&[own]),
+    )?;
+    assert!(
+        scan.tasks
+            .iter()
+            .any(|task| task.references.iter().any(|held| held.kind == holders::scan::Kind::Cwd))
+    );
+    std::env::set_current_dir("/")?;
+    holds("file")?;
+    let mapped = Mapped::of(&file)?;
+    drop(file);
+    holds("mapping")?;
+    drop(mapped);
+    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    Ok(stage.umount()?)
+}
+
+/// A page of a file, mapped until dropped.
+struct Mapped(*mut std::ffi::c_void);
+
+impl Mapped {
+    #[expect(unsafe_code, reason = "a mapping that nobody looks at")]
+    fn of(file: &std::fs::File) -> Result<Self, Errno> {
+        use rustix::mm::{MapFlags, ProtFlags, mmap};
+        // SAFETY: a new mapping at a place of the kernel's choice; it is never dereferenced.
+        unsafe { mmap(std::ptr::null_mut(), 4096, ProtFlags::READ, MapFlags::SHARED, file, 0) }.map(Self)
+    }
+}
+
+impl Drop for Mapped {
+    #[expect(unsafe_code, reason = "a mapping that nobody looks at")]
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `of` made, to which nothing points.
+        unsafe { rustix::mm::munmap(self.0, 4096) }.expect("munmap");
+    }
 }
 
 fn gone(stage: &Stage) -> Result<(), Box<dyn Error>> {
