@@ -83,12 +83,11 @@ impl Verdict {
         }
     }
 
-    /// The verdict on what could be looked at. A helper that runs as root and still may not look at everybody is in a
-    /// sandbox or under a security module.
+    /// The verdict on what was looked at. A helper that runs as root and still may not look at everybody is in a
+    /// sandbox or under a security module; or it had no time left.
     fn seen(&self) -> Option<&holders::Verdict> {
         match self {
-            Self::Found(holders::Verdict::NotAllowed { otherwise, .. }) => Some(otherwise),
-            Self::Found(verdict) => Some(verdict),
+            Self::Found(verdict) => Some(verdict.of_what_was_seen()),
             Self::NoLook(_) => None,
         }
     }

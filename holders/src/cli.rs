@@ -3,7 +3,9 @@
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
+use std::time::Duration;
 
+use crate::diagnose::LONGEST_SCAN;
 use crate::mountinfo::{Device, Mount};
 use crate::propagation;
 
@@ -12,7 +14,8 @@ pub const HELP: &str = "\
 holders: who keeps a mount busy, and by what kind of reference
 
 Usage:
-  holders [--busy] [--detached] [--device MAJ:MIN] [--json] PATH
+  holders [--busy] [--detached] [--device MAJ:MIN] [--deadline SECS] [--json]
+          PATH
   holders ns [--json] PID|FILE
   holders watch [--unit UNIT] [--rate HZ] [--until-unmounted] [--json] PATH
   holders --help | --version
@@ -29,6 +32,7 @@ has a copy, and nothing in it, blocks nothing, and is not blamed.
                     lie in no namespace: clones, lazily unmounted ones
   --device MAJ:MIN  the file system that was mounted at PATH, as mountinfo had
                     it: find what is left of it after an unmount
+  --deadline SECS   stop after so long, 30 without, and say what was not reached
   --json            JSON instead of text
 
 ns says who is in a mount namespace and what else keeps it alive: that of a
@@ -65,7 +69,8 @@ Exit status:
   32  umount says EBUSY: somebody or something holds the mount
   33  nothing blocks an unmount, but the file system outlives it; or PATH is not
       mounted, but its file system is alive
-  34  nobody that may be looked at blocks it; others could not be looked at
+  34  nobody that was looked at blocks it; others could not be looked at, or not
+      before the deadline
 ";
 
 /// What is asked for.
@@ -135,6 +140,8 @@ pub struct Diagnose {
     pub detached: bool,
     /// `--device`.
     pub device: Option<Device>,
+    /// `--deadline`, or what it is without.
+    pub deadline: Duration,
     /// `--json`.
     pub json: bool,
 }
@@ -146,6 +153,7 @@ struct Given {
     is_busy: bool,
     detached: bool,
     device: Option<Device>,
+    deadline: Option<Duration>,
     json: bool,
     unit: Option<String>,
     rate: Option<f64>,
@@ -176,6 +184,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             (Long("busy"), Verb::Diagnose) => given.is_busy = true,
             (Long("detached"), Verb::Diagnose) => given.detached = true,
             (Long("device"), Verb::Diagnose) => given.device = Some(parse_device(&text_of(&mut parser)?)?),
+            (Long("deadline"), Verb::Diagnose) => {
+                given.deadline = Some(parse_deadline(&text_of(&mut parser)?)?);
+            }
             (Long("unit"), Verb::Watch) => given.unit = Some(text_of(&mut parser)?),
             (Long("rate"), Verb::Watch) => given.rate = Some(parse_rate(&text_of(&mut parser)?)?),
             (Long("until-unmounted"), Verb::Watch) => given.until_unmounted = true,
@@ -194,9 +205,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
     };
     let operand = given.operand.ok_or(missing)?;
     let path = PathBuf::from(&operand);
-    let Given { is_busy, detached, device, json, unit, rate, until_unmounted, .. } = given;
+    let Given { is_busy, detached, device, deadline, json, unit, rate, until_unmounted, .. } = given;
     Ok(match verb {
-        Verb::Diagnose => Command::Diagnose(Diagnose { path, is_busy, detached, device, json }),
+        Verb::Diagnose => {
+            let deadline = deadline.unwrap_or(LONGEST_SCAN);
+            Command::Diagnose(Diagnose { path, is_busy, detached, device, deadline, json })
+        }
         Verb::Ns => {
             let pid = operand.to_str().and_then(|text| text.parse().ok());
             let of = pid.map_or(NamespaceOf::File(path), NamespaceOf::Process);
@@ -217,6 +231,16 @@ fn text_of(parser: &mut lexopt::Parser) -> Result<String, String> {
 fn parse_rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| (0.0..=MAX_RATE).contains(rate));
     rate.ok_or_else(|| format!("--rate {text}: expected looks a second, 0 to {MAX_RATE}"))
+}
+
+/// The longest that a scan may be let take: an hour.
+const MAX_DEADLINE: f64 = 3600.0;
+
+fn parse_deadline(text: &str) -> Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds: &f64| (0.0..=MAX_DEADLINE).contains(seconds));
+    let seconds =
+        seconds.ok_or_else(|| format!("--deadline {text}: expected seconds, 0 to {MAX_DEADLINE}"))?;
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 fn parse_device(text: &str) -> Result<Device, String> {
@@ -307,8 +331,13 @@ mod tests {
             is_busy: false,
             detached: false,
             device: None,
+            deadline: LONGEST_SCAN,
             json: false,
         };
+        assert_eq!(
+            parsed(&["--deadline", "0.5", "/m"]),
+            Ok(Command::Diagnose(Diagnose { deadline: Duration::from_millis(500), ..plain("/m") }))
+        );
         assert_eq!(parsed(&["/m"]), Ok(Command::Diagnose(plain("/m"))));
         assert_eq!(
             parsed(&["/m", "--json", "--busy", "--detached", "--device", "0:42"]),
@@ -348,6 +377,9 @@ mod tests {
             (&[][..], "no path"),
             (&["/a", "/b"], "/b is too much"),
             (&["--device", "42", "/m"], "expected major:minor"),
+            (&["--deadline", "-1", "/m"], "expected seconds"),
+            (&["--deadline", "nan", "/m"], "expected seconds"),
+            (&["watch", "--deadline", "1", "/m"], "invalid option '--deadline'"),
             (&["--lazy", "/m"], "invalid option '--lazy'"),
             (&["watch", "--rate", "-1", "/m"], "expected looks a second"),
             (&["watch", "--busy", "/m"], "invalid option '--busy'"),

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::path::DecInt;
@@ -18,8 +19,8 @@ use crate::mountinfo::{self, Device, Mount};
 use crate::namespace::{self, MountNamespace};
 use crate::propagation::{self, At, Fate, Fates, Table};
 use crate::report::{
-    Carries, Effect, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Phase, Reference, Report,
-    Suspect, Unseen,
+    Carries, CutShort, Effect, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Phase, Reference,
+    Report, Suspect, Unseen,
 };
 use crate::task;
 use crate::walk::{self, Carrier, Found, Link, MetNamespace, OnMount, TOO_LONG, Walk, Wanted};
@@ -32,7 +33,11 @@ pub struct Query {
     refused: bool,
     detached: bool,
     among: Option<Vec<u32>>,
+    deadline: Option<Instant>,
 }
+
+/// How long a scan takes at most if nothing else is asked for ([`Query::deadline`]).
+pub const LONGEST_SCAN: Duration = Duration::from_secs(30);
 
 /// Why there is no report.
 #[derive(Debug)]
@@ -84,7 +89,14 @@ impl Query {
     /// Asks about the mount at `path`, an absolute path without symbolic links, in the caller's mount namespace.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), devices: Vec::new(), refused: false, detached: false, among: None }
+        Self {
+            path: path.into(),
+            devices: Vec::new(),
+            refused: false,
+            detached: false,
+            among: None,
+            deadline: None,
+        }
     }
 
     /// Says that an unmount was just refused with EBUSY. If nothing is found that blocks it, the verdict is then
@@ -123,6 +135,15 @@ impl Query {
         self
     }
 
+    /// Ends the scan at this moment, [`LONGEST_SCAN`] from its beginning without. What it has found until then is
+    /// reported, and that it was cut short is in [`Report::unseen`] and the verdict. The clock is asked at each process
+    /// and every few descriptors and mappings; one call of the kernel's that takes longer is waited for.
+    #[must_use]
+    pub fn deadline(mut self, at: Instant) -> Self {
+        self.deadline = Some(at);
+        self
+    }
+
     /// Looks.
     ///
     /// Takes one walk over `/proc` (a few milliseconds for 100 processes) and reads the mount table of each mount
@@ -138,6 +159,7 @@ impl Query {
         if !self.path.is_absolute() || !self.path.components().all(is_plain) {
             return Err(Error::Path(self.path.clone()));
         }
+        let deadline = self.deadline.unwrap_or_else(|| Instant::now() + LONGEST_SCAN);
         let proc_dir = walk::open_proc().map_err(proc_error("open", "/proc"))?;
         let own = own_table(proc_dir.as_fd())?;
         let target = propagation::visible_at(&own.mounts, &self.path);
@@ -155,6 +177,8 @@ impl Query {
             refused: self.refused,
             listed: if self.among.is_none() { namespace::listed().ok() } else { None },
             among: self.among.as_deref(),
+            deadline,
+            is_late: false,
             tables: vec![own],
             unlisted: Vec::new(),
             fates: Fates::default(),
@@ -216,6 +240,9 @@ struct Survey<'a> {
     /// `None` if the kernel lists no namespaces, or not to this user.
     listed: Option<Vec<MountNamespace>>,
     among: Option<&'a [u32]>,
+    deadline: Instant,
+    /// The deadline has come, and something was left out.
+    is_late: bool,
     tables: Vec<Table>,
     /// Namespaces without a table.
     unlisted: Vec<MountNamespace>,
@@ -226,6 +253,13 @@ struct Survey<'a> {
 /// A walk shows where mounts are that the next one has to look for; the second settles that, unless somebody mounts
 /// all the while.
 const WALKS: usize = 3;
+
+/// The most suspects of each kind that are named.
+const MOST_SUSPECTS: usize = 64;
+/// The most files registered with one ring that are listed for one effect.
+const MOST_OF_A_RING: usize = 64;
+/// The most that is read of what `fdinfo` says, bytes: a ring may have a million files.
+const MOST_FDINFO: usize = 4 << 20;
 
 impl Survey<'_> {
     fn look(&mut self) -> Result<(), Errno> {
@@ -240,14 +274,24 @@ impl Survey<'_> {
         self.settle();
         self.want(&mut wanted);
         for _ in 0..WALKS {
-            self.walk = walk::walk(&wanted, self.among)?;
+            let before = std::mem::take(&mut self.walk);
+            self.walk = walk::walk(&wanted, self.among, Some(self.deadline))?;
+            if self.walk.left.is_some() {
+                self.walk.add(before);
+            }
             self.read_tables();
             self.settle();
-            if !self.want(&mut wanted) {
+            if self.is_late() || !self.want(&mut wanted) {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// To be asked before something is done that is left out then.
+    fn is_late(&mut self) -> bool {
+        self.is_late |= self.walk.left.is_some() || Instant::now() >= self.deadline;
+        self.is_late
     }
 
     /// Adds the places where references can be; true if there are new ones.
@@ -286,6 +330,7 @@ impl Survey<'_> {
         let met = std::mem::take(&mut self.walk.namespaces);
         for namespace in &met {
             if !self.is_known(namespace.inode)
+                && !self.is_late()
                 && let Some(table) = self.table_through(namespace)
             {
                 self.tables.push(table);
@@ -295,6 +340,10 @@ impl Survey<'_> {
         self.unlisted.clear();
         for namespace in self.listed.clone().unwrap_or_default() {
             if self.is_known(namespace.inode) {
+                continue;
+            }
+            if self.is_late() {
+                self.unlisted.push(namespace);
                 continue;
             }
             match kernel::mounts_of(namespace.id.unwrap_or_default()) {
@@ -432,6 +481,8 @@ impl Survey<'_> {
                 processes: walk.denied,
                 namespaces: self.unlisted.clone(),
                 namespace_list: self.listed.is_some(),
+                cut_short: None,
+                references: walk.not_kept,
             },
             refused: self.refused,
             processes: walk.processes,
@@ -449,12 +500,15 @@ impl Survey<'_> {
             }
         }
         report.holders = self.holders(&walk);
-        if self.among.is_some() {
-            return report;
+        if self.among.is_none() {
+            report.kernel_holders = self.kernel_holders();
+            if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {
+                report.suspects = self.suspects(&walk);
+            }
         }
-        report.kernel_holders = self.kernel_holders();
-        if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {
-            report.suspects = self.suspects(&walk);
+        if self.is_late {
+            let left = walk.left.unwrap_or_default();
+            report.unseen.cut_short = Some(CutShort { processes: walk.processes, left });
         }
         report
     }
@@ -498,7 +552,8 @@ impl Survey<'_> {
         }
     }
 
-    fn holders(&self, walk: &Walk) -> Vec<Holder> {
+    fn holders(&mut self, walk: &Walk) -> Vec<Holder> {
+        let in_rings = self.files_in_rings(walk);
         let sockets = if walk.found.iter().any(|found| matches!(found.link, Link::Socket(_))) {
             kernel_holders::bound_sockets()
         } else {
@@ -514,20 +569,8 @@ impl Survey<'_> {
                 tasks.entry((found.pid, found.tid)).or_default().push(reference);
             }
         }
-        for ring in walk.carriers.iter().filter(|carrier| carrier.is_ring) {
-            let namespace = namespace_of(ring.pid, ring.pid);
-            for path in fdinfo(self.proc_dir, ring).map(|text| registered_files(&text)).unwrap_or_default() {
-                if let Some(effect) = self.effect_at(&path, namespace) {
-                    tasks.entry((ring.pid, ring.pid)).or_default().push(Reference {
-                        kind: Kind::RegisteredFile { ring: ring.fd },
-                        path,
-                        mount_id: None,
-                        unique_mount_id: None,
-                        mount_namespace: None,
-                        effect,
-                    });
-                }
-            }
+        for (pid, reference) in in_rings {
+            tasks.entry((pid, pid)).or_default().push(reference);
         }
         let lineage = task::lineage(self.proc_dir);
         let leaders: HashMap<u32, Vec<Reference>> = tasks
@@ -565,6 +608,36 @@ impl Survey<'_> {
             });
         }
         holders
+    }
+
+    /// The files that are registered with an io_uring instance, by process.
+    fn files_in_rings(&mut self, walk: &Walk) -> Vec<(u32, Reference)> {
+        let mut files = Vec::new();
+        for ring in walk.carriers.iter().filter(|carrier| carrier.is_ring) {
+            if self.is_late() {
+                break;
+            }
+            let Some(text) = fdinfo(self.proc_dir, ring) else { continue };
+            let namespace = self.namespace_of(ring.pid, ring.pid);
+            let mut kept: HashMap<Effect, usize> = HashMap::new();
+            for path in registered_files(&text) {
+                let Some(effect) = self.effect_at(&path, namespace) else { continue };
+                let kept = kept.entry(effect).or_default();
+                *kept += 1;
+                if *kept <= MOST_OF_A_RING {
+                    let reference = Reference {
+                        kind: Kind::RegisteredFile { ring: ring.fd },
+                        path,
+                        mount_id: None,
+                        unique_mount_id: None,
+                        mount_namespace: None,
+                        effect,
+                    };
+                    files.push((ring.pid, reference));
+                }
+            }
+        }
+        files
     }
 
     fn namespace_of(&self, pid: u32, tid: u32) -> Option<MountNamespace> {
@@ -648,7 +721,8 @@ impl Survey<'_> {
                 (Effect::KeepsSuperblock, Some(namespace))
             }
             Some((namespace, _)) => (Effect::Harmless, Some(namespace)),
-            // Detached: in no namespace.
+            // Detached: in no namespace, unless that is one which there was no time for.
+            None if self.is_late => (Effect::Unclear, None),
             None if self.devices.contains(&device) => (Effect::KeepsSuperblock, None),
             None => (Effect::Unclear, None),
         }
@@ -697,17 +771,17 @@ impl Survey<'_> {
             .collect()
     }
 
-    fn suspects(&self, walk: &Walk) -> Vec<Suspect> {
+    fn suspects(&mut self, walk: &Walk) -> Vec<Suspect> {
         let mut ending: Vec<u32> = walk.ending.iter().copied().collect();
         ending.sort_unstable();
-        let ending = ending.into_iter().map(|pid| {
-            let comm = task::about(self.proc_dir, pid, pid).comm;
-            Suspect { pid, comm, fd: None, carries: Carries::Rest }
-        });
-        let carriers = walk.carriers.iter();
+        let comm = |pid| task::about(self.proc_dir, pid, pid).comm;
+        let suspect = |pid| Suspect { pid, comm: comm(pid), fd: None, carries: Carries::Rest };
+        let ending: Vec<_> = ending.into_iter().take(MOST_SUSPECTS).map(suspect).collect();
+        let proc_dir = self.proc_dir;
+        let carriers = walk.carriers.iter().take_while(|_| !self.is_late());
         carriers
             .filter_map(|carrier| {
-                let text = fdinfo(self.proc_dir, carrier)?;
+                let text = fdinfo(proc_dir, carrier)?;
                 let carries = if carrier.is_ring {
                     Carries::Registered(field(&text, "UserFiles:")?)
                 } else {
@@ -716,9 +790,10 @@ impl Survey<'_> {
                 if matches!(carries, Carries::Registered(0) | Carries::InFlight(0)) {
                     return None;
                 }
-                let comm = task::about(self.proc_dir, carrier.pid, carrier.pid).comm;
+                let comm = task::about(proc_dir, carrier.pid, carrier.pid).comm;
                 Some(Suspect { pid: carrier.pid, comm, fd: Some(carrier.fd), carries })
             })
+            .take(MOST_SUSPECTS)
             .chain(ending)
             .collect()
     }
@@ -740,6 +815,8 @@ pub(crate) fn check_effects(tables: &[Table], target: usize) {
         refused: false,
         listed: None,
         among: None,
+        deadline: Instant::now() + LONGEST_SCAN,
+        is_late: false,
         tables: tables.to_vec(),
         unlisted: Vec::new(),
         fates: Fates::default(),
@@ -802,7 +879,7 @@ fn fdinfo(proc_dir: BorrowedFd<'_>, carrier: &Carrier) -> Option<String> {
     let process = walk::open_task(proc_dir, DecInt::new(carrier.pid).as_c_str()).ok()?;
     let directory = walk::open_task(process.as_fd(), c"fdinfo").ok()?;
     let mut text = Vec::new();
-    walk::read_file(directory.as_fd(), DecInt::new(carrier.fd).as_c_str(), &mut text).ok()?;
+    walk::read_start(directory.as_fd(), DecInt::new(carrier.fd).as_c_str(), &mut text, MOST_FDINFO).ok()?;
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 

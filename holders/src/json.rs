@@ -9,8 +9,8 @@ use crate::namespace::MountNamespace;
 use crate::ns::NamespaceReport;
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Carries, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Reference, Relation, Report,
-    Suspect,
+    Carries, CutShort, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Reference, Relation,
+    Report, Suspect,
 };
 use crate::verdict::Verdict;
 
@@ -23,7 +23,7 @@ impl Report {
             "path": path(&self.path),
             "verdict": verdict.word(),
             "otherwise": match &verdict {
-                Verdict::NotAllowed { otherwise, .. } => Some(otherwise.word()),
+                Verdict::NotAllowed { .. } | Verdict::CutShort { .. } => Some(verdict.of_what_was_seen().word()),
                 _ => None,
             },
             "line": verdict.line(),
@@ -45,6 +45,8 @@ impl Report {
                 "processes": self.unseen.processes,
                 "namespaces": self.unseen.namespaces.iter().copied().map(namespace).collect::<Vec<_>>(),
                 "namespaces_were_listed": self.unseen.namespace_list,
+                "cut_short": self.unseen.cut_short.map(cut_short),
+                "references": self.unseen.references,
             },
         })
     }
@@ -145,8 +147,13 @@ impl NamespaceReport {
             "binds": self.binds.iter().map(|bind| path(bind)).collect::<Vec<_>>(),
             "mounts": self.mounts,
             "denied": self.denied,
+            "cut_short": self.cut_short.map(cut_short),
         })
     }
+}
+
+fn cut_short(cut: CutShort) -> Value {
+    json!({ "processes": cut.processes, "left": cut.left })
 }
 
 fn member(member: &Member) -> Value {

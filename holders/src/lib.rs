@@ -43,7 +43,7 @@ mod text;
 mod verdict;
 mod walk;
 
-pub use diagnose::{Error, Query, diagnose};
+pub use diagnose::{Error, LONGEST_SCAN, Query, diagnose};
 pub use report::{Blocker, Effect, Report};
 pub use task::shown;
 pub use verdict::{NOT_VISIBLE_HINTS, Verdict};

@@ -3,6 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Instant;
 
 use holders::cli::{self, Command, Diagnose, Namespace, NamespaceOf};
 use holders::{Query, Verdict, mountinfo};
@@ -54,7 +55,7 @@ type Failure = Box<dyn std::error::Error>;
 
 fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
     let path = resolve(&asked.path, current)?;
-    let mut query = Query::new(path);
+    let mut query = Query::new(path).deadline(Instant::now() + asked.deadline);
     if asked.is_busy {
         query = query.after_ebusy();
     }

@@ -4,10 +4,11 @@ use std::fmt;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use crate::diagnose::{Error, own_table, proc_error};
+use crate::diagnose::{Error, LONGEST_SCAN, own_table, proc_error};
 use crate::namespace::{self, MountNamespace};
-use crate::report::Member;
+use crate::report::{CutShort, Member};
 use crate::task::shown;
 use crate::walk::{self, Members, Wanted};
 use crate::{kernel, mountinfo, task};
@@ -27,6 +28,8 @@ pub struct NamespaceReport {
     pub mounts: Option<usize>,
     /// How many processes could not be looked at, and may be in it or have it open.
     pub denied: usize,
+    /// After [`LONGEST_SCAN`] there were further ones that may be or have it, too.
+    pub cut_short: Option<CutShort>,
 }
 
 /// Says what keeps the mount namespace alive that process `pid` is in.
@@ -72,7 +75,8 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
     let proc_dir = walk::open_proc().map_err(proc_error("open", "/proc"))?;
     let proc_dir = proc_dir.as_fd();
     let wanted = Wanted { members: Members::Of(inode), ..Wanted::default() };
-    let walk = walk::walk(&wanted, None).map_err(proc_error("list", "/proc"))?;
+    let deadline = Instant::now() + LONGEST_SCAN;
+    let walk = walk::walk(&wanted, None, Some(deadline)).map_err(proc_error("list", "/proc"))?;
     let member = |pid, tid| {
         let about = task::about(proc_dir, pid, tid);
         Member { pid: tid, comm: about.comm, unit: about.unit }
@@ -114,6 +118,7 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
         binds,
         mounts: own_table.or_else(|| kernel::mounts_of(id?).ok().map(|mounts| mounts.len())),
         denied: walk.denied,
+        cut_short: walk.left.map(|left| CutShort { processes: walk.processes, left }),
     })
 }
 
@@ -142,6 +147,9 @@ impl fmt::Display for NamespaceReport {
         }
         if self.denied > 0 {
             writeln!(f, "not seen: {} processes, for want of CAP_SYS_PTRACE", self.denied)?;
+        }
+        if let Some(cut) = self.cut_short {
+            writeln!(f, "not seen: {cut}")?;
         }
         Ok(())
     }

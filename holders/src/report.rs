@@ -266,8 +266,22 @@ pub struct Unseen {
     /// Namespaces that something keeps alive, but whose mounts this kernel lists to nobody outside (before Linux
     /// 6.11) or not to this user.
     pub namespaces: Vec<MountNamespace>,
-    /// Whether namespaces that no process shows could not be looked for at all.
+    /// Whether namespaces that no process shows could be looked for at all.
     pub namespace_list: bool,
+    /// The deadline came before the end.
+    pub cut_short: Option<CutShort>,
+    /// How many references were found and are not listed, since the list has enough of the same kind, on the same mount
+    /// and of the same process.
+    pub references: usize,
+}
+
+/// How far a scan came that had no time left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutShort {
+    /// How many processes were looked at, the last perhaps in part.
+    pub processes: usize,
+    /// How many were not, or not to their end; some kernel threads may be among them.
+    pub left: usize,
 }
 
 /// A process that makes the unmount fail, as one who wants to wait for it or to end it needs it.
@@ -392,6 +406,19 @@ impl Phase {
             Self::Ending => Some("which is ending"),
             other => other.word(),
         }
+    }
+}
+
+impl fmt::Display for CutShort {
+    /// `the scan was cut short after 312 processes, with 40 more to look at`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { processes, left } = self;
+        write!(
+            f,
+            "the scan was cut short after {processes} process{}",
+            if *processes == 1 { "" } else { "es" }
+        )?;
+        if *left > 0 { write!(f, ", with {left} more to look at") } else { Ok(()) }
     }
 }
 

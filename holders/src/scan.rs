@@ -124,7 +124,7 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
         Scope::Everything => None,
         Scope::Pids(pids) => Some(pids),
     };
-    let seen = walk(&wanted, pids).map_err(|error| in_context("list", "/proc", error.into()))?;
+    let seen = walk(&wanted, pids, None).map_err(|error| in_context("list", "/proc", error.into()))?;
 
     let mut look = Look { proc_dir: proc_dir.as_fd(), mount_point, first, namespaces: HashMap::new() };
     let mut held: HashMap<(u32, u32), Vec<Found>> = HashMap::new();

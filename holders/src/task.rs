@@ -9,7 +9,7 @@ use rustix::path::DecInt;
 
 use crate::report::{Phase, Relation};
 use crate::scan::unit_of_cgroup;
-use crate::walk::{open_proc, open_task, read_file, stat_fields};
+use crate::walk::{open_proc, open_task, read_file, read_start, stat_fields};
 
 /// What a task's own files under `/proc` say of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -86,6 +86,10 @@ pub(crate) fn relation(lineage: &[u32], pid: u32) -> Relation {
     }
 }
 
+/// The most that is read of an environment, bytes: it may be a quarter of the stack's limit (execve(2)), and is its owner's
+/// to choose.
+const MOST_ENVIRONMENT: usize = 256 << 10;
+
 /// What systemd started the process for.
 pub(crate) fn phase(proc_dir: BorrowedFd<'_>, pid: u32, about: &About) -> Phase {
     if about.unit.is_none() {
@@ -93,7 +97,7 @@ pub(crate) fn phase(proc_dir: BorrowedFd<'_>, pid: u32, about: &About) -> Phase 
     }
     let environment = open_thread(proc_dir, pid, pid).and_then(|task| {
         let mut text = Vec::new();
-        read_file(task.as_fd(), c"environ", &mut text).map(|()| text)
+        read_start(task.as_fd(), c"environ", &mut text, MOST_ENVIRONMENT).map(|()| text)
     });
     phase_from(pid, &about.cgroup, environment.as_deref().unwrap_or_default())
 }

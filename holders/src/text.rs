@@ -59,6 +59,12 @@ impl fmt::Display for Report {
                 unseen.processes, self.processes
             )?;
         }
+        if let Some(cut) = unseen.cut_short {
+            writeln!(f, "not seen: {cut}")?;
+        }
+        if unseen.references > 0 {
+            writeln!(f, "not listed: {} more references of the same kinds and processes", unseen.references)?;
+        }
         for namespace in &unseen.namespaces {
             writeln!(f, "not seen: the mounts of {namespace}, which has no process that can be looked at")?;
         }
@@ -137,7 +143,7 @@ fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Resu
 mod tests {
     use crate::propagation::Fate;
     use crate::report::samples::*;
-    use crate::report::{Effect, Holder, Phase, Relation, Report, Unseen};
+    use crate::report::{CutShort, Effect, Holder, Phase, Relation, Report, Unseen};
 
     #[test]
     fn a_report_as_a_person_sees_it() {
@@ -152,7 +158,13 @@ mod tests {
             copies: vec![copy(Some(Fate::UnmountedAlong)), private_copy()],
             namespaces: vec![unit_namespace()],
             stacked: 1,
-            unseen: Unseen { processes: 2, namespaces: vec![UNIT], namespace_list: false },
+            unseen: Unseen {
+                processes: 2,
+                namespaces: vec![UNIT],
+                namespace_list: false,
+                cut_short: Some(CutShort { processes: 90, left: 7 }),
+                references: 936,
+            },
             ..mounted()
         };
         insta::assert_snapshot!(report.to_string());

@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use crate::mountinfo::Device;
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Blocker, Carries, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, Phase, Relation, Report, Suspect,
+    Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, Phase, Relation, Report,
+    Suspect,
 };
 use crate::task::{printable, shown};
 
@@ -43,6 +44,13 @@ pub enum Verdict {
         /// How many processes could not be looked at.
         processes: usize,
         /// What is so if these have nothing to do with it.
+        otherwise: Box<Self>,
+    },
+    /// The deadline came before the end, and nobody who was looked at until then settles it.
+    CutShort {
+        /// How far it came.
+        cut: CutShort,
+        /// What is so if the others have nothing to do with it.
         otherwise: Box<Self>,
     },
     /// Nothing blocks the unmount. Other namespaces have copies, which go with it.
@@ -98,7 +106,7 @@ impl Verdict {
     pub(crate) fn of(report: &Report) -> Self {
         let seen = Self::of_what_is_seen(report);
         let processes = report.unseen.processes;
-        match seen {
+        let seen = match seen {
             Self::NotVisible { .. }
             | Self::OnlyListed { .. }
             | Self::Outlives { .. }
@@ -107,6 +115,23 @@ impl Verdict {
                 if processes > 0 =>
             {
                 Self::NotAllowed { processes, otherwise: Box::new(seen) }
+            }
+            seen => seen,
+        };
+        match (report.unseen.cut_short, &seen) {
+            // That somebody blocks is so, whoever else does.
+            (_, Self::HeldByProcess { .. } | Self::HeldByKernel { .. } | Self::Submounts { .. })
+            | (None, _) => seen,
+            (Some(cut), _) => Self::CutShort { cut, otherwise: Box::new(seen) },
+        }
+    }
+
+    /// The verdict on those who were looked at.
+    #[must_use]
+    pub fn of_what_was_seen(&self) -> &Self {
+        match self {
+            Self::NotAllowed { otherwise, .. } | Self::CutShort { otherwise, .. } => {
+                otherwise.of_what_was_seen()
             }
             seen => seen,
         }
@@ -165,10 +190,9 @@ impl Verdict {
             | Self::HeldByKernel { .. }
             | Self::Submounts { .. }
             | Self::NotVisible { .. } => Some(true),
-            Self::NotAllowed { otherwise, .. } => match **otherwise {
-                Self::NotVisible { .. } => Some(true),
-                _ => None,
-            },
+            Self::NotAllowed { otherwise, .. } | Self::CutShort { otherwise, .. } => {
+                otherwise.blocks_umount().filter(|&blocks| blocks)
+            }
             Self::OnlyListed { .. }
             | Self::Outlives { .. }
             | Self::AliveElsewhere { .. }
@@ -187,6 +211,7 @@ impl Verdict {
             Self::Submounts { .. } => "submounts",
             Self::NotVisible { .. } => "not-visible",
             Self::NotAllowed { .. } => "not-allowed",
+            Self::CutShort { .. } => "cut-short",
             Self::OnlyListed { .. } => "only-listed",
             Self::Outlives { .. } => "outlives",
             Self::AliveElsewhere { .. } => "alive-elsewhere",
@@ -227,6 +252,7 @@ impl Verdict {
                 if *processes == 1 { "that" } else { "these" },
                 otherwise.line()
             ),
+            Self::CutShort { cut, otherwise } => format!("{cut}; {}", otherwise.line_so_far()),
             Self::OnlyListed { namespaces } => format!(
                 "nothing blocks an unmount; {} listed with a copy, which goes along",
                 counted(namespaces.len(), "other mount namespace is", "other mount namespaces are")
@@ -251,6 +277,24 @@ impl Verdict {
         }
     }
 
+    /// The line of a scan that was cut short, which says nothing of those that it did not reach.
+    fn line_so_far(&self) -> String {
+        match self {
+            Self::NothingInTheWay | Self::OnlyListed { .. } => "none of these blocks an unmount".to_owned(),
+            Self::Outlives { copies, processes, kernel } => format!(
+                "none of these blocks an unmount, but the file system outlives it: {}",
+                alive(copies, processes, kernel)
+            ),
+            Self::NotMounted { .. } => "not mounted, and nothing of it was seen so far".to_owned(),
+            Self::NotAllowed { processes, otherwise } => format!(
+                "{} of these could not be looked at (ask as root, outside any container); {}",
+                processes,
+                otherwise.line_so_far()
+            ),
+            other => other.line(),
+        }
+    }
+
     /// What to do about it, one sentence a line; empty if there is nothing to do.
     #[must_use]
     pub fn advice(&self) -> Vec<String> {
@@ -267,6 +311,11 @@ impl Verdict {
             Self::Submounts { .. } => vec!["unmount these first, the innermost first".to_owned()],
             Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
             Self::NotAllowed { otherwise, .. } => otherwise.advice(),
+            Self::CutShort { otherwise, .. } => {
+                let mut advice = vec!["look again with more time: `holders --deadline SECS`".to_owned()];
+                advice.extend(otherwise.advice());
+                advice
+            }
             Self::OnlyListed { .. } => vec![
                 "to be in a mount namespace with a copy of the mount is no reference to it; leave these processes \
                  alone"
@@ -401,8 +450,8 @@ impl std::fmt::Display for Suspect {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Holder;
     use crate::report::samples::*;
+    use crate::report::{Holder, Unseen};
 
     #[test]
     fn names_the_pattern() {
@@ -411,7 +460,9 @@ mod tests {
         let submount = mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw");
         let copies = |fate| Report { copies: vec![copy(Some(fate))], ..mounted() };
         let in_flight = Suspect { pid: 7, comm: "a".to_owned(), fd: Some(4), carries: Carries::InFlight(1) };
-        let cases: [(&str, Report, &str); 21] = [
+        let cut_short = || Unseen { cut_short: Some(CutShort { processes: 9, left: 1 }), ..mounted().unseen };
+        let cut = |report: Report| Report { unseen: cut_short(), ..report };
+        let cases: [(&str, Report, &str); 28] = [
             ("nobody", mounted(), "nothing-in-the-way"),
             ("a process", held_by(vec![other(Effect::BlocksUmount)]), "held-by-process"),
             (
@@ -475,8 +526,27 @@ mod tests {
             ),
             (
                 "nobody who may be looked at",
-                Report { unseen: crate::report::Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
+                Report { unseen: Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
                 "not-allowed",
+            ),
+            ("nobody so far", cut(mounted()), "cut-short"),
+            ("nobody so far, and refused", cut(Report { refused: true, ..mounted() }), "cut-short"),
+            ("nobody so far at a path", cut(not_mounted()), "cut-short"),
+            ("a private copy so far", cut(copies(Fate::Survives(Reason::NotPropagated))), "cut-short"),
+            (
+                "the caller, so far",
+                cut(held_by(vec![holder(1, Relation::Caller, Effect::BlocksUmount)])),
+                "cut-short",
+            ),
+            (
+                "a process, and perhaps others",
+                cut(held_by(vec![other(Effect::BlocksUmount)])),
+                "held-by-process",
+            ),
+            (
+                "some could not be reached, others not looked at",
+                Report { unseen: Unseen { processes: 3, ..cut_short() }, ..mounted() },
+                "cut-short",
             ),
             ("not mounted", not_mounted(), "not-mounted"),
             (
@@ -495,6 +565,12 @@ mod tests {
             assert_eq!(verdict.word(), word, "{name}");
             let line = verdict.line();
             assert!(!line.is_empty() && !line.contains('\n') && !line.ends_with('.'), "{name}: {line}");
+            if let Verdict::CutShort { .. } = verdict {
+                assert!(
+                    line.starts_with("the scan was cut short after 9 processes, with 1 more to look at; ")
+                );
+                assert!(!line.contains("nothing blocks") && verdict.blocks_umount() != Some(false), "{line}");
+            }
         }
     }
 
@@ -519,7 +595,15 @@ mod tests {
             Report { copies: vec![private_copy()], ..mounted() },
             Report { refused: true, ..mounted() },
             Report { refused: true, suspects: vec![ending], ..mounted() },
-            Report { unseen: crate::report::Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
+            Report { unseen: Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
+            Report {
+                unseen: Unseen {
+                    processes: 3,
+                    cut_short: Some(CutShort { processes: 312, left: 40 }),
+                    ..mounted().unseen
+                },
+                ..mounted()
+            },
             not_mounted(),
             Report { copies: vec![copy(None)], ..not_mounted() },
             mounted(),

@@ -15,13 +15,14 @@
 //! nothing: one that ends gives back its memory first, which takes a tenth of a second for a gigabyte, and only then
 //! its descriptors and directories (`kernel/exit.c:do_exit`).
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::ffi::CStr;
 use std::io::Write as _;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::time::Instant;
 
 use memchr::memmem;
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
@@ -82,6 +83,11 @@ pub(crate) struct Walk {
     pub(crate) processes: usize,
     /// How many of them the caller was not allowed to look at, wholly or in part.
     pub(crate) denied: usize,
+    /// How many were not looked at, or not to their end, when the deadline had come; the kernel threads that are not
+    /// known as such among them. `None` if all were.
+    pub(crate) left: Option<usize>,
+    /// How many links of interest are not in [`Walk::found`], since their process has enough of the kind there.
+    pub(crate) not_kept: usize,
 }
 
 /// A link of interest.
@@ -173,11 +179,23 @@ impl MountPoints {
     }
 }
 
-/// Walks over all processes, or over those with the given ids.
+impl Walk {
+    /// Adds what an earlier walk saw of processes that this one did not reach.
+    pub(crate) fn add(&mut self, before: Self) {
+        let seen: HashSet<u32> = self.found.iter().map(|found| found.pid).collect();
+        self.found.extend(before.found.into_iter().filter(|found| !seen.contains(&found.pid)));
+        let known: HashSet<u64> = self.namespaces.iter().map(|met| met.inode).collect();
+        self.namespaces.extend(before.namespaces.into_iter().filter(|met| !known.contains(&met.inode)));
+        self.ending.extend(before.ending);
+    }
+}
+
+/// Walks over all processes, or over those with the given ids, until the deadline. However many links there are, few of
+/// a process are kept: see [`Walker::keep`].
 ///
 /// # Errors
 /// If `/proc` cannot be listed. A task that vanishes is no error, one that may not be looked at is counted.
-pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>) -> Result<Walk, Errno> {
+pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>, deadline: Option<Instant>) -> Result<Walk, Errno> {
     let proc_dir = open_proc()?;
     let mut walker = Walker {
         wanted,
@@ -189,6 +207,11 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>) -> Result<Walk, Errno>
         root: Vec::with_capacity(PATH_MAX),
         maps_text: Vec::new(),
         needles: wanted.mount_points.0.iter().map(memmem::Finder::new).collect(),
+        deadline,
+        steps: 0,
+        is_late: false,
+        kept: HashMap::new(),
+        path_bytes: 0,
         has_procmap_query: true,
         has_kcmp: true,
         kernel_threads: Vec::new(),
@@ -197,12 +220,12 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>) -> Result<Walk, Errno>
         walk: Walk::default(),
     };
     match pids {
-        Some(pids) => pids.iter().for_each(|&pid| walker.process(pid)),
+        Some(pids) => walker.processes(pids),
         None => {
             walker.kernel_threads = kernel_threads(proc_dir.as_fd());
             let mut all = Vec::with_capacity(512);
             numbers(proc_dir.as_fd(), &mut walker.entries[..], &mut all)?;
-            all.into_iter().for_each(|pid| walker.process(pid));
+            walker.processes(&all);
         }
     }
     Ok(walker.walk)
@@ -239,6 +262,15 @@ struct Walker<'a> {
     maps_text: Vec<u8>,
     /// The mount points, as what to search a text for.
     needles: Vec<memmem::Finder<'a>>,
+    deadline: Option<Instant>,
+    /// Descriptors, mappings and threads since the clock was asked.
+    steps: u32,
+    /// The deadline has come, and something was left out.
+    is_late: bool,
+    /// How many links of one process were kept, by kind and mount.
+    kept: HashMap<(u8, Option<u64>), usize>,
+    /// The length of all paths that were kept.
+    path_bytes: usize,
     has_procmap_query: bool,
     has_kcmp: bool,
     /// In order; see [`kernel_threads`].
@@ -277,9 +309,75 @@ enum Life {
     Ended,
 }
 
+/// The most links of one kind and on one mount that are kept of a process: enough to be shown.
+const MOST_OF_A_KIND: usize = 64;
+/// The same once [`MANY_KEPT`] are kept of all: enough to tell that it holds something, and how.
+const FEW_OF_A_KIND: usize = 2;
+const MANY_KEPT: usize = 16 << 10;
+/// How long all paths may be together before a further one is kept without its text: its mount is what counts.
+const MOST_PATH_BYTES: usize = 4 << 20;
+/// The most descriptors of namespaces, sockets and rings that are kept.
+const MOST_CARRIERS: usize = 64 << 10;
+/// The most text of mappings that is read before it is looked at, bytes.
+const MAPS_AT_ONCE: usize = 256 << 10;
+/// So many steps cost much more than to ask the clock.
+const STEPS_A_CLOCK: u32 = 32;
+
 impl Walker<'_> {
+    fn processes(&mut self, pids: &[u32]) {
+        for (at, &pid) in pids.iter().enumerate() {
+            if !self.is_past_deadline() {
+                self.process(pid);
+            }
+            if self.is_late {
+                let left = pids[at..].iter();
+                let left = left.filter(|&pid| self.kernel_threads.binary_search(pid).is_err());
+                self.walk.left = Some(left.count());
+                return;
+            }
+        }
+    }
+
+    /// To be asked before something is looked at that is left out then.
+    fn is_past_deadline(&mut self) -> bool {
+        self.steps = 0;
+        self.is_late |= self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        self.is_late
+    }
+
+    /// The same, for what costs little: the clock is asked now and then.
+    fn is_over(&mut self) -> bool {
+        self.steps += 1;
+        if self.steps < STEPS_A_CLOCK { self.is_late } else { self.is_past_deadline() }
+    }
+
+    /// Keeps a link; of one kind and on one mount only so many of a process, the rest is counted.
+    fn keep(&mut self, mut found: Found) {
+        let kind = match found.link {
+            Link::Cwd => 0,
+            Link::Root => 1,
+            Link::Exe => 2,
+            Link::File(_) => 3,
+            Link::Mapping => 4,
+            Link::Socket(_) => 5,
+        };
+        let most = if self.walk.found.len() < MANY_KEPT { MOST_OF_A_KIND } else { FEW_OF_A_KIND };
+        let kept = self.kept.entry((kind, found.mount.map(|mount| mount.id))).or_default();
+        if *kept >= most {
+            self.walk.not_kept += 1;
+            return;
+        }
+        *kept += 1;
+        self.path_bytes += found.path.len();
+        if self.path_bytes > MOST_PATH_BYTES && found.mount.is_some() {
+            found.path = Vec::new();
+        }
+        self.walk.found.push(found);
+    }
+
     fn process(&mut self, pid: u32) {
         self.denied = false;
+        self.kept.clear();
         let Ok(leader) = open_task(self.proc_dir, DecInt::new(pid).as_c_str()) else { return };
         let leader = leader.as_fd();
         let program = self.read_link(leader, c"exe");
@@ -325,6 +423,9 @@ impl Walker<'_> {
             });
             if let Some(directory) = self.allowed(listed) {
                 for &tid in tids.iter().filter(|&&tid| tid != pid) {
+                    if self.is_over() {
+                        break;
+                    }
                     self.other_thread(directory.as_fd(), (pid, tid), &mut met);
                 }
             }
@@ -445,37 +546,51 @@ impl Walker<'_> {
     }
 
     fn files(&mut self, task: BorrowedFd<'_>, pid: u32, tid: u32) {
+        let directory = open_directory(task, c"fd");
+        let Some(directory) = self.allowed(directory) else { return };
         let mut fds = std::mem::take(&mut self.fds);
-        fds.clear();
-        let listed = open_directory(task, c"fd").and_then(|directory| {
-            numbers(directory.as_fd(), &mut self.entries[..], &mut fds)?;
-            Ok(directory)
-        });
-        if let Some(directory) = self.allowed(listed) {
+        let mut is_at_end = false;
+        while !is_at_end {
+            fds.clear();
+            let listed = some_numbers(directory.as_fd(), &mut self.entries[..], &mut fds);
+            is_at_end = self.allowed(listed).unwrap_or(true);
             for &fd in &fds {
-                let name = DecInt::new(fd);
-                let done = self.read_link(directory.as_fd(), name.as_c_str());
-                if self.allowed(done).is_none() {
-                    continue;
+                if self.is_over() {
+                    is_at_end = true;
+                    break;
                 }
-                if matches!(self.link.first(), None | Some(b'/')) {
-                    self.consider(directory.as_fd(), name.as_c_str(), (pid, tid), Link::File(fd));
-                } else if let Some(inode) = crate::namespace::parse_link(&self.link) {
-                    self.walk.namespace_files.push(NamespaceFile { pid, tid, fd, inode });
-                } else if self.link == b"anon_inode:[io_uring]" {
-                    self.walk.carriers.push(Carrier { pid, fd, is_ring: true });
-                } else if let Some(inode) = socket_inode(&self.link) {
-                    if self.wanted.sockets.contains(&inode) {
-                        let (path, link) = (self.link.clone(), Link::Socket(fd));
-                        self.walk.found.push(Found { pid, tid, link, path, mount: None });
-                    }
-                    if self.wanted.carriers {
-                        self.walk.carriers.push(Carrier { pid, fd, is_ring: false });
-                    }
-                }
+                self.file(directory.as_fd(), (pid, tid), fd);
             }
         }
         self.fds = fds;
+    }
+
+    fn file(&mut self, directory: BorrowedFd<'_>, (pid, tid): (u32, u32), fd: u32) {
+        let name = DecInt::new(fd);
+        let done = self.read_link(directory, name.as_c_str());
+        if self.allowed(done).is_none() {
+            return;
+        }
+        let may_keep = |kept: usize| kept < MOST_CARRIERS;
+        if matches!(self.link.first(), None | Some(b'/')) {
+            self.consider(directory, name.as_c_str(), (pid, tid), Link::File(fd));
+        } else if let Some(inode) = crate::namespace::parse_link(&self.link) {
+            if may_keep(self.walk.namespace_files.len()) {
+                self.walk.namespace_files.push(NamespaceFile { pid, tid, fd, inode });
+            }
+        } else if self.link == b"anon_inode:[io_uring]" {
+            if may_keep(self.walk.carriers.len()) {
+                self.walk.carriers.push(Carrier { pid, fd, is_ring: true });
+            }
+        } else if let Some(inode) = socket_inode(&self.link) {
+            if self.wanted.sockets.contains(&inode) {
+                let (path, link) = (self.link.clone(), Link::Socket(fd));
+                self.keep(Found { pid, tid, link, path, mount: None });
+            }
+            if self.wanted.carriers && may_keep(self.walk.carriers.len()) {
+                self.walk.carriers.push(Carrier { pid, fd, is_ring: false });
+            }
+        }
     }
 
     fn mappings(&mut self, task: BorrowedFd<'_>, pid: u32, tid: u32) {
@@ -491,18 +606,37 @@ impl Walker<'_> {
             }
         }
         let mut text = std::mem::take(&mut self.maps_text);
-        let done = read_to_end(maps.as_fd(), &mut text);
-        // Of most processes' text no line is of interest, and one search over all of it tells.
-        if self.allowed(done).is_some() && self.needles.iter().any(|needle| needle.find(&text).is_some()) {
-            let mut last: &[u8] = &[];
-            for (range, path) in mapped_paths(&text) {
-                if path != last && self.wanted.mount_points.have(path) {
-                    self.mapping(task, pid, tid, range);
-                }
-                last = path;
+        text.clear();
+        loop {
+            let read = read_some(maps.as_fd(), &mut text);
+            let is_at_end = self.allowed(read).is_none_or(|length| length == 0);
+            if is_at_end || text.len() >= MAPS_AT_ONCE {
+                let whole = memchr::memrchr(b'\n', &text).map_or(0, |last| last + 1);
+                self.mapped_in(task, &text[..whole], pid, tid);
+                text.drain(..whole);
+            }
+            if is_at_end || self.is_over() {
+                break;
             }
         }
         self.maps_text = text;
+    }
+
+    fn mapped_in(&mut self, task: BorrowedFd<'_>, text: &[u8], pid: u32, tid: u32) {
+        // Of most processes' text no line is of interest, and one search over all of it tells.
+        if !self.needles.iter().any(|needle| needle.find(text).is_some()) {
+            return;
+        }
+        let mut last: &[u8] = &[];
+        for (range, path) in mapped_paths(text) {
+            if path != last && self.wanted.mount_points.have(path) {
+                if self.is_over() {
+                    return;
+                }
+                self.mapping(task, pid, tid, range);
+            }
+            last = path;
+        }
     }
 
     fn query_mappings(
@@ -515,6 +649,9 @@ impl Walker<'_> {
         let mut address = 0;
         let mut last = None;
         while let Some(mapped) = kernel::mapped_file(maps, address)? {
+            if self.is_over() {
+                break;
+            }
             let file = (mapped.device, mapped.inode);
             if last != Some(file) && self.wanted.devices.contains(&mapped.device) {
                 self.mapping(task, pid, tid, (mapped.start, mapped.end));
@@ -553,7 +690,7 @@ impl Walker<'_> {
         });
         if !is_known {
             let path = self.link.clone();
-            self.walk.found.push(Found { pid, tid, link: Link::Mapping, path, mount });
+            self.keep(Found { pid, tid, link: Link::Mapping, path, mount });
         }
     }
 
@@ -583,7 +720,8 @@ impl Walker<'_> {
             || (is_too_long && mount.is_some())
             || mount.is_some_and(|mount| self.wanted.devices.contains(&mount.device))
         {
-            self.walk.found.push(Found { pid, tid, link, path: self.link.clone(), mount });
+            let path = self.link.clone();
+            self.keep(Found { pid, tid, link, path, mount });
         }
     }
 
@@ -633,25 +771,35 @@ pub(crate) fn open_directory(directory: BorrowedFd<'_>, name: &CStr) -> Result<O
 const MAX_ENTRY: usize = 280;
 
 /// Adds the entries of a directory of `/proc` that are numbers.
-///
-/// That a directory is at its end is told by one more call, which is spared where the first has surely not filled the
-/// buffer: procfs stops in no other place (`fs/proc/fd.c:proc_readfd_common`, `fs/proc/base.c:proc_task_readdir`).
 fn numbers(
     directory: BorrowedFd<'_>,
     buffer: &mut [MaybeUninit<u8>],
     numbers: &mut Vec<u32>,
 ) -> Result<(), Errno> {
+    while !some_numbers(directory, buffer, numbers)? {}
+    Ok(())
+}
+
+/// The same for as many as the buffer has room for, from where the directory is; true if it is at its end.
+///
+/// That it is at its end is told by one more call, which is spared where this one has surely not filled the buffer:
+/// procfs stops in no other place (`fs/proc/fd.c:proc_readfd_common`, `fs/proc/base.c:proc_task_readdir`).
+fn some_numbers(
+    directory: BorrowedFd<'_>,
+    buffer: &mut [MaybeUninit<u8>],
+    numbers: &mut Vec<u32>,
+) -> Result<bool, Errno> {
     let surely_fit = buffer.len() / MAX_ENTRY;
     let mut entries = RawDir::new(directory, buffer);
     let mut seen = 0;
     while let Some(entry) = entries.next() {
         numbers.extend(number(entry?.file_name().to_bytes()));
         seen += 1;
-        if seen < surely_fit && entries.is_buffer_empty() {
-            break;
+        if entries.is_buffer_empty() {
+            return Ok(seen < surely_fit);
         }
     }
-    Ok(())
+    Ok(true)
 }
 
 fn number(digits: &[u8]) -> Option<u32> {
@@ -671,23 +819,33 @@ pub(crate) fn read_link(directory: BorrowedFd<'_>, name: &CStr, text: &mut Vec<u
     Ok(())
 }
 
-/// Reads a file of `/proc` from where it is to its end.
-pub(crate) fn read_to_end(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> Result<(), Errno> {
-    text.clear();
+/// Adds some of what a file of `/proc` has left, and says how much; 0 at its end.
+fn read_some(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> Result<usize, Errno> {
+    text.reserve(16 << 10);
     loop {
-        text.reserve(16 << 10);
         match rustix::io::read(file, rustix::buffer::spare_capacity(text)) {
-            Ok(0) => return Ok(()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
+            Err(Errno::INTR) => {}
+            done => return done,
         }
     }
 }
 
 /// Reads `directory/name` whole.
 pub(crate) fn read_file(directory: BorrowedFd<'_>, name: &CStr, text: &mut Vec<u8>) -> Result<(), Errno> {
+    read_start(directory, name, text, usize::MAX)
+}
+
+/// Reads `directory/name`, and stops once it has so many bytes or a few more.
+pub(crate) fn read_start(
+    directory: BorrowedFd<'_>,
+    name: &CStr,
+    text: &mut Vec<u8>,
+    most: usize,
+) -> Result<(), Errno> {
     let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    read_to_end(file.as_fd(), text)
+    text.clear();
+    while text.len() < most && read_some(file.as_fd(), text)? > 0 {}
+    Ok(())
 }
 
 /// The number in `socket:[123]`.

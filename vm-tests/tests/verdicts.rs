@@ -205,8 +205,10 @@ fn in_the_harness_words(verdict: &holders::Verdict) -> Hold {
         holders::Verdict::Outlives { .. } | holders::Verdict::AliveElsewhere { .. } => Hold::AliveElsewhere,
         holders::Verdict::OnlyListed { .. } => Hold::OnlyListed,
         holders::Verdict::NothingInTheWay | holders::Verdict::NotMounted { .. } => Hold::None,
-        // The recorder is root and sees all.
-        holders::Verdict::NotAllowed { otherwise, .. } => in_the_harness_words(otherwise),
+        // The recorder is root and sees all, and has all the time that it takes.
+        holders::Verdict::NotAllowed { otherwise, .. } | holders::Verdict::CutShort { otherwise, .. } => {
+            in_the_harness_words(otherwise)
+        }
     }
 }
 

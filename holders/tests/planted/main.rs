@@ -4,6 +4,7 @@
 //! starts the planter (this same program) as a child. All of it ends with the thread and the child. Needs root;
 //! without, the trials are ignored and the reason is printed.
 
+mod bounds;
 mod ending;
 #[path = "../../examples/planter/plant.rs"]
 mod planter;
@@ -57,6 +58,10 @@ fn main() -> ExitCode {
     trials.push(Trial::test("bound-directory", || on_a_stage(bound_directory)));
     trials.push(Trial::test("deep", || on_a_stage(deep)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
+    trials.push(Trial::test("deadline", || on_a_stage(bounds::deadline)));
+    trials.push(Trial::test("deadline-within-a-process", || on_a_stage(bounds::deadline_within_a_process)));
+    trials.push(Trial::test("many-descriptors", || on_a_stage(bounds::many_descriptors)));
+    trials.push(Trial::test("many-harmless-descriptors", || on_a_stage(bounds::many_harmless_descriptors)));
     for threads in [0, 31] {
         let name = format!("heavy-and-ending-{threads}-threads");
         trials.push(Trial::test(name, move || on_a_stage(move |stage| ending::heavy(stage, threads))));
