@@ -33,6 +33,9 @@ const SERVER: Account = Account { uid: 54_321, gid: 54_321 };
 
 const STATE: &str = "/var/lib/left4me";
 
+/// Names this run of this test: a cgroup is the machine's, and not its namespaces'.
+const RUN: &str = "LEFT4ME_TEST_RUN";
+
 /// Runs the test function `name` of this file as PID 1 of namespaces of its own.
 fn isolated(name: &str) {
     if !rustix::process::geteuid().is_root() {
@@ -52,6 +55,7 @@ fn isolated(name: &str) {
         ])
         .arg(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", name, "--nocapture", "--test-threads", "1"])
+        .env(RUN, format!("{}-{name}", std::process::id()))
         .status()
         .expect("unshare(1) of util-linux");
     assert!(status.success(), "{name}: {status}");
@@ -829,8 +833,7 @@ impl Unit {
         let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
             .into_iter()
             .find(|root| Path::new(root).join("cgroup.procs").exists())?;
-        let slice =
-            Path::new(root).join(format!("left4me-test-{}.slice", rustix::process::getuid().as_raw()));
+        let slice = Path::new(root).join(format!("left4me-test-{}.slice", std::env::var(RUN).unwrap()));
         let unit = slice.join("left4me-server@3.service");
         fs::create_dir_all(&unit).ok()?;
         Some(Self(unit))
