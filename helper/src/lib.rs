@@ -31,6 +31,8 @@ pub mod cli;
 pub mod control;
 #[cfg(feature = "control")]
 pub mod doctor;
+#[cfg(feature = "dbus")]
+mod job;
 #[cfg(feature = "control")]
 pub mod neighbours;
 #[cfg(feature = "control")]

@@ -1,10 +1,9 @@
-//! systemd over the system bus: the only file that speaks D-Bus.
+//! systemd over the system bus: this file and `job.rs` are the only ones that speak D-Bus.
 //!
-//! A job's end is the signal `JobRemoved`, which may arrive before the reply that names the job. So the match is in
-//! place before the job is sent; the signals since then wait in the stream's queue, and the one with our job's path
-//! is ours. The match asks for this unit only, so that a busy machine's other jobs cannot fill the queue. systemd sends
-//! that signal to whoever asked for the job (`src/core/dbus-job.c:bus_job_send_removed_signal`), subscribed or not; to
-//! subscribe would have it tell of every change of every unit.
+//! A job's end is the signal `JobRemoved`; what is sent for it, and whom it is believed of, is in `job.rs`. The match
+//! asks for this unit only: a busy machine's other jobs wake nobody here. systemd sends that signal to whoever asked for
+//! the job (`src/core/dbus-job.c:bus_job_send_removed_signal`), subscribed or not; to subscribe would have it tell of
+//! every change of every unit.
 //!
 //! A question to systemd goes through the bus daemon and back, four changes of process, and a reset is little more than
 //! questions. So questions that do not depend on each other are all sent before the first answer is waited for, and
@@ -19,15 +18,16 @@ use futures_lite::{StreamExt, future};
 use futures_util::future::{try_join, try_join_all, try_join3, try_join4, try_join5};
 use zbus::connection::Builder;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
-use zbus::{Connection, MatchRule, MessageStream, message};
+use zbus::{Connection, Message, MessageStream};
 
 use crate::control::{Ended, ExecRun, Job, UnitState, Units, UnitsError, is_down};
 use crate::doctor::{Bind, ExecLine, Sandbox, UnitSetup};
+use crate::job::{Heard, JobWatch, Question};
 use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
-const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
-const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+pub(crate) const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
+pub(crate) const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
@@ -53,7 +53,7 @@ const QUESTIONS_AT_ONCE: usize = 10 * SERVICES_AT_ONCE;
 
 /// An entry of `ListUnitsByNames` or `ListUnitsByPatterns`, org.freedesktop.systemd1(5): name, description, LoadState,
 /// ActiveState, SubState, followed unit, path, and the job's id, type and path.
-type ListedUnit =
+pub(crate) type ListedUnit =
     (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 /// What is of interest in a [`ListedUnit`].
@@ -100,7 +100,7 @@ impl Systemd {
         block_on(future::or(by(deadline, answer), work))
     }
 
-    async fn manager<B>(&self, method: &str, body: &B) -> Result<message::Message, UnitsError>
+    async fn manager<B>(&self, method: &str, body: &B) -> Result<Message, UnitsError>
     where
         B: serde::Serialize + zbus::zvariant::DynamicType,
     {
@@ -111,48 +111,54 @@ impl Systemd {
     }
 
     async fn run_job(&self, job: Job, unit: &str) -> Result<Ended, UnitsError> {
-        let rule = MatchRule::builder()
-            .msg_type(message::Type::Signal)
-            .sender(SYSTEMD)
-            .and_then(|rule| rule.path(MANAGER_PATH))
-            .and_then(|rule| rule.interface(MANAGER))
-            .and_then(|rule| rule.member("JobRemoved"))
-            .and_then(|rule| rule.arg(2, unit))
-            .map_err(|error| explain(&error))?
-            .build();
-        let mut removed = MessageStream::for_match_rule(rule, &self.connection, None)
-            .await
-            .map_err(|error| explain(&error))?;
-        // An inactive unit is forgotten as soon as its job is done, with the exit statuses that are to be reported.
-        let reference = self.manager("RefUnit", &(unit));
-        let before = self.listed(unit);
-        let count = async {
-            if job == Job::Start {
-                // StartLimitBurst= is against a server that restarts itself in a loop, not against a person who starts and
-                // resets it five times a minute: this takes the count back (unit_reset_failed in systemd).
-                self.manager("ResetFailedUnit", &(unit)).await?;
-            }
-            Ok(())
-        };
+        let mut messages = MessageStream::from(&self.connection);
+        let mut watch = JobWatch::new(unit);
+        let rule = format!(
+            "type='signal',sender='{SYSTEMD}',path='{MANAGER_PATH}',interface='{MANAGER}',member='JobRemoved',arg2='{unit}'"
+        );
+        let mut calls = Vec::new();
+        // Without a bus in between everything comes anyway.
+        if self.connection.is_bus() {
+            calls.push((Question::Match, bus_call("AddMatch", &rule)?));
+        }
+        calls.push((Question::Keep, manager_call("RefUnit", &unit)?));
+        calls.push((Question::Before, manager_call("ListUnitsByNames", &(vec![unit]))?));
+        if job == Job::Start {
+            // StartLimitBurst= is against a server that restarts itself in a loop, not against a person who starts and
+            // resets it five times a minute: this takes the count back (unit_reset_failed in systemd).
+            calls.push((Question::Count, manager_call("ResetFailedUnit", &unit)?));
+        }
         let method = match job {
             Job::Start => "StartUnit",
             Job::Stop => "StopUnit",
         };
-        let arguments = (unit, "replace");
-        let queued = self.manager(method, &arguments);
-        // One after the other on the wire: polled in this order, and systemd answers in the order it is asked.
-        let (_, before, (), reply) = try_join4(reference, before, count, queued).await?;
-        let ours: OwnedObjectPath = reply.body().deserialize().map_err(|error| explain(&error))?;
-        while let Some(signal) = removed.next().await {
-            let signal = signal.map_err(|error| explain(&error))?;
-            let body = signal.body();
-            let (_id, job, _unit, result): (u32, OwnedObjectPath, String, String) =
-                body.deserialize().map_err(|error| explain(&error))?;
-            if job == ours {
-                return Ok(Ended { before: before.active_state, result });
-            }
+        calls.push((Question::Queue, manager_call(method, &(unit, "replace"))?));
+        for (question, call) in &calls {
+            watch.asked(*question, call.primary_header().serial_num());
+            self.send(call).await?;
         }
-        Err(UnitsError::Unreachable("the connection ended before the job did".into()))
+        let ended = loop {
+            let message = messages.next().await.ok_or_else(gone)?.map_err(|error| explain(&error))?;
+            match watch.hear(&message)? {
+                Heard::Nothing => {}
+                Heard::Doubt if self.connection.is_bus() => {
+                    let call = bus_call("GetNameOwner", &SYSTEMD)?;
+                    watch.asked(Question::Owner, call.primary_header().serial_num());
+                    self.send(&call).await?;
+                }
+                Heard::Doubt => {}
+                Heard::Ended(ended) => break ended,
+            }
+        };
+        if self.connection.is_bus() {
+            // The bus lets a connection have only so many, and a reset of all has a job for each instance.
+            self.send(&bus_call("RemoveMatch", &rule)?).await?;
+        }
+        Ok(ended)
+    }
+
+    async fn send(&self, call: &Message) -> Result<(), UnitsError> {
+        self.connection.send(call).await.map_err(|error| explain(&error))
     }
 
     /// Has systemd keep the unit loaded. Who may not ask for that gets the same answers, each after systemd has read the
@@ -410,7 +416,38 @@ fn exec_run(line: &'static str, entry: ExecEntry) -> ExecRun {
     ExecRun { line, argv, started_us, exited_us, code, status }
 }
 
-fn explain(error: &zbus::Error) -> UnitsError {
+/// A call of systemd's manager.
+fn manager_call<B>(method: &str, body: &B) -> Result<Message, UnitsError>
+where
+    B: serde::Serialize + zbus::zvariant::DynamicType,
+{
+    call(SYSTEMD, MANAGER_PATH, MANAGER, method, body)
+}
+
+/// A call of the bus itself.
+fn bus_call<B>(method: &str, body: &B) -> Result<Message, UnitsError>
+where
+    B: serde::Serialize + zbus::zvariant::DynamicType,
+{
+    call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", method, body)
+}
+
+fn call<B>(to: &str, path: &str, interface: &str, method: &str, body: &B) -> Result<Message, UnitsError>
+where
+    B: serde::Serialize + zbus::zvariant::DynamicType,
+{
+    Message::method_call(path, method)
+        .and_then(|call| call.destination(to))
+        .and_then(|call| call.interface(interface))
+        .and_then(|call| call.build(body))
+        .map_err(|error| explain(&error))
+}
+
+fn gone() -> UnitsError {
+    UnitsError::Unreachable("the connection ended before the job did".into())
+}
+
+pub(crate) fn explain(error: &zbus::Error) -> UnitsError {
     match error {
         zbus::Error::MethodError(name, detail, _) => {
             explain_reply(name.as_str(), detail.as_deref().unwrap_or_else(|| name.as_str()))
@@ -502,7 +539,10 @@ mod tests {
     const UNIT_NAME: &str = "left4me-server@3.service";
 
     /// systemd's manager, as far as it is asked. It says that a job is gone before it answers the request for it.
-    struct Manager;
+    struct Manager {
+        /// Whether somebody else sends ends of jobs as well, which only a connection without a bus lets us play.
+        is_forged: bool,
+    }
 
     #[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
     impl Manager {
@@ -517,11 +557,18 @@ mod tests {
             name: &str,
             mode: &str,
             #[zbus(connection)] connection: &Connection,
-        ) -> OwnedObjectPath {
+        ) -> zbus::fdo::Result<OwnedObjectPath> {
             assert_eq!(mode, "replace");
+            self.ref_unit(name)?;
             let job = |number: u32| {
                 OwnedObjectPath::try_from(format!("/org/freedesktop/systemd1/job/{number}")).unwrap()
             };
+            if self.is_forged {
+                // Anybody may send us a signal, and number and unit are no secret.
+                let forged = Message::signal(MANAGER_PATH, MANAGER, "JobRemoved").unwrap();
+                let forged = forged.sender(":1.66").unwrap().build(&(8_u32, job(8), name, "failed"));
+                connection.send(&forged.unwrap()).await.unwrap();
+            }
             for (number, unit, result) in
                 [(6, "other.service", "failed"), (7, name, "canceled"), (8, name, "done")]
             {
@@ -531,7 +578,7 @@ mod tests {
                     .await
                     .unwrap();
             }
-            job(8)
+            Ok(job(8))
         }
 
         /// Never ends its job.
@@ -689,7 +736,7 @@ mod tests {
             .server(zbus::Guid::generate())
             .unwrap()
             .p2p()
-            .serve_at(MANAGER_PATH, Manager)
+            .serve_at(MANAGER_PATH, Manager { is_forged: true })
             .unwrap()
             .serve_at(UNIT_PATH, Unit)
             .unwrap()
@@ -751,6 +798,83 @@ mod tests {
         let ended = Ended { before: "failed".into(), result: "done".into() };
         assert_eq!(systemd.run(Job::Stop, UNIT_NAME, soon()), Ok(ended.clone()));
         assert_eq!(systemd.run(Job::Stop, UNIT_NAME, soon()), Ok(ended), "and again on one connection");
+    }
+
+    /// A bus of our own, ended with the test.
+    struct Bus {
+        daemon: std::process::Child,
+        address: String,
+        _directory: tempfile::TempDir,
+    }
+
+    impl Bus {
+        #[expect(clippy::disallowed_methods, reason = "a program that the test kills and waits for")]
+        fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let (config, socket) = (directory.path().join("config"), directory.path().join("bus"));
+            let text = format!(
+                "<busconfig><listen>unix:path={}</listen><policy context='default'><allow send_destination='*'/>\
+                 <allow receive_sender='*'/><allow own='*'/></policy></busconfig>",
+                socket.display()
+            );
+            std::fs::write(&config, text).unwrap();
+            let mut daemon = std::process::Command::new("dbus-daemon")
+                .args(["--nofork", "--nopidfile", "--print-address"])
+                .arg(format!("--config-file={}", config.display()))
+                .stdout(std::process::Stdio::piped())
+                .spawn()
+                .expect("dbus-daemon: install the package of that name");
+            // It prints where it listens once it does.
+            let mut address = String::new();
+            let mut said = std::io::BufReader::new(daemon.stdout.take().unwrap());
+            std::io::BufRead::read_line(&mut said, &mut address).unwrap();
+            Self { daemon, address: address.trim_end().to_owned(), _directory: directory }
+        }
+
+        fn connect(&self) -> Builder<'_> {
+            Builder::address(self.address.as_str()).unwrap()
+        }
+    }
+
+    impl Drop for Bus {
+        fn drop(&mut self) {
+            self.daemon.kill().unwrap();
+            self.daemon.wait().unwrap();
+        }
+    }
+
+    #[test]
+    #[ignore = "runs dbus-daemon(1), which not every machine has"]
+    fn on_a_bus_a_flood_of_forged_ends_neither_ends_nor_holds_up_a_job() {
+        let bus = Bus::start();
+        let server =
+            bus.connect().name(SYSTEMD).unwrap().serve_at(MANAGER_PATH, Manager { is_forged: false });
+        let _server = block_on(server.unwrap().build()).unwrap();
+        let client = block_on(bus.connect().internal_executor(false).build()).unwrap();
+        let victim = client.unique_name().unwrap().to_string();
+        let forger = block_on(bus.connect().build()).unwrap();
+        let forge = |count: u32| {
+            let job = OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/8").unwrap();
+            for _ in 0..count {
+                let body = (8_u32, &job, UNIT_NAME, "failed");
+                let to = Some(victim.as_str());
+                block_on(forger.emit_signal(to, MANAGER_PATH, MANAGER, "JobRemoved", &body)).unwrap();
+            }
+        };
+        let mut systemd = Systemd { connection: client, deadline: soon(), kept: None };
+        forge(500);
+        let is_done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                    forge(10);
+                }
+            });
+            let ended = Ended { before: "failed".into(), result: "done".into() };
+            let results = [(); 20].map(|()| systemd.run(Job::Stop, UNIT_NAME, soon()));
+            is_done.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert_eq!(results, [(); 20].map(|()| Ok(ended.clone())));
+        });
     }
 
     #[test]
