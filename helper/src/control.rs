@@ -2,12 +2,13 @@
 //!
 //! systemd is behind the trait [`Units`], so that a page can call this and a test can play systemd. Nothing here
 //! waits, sleeps or asks twice: a job is sent and its end awaited, once, with a deadline.
+//!
+//! An instance has two units. The overlay's mounts and unmounts; the server's requires it. What is stopped is the
+//! overlay: systemd stops the server first, and the job ends when the overlay is unmounted. Were it the server, systemd
+//! would stop the overlay because nothing needs it any more, some time later, and whoever waits for the server's job
+//! looks too early.
 
-use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread;
 use std::time::{Duration, Instant};
 
 use holders::shown;
@@ -16,128 +17,27 @@ use crate::busy;
 use crate::error::{HelperError, chain};
 use crate::instance::{Instance, STATE_DIR};
 use crate::purge;
-use crate::report::{Exec, Exit, Phases, Report};
+use crate::report::{Exec, Exit, OverlayUnit, Phases, Report};
 use crate::state::{StateDir, directory_beneath};
+use crate::units::{
+    CLD_DUMPED, CLD_EXITED, CLD_KILLED, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError,
+};
 
-/// How long a job may take unless told otherwise: the unit's stop timeout (15 s) for the server, the same again for
-/// ExecStopPost, and as much in hand as a slow machine may want.
+/// How long a job may take unless told otherwise: the stop timeouts of both units, and as much in hand as a slow machine
+/// may want.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What is asked of an instance.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Start the unit.
+    /// Mount the overlay and start the server.
     Start,
-    /// Stop the unit.
+    /// Stop the server and unmount the overlay.
     Stop,
-    /// Stop the unit and delete `runtime/<id>`.
+    /// Stop and delete `runtime/<id>`.
     Reset,
     /// Say how it is.
     Status,
-}
-
-/// A job for systemd.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Job {
-    /// `StartUnit`.
-    Start,
-    /// `StopUnit`.
-    Stop,
-}
-
-/// A unit as systemd sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct UnitState {
-    /// `loaded`, `not-found`, `bad-setting` and so on.
-    pub load_state: String,
-    /// `active`, `inactive`, `failed`, `activating` and so on.
-    pub active_state: String,
-    /// The finer state.
-    pub sub_state: String,
-    /// The service's result.
-    pub result: String,
-    /// NRestarts.
-    pub restarts: u32,
-    /// Every command's last run.
-    pub exec: Vec<ExecRun>,
-}
-
-/// One entry of `ExecStartPreEx` and its like, org.freedesktop.systemd1(5).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ExecRun {
-    /// The setting.
-    pub line: &'static str,
-    /// The command with its arguments.
-    pub argv: Vec<String>,
-    /// When it started, microseconds of CLOCK_MONOTONIC; 0 if it has not run.
-    pub started_us: u64,
-    /// When it ended; 0 if it has not.
-    pub exited_us: u64,
-    /// How it ended: CLD_EXITED (1), CLD_KILLED (2) or CLD_DUMPED (3), sigaction(2); 0 if it has not.
-    pub code: i32,
-    /// The exit status or the signal.
-    pub status: i32,
-}
-
-/// Why systemd did not do it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum UnitsError {
-    /// It cannot be reached.
-    Unreachable(String),
-    /// We have not the rights.
-    Denied(String),
-    /// It has no such unit.
-    NoSuchUnit(String),
-    /// The job had not ended by the deadline.
-    Deadline,
-    /// Anything else, in its own words.
-    Other(String),
-}
-
-impl fmt::Display for UnitsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable(why) => write!(f, "systemd cannot be reached over D-Bus: {why}"),
-            Self::Denied(why) => write!(
-                f,
-                "no rights to do this: use sudo, or let a polkit rule allow org.freedesktop.systemd1.manage-units to \
-                 start and stop ({why})"
-            ),
-            Self::NoSuchUnit(why) | Self::Other(why) => write!(f, "systemd: {why}"),
-            Self::Deadline => {
-                write!(
-                    f,
-                    "the job has not ended by the deadline; systemd goes on with it (`systemctl list-jobs`)"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for UnitsError {}
-
-/// How a job went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// The unit's ActiveState when the job was queued.
-    pub before: String,
-    /// The job's result: `done` if it went well.
-    pub result: String,
-}
-
-/// What is needed of systemd.
-pub trait Units {
-    /// Queues a job in mode `replace` and waits for its end.
-    ///
-    /// # Errors
-    /// As [`UnitsError`].
-    fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<Ended, UnitsError>;
-
-    /// The unit's state now.
-    ///
-    /// # Errors
-    /// As [`UnitsError`].
-    fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError>;
 }
 
 /// The machine's own places; a test has others.
@@ -178,7 +78,7 @@ pub fn run(
         units,
         host,
         instance,
-        unit: instance.unit(),
+        names: Names::of(instance),
         timeout,
         deadline: Instant::now() + timeout,
         report: empty(action, instance),
@@ -198,88 +98,6 @@ pub fn run(
     report.ok = report.exit == Exit::Ok;
     report.phases.total_us = (host.now_us)().saturating_sub(begun);
     report
-}
-
-/// How many instances are worked on at once. A stop is systemd's work and a delete the disk's; more at once only wait
-/// for each other. And each asks eight questions at a time, of which dbus-daemon answers 128 to a connection
-/// (`max_replies_per_connection`, dbus-daemon(1)).
-const AT_ONCE: usize = 12;
-
-/// Does `action` to all of `instances`, several at once, and says how each went, in their order. `done` hears of each
-/// end as it comes.
-pub fn run_all<U: Units + Clone + Send>(
-    units: &U,
-    host: &Host,
-    action: Action,
-    instances: &[Instance],
-    timeout: Duration,
-    done: &mut dyn FnMut(&Report),
-) -> Vec<Report> {
-    if let [only] = instances {
-        // The usual case, which is worth no thread.
-        let report = run(&mut units.clone(), host, action, only, timeout);
-        done(&report);
-        return vec![report];
-    }
-    let next = AtomicUsize::new(0);
-    let (sender, reports) = mpsc::channel();
-    let mut ended: Vec<Option<Report>> = vec![None; instances.len()];
-    thread::scope(|scope| {
-        for _ in 0..instances.len().min(AT_ONCE) {
-            let (sender, next, mut units) = (sender.clone(), &next, units.clone());
-            scope.spawn(move || {
-                while let Some((index, instance)) = {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    instances.get(index).map(|instance| (index, instance))
-                } {
-                    let report = run(&mut units, host, action, instance, timeout);
-                    // Nobody listens any more only if the whole has failed already.
-                    if sender.send((index, report)).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        for (index, report) in reports {
-            done(&report);
-            ended[index] = Some(report);
-        }
-    });
-    ended.into_iter().map(|report| report.expect("every instance was worked on")).collect()
-}
-
-/// All instances, numbers first: those with a file in `instances/`, and, unless they are to be started, those that
-/// have a runtime directory only.
-///
-/// # Errors
-/// The state directory cannot be read.
-pub fn all_instances(state_dir: &Path, action: Action) -> Result<Vec<Instance>, HelperError> {
-    let mut names = names_in(&state_dir.join("instances"))?
-        .into_iter()
-        .filter_map(|name| name.strip_suffix(".toml")?.parse().ok())
-        .collect::<Vec<Instance>>();
-    if action != Action::Start {
-        names.extend(names_in(&state_dir.join("runtime"))?.into_iter().filter_map(|name| name.parse().ok()));
-    }
-    names.sort_by_key(|name| (name.as_str().parse::<u64>().unwrap_or(u64::MAX), name.to_string()));
-    names.dedup();
-    Ok(names)
-}
-
-fn names_in(directory: &Path) -> Result<Vec<String>, HelperError> {
-    let failed = |error: std::io::Error| {
-        HelperError::call("read directory", directory)(
-            rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
-        )
-    };
-    match std::fs::read_dir(directory) {
-        Ok(entries) => entries
-            .map(|entry| Ok(entry.map_err(failed)?.file_name().into_string().unwrap_or_default()))
-            .collect(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(failed(error)),
-    }
 }
 
 /// Whether it makes sense to begin at all. systemd says itself who may start and stop, and asks polkit; a reset deletes
@@ -320,10 +138,12 @@ fn empty(action: Action, instance: &Instance) -> Report {
         sub_state: String::new(),
         result: String::new(),
         restarts: 0,
+        overlay: OverlayUnit { unit: instance.overlay_unit(), ..OverlayUnit::default() },
         exec: Vec::new(),
         phases: Phases::default(),
         still_mounted: Vec::new(),
         mounted: None,
+        notes: Vec::new(),
         error: None,
         exit: Exit::Ok,
     }
@@ -354,11 +174,24 @@ impl From<HelperError> for Failure {
     }
 }
 
+/// What a stop came to, besides what the report has.
+struct Stop {
+    /// When it began.
+    begun: u64,
+    /// Why it is none: then nothing may be deleted, whatever seems to be down and unmounted.
+    refused: Option<String>,
+    /// What went wrong in a stop that is one: the server had to be killed, or an unmount failed. Only what *this* stop
+    /// did counts; a unit that was failed before is failed still.
+    failed: Vec<String>,
+    /// The units when it had ended.
+    state: Pair<UnitState>,
+}
+
 struct Run<'a> {
     units: &'a mut dyn Units,
     host: &'a Host,
     instance: &'a Instance,
-    unit: String,
+    names: Names,
     timeout: Duration,
     deadline: Instant,
     report: Report,
@@ -368,23 +201,38 @@ impl Run<'_> {
     fn start(&mut self) -> Result<(), Failure> {
         let Ended { result, .. } = self.job(Job::Start)?;
         let state = self.look()?;
-        if result == "done" && state.active_state == "active" {
+        if result == "done" && state.server.active_state == "active" {
             return Ok(());
         }
-        let mut text = format!("the start job ended \"{result}\" and the unit is {}", state.active_state);
-        if let Some(failed) = first_failed(&state, "ExecStartPre") {
-            text.push_str(&format!("; ExecStartPre ended with {}", ending(failed)));
+        let Names { server, overlay } = &self.names;
+        let mut text =
+            format!("the start job ended \"{result}\" and {server} is {}", state.server.active_state);
+        // systemd did not even try to start the server if what it requires has failed.
+        let (unit, of) = if result == "dependency" || state.overlay.active_state == "failed" {
+            let UnitState { load_state, active_state, .. } = &state.overlay;
+            let loaded = if load_state == "loaded" { "" } else { load_state };
+            let separator = if loaded.is_empty() { "" } else { ", " };
+            text.push_str(&format!("; it needs {overlay}, which is {loaded}{separator}{active_state}"));
+            (overlay, &state.overlay)
+        } else {
+            (server, &state.server)
+        };
+        let is_of_start = |run: &&ExecRun| ["ExecStartPre", "ExecStart"].contains(&run.line);
+        if let Some(failed) = of.exec.iter().filter(is_of_start).find(|run| run.has_failed()) {
+            text.push_str(&format!("; {} ({}) ended with {}", failed.line, program(failed), failed.ending()));
         }
-        text.push_str(&format!("; its journal says why: `journalctl -u {}`", self.unit));
+        text.push_str(&format!("; its journal says why: `journalctl -u {unit}`"));
         Err(Failure::new(text))
     }
 
     fn status(&mut self) -> Result<(), Failure> {
-        let state = self.look()?;
+        let state = self.look()?.server;
         // Not everybody may read PID 1's mount table; then it is not known, which is no failure.
         self.report.mounted = self.still_mounted().ok().map(|mounts| !mounts.is_empty());
         if state.load_state == "not-found" {
-            return Err(UnitsError::NoSuchUnit(format!("Unit {} could not be found.", self.unit)).into());
+            return Err(
+                UnitsError::NoSuchUnit(format!("Unit {} could not be found.", self.names.server)).into()
+            );
         }
         match state.active_state.as_str() {
             "active" | "reloading" | "refreshing" => Ok(()),
@@ -393,78 +241,173 @@ impl Run<'_> {
     }
 
     fn stop(&mut self) -> Result<(), Failure> {
-        let problem = self.stop_unit()?;
+        let stop = self.stop_units()?;
+        if let Some(refused) = stop.refused {
+            return Err(Failure::new(refused));
+        }
         if !self.report.still_mounted.is_empty() {
-            return Err(self.left_mounted(problem, "", ""));
+            return Err(self.left_mounted(&stop, "", "unmounts it"));
         }
-        match problem {
-            None => Ok(()),
-            Some(problem) => Err(Failure::new(format!("{problem}{}", self.reset_failed_hint()))),
+        if stop.failed.is_empty() {
+            return Ok(());
         }
+        let mut text = stop.failed.join("; ");
+        if stop.state.server.active_state == "failed" {
+            text.push_str("; what the server was saving may be lost");
+        }
+        let failed: Vec<_> = self
+            .names
+            .each()
+            .into_iter()
+            .zip(stop.state.each())
+            .filter_map(|(unit, state)| (state.active_state == "failed").then_some(unit.as_str()))
+            .collect();
+        text.push_str(&format!(
+            "; `sudo systemctl reset-failed {}` clears the failed state",
+            failed.join(" ")
+        ));
+        Err(Failure::new(text))
     }
 
     fn reset(&mut self) -> Result<(), Failure> {
-        let problem = self.stop_unit()?;
-        if !self.report.still_mounted.is_empty() {
-            return Err(self.left_mounted(problem, " and nothing was deleted", ", then reset again"));
-        }
-        if let Some(problem) = &problem
-            && !is_down(&self.report.active_state)
-        {
+        let stop = self.stop_units()?;
+        if let Some(refused) = stop.refused {
             // A server can run on an overlay that no table here lists: one that only its own namespace has left.
-            return Err(Failure::new(format!(
-                "{problem}; nothing was deleted, as a server may still run there; reset again once it is down \
-                 (`systemctl status {}` says what it waits for)",
-                self.unit
-            )));
+            return Err(Failure::new(format!("{refused}; nothing was deleted")));
+        }
+        if !self.report.still_mounted.is_empty() {
+            return Err(self.left_mounted(&stop, " and nothing was deleted", "unmounts it and deletes"));
         }
         let begun = (self.host.now_us)();
         let purged = self.purge();
         self.report.phases.purge_us = Some((self.host.now_us)().saturating_sub(begun));
-        if let Err(HelperError::StillMounted(mounts)) = &purged {
-            self.report.still_mounted.clone_from(mounts);
-        }
-        match (purged, problem) {
-            (Ok(()), None) => Ok(()),
-            (Ok(()), Some(problem)) => Err(Failure::new(format!(
-                "{problem}; nothing is mounted any more and the runtime directory was deleted{}",
-                self.reset_failed_hint()
-            ))),
-            (Err(error), None) => Err(error.into()),
-            (Err(error), Some(problem)) => Err(Failure::new(format!("{problem}; {}", chain(&error)))),
+        match purged {
+            Ok(()) => {
+                self.forgive(stop);
+                Ok(())
+            }
+            Err(error) => {
+                let mut sentences = stop.failed;
+                sentences.push(self.not_purged(&error));
+                Err(Failure::new(sentences.join("; ")))
+            }
         }
     }
 
-    /// Stops the unit and looks at what is left: `Some` says what went wrong with the stop.
+    /// Stops both units and looks at what is left.
     ///
-    /// The job is sent to a unit that does not run, too: it is a no-op there, ends at once, and takes back a start
-    /// that is queued or about to be retried. Only what *this* stop did counts: a unit that was failed before is
-    /// failed still.
-    fn stop_unit(&mut self) -> Result<Option<String>, Failure> {
+    /// The job is sent to units that do not run, too: it is a no-op there, ends at once, and takes back a start that is
+    /// queued or about to be retried.
+    fn stop_units(&mut self) -> Result<Stop, Failure> {
         let begun = (self.host.now_us)();
-        let Ended { before, result } = self.job(Job::Stop)?;
+        let Ended { before, mut result } = self.job(Job::Stop)?;
         self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
-        let after = self.look()?;
-        self.report.phases.umount_us = umount_us(&after.exec, begun);
-        self.report.still_mounted = self.still_mounted()?;
-        let stopped = is_down(&after.active_state) && (after.active_state != "failed" || before == "failed");
-        if result == "done" && stopped {
-            return Ok(None);
+        let mut state = self.look()?;
+        let mut job = Job::Stop;
+        if result == "done" && !state.server.is_down() && !self.units.requires_overlay(&self.names)? {
+            let Names { server, overlay } = &self.names;
+            self.report.notes.push(format!(
+                "{server} does not require {overlay} (an older unit, or one that systemd has not read again since: \
+                 `sudo systemctl daemon-reload`), so it was stopped by itself"
+            ));
+            job = Job::StopServer;
+            result = self.job(job)?.result;
+            self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
+            state = self.look()?;
         }
-        let mut text = format!(
-            "the stop job of {} ended \"{result}\" and the unit is {} (result {})",
-            self.unit, after.active_state, after.result
+        self.report.still_mounted = self.still_mounted()?;
+        if result == "done" && is_all_down(&state) && self.is_left_from_before(&state, begun) {
+            job = Job::Stop;
+            (state, result) = self.unmount_what_is_left()?;
+            self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
+        }
+        self.report.phases.umount_us = umount_us(&state, begun);
+        let refused = self.refusal(job, &result, &state);
+        let failed = self.failures(&before, &state, begun);
+        Ok(Stop { begun, refused, failed, state })
+    }
+
+    /// Why a stop is none.
+    fn refusal(&self, job: Job, result: &str, state: &Pair<UnitState>) -> Option<String> {
+        let Names { server, overlay } = &self.names;
+        let unit = job.unit(&self.names);
+        let now = format!(
+            "{server} is {} and {overlay} is {}",
+            state.server.active_state, state.overlay.active_state
         );
-        if let Some(failed) = first_failed(&after, "ExecStopPost") {
-            text.push_str(&format!("; ExecStopPost ended with {}", ending(failed)));
-            if failed.code == CLD_EXITED && failed.status == 32 && !self.report.still_mounted.is_empty() {
-                text.push_str(&match self.busy_note(failed) {
-                    Some(verdict) => format!(": the umount failed: EBUSY: {verdict}"),
-                    None => format!(": the umount failed; why is in `journalctl -u {}`", self.unit),
-                });
+        match result {
+            "done" if is_all_down(state) => None,
+            "done" => Some(format!(
+                "the stop job of {unit} has ended, and now {now}: somebody has started it meanwhile"
+            )),
+            "canceled" => Some(format!(
+                "the stop job of {unit} ended \"canceled\", as somebody asked for something else meanwhile, a start for \
+                 example; {now}"
+            )),
+            _ => Some(format!(
+                "the stop job of {unit} ended \"{result}\" and {now} (`systemctl status {server} {overlay}` says more)"
+            )),
+        }
+    }
+
+    /// What this stop made fail, a sentence each.
+    fn failures(&self, before: &Pair<String>, state: &Pair<UnitState>, begun: u64) -> Vec<String> {
+        let mut failures = Vec::new();
+        for ((unit, before), state) in self.names.each().into_iter().zip(before.each()).zip(state.each()) {
+            if state.active_state != "failed" || before == "failed" {
+                continue;
+            }
+            let why = match state.result.as_str() {
+                "timeout" => ": it did not end within its stop timeout and was killed",
+                "signal" | "core-dump" => ": a signal has ended it",
+                "exit-code" => ": it ended with an error",
+                _ => "",
+            };
+            let mut text = format!("{unit} failed (result {}){why}", state.result);
+            if let Some(run) = ran_since(state, begun).find(|run| run.has_failed()) {
+                text.push_str(&format!("; {}", self.refused_unmount(unit, run)));
+            }
+            failures.push(text);
+        }
+        failures
+    }
+
+    /// Whether what is mounted was left by an earlier stop: all is down, the overlay is still there, and no unmount was
+    /// tried since this stop began. One that was tried and refused is not tried again.
+    fn is_left_from_before(&self, state: &Pair<UnitState>, begun: u64) -> bool {
+        let Ok(merged) = self.state().map(|state| state.paths(self.instance).merged) else { return false };
+        let was_tried = state.each().into_iter().any(|state| ran_since(state, begun).next().is_some());
+        self.report.still_mounted.contains(&merged) && !was_tried
+    }
+
+    /// Unmounts, once, what an earlier stop has left: the overlay's unit, which is down, is started and stopped. That
+    /// also is the way of an upgrade, where the server was started by a unit that mounted by itself.
+    fn unmount_what_is_left(&mut self) -> Result<(Pair<UnitState>, String), Failure> {
+        // How this ends does not matter: its ExecStopPost runs after a start that failed as well.
+        self.job(Job::Mount)?;
+        let Ended { result, .. } = self.job(Job::Stop)?;
+        let mut state = self.look()?;
+        self.report.still_mounted = self.still_mounted()?;
+        if self.report.still_mounted.is_empty() {
+            let note = "an earlier stop had left the overlay mounted; it is unmounted now";
+            self.report.notes.push(note.into());
+            if state.overlay.active_state == "failed" {
+                // Of a start that could not mount anew, which nobody wanted.
+                self.clear_failed(&self.names.overlay.clone())?;
+                state.overlay.active_state = "inactive".into();
             }
         }
-        Ok(Some(text))
+        Ok((state, result))
+    }
+
+    /// How an ExecStopPost run of this stop failed, and why, as far as the helper has left a note.
+    fn refused_unmount(&self, unit: &str, run: &ExecRun) -> String {
+        let is_refused = run.code == CLD_EXITED && run.status == 32;
+        let why = match self.busy_note(run) {
+            Some(verdict) if is_refused => format!("the umount failed: EBUSY: {verdict}"),
+            _ => format!("its journal says why: `journalctl -u {unit}`"),
+        };
+        format!("ExecStopPost ended with {}: {why}", run.ending())
     }
 
     /// What the helper found out when its unmount was refused, if it was this run of it.
@@ -472,6 +415,65 @@ impl Run<'_> {
         let state = self.state().ok()?;
         let runtime = directory_beneath(state.runtime().ok()??, Path::new(self.instance.as_str())).ok()?;
         busy::note_of(runtime, &(run.started_us..=run.exited_us))
+    }
+
+    /// Makes a success of a reset that did all it is for: that the server failed in it, or before, is a note, and the
+    /// units end inactive. What a kill may have lost was to be deleted anyway.
+    fn forgive(&mut self, stop: Stop) {
+        for failure in &stop.failed {
+            self.report.notes.push(format!("{failure}; all it wrote was deleted anyway"));
+        }
+        let names = self.names.clone();
+        for (unit, state) in names.each().into_iter().zip(stop.state.each()) {
+            if state.active_state != "failed" {
+                continue;
+            }
+            if !stop.failed.iter().any(|failure| failure.starts_with(unit)) {
+                self.report.notes.push(format!("{unit} had failed before (result {})", state.result));
+            }
+            if self.clear_failed(unit).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Takes a unit's failed state back, or notes why it stays. The report keeps the result of the stop.
+    ///
+    /// # Errors
+    /// systemd is out of reach, so that nothing more can be asked of it.
+    fn clear_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+        if let Err(error) = self.units.reset_failed(unit) {
+            self.report.notes.push(format!("the failed state of {unit} could not be cleared: {error}"));
+            return if matches!(error, UnitsError::Unreachable(_)) { Err(error) } else { Ok(()) };
+        }
+        let (active, sub) = ("inactive".into(), "dead".into());
+        if unit == self.names.server {
+            (self.report.active_state, self.report.sub_state) = (active, sub);
+        } else {
+            (self.report.overlay.active_state, self.report.overlay.sub_state) = (active, sub);
+        }
+        Ok(())
+    }
+
+    /// Why nothing, or not all, was deleted.
+    fn not_purged(&mut self, error: &HelperError) -> String {
+        if let HelperError::StillMounted(mounts) = error {
+            self.report.still_mounted.clone_from(mounts);
+        }
+        let mut text = chain(error);
+        if matches!(error, HelperError::Locked(_)) {
+            text.insert_str(0, "nothing was deleted: ");
+        }
+        // Who comes between the stop and the delete has the lock, or has mounted already.
+        if let Ok(state) = self.look()
+            && !is_all_down(&state)
+        {
+            text.push_str(&format!(
+                "; {} is {} and {} is {}: somebody has started it meanwhile",
+                self.names.server, state.server.active_state, self.names.overlay, state.overlay.active_state
+            ));
+        }
+        text
     }
 
     fn still_mounted(&self) -> Result<Vec<PathBuf>, HelperError> {
@@ -489,7 +491,7 @@ impl Run<'_> {
     }
 
     fn job(&mut self, job: Job) -> Result<Ended, Failure> {
-        self.units.run(job, &self.unit, self.deadline).map_err(|error| {
+        self.units.run(job, &self.names, self.deadline).map_err(|error| {
             // The state it is in belongs to the report; why it cannot be had does not add to the error.
             if !matches!(error, UnitsError::Unreachable(_)) {
                 drop(self.look());
@@ -498,53 +500,80 @@ impl Run<'_> {
         })
     }
 
-    /// Reads the unit's state into the report.
-    fn look(&mut self) -> Result<UnitState, UnitsError> {
-        let state = self.units.state(&self.unit)?;
-        self.report.active_state.clone_from(&state.active_state);
-        self.report.sub_state.clone_from(&state.sub_state);
-        self.report.result.clone_from(&state.result);
-        self.report.restarts = state.restarts;
-        self.report.exec = state.exec.iter().map(reported).collect();
+    /// Reads the units' states into the report.
+    fn look(&mut self) -> Result<Pair<UnitState>, UnitsError> {
+        let state = self.units.state(&self.names)?;
+        let Pair { server, overlay } = &state;
+        self.report.active_state.clone_from(&server.active_state);
+        self.report.sub_state.clone_from(&server.sub_state);
+        self.report.result.clone_from(&server.result);
+        self.report.restarts = server.restarts;
+        self.report.overlay.active_state.clone_from(&overlay.active_state);
+        self.report.overlay.sub_state.clone_from(&overlay.sub_state);
+        self.report.overlay.result.clone_from(&overlay.result);
+        // The server lives between the overlay's start and its stop.
+        let is_of_start = |run: &&ExecRun| ["ExecStartPre", "ExecStart"].contains(&run.line);
+        let of = |unit: &str, run: &ExecRun| reported(unit, run);
+        self.report.exec = overlay
+            .exec
+            .iter()
+            .filter(is_of_start)
+            .map(|run| of(&self.names.overlay, run))
+            .chain(server.exec.iter().map(|run| of(&self.names.server, run)))
+            .chain(
+                overlay.exec.iter().filter(|run| !is_of_start(run)).map(|run| of(&self.names.overlay, run)),
+            )
+            .collect();
         Ok(state)
     }
 
     /// The failure of a stop that left something mounted: what went wrong with it, if anything else did, and what to do.
-    fn left_mounted(&self, problem: Option<String>, and: &str, then: &str) -> Failure {
+    fn left_mounted(&self, stop: &Stop, and: &str, what_it_does: &str) -> Failure {
         let mounts: Vec<_> = self.report.still_mounted.iter().map(|path| shown(path)).collect();
-        Failure::new(format!(
-            "{}{} still mounted{and}; once nobody uses it: `left4me-overlay umount {}`{then}{}",
-            problem.map_or(String::new(), |problem| format!("{problem}; ")),
-            match mounts.as_slice() {
-                [one] => format!("{one} is"),
-                more => format!("{} are", more.join(", ")),
-            },
-            self.instance,
-            self.reset_failed_hint(),
-        ))
-    }
-
-    /// For the end of an error: a unit that failed stays so until it is started again, or told.
-    fn reset_failed_hint(&self) -> String {
-        if self.report.active_state != "failed" {
-            return String::new();
+        let merged = self.state().map(|state| state.paths(self.instance).merged);
+        let others: Vec<_> = self
+            .report
+            .still_mounted
+            .iter()
+            .filter(|mount| merged.as_ref().is_ok_and(|merged| merged != *mount))
+            .map(|mount| shown(mount))
+            .collect();
+        let mut sentences = stop.failed.clone();
+        // A unit that was failed before is failed still, and is no failure of this stop; its unmount may be one.
+        let overlay = &self.names.overlay;
+        if !sentences.iter().any(|sentence| sentence.starts_with(overlay))
+            && let Some(run) = ran_since(&stop.state.overlay, stop.begun).find(|run| run.has_failed())
+        {
+            sentences.push(format!("{overlay}: {}", self.refused_unmount(overlay, run)));
         }
-        format!("; `systemctl reset-failed {}` clears the failed state", self.unit)
+        sentences.push(match mounts.as_slice() {
+            [one] => format!("{one} is still mounted{and}"),
+            more => format!("{} are still mounted{and}", more.join(", ")),
+        });
+        if !others.is_empty() {
+            sentences.push(format!("unmount first what is not the overlay itself: {}", others.join(", ")));
+        }
+        sentences.push(format!(
+            "once nobody uses it, `sudo l4d2ctl {} {}` {what_it_does}",
+            self.report.action, self.instance
+        ));
+        Failure::new(sentences.join("; "))
     }
 }
 
-/// Whether a unit in this ActiveState has no process of its own any more, org.freedesktop.systemd1(5).
-pub(crate) fn is_down(active_state: &str) -> bool {
-    matches!(active_state, "inactive" | "failed")
+fn is_all_down(state: &Pair<UnitState>) -> bool {
+    state.server.is_down() && state.overlay.is_down()
 }
 
-/// `si_code` of SIGCHLD, sigaction(2).
-const CLD_EXITED: i32 = 1;
-const CLD_KILLED: i32 = 2;
-const CLD_DUMPED: i32 = 3;
+/// The name of a command's program, as it can be printed.
+fn program(run: &ExecRun) -> String {
+    let path = Path::new(run.argv.first().map_or("", String::as_str));
+    shown(Path::new(path.file_name().unwrap_or(path.as_os_str())))
+}
 
-fn reported(run: &ExecRun) -> Exec {
+fn reported(unit: &str, run: &ExecRun) -> Exec {
     Exec {
+        unit: unit.to_owned(),
         line: run.line,
         argv: run.argv.clone(),
         status: (run.code == CLD_EXITED).then_some(run.status),
@@ -554,24 +583,18 @@ fn reported(run: &ExecRun) -> Exec {
     }
 }
 
-fn ending(run: &ExecRun) -> String {
-    match run.code {
-        CLD_EXITED => format!("status {}", run.status),
-        _ => format!("signal {}", run.status),
-    }
+/// The unit's ExecStopPost runs that ended since `since_us`; an older one is of an earlier stop.
+fn ran_since(state: &UnitState, since_us: u64) -> impl Iterator<Item = &ExecRun> {
+    state.exec.iter().filter(move |run| run.line == "ExecStopPost" && run.exited_us >= since_us)
 }
 
-fn first_failed<'a>(state: &'a UnitState, line: &str) -> Option<&'a ExecRun> {
+/// The time of the ExecStopPost runs that began since `since_us`.
+fn umount_us(state: &Pair<UnitState>, since_us: u64) -> Option<u64> {
     state
-        .exec
-        .iter()
-        .find(|run| run.line == line && run.code != 0 && (run.code, run.status) != (CLD_EXITED, 0))
-}
-
-/// The time of the ExecStopPost runs that began since `since_us`; an older run is of an earlier stop.
-fn umount_us(exec: &[ExecRun], since_us: u64) -> Option<u64> {
-    exec.iter()
-        .filter(|run| run.line == "ExecStopPost" && run.started_us >= since_us && run.exited_us > 0)
+        .each()
+        .into_iter()
+        .flat_map(|state| ran_since(state, since_us))
+        .filter(|run| run.started_us >= since_us)
         .map(|run| run.exited_us.saturating_sub(run.started_us))
         .reduce(u64::saturating_add)
 }
@@ -580,36 +603,109 @@ fn umount_us(exec: &[ExecRun], since_us: u64) -> Option<u64> {
 mod tests {
     use std::fs;
 
-    use proptest::prelude::*;
-
     use super::*;
 
-    /// Plays systemd: a state before the job and for each look, in order (the last one stays), and one answer to a job.
+    const SERVER: &str = "left4me-server@3.service";
+    const OVERLAY: &str = "left4me-overlay@3.service";
+
+    /// Plays systemd: what it says at each look and to each job, in order, of which the last stays.
     #[derive(Clone)]
     struct Play {
-        states: Vec<UnitState>,
-        job: Result<&'static str, UnitsError>,
-        jobs: Vec<(Job, String)>,
+        before: Pair<String>,
+        looks: Vec<Pair<UnitState>>,
+        results: Vec<Result<&'static str, UnitsError>>,
+        /// Whether the server's unit requires the overlay's.
+        requires: bool,
+        /// The mount table, and after how many jobs nothing is mounted any more.
+        unmounted: Option<(PathBuf, usize)>,
+        asked: Vec<String>,
+    }
+
+    fn next<T: Clone>(of: &mut Vec<T>) -> T {
+        if of.len() > 1 { of.remove(0) } else { of[0].clone() }
     }
 
     impl Units for Play {
-        fn run(&mut self, job: Job, unit: &str, _deadline: Instant) -> Result<Ended, UnitsError> {
-            self.jobs.push((job, unit.to_owned()));
-            let before = self.state(unit)?.active_state;
-            Ok(Ended { before, result: self.job.clone()?.to_owned() })
+        fn run(&mut self, job: Job, names: &Names, _deadline: Instant) -> Result<Ended, UnitsError> {
+            self.asked.push(format!("{job:?} {}", job.unit(names)));
+            if let Some((table, jobs)) = &self.unmounted
+                && self.asked.len() == *jobs
+            {
+                fs::write(table, "").unwrap();
+            }
+            let result = next(&mut self.results)?.to_owned();
+            Ok(Ended { before: self.before.clone(), result })
         }
 
-        fn state(&mut self, _unit: &str) -> Result<UnitState, UnitsError> {
-            Ok(if self.states.len() > 1 { self.states.remove(0) } else { self.states[0].clone() })
+        fn state(&mut self, _names: &Names) -> Result<Pair<UnitState>, UnitsError> {
+            Ok(next(&mut self.looks))
+        }
+
+        fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+            self.asked.push(format!("reset-failed {unit}"));
+            Ok(())
+        }
+
+        fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
+            Ok(self.requires)
         }
     }
 
-    fn state(active: &str, result: &str, exec: &[(&'static str, i32)]) -> UnitState {
-        let exec = exec.iter().map(|&(line, status)| ExecRun {
+    /// The plain play: units that were active are both as given now, after a job that is done.
+    fn play(server: UnitState, overlay: UnitState) -> Play {
+        Play {
+            before: Pair { server: "active".into(), overlay: "active".into() },
+            looks: vec![Pair { server, overlay }],
+            results: vec![Ok("done")],
+            requires: true,
+            unmounted: None,
+            asked: Vec::new(),
+        }
+    }
+
+    fn stopped() -> Play {
+        play(state("inactive", "success", &[]), state("inactive", "success", &[NOW]))
+    }
+
+    impl Play {
+        fn before(mut self, server: &str, overlay: &str) -> Self {
+            self.before = Pair { server: server.into(), overlay: overlay.into() };
+            self
+        }
+
+        fn then(mut self, server: UnitState, overlay: UnitState) -> Self {
+            self.looks.push(Pair { server, overlay });
+            self
+        }
+
+        fn ends(mut self, results: &[&'static str]) -> Self {
+            self.results = results.iter().map(|result| Ok(*result)).collect();
+            self
+        }
+
+        fn unmounts(mut self, host: &Host, jobs: usize) -> Self {
+            self.unmounted = Some((host.mount_tables[0].clone(), jobs));
+            self
+        }
+
+        fn act(&mut self, action: Action, host: &Host) -> Report {
+            run(self, host, action, &"3".parse().unwrap(), DEFAULT_TIMEOUT)
+        }
+    }
+
+    /// A run of a command: the setting, its status, when it started.
+    type Ran = (&'static str, i32, u64);
+    /// An unmount in this stop, and one in an earlier one.
+    const NOW: Ran = ("ExecStopPost", 0, u64::MAX - 500);
+    const REFUSED: Ran = ("ExecStopPost", 32, u64::MAX - 500);
+    const REFUSED_BEFORE: Ran = ("ExecStopPost", 32, 1);
+
+    fn state(active: &str, result: &str, exec: &[Ran]) -> UnitState {
+        let exec = exec.iter().map(|&(line, status, started_us)| ExecRun {
             line,
-            argv: vec![line.to_owned()],
-            started_us: u64::MAX - 500,
-            exited_us: u64::MAX,
+            argv: vec!["/x/left4me-overlay".into()],
+            started_us,
+            exited_us: started_us + 500,
             code: CLD_EXITED,
             status,
         });
@@ -625,70 +721,61 @@ mod tests {
 
     fn host(mounted: bool) -> (tempfile::TempDir, Host) {
         let directory = tempfile::tempdir().unwrap();
-        let runtime = directory.path().join("runtime/3");
+        let state_dir = directory.path().canonicalize().unwrap();
+        let runtime = state_dir.join("runtime/3");
         for name in ["upper", "work", "merged"] {
             fs::create_dir_all(runtime.join(name)).unwrap();
         }
         fs::write(runtime.join("upper/precious"), "").unwrap();
+        fs::create_dir(state_dir.join("instances")).unwrap();
+        fs::write(state_dir.join("instances/3.toml"), "").unwrap();
         let line = format!("1 2 0:3 / {}/merged rw - overlay overlay rw\n", runtime.display());
         let table = directory.path().join("mountinfo");
         fs::write(&table, if mounted { line } else { String::new() }).unwrap();
-        let state_dir = directory.path().to_owned();
         (directory, Host { state_dir, mount_tables: vec![table], ..Host::default() })
-    }
-
-    fn act(
-        action: Action,
-        host: &Host,
-        states: &[UnitState],
-        job: Result<&'static str, UnitsError>,
-    ) -> Report {
-        let mut play = Play { states: states.to_vec(), job, jobs: Vec::new() };
-        let report = run(&mut play, host, action, &"3".parse().unwrap(), DEFAULT_TIMEOUT);
-        let expected = match action {
-            Action::Start => Some(Job::Start),
-            Action::Stop | Action::Reset => Some(Job::Stop),
-            Action::Status => None,
-        };
-        for (job, unit) in play.jobs {
-            assert_eq!((Some(job), unit.as_str()), (expected, "left4me-server@3.service"));
-        }
-        report
     }
 
     fn has_upper(host: &Host) -> bool {
         host.state_dir.join("runtime/3/upper/precious").exists()
     }
 
-    #[test]
-    fn a_clean_reset_deletes() {
-        let (_directory, host) = host(false);
-        let states = [state("active", "success", &[]), state("inactive", "success", &[("ExecStopPost", 0)])];
-        let report = act(Action::Reset, &host, &states, Ok("done"));
-        assert_eq!((report.exit, report.ok, &report.error), (Exit::Ok, true, &None));
-        assert_eq!(report.phases.umount_us, Some(500));
-        assert!(report.phases.stop_us.is_some() && report.phases.purge_us.is_some());
-        assert!(!host.state_dir.join("runtime/3").exists());
+    fn contains_all(text: &str, parts: &[&str]) {
+        for part in parts {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]
-    fn a_busy_umount_deletes_nothing() {
+    fn a_clean_reset_stops_the_overlay_and_deletes() {
+        let (_directory, host) = host(false);
+        let mut play = stopped();
+        let report = play.act(Action::Reset, &host);
+        assert_eq!((report.exit, report.ok, &report.error), (Exit::Ok, true, &None));
+        assert_eq!((report.phases.umount_us, report.notes.len()), (Some(500), 0));
+        assert!(report.phases.stop_us.is_some() && report.phases.purge_us.is_some());
+        assert!(!host.state_dir.join("runtime/3").exists());
+        assert_eq!(play.asked, [format!("Stop {OVERLAY}")]);
+        let told: Vec<_> = report.exec.iter().map(|exec| (exec.unit.as_str(), exec.line)).collect();
+        assert_eq!(told, [(OVERLAY, "ExecStopPost")]);
+    }
+
+    #[test]
+    fn a_refused_unmount_deletes_nothing_and_is_not_tried_again() {
         let (_directory, host) = host(true);
-        let states = [state("active", "success", &[]), state("failed", "exit-code", &[("ExecStopPost", 32)])];
-        let report = act(Action::Reset, &host, &states, Ok("done"));
+        let mut play = play(state("inactive", "success", &[]), state("failed", "exit-code", &[REFUSED]));
+        let report = play.act(Action::Reset, &host);
         assert_eq!((report.exit, report.ok), (Exit::Failed, false));
-        let error = report.error.unwrap();
-        for part in [
-            "unit is failed",
-            "ExecStopPost ended with status 32",
-            "journalctl -u left4me-server@3.service",
-            "merged is still mounted",
-            "nothing was deleted",
-            "left4me-overlay umount 3",
-            "systemctl reset-failed left4me-server@3.service",
-        ] {
-            assert!(error.contains(part), "{part}: {error}");
-        }
+        contains_all(
+            &report.error.unwrap(),
+            &[
+                &format!("{OVERLAY} failed (result exit-code)"),
+                "ExecStopPost ended with status 32",
+                &format!("journalctl -u {OVERLAY}"),
+                "merged is still mounted and nothing was deleted",
+                "once nobody uses it, `sudo l4d2ctl reset 3` unmounts it and deletes",
+            ],
+        );
+        assert_eq!(play.asked, [format!("Stop {OVERLAY}")]);
         assert_eq!(report.still_mounted, [host.state_dir.join("runtime/3/merged")]);
         assert_eq!(report.phases.purge_us, None);
         assert!(has_upper(&host));
@@ -696,52 +783,129 @@ mod tests {
         for (time, is_told) in [(u64::MAX - 100, true), (7, false)] {
             let note = host.state_dir.join("runtime/3/busy");
             fs::write(&note, format!("{time}\nheld by 7 (bash): working directory\n")).unwrap();
-            let error = act(Action::Reset, &host, &states, Ok("done")).error.unwrap();
-            let told = "status 32: the umount failed: EBUSY: held by 7 (bash): working directory; ";
-            assert_eq!(error.contains(told), is_told, "{error}");
+            // A unit that was failed before is no failure of this stop, and its unmount is.
+            for before in ["active", "failed"] {
+                let error = play.clone().before("active", before).act(Action::Stop, &host).error.unwrap();
+                let told = "status 32: the umount failed: EBUSY: held by 7 (bash): working directory; ";
+                assert_eq!(error.contains(told), is_told, "{error}");
+                contains_all(&error, &["once nobody uses it, `sudo l4d2ctl stop 3` unmounts it"]);
+            }
         }
     }
 
     #[test]
-    fn a_stop_that_failed_otherwise_still_resets_and_says_so() {
-        let (_directory, host) = host(false);
-        let states = [state("active", "success", &[]), state("failed", "timeout", &[("ExecStopPost", 0)])];
-        let report = act(Action::Reset, &host, &states, Ok("done"));
-        assert_eq!(report.exit, Exit::Failed);
-        let error = report.error.unwrap();
-        assert!(
-            error.contains("result timeout")
-                && error.contains("was deleted")
-                && error.contains("reset-failed"),
-            "{error}"
-        );
-        assert!(!host.state_dir.join("runtime/3").exists());
+    fn what_an_earlier_stop_left_mounted_is_unmounted_once() {
+        let down = || state("inactive", "success", &[]);
+        // The overlay's unit as an earlier refusal leaves it, and as one that never ran, as after an upgrade.
+        for left in [state("failed", "exit-code", &[REFUSED_BEFORE]), state("inactive", "success", &[])] {
+            for action in [Action::Stop, Action::Reset] {
+                let (_directory, host) = host(true);
+                let before = left.active_state.clone();
+                let healed = state("inactive", "success", &[NOW]);
+                let mut play = play(down(), left.clone())
+                    .before("inactive", &before)
+                    .then(down(), healed)
+                    .unmounts(&host, 3);
+                let report = play.act(action, &host);
+                let jobs = [format!("Stop {OVERLAY}"), format!("Mount {OVERLAY}"), format!("Stop {OVERLAY}")];
+                assert_eq!(play.asked, jobs);
+                assert_eq!((report.exit, report.error), (Exit::Ok, None));
+                contains_all(&report.notes.join("; "), &["an earlier stop had left the overlay mounted"]);
+                assert_eq!(has_upper(&host), action == Action::Stop);
+            }
+        }
+        // A start that fails, since a layer is gone, runs ExecStopPost as well.
+        let (_directory, host) = host(true);
+        let mut play = play(down(), down())
+            .then(down(), state("failed", "exit-code", &[("ExecStart", 1, 1), NOW]))
+            .ends(&["done", "failed", "done"])
+            .unmounts(&host, 2);
+        let report = play.act(Action::Stop, &host);
+        assert_eq!((report.exit, report.overlay.active_state.as_str()), (Exit::Ok, "inactive"));
+        assert_eq!(play.asked.last().unwrap(), &format!("reset-failed {OVERLAY}"));
     }
 
     #[test]
-    fn an_old_failure_is_not_this_stops() {
-        let (_directory, host) = host(false);
-        let report =
-            act(Action::Reset, &host, &[state("failed", "signal", &[("ExecStopPost", 32)])], Ok("done"));
-        assert_eq!((report.exit, report.active_state.as_str()), (Exit::Ok, "failed"));
-        let (_directory, host) = self::host(true);
-        let report =
-            act(Action::Reset, &host, &[state("failed", "signal", &[("ExecStopPost", 32)])], Ok("done"));
-        assert_eq!(report.exit, Exit::Failed);
-        assert!(report.error.unwrap().contains("still mounted and nothing was deleted"));
+    fn what_cannot_be_unmounted_then_either_is_told() {
+        let (_directory, host) = host(true);
+        let down = state("inactive", "success", &[]);
+        let mut play = play(down.clone(), state("failed", "exit-code", &[REFUSED_BEFORE]))
+            .before("inactive", "failed")
+            .then(down, state("failed", "exit-code", &[REFUSED]));
+        let report = play.act(Action::Reset, &host);
+        assert_eq!((report.exit, play.asked.len(), report.notes.len()), (Exit::Failed, 3, 0));
+        contains_all(
+            &report.error.unwrap(),
+            &["ended with status 32", "still mounted and nothing was deleted"],
+        );
         assert!(has_upper(&host));
     }
 
     #[test]
+    fn what_lies_over_the_overlay_is_named_and_no_overlay_is_left() {
+        let (_directory, host) = host(false);
+        let below = host.state_dir.join("runtime/3/upper/a");
+        fs::write(&host.mount_tables[0], format!("1 2 0:3 / {} rw - tmpfs t rw\n", below.display())).unwrap();
+        let mut play = stopped();
+        let report = play.act(Action::Reset, &host);
+        assert_eq!((report.exit, play.asked.len()), (Exit::Failed, 1));
+        contains_all(
+            &report.error.unwrap(),
+            &["unmount first what is not the overlay itself: ", "runtime/3/upper/a"],
+        );
+        assert!(has_upper(&host));
+    }
+
+    #[test]
+    fn a_killed_server_fails_a_stop_and_not_a_reset() {
+        let killed = || state("failed", "timeout", &[]);
+        let unmounted = || state("inactive", "success", &[NOW]);
+        let (_directory, host) = host(false);
+        let mut play = play(killed(), unmounted());
+        let report = play.act(Action::Stop, &host);
+        assert_eq!((report.exit, report.active_state.as_str()), (Exit::Failed, "failed"));
+        contains_all(
+            &report.error.unwrap(),
+            &[
+                &format!(
+                    "{SERVER} failed (result timeout): it did not end within its stop timeout and was killed"
+                ),
+                "what the server was saving may be lost",
+                &format!("`sudo systemctl reset-failed {SERVER}` clears"),
+            ],
+        );
+        assert!(has_upper(&host));
+        let mut play = self::play(killed(), unmounted());
+        let report = play.act(Action::Reset, &host);
+        assert_eq!((report.exit, report.ok, &report.error), (Exit::Ok, true, &None));
+        assert_eq!((report.active_state.as_str(), report.result.as_str()), ("inactive", "timeout"));
+        assert_eq!(play.asked, [format!("Stop {OVERLAY}"), format!("reset-failed {SERVER}")]);
+        contains_all(&report.notes.join("\n"), &["result timeout", "all it wrote was deleted anyway"]);
+        assert!(!host.state_dir.join("runtime/3").exists());
+    }
+
+    #[test]
+    fn an_old_failure_is_not_this_stops_and_a_reset_clears_it() {
+        let (_directory, host) = host(false);
+        let mut play = play(state("failed", "signal", &[]), state("inactive", "success", &[]))
+            .before("failed", "inactive");
+        let report = play.clone().act(Action::Stop, &host);
+        assert_eq!((report.exit, report.active_state.as_str()), (Exit::Ok, "failed"));
+        let report = play.act(Action::Reset, &host);
+        assert_eq!((report.exit, report.active_state.as_str()), (Exit::Ok, "inactive"));
+        contains_all(&report.notes.join("\n"), &[&format!("{SERVER} had failed before (result signal)")]);
+    }
+
+    #[test]
     fn refusals_come_through_and_delete_nothing() {
-        let running = [state("active", "success", &[])];
         for (error, exit, part) in [
             (UnitsError::Denied("Interactive authentication required.".into()), Exit::Failed, "use sudo"),
             (UnitsError::Deadline, Exit::Failed, "deadline"),
             (UnitsError::NoSuchUnit("Unit x not loaded.".into()), Exit::NoSuchUnit, "Unit x not loaded."),
         ] {
             let (_directory, host) = host(false);
-            let report = act(Action::Reset, &host, &running, Err(error));
+            let mut play = Play { results: vec![Err(error)], ..stopped() };
+            let report = play.act(Action::Reset, &host);
             assert_eq!(report.exit, exit);
             assert!(report.error.unwrap().contains(part));
             assert!(has_upper(&host));
@@ -749,70 +913,64 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_did_not_stop_keeps_its_directory() {
-        for now in ["active", "activating", "deactivating", "reloading"] {
+    fn only_a_stop_that_is_done_with_all_down_deletes() {
+        let states = ["active", "activating", "deactivating", "reloading", "inactive", "failed"];
+        for result in ["done", "canceled", "timeout", "dependency", "failed", "skipped"] {
+            for (server, overlay) in states.iter().flat_map(|one| states.map(|other| (*one, other))) {
+                let (_directory, host) = host(false);
+                let is_stopped = result == "done"
+                    && [server, overlay].iter().all(|state| ["inactive", "failed"].contains(state));
+                let mut play =
+                    play(state(server, "success", &[]), state(overlay, "success", &[NOW])).ends(&[result]);
+                let report = play.act(Action::Reset, &host);
+                assert_eq!((report.exit == Exit::Ok, has_upper(&host)), (is_stopped, !is_stopped));
+                if !is_stopped {
+                    assert_eq!(report.phases.purge_us, None);
+                    let error = report.error.unwrap();
+                    contains_all(&error, &["nothing was deleted", OVERLAY, &format!("{SERVER} is {server}")]);
+                    let report = play.act(Action::Stop, &host);
+                    assert_eq!(report.exit, Exit::Failed, "a stop is none either");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_that_does_not_require_its_overlay_is_stopped_by_itself() {
+        let (_directory, host) = host(false);
+        let never = || state("inactive", "success", &[]);
+        let mut play = play(state("active", "success", &[]), never())
+            .then(state("inactive", "success", &[NOW]), never());
+        play.requires = false;
+        let report = play.act(Action::Reset, &host);
+        assert_eq!(play.asked, [format!("Stop {OVERLAY}"), format!("StopServer {SERVER}")]);
+        assert_eq!((report.exit, report.phases.umount_us), (Exit::Ok, Some(500)));
+        contains_all(&report.notes.join("\n"), &["does not require", "systemctl daemon-reload"]);
+    }
+
+    #[test]
+    fn who_starts_it_between_stop_and_delete_keeps_what_is_there() {
+        // Who holds the lock, and who has mounted.
+        for is_locked in [true, false] {
             let (_directory, host) = host(false);
-            let states = [state("active", "success", &[]), state(now, "success", &[])];
-            let report = act(Action::Reset, &host, &states, Ok("canceled"));
-            assert_eq!((report.exit, report.phases.purge_us), (Exit::Failed, None));
-            let error = report.error.unwrap();
-            assert!(error.contains(now) && error.contains("nothing was deleted"), "{error}");
+            let runtime = host.state_dir.join("runtime/3");
+            let running = state("active", "success", &[]);
+            let mut play = stopped().then(running.clone(), running);
+            let held = fs::File::open(&runtime).unwrap();
+            if is_locked {
+                rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+            } else {
+                // A file in the mountpoint plays the mount that the last gate would meet.
+                fs::write(runtime.join("merged/mounted"), "").unwrap();
+            }
+            let short = Duration::from_millis(20);
+            let report = run(&mut play, &host, Action::Reset, &"3".parse().unwrap(), short);
+            assert_eq!(report.exit, Exit::Failed);
+            let started =
+                format!("{SERVER} is active and {OVERLAY} is active: somebody has started it meanwhile");
+            contains_all(&report.error.unwrap(), &["nothing was deleted", &started]);
             assert!(has_upper(&host));
         }
-    }
-
-    #[test]
-    fn a_stop_that_leaves_the_overlay_mounted_is_none() {
-        let (_directory, host) = host(true);
-        for before in ["active", "inactive", "failed"] {
-            let after = if before == "active" { "inactive" } else { before };
-            let states = [state(before, "success", &[]), state(after, "success", &[])];
-            let report = act(Action::Stop, &host, &states, Ok("done"));
-            assert_eq!((report.exit, report.still_mounted.len()), (Exit::Failed, 1));
-            let error = report.error.unwrap();
-            assert!(error.contains("merged is still mounted; once nobody uses it"), "{error}");
-        }
-        let (_directory, host) = self::host(false);
-        let states = [state("active", "success", &[]), state("inactive", "success", &[])];
-        assert_eq!(act(Action::Stop, &host, &states, Ok("done")).exit, Exit::Ok);
-    }
-
-    #[test]
-    fn several_are_reset_and_reported_in_their_order() {
-        let (_directory, host) = host(false);
-        for name in 10..60 {
-            fs::create_dir_all(host.state_dir.join(format!("runtime/{name}/upper/d"))).unwrap();
-        }
-        fs::create_dir(host.state_dir.join("runtime/.purge-9")).unwrap();
-        fs::create_dir(host.state_dir.join("instances")).unwrap();
-        fs::write(host.state_dir.join("instances/b.toml"), "").unwrap();
-        fs::write(host.state_dir.join("instances/2.toml"), "").unwrap();
-        fs::write(host.state_dir.join("instances/2.env"), "").unwrap();
-        let names = |action| {
-            all_instances(&host.state_dir, action)
-                .unwrap()
-                .iter()
-                .map(ToString::to_string)
-                .collect::<Vec<_>>()
-        };
-        assert_eq!(names(Action::Start), ["2", "b"]);
-        let expected: Vec<_> =
-            [2, 3].into_iter().chain(10..60).map(|name| name.to_string()).chain(["b".into()]).collect();
-        assert_eq!(names(Action::Reset), expected);
-        let play =
-            Play { states: vec![state("inactive", "success", &[])], job: Ok("done"), jobs: Vec::new() };
-        let all = all_instances(&host.state_dir, Action::Reset).unwrap();
-        let mut heard = 0;
-        let reports = run_all(&play, &host, Action::Reset, &all, DEFAULT_TIMEOUT, &mut |_| heard += 1);
-        assert_eq!(heard, all.len());
-        assert!(reports.iter().all(|report| report.ok), "{reports:?}");
-        assert!(reports.iter().map(|report| &report.instance).eq(&expected));
-        let left: Vec<_> = fs::read_dir(host.state_dir.join("runtime"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        assert_eq!(left, [".purge-9"]);
-        assert_eq!(run_all(&play, &host, Action::Reset, &[], DEFAULT_TIMEOUT, &mut |_| ()), []);
     }
 
     #[test]
@@ -825,78 +983,74 @@ mod tests {
     #[test]
     fn starts() {
         let (_directory, host) = host(false);
-        let report = act(Action::Start, &host, &[state("active", "success", &[])], Ok("done"));
+        let active = || state("active", "success", &[]);
+        let mut play = play(active(), active());
+        let report = play.act(Action::Start, &host);
         assert_eq!((report.exit, report.error), (Exit::Ok, None));
-        let failed = state("failed", "exit-code", &[("ExecStartPre", 1)]);
-        let report = act(Action::Start, &host, &[failed], Ok("failed"));
-        assert_eq!(report.exit, Exit::Failed);
-        let error = report.error.unwrap();
-        assert!(
-            error.contains("ended \"failed\"") && error.contains("ExecStartPre ended with status 1"),
-            "{error}"
-        );
+        assert_eq!(play.asked, [format!("Start {SERVER}")]);
+        let table = [
+            (
+                state("failed", "exit-code", &[("ExecStart", 203, 1)]),
+                active(),
+                "failed",
+                [SERVER, "; ExecStart (left4me-overlay) ended with status 203", SERVER],
+            ),
+            (
+                state("inactive", "success", &[]),
+                state("failed", "exit-code", &[("ExecStart", 0, 1), ("ExecStart", 1, 1), NOW]),
+                "dependency",
+                [
+                    "it needs left4me-overlay@3.service, which is failed",
+                    "; ExecStart (left4me-overlay) ended with status 1",
+                    OVERLAY,
+                ],
+            ),
+            (
+                state("inactive", "success", &[]),
+                UnitState { load_state: "not-found".into(), ..state("inactive", "success", &[]) },
+                "dependency",
+                ["which is not-found, inactive", "", OVERLAY],
+            ),
+        ];
+        for (server, overlay, result, [first, second, journal]) in table {
+            let report = self::play(server, overlay).ends(&[result]).act(Action::Start, &host);
+            assert_eq!(report.exit, Exit::Failed);
+            let journal = format!("journalctl -u {journal}");
+            contains_all(&report.error.unwrap(), &[&format!("ended \"{result}\""), first, second, &journal]);
+        }
     }
 
     #[test]
     fn statuses_exit_as_systemctls() {
         let (_directory, host) = host(false);
         let missing = UnitState { load_state: "not-found".into(), ..state("inactive", "success", &[]) };
-        for (state, exit) in [
+        for (server, exit) in [
             (state("active", "success", &[]), Exit::Ok),
             (state("inactive", "success", &[]), Exit::NotRunning),
             (state("failed", "timeout", &[]), Exit::NotRunning),
             (state("activating", "success", &[]), Exit::NotRunning),
             (missing, Exit::NoSuchUnit),
         ] {
-            assert_eq!(act(Action::Status, &host, &[state], Ok("done")).exit, exit);
+            let mut play = play(server, state("active", "success", &[]));
+            assert_eq!(play.act(Action::Status, &host).exit, exit);
+            assert_eq!(play.asked, [""; 0]);
         }
     }
 
     #[test]
     fn only_the_runs_of_this_stop_count_as_its_umount() {
-        let mut runs = state("inactive", "success", &[("ExecStopPost", 0), ("ExecStart", 0)]).exec;
-        assert_eq!(umount_us(&runs, u64::MAX - 500), Some(500));
-        assert_eq!(umount_us(&runs, u64::MAX - 499), None);
-        runs[0].exited_us = 0;
-        assert_eq!(umount_us(&runs, 0), None);
-        let run = ExecRun { started_us: 0, exited_us: u64::MAX, ..runs[0].clone() };
-        assert_eq!(umount_us(&[run.clone(), run], 0), Some(u64::MAX), "and none is too long");
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        /// Whatever else lies there: half-deleted, hidden, from an editor, or in another encoding.
-        #[test]
-        fn all_instances_are_those_that_have_something_each_once(
-            files in prop::collection::vec("(\\.|A)?[ab12]{0,2}(\\.toml|\\.toml|\\.toml~|\\.env|\\.d)?", 0..8),
-            directories in prop::collection::vec("(\\.purge-|é)?[ab12]{1,2}", 0..8),
-        ) {
-            let state = tempfile::tempdir().unwrap();
-            for (place, names) in [("instances", &files), ("runtime", &directories)] {
-                fs::create_dir(state.path().join(place)).unwrap();
-                for name in names.iter().filter(|name| !["", "."].contains(&name.as_str())) {
-                    fs::write(state.path().join(place).join(name), "").unwrap();
-                }
-            }
-            let found = |action| -> Vec<String> {
-                all_instances(state.path(), action).unwrap().iter().map(ToString::to_string).collect()
-            };
-            let to_start = found(Action::Start);
-            for action in [Action::Stop, Action::Reset, Action::Status] {
-                let all = found(action);
-                prop_assert!(to_start.iter().all(|name| all.contains(name)), "{:?} of {:?}", to_start, all);
-                for (at, name) in all.iter().enumerate() {
-                    prop_assert!(!all[..at].contains(name), "{} twice in {:?}", name, all);
-                    let has_file = files.contains(&format!("{name}.toml"));
-                    prop_assert_eq!(to_start.contains(name), has_file);
-                    prop_assert!(has_file || directories.contains(name), "{} is nowhere", name);
-                }
-                let numbers: Vec<u64> = all.iter().map_while(|name| name.parse().ok()).collect();
-                prop_assert!(numbers.is_sorted());
-                prop_assert_eq!(numbers.len(), all.iter().filter(|name| name.parse::<u64>().is_ok()).count());
-                let is_name = |name: &&String| name.parse::<Instance>().is_ok();
-                prop_assert!(directories.iter().filter(is_name).all(|name| all.contains(name)));
-            }
-        }
+        let one = |mut run: ExecRun, change: fn(&mut ExecRun)| {
+            change(&mut run);
+            UnitState { exec: vec![run], ..UnitState::default() }
+        };
+        let run = state("inactive", "success", &[NOW]).exec.remove(0);
+        let both = |state: &UnitState| Pair { server: state.clone(), overlay: state.clone() };
+        let plain = one(run.clone(), |_run| ());
+        assert_eq!(umount_us(&both(&plain), u64::MAX - 500), Some(1000));
+        assert_eq!(umount_us(&both(&plain), u64::MAX - 499), None, "it began before");
+        assert_eq!(ran_since(&plain, u64::MAX - 499).count(), 1, "and ended since");
+        assert_eq!(umount_us(&both(&one(run.clone(), |run| run.exited_us = 0)), 1), None);
+        let endless = one(run, |run| (run.started_us, run.exited_us) = (0, u64::MAX));
+        assert_eq!(umount_us(&both(&endless), 0), Some(u64::MAX), "and none is too long");
     }
 }

@@ -16,20 +16,20 @@ use zbus::message::{self, Message};
 use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::zvariant::OwnedObjectPath;
 
-use crate::control::{Ended, UnitsError};
-use crate::systemd::{ListedUnit, MANAGER, MANAGER_PATH, explain};
+use crate::systemd::{MANAGER, MANAGER_PATH, explain, listed};
+use crate::units::{Ended, Names, Pair, UnitsError};
 
 /// What was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Question {
     /// The bus, to pass on the ends of the unit's jobs.
     Match,
-    /// To keep the unit loaded: an inactive one is forgotten as soon as its job is done, with the exit statuses that
+    /// To keep a unit loaded: an inactive one is forgotten as soon as its job is done, with the exit statuses that
     /// are to be reported. Who may not ask for that gets the same answers, each after systemd has read the files again.
     Keep,
-    /// How the unit is before the job.
+    /// How the units are before the job.
     Before,
-    /// To forget that it has failed, and how often it was started.
+    /// To forget that a unit has failed, and how often it was started.
     Count,
     /// The job.
     Queue,
@@ -60,10 +60,11 @@ struct Told {
 /// without a bus no message has a sender, and all are the other end's.
 #[derive(Debug)]
 pub(crate) struct JobWatch {
+    names: Names,
     unit: String,
     asked: Vec<(NonZeroU32, Question)>,
     /// Who answered about the time before, and what.
-    before: Option<(Option<OwnedUniqueName>, String)>,
+    before: Option<(Option<OwnedUniqueName>, Pair<String>)>,
     /// Who queued the job, and its name.
     queued: Option<(Option<OwnedUniqueName>, OwnedObjectPath)>,
     /// Ends that were told before the reply that names the job.
@@ -73,10 +74,17 @@ pub(crate) struct JobWatch {
 }
 
 impl JobWatch {
-    /// The wait for the end of a job of `unit`.
-    pub(crate) fn new(unit: &str) -> Self {
-        let unit = unit.to_owned();
-        Self { unit, asked: Vec::new(), before: None, queued: None, early: Vec::new(), doubted: None }
+    /// The wait for the end of a job of `unit`, one of the two.
+    pub(crate) fn new(names: &Names, unit: &str) -> Self {
+        Self {
+            names: names.clone(),
+            unit: unit.to_owned(),
+            asked: Vec::new(),
+            before: None,
+            queued: None,
+            early: Vec::new(),
+            doubted: None,
+        }
     }
 
     /// Says that a call was sent.
@@ -119,11 +127,11 @@ impl JobWatch {
         match question {
             Question::Match | Question::Keep | Question::Count => Ok(Heard::Nothing),
             Question::Before => {
-                let mut units: Vec<ListedUnit> = body.deserialize().map_err(|error| explain(&error))?;
-                let (.., active_state, _, _, _, _, _, _) = units.pop().ok_or_else(|| {
-                    UnitsError::NoSuchUnit(format!("Unit {} could not be found.", self.unit))
-                })?;
-                self.before = Some((by, active_state));
+                let units = listed(&self.names, &body)?;
+                self.before = Some((
+                    by,
+                    Pair { server: units.server.active_state, overlay: units.overlay.active_state },
+                ));
                 Ok(Heard::Nothing)
             }
             Question::Queue => {
@@ -203,10 +211,15 @@ mod tests {
     use zbus::zvariant::DynamicType;
 
     use super::*;
+    use crate::systemd::ListedUnit;
 
-    const UNIT: &str = "left4me-server@3.service";
+    const UNIT: &str = "left4me-overlay@3.service";
     const SYSTEMD: &str = ":1.2";
     const FORGER: &str = ":1.66";
+
+    fn watch() -> JobWatch {
+        JobWatch::new(&Names::of(&"3".parse().unwrap()), UNIT)
+    }
 
     fn job(number: u32) -> OwnedObjectPath {
         OwnedObjectPath::try_from(format!("/org/freedesktop/systemd1/job/{number}")).unwrap()
@@ -228,9 +241,14 @@ mod tests {
     }
 
     fn state() -> Vec<ListedUnit> {
-        let [about, load, active, sub, none] = ["x", "loaded", "active", "running", ""].map(String::from);
-        let root = OwnedObjectPath::default();
-        vec![(UNIT.into(), about, load, active, sub, none.clone(), root.clone(), 0, none, root)]
+        ["active", "failed"]
+            .map(|active| {
+                let [name, about, load, active, sub, none] =
+                    ["x", "x", "loaded", active, "running", ""].map(String::from);
+                let root = OwnedObjectPath::default();
+                (name, about, load, active, sub, none.clone(), root.clone(), 0, none, root)
+            })
+            .to_vec()
     }
 
     fn removed(by: &str, number: u32, unit: &str, result: &str) -> Message {
@@ -239,7 +257,10 @@ mod tests {
     }
 
     fn ended(result: &str) -> Heard {
-        Heard::Ended(Ended { before: "active".into(), result: result.into() })
+        Heard::Ended(Ended {
+            before: Pair { server: "active".into(), overlay: "failed".into() },
+            result: result.into(),
+        })
     }
 
     /// Hears all of them, of which only the last may come to anything.
@@ -254,7 +275,7 @@ mod tests {
     #[test]
     fn the_end_is_believed_of_who_queued_the_job_before_and_after_its_reply() {
         for is_early in [true, false] {
-            let mut watch = JobWatch::new(UNIT);
+            let mut watch = watch();
             let (before, queue) = (ask(&mut watch, Question::Before), ask(&mut watch, Question::Queue));
             let forged = removed(FORGER, 8, UNIT, "failed");
             let (before, queue) = (reply(&before, SYSTEMD, &state()), reply(&queue, SYSTEMD, &job(8)));
@@ -278,7 +299,7 @@ mod tests {
     #[test]
     fn another_name_is_systemds_only_if_the_bus_says_so() {
         for (owner, expected) in [(":1.9", ended("done")), (SYSTEMD, Heard::Nothing)] {
-            let mut watch = JobWatch::new(UNIT);
+            let mut watch = watch();
             let (before, queue) = (ask(&mut watch, Question::Before), ask(&mut watch, Question::Queue));
             let messages = [reply(&before, SYSTEMD, &state()), reply(&queue, SYSTEMD, &job(8))];
             assert_eq!(hear(&mut watch, &messages), Heard::Nothing);
@@ -301,7 +322,7 @@ mod tests {
             (Question::Before, denied, true),
             (Question::Queue, missing, true),
         ] {
-            let mut watch = JobWatch::new(UNIT);
+            let mut watch = watch();
             let call = ask(&mut watch, question);
             assert_eq!(watch.hear(&refusal(&call, name)).is_err(), is_error, "{question:?}: {name}");
         }
@@ -309,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_is_no_end_of_a_job_is_nothing() {
-        let mut watch = JobWatch::new(UNIT);
+        let mut watch = watch();
         let before = ask(&mut watch, Question::Before);
         let somebody = Message::method_call("/x", "X").unwrap().build(&()).unwrap();
         let odd = Message::signal(MANAGER_PATH, MANAGER, "JobRemoved").unwrap().sender(SYSTEMD).unwrap();

@@ -31,6 +31,8 @@ pub mod cli;
 pub mod control;
 #[cfg(feature = "control")]
 pub mod doctor;
+#[cfg(feature = "control")]
+pub mod fleet;
 #[cfg(feature = "dbus")]
 mod job;
 #[cfg(feature = "control")]
@@ -39,3 +41,5 @@ pub mod neighbours;
 pub mod report;
 #[cfg(feature = "dbus")]
 pub mod systemd;
+#[cfg(feature = "control")]
+pub mod units;

@@ -21,11 +21,14 @@ pub struct Report {
     pub active_state: String,
     /// systemd's SubState.
     pub sub_state: String,
-    /// systemd's Result of the service: `success`, `exit-code`, `signal`, `timeout` and so on.
+    /// systemd's Result of the service: `success`, `exit-code`, `signal`, `timeout` and so on. Where a reset has cleared
+    /// the failed state it is still that of the stop.
     pub result: String,
     /// systemd's NRestarts: automatic restarts since the last start by hand.
     pub restarts: u32,
-    /// The last run of each command of the unit, in the order of a unit's life.
+    /// The unit that mounts and unmounts the overlay.
+    pub overlay: OverlayUnit,
+    /// The last run of each command of both units, in the order of their life.
     pub exec: Vec<Exec>,
     /// How long each phase took.
     pub phases: Phases,
@@ -34,6 +37,8 @@ pub struct Report {
     pub still_mounted: Vec<PathBuf>,
     /// For `status`: whether anything is mounted at or below `runtime/<id>`; null if that cannot be read.
     pub mounted: Option<bool>,
+    /// What is worth knowing and no failure, a sentence each.
+    pub notes: Vec<String>,
     /// Why it is not ok, in sentences; null if it is.
     pub error: Option<String>,
     /// The exit status of `l4d2ctl`.
@@ -41,9 +46,24 @@ pub struct Report {
     pub exit: Exit,
 }
 
-/// The last run of one command of the unit.
+/// The overlay's unit, in the same words as the server's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct OverlayUnit {
+    /// The unit's name.
+    pub unit: String,
+    /// systemd's ActiveState; empty if systemd was not reached.
+    pub active_state: String,
+    /// systemd's SubState.
+    pub sub_state: String,
+    /// systemd's Result of the service.
+    pub result: String,
+}
+
+/// The last run of one command of a unit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Exec {
+    /// Whose command it is: the server's unit or the overlay's.
+    pub unit: String,
     /// The setting: `ExecStartPre`, `ExecStart`, `ExecStop` or `ExecStopPost`.
     pub line: &'static str,
     /// The command with its arguments.
@@ -59,7 +79,7 @@ pub struct Exec {
 /// How long each phase took, microseconds; null where the action has no such phase.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Phases {
-    /// From sending the stop job until systemd said that it has ended; holds `umount_us`.
+    /// From sending the first stop job until systemd said that the last has ended; holds `umount_us`.
     pub stop_us: Option<u64>,
     /// The runs of `ExecStopPost=` that this stop caused, by systemd's own clock readings.
     pub umount_us: Option<u64>,
@@ -135,6 +155,8 @@ impl fmt::Display for Report {
                 "state",
                 &format!("{} ({}), result {}{restarts}", self.active_state, self.sub_state, self.result),
             )?;
+            let OverlayUnit { active_state, sub_state, result, .. } = &self.overlay;
+            row(f, "overlay", &format!("{active_state} ({sub_state}), result {result}"))?;
         }
         for exec in &self.exec {
             let end = match (exec.status, exec.signal) {
@@ -143,7 +165,8 @@ impl fmt::Display for Report {
                 (None, None) => continue,
             };
             let took = exec.duration_us.map_or(String::new(), milliseconds);
-            row(f, exec.line, &format!("{end:<11}{took:>12}"))?;
+            let of = if exec.unit == self.overlay.unit { "overlay " } else { "" };
+            row(f, &format!("{of}{}", exec.line), &format!("{end:<11}{took:>12}"))?;
         }
         let phases = [
             ("stop", self.phases.stop_us),
@@ -158,6 +181,9 @@ impl fmt::Display for Report {
         }
         for mount in &self.still_mounted {
             row(f, "still mounted", &shown(mount))?;
+        }
+        for note in &self.notes {
+            row(f, "note", note)?;
         }
         Ok(())
     }
@@ -206,7 +232,7 @@ fn as_text<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::
 }
 
 fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
-    writeln!(f, "  {name:<15}{value}")
+    writeln!(f, "  {name:<22}{value}")
 }
 
 fn milliseconds(us: u64) -> String {
@@ -221,7 +247,9 @@ mod tests {
 
     /// The report of a reset whose umount found somebody in the mount.
     fn busy() -> Report {
-        let exec = |line, argv: &[&str], status, duration_us| Exec {
+        let (server, overlay) = ("left4me-server@3.service", "left4me-overlay@3.service");
+        let exec = |unit: &str, line, argv: &[&str], status, duration_us| Exec {
+            unit: unit.into(),
             line,
             argv: argv.iter().map(ToString::to_string).collect(),
             status,
@@ -231,16 +259,22 @@ mod tests {
         Report {
             action: "reset",
             instance: "3".into(),
-            unit: "left4me-server@3.service".into(),
+            unit: server.into(),
             ok: false,
-            active_state: "failed".into(),
-            sub_state: "failed".into(),
-            result: "exit-code".into(),
+            active_state: "inactive".into(),
+            sub_state: "dead".into(),
+            result: "success".into(),
             restarts: 1,
+            overlay: OverlayUnit {
+                unit: overlay.into(),
+                active_state: "failed".into(),
+                sub_state: "failed".into(),
+                result: "exit-code".into(),
+            },
             exec: vec![
-                exec("ExecStartPre", &["nsenter", "mount", "3"], Some(0), Some(12_345)),
-                Exec { signal: Some(15), ..exec("ExecStart", &["srcds_run"], None, Some(7_000_001)) },
-                exec("ExecStopPost", &["nsenter", "umount", "3"], Some(32), Some(999)),
+                exec(overlay, "ExecStart", &["left4me-overlay", "mount", "3"], Some(0), Some(12_345)),
+                Exec { signal: Some(15), ..exec(server, "ExecStart", &["srcds_run"], None, Some(7_000_001)) },
+                exec(overlay, "ExecStopPost", &["left4me-overlay", "umount", "3"], Some(32), Some(999)),
             ],
             phases: Phases {
                 stop_us: Some(104_062),
@@ -250,6 +284,7 @@ mod tests {
             },
             mounted: None,
             still_mounted: vec!["/var/lib/left4me/runtime/3/merged".into()],
+            notes: vec!["it was so before".into()],
             error: Some("it is busy".into()),
             exit: Exit::Failed,
         }

@@ -17,13 +17,14 @@ use async_io::{Timer, block_on};
 use futures_lite::{StreamExt, future};
 use futures_util::future::{try_join, try_join_all, try_join3, try_join4, try_join5};
 use zbus::connection::Builder;
+use zbus::message::Body;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, Message, MessageStream};
 
-use crate::control::{Ended, ExecRun, Job, UnitState, Units, UnitsError, is_down};
 use crate::doctor::{Bind, ExecLine, Sandbox, UnitSetup};
 use crate::job::{Heard, JobWatch, Question};
 use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
+use crate::units::{Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError, is_down};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 pub(crate) const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -57,10 +58,25 @@ pub(crate) type ListedUnit =
     (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 /// What is of interest in a [`ListedUnit`].
-struct Listed {
-    load_state: String,
-    active_state: String,
-    sub_state: String,
+pub(crate) struct Listed {
+    pub(crate) load_state: String,
+    pub(crate) active_state: String,
+    pub(crate) sub_state: String,
+}
+
+/// Both units of a `ListUnitsByNames` that named the server's, then the overlay's. A unit may be listed under another
+/// name than the one that was asked for, but all are in the order in which they were.
+pub(crate) fn listed(names: &Names, body: &Body) -> Result<Pair<Listed>, UnitsError> {
+    let units: Vec<ListedUnit> = body.deserialize().map_err(|error| explain(&error))?;
+    let mut units = units.into_iter().map(|(_, _, load_state, active_state, sub_state, ..)| Listed {
+        load_state,
+        active_state,
+        sub_state,
+    });
+    let mut next = |unit: &str| {
+        units.next().ok_or_else(|| UnitsError::NoSuchUnit(format!("Unit {unit} could not be found.")))
+    };
+    Ok(Pair { server: next(&names.server)?, overlay: next(&names.overlay)? })
 }
 
 /// A connection to systemd. It keeps the units it was told about loaded, until it is dropped.
@@ -68,8 +84,8 @@ struct Listed {
 pub struct Systemd {
     connection: Connection,
     deadline: Instant,
-    /// A unit that systemd was told to keep, and has kept.
-    kept: Option<String>,
+    /// Units that systemd was told to keep, and has kept.
+    kept: Option<Names>,
 }
 
 impl Systemd {
@@ -110,9 +126,10 @@ impl Systemd {
             .map_err(|error| explain(&error))
     }
 
-    async fn run_job(&self, job: Job, unit: &str) -> Result<Ended, UnitsError> {
+    async fn run_job(&self, job: Job, names: &Names) -> Result<Ended, UnitsError> {
+        let unit = job.unit(names);
         let mut messages = MessageStream::from(&self.connection);
-        let mut watch = JobWatch::new(unit);
+        let mut watch = JobWatch::new(names, unit);
         let rule = format!(
             "type='signal',sender='{SYSTEMD}',path='{MANAGER_PATH}',interface='{MANAGER}',member='JobRemoved',arg2='{unit}'"
         );
@@ -121,18 +138,14 @@ impl Systemd {
         if self.connection.is_bus() {
             calls.push((Question::Match, bus_call("AddMatch", &rule)?));
         }
-        calls.push((Question::Keep, manager_call("RefUnit", &unit)?));
-        calls.push((Question::Before, manager_call("ListUnitsByNames", &(vec![unit]))?));
-        if job == Job::Start {
-            // StartLimitBurst= is against a server that restarts itself in a loop, not against a person who starts and
-            // resets it five times a minute: this takes the count back (unit_reset_failed in systemd).
-            calls.push((Question::Count, manager_call("ResetFailedUnit", &unit)?));
+        for name in names.each() {
+            calls.push((Question::Keep, manager_call("RefUnit", name)?));
         }
-        let method = match job {
-            Job::Start => "StartUnit",
-            Job::Stop => "StopUnit",
-        };
-        calls.push((Question::Queue, manager_call(method, &(unit, "replace"))?));
+        calls.push((Question::Before, manager_call("ListUnitsByNames", &(names.each().to_vec()))?));
+        for name in job.resets_failed(names) {
+            calls.push((Question::Count, manager_call("ResetFailedUnit", &name)?));
+        }
+        calls.push((Question::Queue, manager_call(job.method(), &(unit, "replace"))?));
         for (question, call) in &calls {
             watch.asked(*question, call.primary_header().serial_num());
             self.send(call).await?;
@@ -168,34 +181,50 @@ impl Systemd {
         Ok(())
     }
 
-    /// Has the unit loaded, if it is not.
-    async fn listed(&self, unit: &str) -> Result<Listed, UnitsError> {
-        let reply = self.manager("ListUnitsByNames", &(vec![unit])).await?;
-        let mut units: Vec<ListedUnit> = reply.body().deserialize().map_err(|error| explain(&error))?;
-        let (_name, _description, load_state, active_state, sub_state, ..) =
-            units.pop().ok_or_else(|| UnitsError::NoSuchUnit(format!("Unit {unit} could not be found.")))?;
-        Ok(Listed { load_state, active_state, sub_state })
+    /// Has both units loaded, if they are not.
+    async fn listed(&self, names: &Names) -> Result<Pair<Listed>, UnitsError> {
+        let reply = self.manager("ListUnitsByNames", &(names.each().to_vec())).await?;
+        listed(names, &reply.body())
     }
 
-    /// `is_kept` says that the unit stays loaded as it is.
-    async fn read_state(&self, unit: &str, is_kept: bool) -> Result<UnitState, UnitsError> {
-        let path = unit_path(unit)?;
-        let kept = async { if is_kept { Ok(()) } else { self.keep(unit).await } };
-        // Asked at once: answers of one moment, or nearly.
-        let runs = EXEC_PROPERTIES.map(|(line, property)| {
-            let path = &path;
-            async move {
-                let entries: Vec<ExecEntry> = self.property(path, SERVICE, property).await?;
-                Ok(entries.into_iter().map(move |entry| exec_run(line, entry)))
+    /// `is_kept` says that the units stay loaded as they are.
+    async fn read_state(&self, names: &Names, is_kept: bool) -> Result<Pair<UnitState>, UnitsError> {
+        let paths = Pair { server: unit_path(&names.server)?, overlay: unit_path(&names.overlay)? };
+        let kept = async {
+            if !is_kept {
+                try_join(self.keep(&names.server), self.keep(&names.overlay)).await?;
             }
+            Ok(())
+        };
+        // Asked at once: answers of one moment, or nearly.
+        let restarts = self.property(&paths.server, SERVICE, "NRestarts");
+        let (_, listed, server, overlay, restarts) = try_join5(
+            kept,
+            self.listed(names),
+            self.read_runs(&paths.server),
+            self.read_runs(&paths.overlay),
+            restarts,
+        )
+        .await?;
+        let state = |listed: Listed, (result, exec): (String, Vec<ExecRun>), restarts| {
+            let Listed { load_state, active_state, sub_state } = listed;
+            UnitState { load_state, active_state, sub_state, result, restarts, exec }
+        };
+        Ok(Pair {
+            server: state(listed.server, server, restarts),
+            overlay: state(listed.overlay, overlay, 0),
+        })
+    }
+
+    /// A service's result and its commands' last runs.
+    async fn read_runs(&self, path: &OwnedObjectPath) -> Result<(String, Vec<ExecRun>), UnitsError> {
+        let runs = EXEC_PROPERTIES.map(|(line, property)| async move {
+            let entries: Vec<ExecEntry> = self.property(path, SERVICE, property).await?;
+            Ok(entries.into_iter().map(move |entry| exec_run(line, entry)))
         });
-        let result = self.property::<String>(&path, SERVICE, "Result");
-        let restarts = self.property(&path, SERVICE, "NRestarts");
-        let (_, listed, runs, result, restarts) =
-            try_join5(kept, self.listed(unit), try_join_all(runs), result, restarts).await?;
-        let Listed { load_state, active_state, sub_state } = listed;
-        let exec = runs.into_iter().flatten().collect();
-        Ok(UnitState { load_state, active_state, sub_state, result, restarts, exec })
+        let (result, runs) =
+            try_join(self.property::<String>(path, SERVICE, "Result"), try_join_all(runs)).await?;
+        Ok((result, runs.into_iter().flatten().collect()))
     }
 
     /// The unit's settings, drop-ins included, for the doctor.
@@ -355,15 +384,25 @@ impl Systemd {
 }
 
 impl Units for Systemd {
-    fn run(&mut self, job: Job, unit: &str, deadline: Instant) -> Result<Ended, UnitsError> {
-        let ended = self.wait(deadline, self.run_job(job, unit));
-        self.kept = ended.is_ok().then(|| unit.to_owned());
+    fn run(&mut self, job: Job, names: &Names, deadline: Instant) -> Result<Ended, UnitsError> {
+        let ended = self.wait(deadline, self.run_job(job, names));
+        self.kept = ended.is_ok().then(|| names.clone());
         ended
     }
 
-    fn state(&mut self, unit: &str) -> Result<UnitState, UnitsError> {
-        let is_kept = self.kept.as_deref() == Some(unit);
-        self.wait(self.deadline, self.read_state(unit, is_kept))
+    fn state(&mut self, names: &Names) -> Result<Pair<UnitState>, UnitsError> {
+        let is_kept = self.kept.as_ref() == Some(names);
+        self.wait(self.deadline, self.read_state(names, is_kept))
+    }
+
+    fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+        self.wait(self.deadline, self.manager("ResetFailedUnit", &(unit))).map(drop)
+    }
+
+    fn requires_overlay(&mut self, names: &Names) -> Result<bool, UnitsError> {
+        let path = unit_path(&names.server)?;
+        let required: Vec<String> = self.wait(self.deadline, self.property(&path, UNIT, "Requires"))?;
+        Ok(required.contains(&names.overlay))
     }
 }
 
@@ -537,6 +576,18 @@ mod tests {
 
     const UNIT_PATH: &str = "/org/freedesktop/systemd1/unit/left4me_2dserver_403_2eservice";
     const UNIT_NAME: &str = "left4me-server@3.service";
+    const OVERLAY_PATH: &str = "/org/freedesktop/systemd1/unit/left4me_2doverlay_403_2eservice";
+    const OVERLAY_NAME: &str = "left4me-overlay@3.service";
+
+    fn names() -> Names {
+        Names::of(&"3".parse().unwrap())
+    }
+
+    /// How every job ends that does.
+    fn done() -> Ended {
+        let before = Pair { server: "failed".into(), overlay: "active".into() };
+        Ended { before, result: "done".into() }
+    }
 
     /// systemd's manager, as far as it is asked. It says that a job is gone before it answers the request for it.
     struct Manager {
@@ -547,7 +598,11 @@ mod tests {
     #[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
     impl Manager {
         fn ref_unit(&self, name: &str) -> zbus::fdo::Result<()> {
-            if name == UNIT_NAME { Ok(()) } else { Err(zbus::fdo::Error::AccessDenied("no".into())) }
+            if [UNIT_NAME, OVERLAY_NAME].contains(&name) {
+                Ok(())
+            } else {
+                Err(zbus::fdo::Error::AccessDenied("no".into()))
+            }
         }
 
         fn reset_failed_unit(&self, _name: &str) {}
@@ -615,10 +670,13 @@ mod tests {
         }
 
         fn list_units_by_names(&self, names: Vec<String>) -> Vec<ListedUnit> {
-            let [name] = <[String; 1]>::try_from(names).unwrap();
-            let (path, no_job) = (OwnedObjectPath::try_from(UNIT_PATH).unwrap(), OwnedObjectPath::default());
-            let [about, load, active, sub, none] = ["x", "loaded", "failed", "dead", ""].map(String::from);
-            vec![(name, about, load, active, sub, none.clone(), path, 0, none, no_job)]
+            let states = ["failed", "active"].into_iter().cycle();
+            let unit = |(name, active): (String, &str)| {
+                let path = OwnedObjectPath::try_from(UNIT_PATH).unwrap();
+                let [about, load, active, sub, none] = ["x", "loaded", active, "dead", ""].map(String::from);
+                (name, about, load, active, sub, none.clone(), path, 0, none, OwnedObjectPath::default())
+            };
+            names.into_iter().zip(states).map(unit).collect()
         }
     }
 
@@ -644,6 +702,10 @@ mod tests {
         #[zbus(property)]
         fn need_daemon_reload(&self) -> bool {
             true
+        }
+        #[zbus(property)]
+        fn requires(&self) -> Vec<String> {
+            vec!["-.mount".into(), OVERLAY_NAME.into()]
         }
     }
 
@@ -742,6 +804,10 @@ mod tests {
             .unwrap()
             .serve_at(UNIT_PATH, Service)
             .unwrap()
+            .serve_at(OVERLAY_PATH, Unit)
+            .unwrap()
+            .serve_at(OVERLAY_PATH, Service)
+            .unwrap()
             .build();
         let client = Builder::async_io_unix_stream(ours).p2p().internal_executor(false).build();
         let (server, client) = block_on(future::try_zip(server, client)).unwrap();
@@ -795,9 +861,8 @@ mod tests {
     #[test]
     fn a_job_that_is_gone_before_its_reply_is_not_missed() {
         let (mut systemd, _server) = played();
-        let ended = Ended { before: "failed".into(), result: "done".into() };
-        assert_eq!(systemd.run(Job::Stop, UNIT_NAME, soon()), Ok(ended.clone()));
-        assert_eq!(systemd.run(Job::Stop, UNIT_NAME, soon()), Ok(ended), "and again on one connection");
+        assert_eq!(systemd.run(Job::Stop, &names(), soon()), Ok(done()));
+        assert_eq!(systemd.run(Job::StopServer, &names(), soon()), Ok(done()), "and again on one connection");
     }
 
     /// A bus of our own, ended with the test.
@@ -856,7 +921,7 @@ mod tests {
         let forge = |count: u32| {
             let job = OwnedObjectPath::try_from("/org/freedesktop/systemd1/job/8").unwrap();
             for _ in 0..count {
-                let body = (8_u32, &job, UNIT_NAME, "failed");
+                let body = (8_u32, &job, OVERLAY_NAME, "failed");
                 let to = Some(victim.as_str());
                 block_on(forger.emit_signal(to, MANAGER_PATH, MANAGER, "JobRemoved", &body)).unwrap();
             }
@@ -870,10 +935,9 @@ mod tests {
                     forge(10);
                 }
             });
-            let ended = Ended { before: "failed".into(), result: "done".into() };
-            let results = [(); 20].map(|()| systemd.run(Job::Stop, UNIT_NAME, soon()));
+            let results = [(); 20].map(|()| systemd.run(Job::Stop, &names(), soon()));
             is_done.store(true, std::sync::atomic::Ordering::Relaxed);
-            assert_eq!(results, [(); 20].map(|()| Ok(ended.clone())));
+            assert_eq!(results, [(); 20].map(|()| Ok(done())));
         });
     }
 
@@ -881,21 +945,25 @@ mod tests {
     fn a_job_that_never_ends_meets_its_deadline_and_a_refusal_is_a_refusal() {
         let (mut systemd, _server) = played();
         let deadline = Instant::now() + std::time::Duration::from_millis(50);
-        assert_eq!(systemd.run(Job::Start, UNIT_NAME, deadline), Err(UnitsError::Deadline));
-        assert_eq!(systemd.run(Job::Stop, "x.service", soon()), Err(UnitsError::Denied("no".into())));
+        assert_eq!(systemd.run(Job::Start, &names(), deadline), Err(UnitsError::Deadline));
+        assert_eq!(systemd.run(Job::Mount, &names(), deadline), Err(UnitsError::Deadline));
+        let others = Names::of(&"4".parse().unwrap());
+        assert_eq!(systemd.run(Job::Stop, &others, soon()), Err(UnitsError::Denied("no".into())));
     }
 
     #[test]
     fn the_state_comes_off_the_wire() {
         let (mut systemd, _server) = played();
-        let state = systemd.state(UNIT_NAME).unwrap();
-        assert_eq!(
-            (state.active_state.as_str(), state.result.as_str(), state.restarts),
-            ("failed", "exit-code", 2)
-        );
-        let runs: Vec<_> =
-            state.exec.iter().map(|run| (run.line, run.started_us, run.code, run.status)).collect();
-        assert_eq!(runs, [("ExecStart", 2, 2, 15), ("ExecStopPost", 20, 1, 32)]);
+        let Pair { server, overlay } = systemd.state(&names()).unwrap();
+        assert_eq!((server.active_state.as_str(), overlay.active_state.as_str()), ("failed", "active"));
+        assert_eq!((server.result.as_str(), server.restarts, overlay.restarts), ("exit-code", 2, 0));
+        for state in [server, overlay] {
+            let runs: Vec<_> =
+                state.exec.iter().map(|run| (run.line, run.started_us, run.code, run.status)).collect();
+            assert_eq!(runs, [("ExecStart", 2, 2, 15), ("ExecStopPost", 20, 1, 32)]);
+        }
+        assert_eq!(systemd.requires_overlay(&names()), Ok(true));
+        assert_eq!(systemd.reset_failed(UNIT_NAME), Ok(()));
     }
 
     proptest! {

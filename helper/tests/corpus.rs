@@ -67,7 +67,7 @@ fn what_is_like_the_corpus_passes_its_check() {
 #[test]
 fn any_scene_passes_its_check() {
     let byte = || prop_oneof![3 => Just(0), 2 => any::<u8>()];
-    passes("control", checks::control, prop::collection::vec(byte(), 0..50), 2000);
+    passes("control", checks::control, prop::collection::vec(byte(), 0..80), 2000);
     passes("purge", checks::purge, prop::collection::vec(any::<u8>(), 0..24), 256);
     passes("unit_end", checks::unit_end, prop::collection::vec(byte(), 3..40), 500);
     passes("verdict", checks::verdict, prop::collection::vec(byte(), 1..12), 500);

@@ -11,13 +11,15 @@ use clap::Parser;
 use serde::Serialize;
 
 use left4me_helper::cli::{Cli, Command, How};
-use left4me_helper::control::{self, Action, Host, UnitsError};
+use left4me_helper::control::{self, Action, Host};
 use left4me_helper::doctor::{self, Finding, UnitSetup};
 use left4me_helper::error::chain;
+use left4me_helper::fleet;
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::neighbours::{self, Neighbours};
 use left4me_helper::report::{self, Exit, Report};
 use left4me_helper::systemd::Systemd;
+use left4me_helper::units::UnitsError;
 
 /// What questions may take on top of the job itself.
 const MARGIN: Duration = Duration::from_secs(10);
@@ -46,6 +48,9 @@ fn main() -> ExitCode {
     }
     if !how.json {
         for report in &reports {
+            for note in report.notes.iter().filter(|_| !one) {
+                println!("{}: {note}", report.instance);
+            }
             if let Some(error) = &report.error {
                 let of = if one { String::new() } else { format!("{}: ", report.instance) };
                 eprintln!("l4d2ctl: {of}{error}");
@@ -68,7 +73,7 @@ fn fail(problem: &str) -> ExitCode {
 /// The instances that were named, each once, or all.
 fn chosen(ids: Vec<Instance>, action: Action) -> Result<Vec<Instance>, String> {
     if ids.is_empty() {
-        return control::all_instances(Path::new(STATE_DIR), action).map_err(|error| chain(&error));
+        return fleet::all_instances(Path::new(STATE_DIR), action).map_err(|error| chain(&error));
     }
     let mut seen = BTreeSet::new();
     Ok(ids.into_iter().filter(|id| seen.insert(id.to_string())).collect())
@@ -82,7 +87,7 @@ fn reports(action: Action, instances: &[Instance], how: &How) -> Vec<Report> {
         Ok(systemd) => {
             let mut progress = Progress::new(instances);
             let reports =
-                control::run_all(&systemd, &Host::default(), action, instances, timeout, &mut |report| {
+                fleet::run_all(&systemd, &Host::default(), action, instances, timeout, &mut |report| {
                     progress.ended(report);
                 });
             progress.clear();

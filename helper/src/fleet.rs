@@ -1,0 +1,209 @@
+//! Several instances at once, and which there are.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use crate::control::{Action, Host, run};
+use crate::error::HelperError;
+use crate::instance::Instance;
+use crate::report::Report;
+use crate::units::Units;
+
+/// How many instances are worked on at once. A stop is systemd's work and a delete the disk's; more at once only wait
+/// for each other. And each asks twelve questions at a time, of which dbus-daemon answers 128 to a connection
+/// (`max_replies_per_connection`, dbus-daemon(1)).
+const AT_ONCE: usize = 10;
+
+/// Does `action` to all of `instances`, several at once, and says how each went, in their order. `done` hears of each
+/// end as it comes.
+pub fn run_all<U: Units + Clone + Send>(
+    units: &U,
+    host: &Host,
+    action: Action,
+    instances: &[Instance],
+    timeout: Duration,
+    done: &mut dyn FnMut(&Report),
+) -> Vec<Report> {
+    if let [only] = instances {
+        // The usual case, which is worth no thread.
+        let report = run(&mut units.clone(), host, action, only, timeout);
+        done(&report);
+        return vec![report];
+    }
+    let next = AtomicUsize::new(0);
+    let (sender, reports) = mpsc::channel();
+    let mut ended: Vec<Option<Report>> = vec![None; instances.len()];
+    thread::scope(|scope| {
+        for _ in 0..instances.len().min(AT_ONCE) {
+            let (sender, next, mut units) = (sender.clone(), &next, units.clone());
+            scope.spawn(move || {
+                while let Some((index, instance)) = {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    instances.get(index).map(|instance| (index, instance))
+                } {
+                    let report = run(&mut units, host, action, instance, timeout);
+                    // Nobody listens any more only if the whole has failed already.
+                    if sender.send((index, report)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        for (index, report) in reports {
+            done(&report);
+            ended[index] = Some(report);
+        }
+    });
+    ended.into_iter().map(|report| report.expect("every instance was worked on")).collect()
+}
+
+/// All instances, numbers first: those with a file in `instances/`, and, unless they are to be started, those that
+/// have a runtime directory only.
+///
+/// # Errors
+/// The state directory cannot be read.
+pub fn all_instances(state_dir: &Path, action: Action) -> Result<Vec<Instance>, HelperError> {
+    let mut names = names_in(&state_dir.join("instances"))?
+        .into_iter()
+        .filter_map(|name| name.strip_suffix(".toml")?.parse().ok())
+        .collect::<Vec<Instance>>();
+    if action != Action::Start {
+        names.extend(names_in(&state_dir.join("runtime"))?.into_iter().filter_map(|name| name.parse().ok()));
+    }
+    names.sort_by_key(|name| (name.as_str().parse::<u64>().unwrap_or(u64::MAX), name.to_string()));
+    names.dedup();
+    Ok(names)
+}
+
+fn names_in(directory: &Path) -> Result<Vec<String>, HelperError> {
+    let failed = |error: std::io::Error| {
+        HelperError::call("read directory", directory)(
+            rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),
+        )
+    };
+    match std::fs::read_dir(directory) {
+        Ok(entries) => entries
+            .map(|entry| Ok(entry.map_err(failed)?.file_name().into_string().unwrap_or_default()))
+            .collect(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(failed(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::time::Instant;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::control::DEFAULT_TIMEOUT;
+    use crate::units::{Ended, Job, Names, Pair, UnitState, UnitsError};
+
+    /// Plays systemd: nothing runs.
+    #[derive(Clone)]
+    struct AllDown;
+
+    impl Units for AllDown {
+        fn run(&mut self, _job: Job, _names: &Names, _deadline: Instant) -> Result<Ended, UnitsError> {
+            let before = Pair { server: "inactive".into(), overlay: "inactive".into() };
+            Ok(Ended { before, result: "done".into() })
+        }
+
+        fn state(&mut self, _names: &Names) -> Result<Pair<UnitState>, UnitsError> {
+            let down = || UnitState { active_state: "inactive".into(), ..UnitState::default() };
+            Ok(Pair { server: down(), overlay: down() })
+        }
+
+        fn reset_failed(&mut self, _unit: &str) -> Result<(), UnitsError> {
+            Ok(())
+        }
+
+        fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
+            Ok(true)
+        }
+    }
+
+    #[test]
+    fn several_are_reset_and_reported_in_their_order() {
+        let directory = tempfile::tempdir().unwrap();
+        let table = directory.path().join("mountinfo");
+        fs::write(&table, "").unwrap();
+        let state_dir = directory.path().canonicalize().unwrap();
+        let host = Host { state_dir, mount_tables: vec![table], ..Host::default() };
+        fs::create_dir_all(host.state_dir.join("runtime/3/upper")).unwrap();
+        for name in 10..60 {
+            fs::create_dir_all(host.state_dir.join(format!("runtime/{name}/upper/d"))).unwrap();
+        }
+        fs::create_dir(host.state_dir.join("runtime/.purge-9")).unwrap();
+        fs::create_dir(host.state_dir.join("instances")).unwrap();
+        fs::write(host.state_dir.join("instances/b.toml"), "").unwrap();
+        fs::write(host.state_dir.join("instances/2.toml"), "").unwrap();
+        fs::write(host.state_dir.join("instances/2.env"), "").unwrap();
+        let names = |action| {
+            all_instances(&host.state_dir, action)
+                .unwrap()
+                .iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(Action::Start), ["2", "b"]);
+        let expected: Vec<_> =
+            [2, 3].into_iter().chain(10..60).map(|name| name.to_string()).chain(["b".into()]).collect();
+        assert_eq!(names(Action::Reset), expected);
+        let all = all_instances(&host.state_dir, Action::Reset).unwrap();
+        let mut heard = 0;
+        let reports = run_all(&AllDown, &host, Action::Reset, &all, DEFAULT_TIMEOUT, &mut |_| heard += 1);
+        assert_eq!(heard, all.len());
+        assert!(reports.iter().all(|report| report.ok), "{reports:?}");
+        assert!(reports.iter().map(|report| &report.instance).eq(&expected));
+        let left: Vec<_> = fs::read_dir(host.state_dir.join("runtime"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(left, [".purge-9"]);
+        assert_eq!(run_all(&AllDown, &host, Action::Reset, &[], DEFAULT_TIMEOUT, &mut |_| ()), []);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        /// Whatever else lies there: half-deleted, hidden, from an editor, or in another encoding.
+        #[test]
+        fn all_instances_are_those_that_have_something_each_once(
+            files in prop::collection::vec("(\\.|A)?[ab12]{0,2}(\\.toml|\\.toml|\\.toml~|\\.env|\\.d)?", 0..8),
+            directories in prop::collection::vec("(\\.purge-|é)?[ab12]{1,2}", 0..8),
+        ) {
+            let state = tempfile::tempdir().unwrap();
+            for (place, names) in [("instances", &files), ("runtime", &directories)] {
+                fs::create_dir(state.path().join(place)).unwrap();
+                for name in names.iter().filter(|name| !["", "."].contains(&name.as_str())) {
+                    fs::write(state.path().join(place).join(name), "").unwrap();
+                }
+            }
+            let found = |action| -> Vec<String> {
+                all_instances(state.path(), action).unwrap().iter().map(ToString::to_string).collect()
+            };
+            let to_start = found(Action::Start);
+            for action in [Action::Stop, Action::Reset, Action::Status] {
+                let all = found(action);
+                prop_assert!(to_start.iter().all(|name| all.contains(name)), "{:?} of {:?}", to_start, all);
+                for (at, name) in all.iter().enumerate() {
+                    prop_assert!(!all[..at].contains(name), "{} twice in {:?}", name, all);
+                    let has_file = files.contains(&format!("{name}.toml"));
+                    prop_assert_eq!(to_start.contains(name), has_file);
+                    prop_assert!(has_file || directories.contains(name), "{} is nowhere", name);
+                }
+                let numbers: Vec<u64> = all.iter().map_while(|name| name.parse().ok()).collect();
+                prop_assert!(numbers.is_sorted());
+                prop_assert_eq!(numbers.len(), all.iter().filter(|name| name.parse::<u64>().is_ok()).count());
+                let is_name = |name: &&String| name.parse::<Instance>().is_ok();
+                prop_assert!(directories.iter().filter(is_name).all(|name| all.contains(name)));
+            }
+        }
+    }
+}
