@@ -199,6 +199,11 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn start(&mut self) -> Result<(), Failure> {
+        let file = self.instance.paths(&self.host.state_dir).file;
+        if is_missing(&file) {
+            let text = Some(chain(&HelperError::NoInstanceFile(file)));
+            return Err(Failure { exit: Exit::NoSuchUnit, text });
+        }
         let Ended { result, .. } = self.job(Job::Start)?;
         let state = self.look()?;
         if result == "done" && state.server.active_state == "active" {
@@ -270,6 +275,7 @@ impl Run<'_> {
     }
 
     fn reset(&mut self) -> Result<(), Failure> {
+        self.require_something()?;
         let stop = self.stop_units()?;
         if let Some(refused) = stop.refused {
             // A server can run on an overlay that no table here lists: one that only its own namespace has left.
@@ -292,6 +298,21 @@ impl Run<'_> {
                 Err(Failure::new(sentences.join("; ")))
             }
         }
+    }
+
+    /// Refuses an instance that there is nothing of: its name is a slip of the pen, and another one was meant.
+    fn require_something(&mut self) -> Result<(), Failure> {
+        let paths = self.instance.paths(&self.host.state_dir);
+        let places = [&paths.file, &paths.runtime, &paths.trash];
+        if !places.iter().all(|place| is_missing(place)) || !is_all_down(&self.look()?) {
+            return Ok(());
+        }
+        let [file, runtime, trash] = places.map(|place| place.display());
+        let text = format!(
+            "there is no instance {}: neither {file} nor {runtime} nor {trash} is there, and {} does not run",
+            self.instance, self.names.server
+        );
+        Err(Failure { exit: Exit::NoSuchUnit, text: Some(text) })
     }
 
     /// Stops both units and looks at what is left.
@@ -563,6 +584,11 @@ impl Run<'_> {
 
 fn is_all_down(state: &Pair<UnitState>) -> bool {
     state.server.is_down() && state.overlay.is_down()
+}
+
+/// Whether a place is known to have nothing. What may not be looked at is left to systemd and the helper to judge.
+fn is_missing(place: &Path) -> bool {
+    std::fs::symlink_metadata(place).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// The name of a command's program, as it can be printed.
@@ -971,6 +997,40 @@ mod tests {
             contains_all(&report.error.unwrap(), &["nothing was deleted", &started]);
             assert!(has_upper(&host));
         }
+    }
+
+    #[test]
+    fn a_reset_of_what_there_is_nothing_of_is_an_error() {
+        let (_directory, host) = host(false);
+        let act = |play: &mut Play, name: &str| {
+            run(play, &host, Action::Reset, &name.parse().unwrap(), DEFAULT_TIMEOUT)
+        };
+        let mut play = stopped();
+        let report = act(&mut play, "33");
+        assert_eq!((report.exit, play.asked.len()), (Exit::NoSuchUnit, 0));
+        contains_all(
+            &report.error.unwrap(),
+            &["no instance 33", "instances/33.toml", "runtime/33", "left4me-server@33.service does not run"],
+        );
+        // Something of it is there: what a reset was killed over, or a server without any file.
+        fs::create_dir(host.state_dir.join("runtime/.purge-34")).unwrap();
+        assert_eq!(act(&mut stopped(), "34").exit, Exit::Ok);
+        assert!(!host.state_dir.join("runtime/.purge-34").exists());
+        let active = state("active", "success", &[]);
+        let down = state("inactive", "success", &[]);
+        let mut play = self::play(active.clone(), active).then(down.clone(), down);
+        assert_eq!(act(&mut play, "35").exit, Exit::Ok);
+        assert_eq!(play.asked, ["Stop left4me-overlay@35.service"]);
+    }
+
+    #[test]
+    fn a_start_needs_the_instances_file() {
+        let (_directory, host) = host(false);
+        fs::remove_file(host.state_dir.join("instances/3.toml")).unwrap();
+        let mut play = stopped();
+        let report = play.act(Action::Start, &host);
+        assert_eq!((report.exit, play.asked.len()), (Exit::NoSuchUnit, 0));
+        contains_all(&report.error.unwrap(), &["no instance file", "instances/3.toml"]);
     }
 
     #[test]

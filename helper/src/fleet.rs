@@ -62,7 +62,7 @@ pub fn run_all<U: Units + Clone + Send>(
 }
 
 /// All instances, numbers first: those with a file in `instances/`, and, unless they are to be started, those that
-/// have a runtime directory only.
+/// have a runtime directory only. A reset is of those too of which an interrupted one has left something.
 ///
 /// # Errors
 /// The state directory cannot be read.
@@ -72,7 +72,11 @@ pub fn all_instances(state_dir: &Path, action: Action) -> Result<Vec<Instance>, 
         .filter_map(|name| name.strip_suffix(".toml")?.parse().ok())
         .collect::<Vec<Instance>>();
     if action != Action::Start {
-        names.extend(names_in(&state_dir.join("runtime"))?.into_iter().filter_map(|name| name.parse().ok()));
+        let left = |name: &str| match name.strip_prefix(".purge-") {
+            Some(of) if action == Action::Reset => of.parse().ok(),
+            _ => name.parse().ok(),
+        };
+        names.extend(names_in(&state_dir.join("runtime"))?.iter().filter_map(|name| left(name)));
     }
     names.sort_by_key(|name| (name.as_str().parse::<u64>().unwrap_or(u64::MAX), name.to_string()));
     names.dedup();
@@ -154,7 +158,7 @@ mod tests {
         };
         assert_eq!(names(Action::Start), ["2", "b"]);
         let expected: Vec<_> =
-            [2, 3].into_iter().chain(10..60).map(|name| name.to_string()).chain(["b".into()]).collect();
+            [2, 3, 9].into_iter().chain(10..60).map(|name| name.to_string()).chain(["b".into()]).collect();
         assert_eq!(names(Action::Reset), expected);
         let all = all_instances(&host.state_dir, Action::Reset).unwrap();
         let mut heard = 0;
@@ -162,11 +166,7 @@ mod tests {
         assert_eq!(heard, all.len());
         assert!(reports.iter().all(|report| report.ok), "{reports:?}");
         assert!(reports.iter().map(|report| &report.instance).eq(&expected));
-        let left: Vec<_> = fs::read_dir(host.state_dir.join("runtime"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        assert_eq!(left, [".purge-9"]);
+        assert_eq!(fs::read_dir(host.state_dir.join("runtime")).unwrap().count(), 0);
         assert_eq!(run_all(&AllDown, &host, Action::Reset, &[], DEFAULT_TIMEOUT, &mut |_| ()), []);
     }
 
@@ -196,13 +196,16 @@ mod tests {
                     prop_assert!(!all[..at].contains(name), "{} twice in {:?}", name, all);
                     let has_file = files.contains(&format!("{name}.toml"));
                     prop_assert_eq!(to_start.contains(name), has_file);
-                    prop_assert!(has_file || directories.contains(name), "{} is nowhere", name);
+                    let has_trash = action == Action::Reset && directories.contains(&format!(".purge-{name}"));
+                    prop_assert!(has_file || has_trash || directories.contains(name), "{} is nowhere", name);
                 }
                 let numbers: Vec<u64> = all.iter().map_while(|name| name.parse().ok()).collect();
                 prop_assert!(numbers.is_sorted());
                 prop_assert_eq!(numbers.len(), all.iter().filter(|name| name.parse::<u64>().is_ok()).count());
-                let is_name = |name: &&String| name.parse::<Instance>().is_ok();
-                prop_assert!(directories.iter().filter(is_name).all(|name| all.contains(name)));
+                let is_name = |name: &&str| name.parse::<Instance>().is_ok();
+                let trash = |name: &'_ String| action == Action::Reset && name.starts_with(".purge-");
+                let must = directories.iter().map(|name| if trash(name) { &name[7..] } else { name });
+                prop_assert!(must.filter(is_name).all(|name| all.iter().any(|one| one == name)));
             }
         }
     }
