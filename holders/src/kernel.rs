@@ -137,6 +137,8 @@ pub(crate) struct MappedFile {
 /// What two tasks may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InCommon {
+    /// `KCMP_VM`: the memory, and so the mappings.
+    Memory,
     /// `KCMP_FILES`: the descriptor table.
     Files,
     /// `KCMP_FS`. Tasks that share it are in the same mount namespace too: setns(2) and unshare(2) refuse to
@@ -210,11 +212,12 @@ unsafe impl Ioctl for AdjacentNamespace<'_> {
 /// NOSYS for a kernel without `CONFIG_KCMP`; PERM for tasks that the caller may not trace; SRCH.
 pub(crate) fn have_in_common(one: u32, other: u32, what: InCommon) -> Result<bool, Errno> {
     let kind: libc::c_long = match what {
+        InCommon::Memory => 1,
         InCommon::Files => 2,
         InCommon::WorkingAndRootDirectory => 3,
     };
     let (one, other) = (libc::c_long::from(one), libc::c_long::from(other));
-    // SAFETY: five integers, of which these two kinds ignore the last two; no memory is touched.
+    // SAFETY: five integers, of which these kinds ignore the last two; no memory is touched.
     match unsafe { libc::syscall(libc::SYS_kcmp, one, other, kind, 0 as libc::c_ulong, 0 as libc::c_ulong) } {
         0 => Ok(true),
         1..=3 => Ok(false),

@@ -212,6 +212,7 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>, deadline: Option<Insta
         is_late: false,
         kept: HashMap::new(),
         path_bytes: 0,
+        tables: Vec::new(),
         has_procmap_query: true,
         has_kcmp: true,
         kernel_threads: Vec::new(),
@@ -271,6 +272,8 @@ struct Walker<'a> {
     kept: HashMap<(u8, Option<u64>), usize>,
     /// The length of all paths that were kept.
     path_bytes: usize,
+    /// What took much work and may be another task's, too: at most [`MOST_TABLES`] of a kind, the newest last.
+    tables: Vec<SeenTable>,
     has_procmap_query: bool,
     has_kcmp: bool,
     /// In order; see [`kernel_threads`].
@@ -299,6 +302,27 @@ struct Met {
     is_alive: bool,
 }
 
+/// The mappings or descriptors of a task, which tasks may share however many they are.
+struct SeenTable {
+    what: InCommon,
+    /// The task's directory, by which it is known that its id is still its own.
+    task: OwnedFd,
+    tid: u32,
+    found: Vec<Found>,
+    namespace_files: Vec<NamespaceFile>,
+    rings: Vec<Carrier>,
+    not_kept: usize,
+}
+
+/// How much a walk had seen at one moment.
+#[derive(Clone, Copy)]
+struct Mark {
+    found: usize,
+    namespace_files: usize,
+    carriers: usize,
+    not_kept: usize,
+}
+
 /// How far a task is, whose program is not seen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Life {
@@ -320,6 +344,11 @@ const MOST_PATH_BYTES: usize = 4 << 20;
 const MOST_CARRIERS: usize = 64 << 10;
 /// The most text of mappings that is read before it is looked at, bytes.
 const MAPS_AT_ONCE: usize = 256 << 10;
+/// So many mappings or descriptors cost more to look at than a few calls of kcmp(2) and what is kept of them.
+const MANY_MAPPINGS: usize = 1024;
+const MANY_FILES: usize = 256;
+/// The most tables of a kind that others are compared with. Each is a descriptor.
+const MOST_TABLES: usize = 64;
 /// So many steps cost much more than to ask the clock.
 const STEPS_A_CLOCK: u32 = 32;
 
@@ -353,16 +382,8 @@ impl Walker<'_> {
 
     /// Keeps a link; of one kind and on one mount only so many of a process, the rest is counted.
     fn keep(&mut self, mut found: Found) {
-        let kind = match found.link {
-            Link::Cwd => 0,
-            Link::Root => 1,
-            Link::Exe => 2,
-            Link::File(_) => 3,
-            Link::Mapping => 4,
-            Link::Socket(_) => 5,
-        };
         let most = if self.walk.found.len() < MANY_KEPT { MOST_OF_A_KIND } else { FEW_OF_A_KIND };
-        let kept = self.kept.entry((kind, found.mount.map(|mount| mount.id))).or_default();
+        let kept = self.kept.entry((kind_of(found.link), found.mount.map(|mount| mount.id))).or_default();
         if *kept >= most {
             self.walk.not_kept += 1;
             return;
@@ -549,11 +570,18 @@ impl Walker<'_> {
         let directory = open_directory(task, c"fd");
         let Some(directory) = self.allowed(directory) else { return };
         let mut fds = std::mem::take(&mut self.fds);
-        let mut is_at_end = false;
+        let begin = self.mark();
+        let (mut is_at_end, mut count) = (false, 0);
         while !is_at_end {
             fds.clear();
             let listed = some_numbers(directory.as_fd(), &mut self.entries[..], &mut fds);
             is_at_end = self.allowed(listed).unwrap_or(true);
+            // The first that are listed are more already, if there are many.
+            if count == 0 && fds.len() > MANY_FILES && self.has_been_seen(InCommon::Files, (pid, tid), begin)
+            {
+                break;
+            }
+            count += fds.len();
             for &fd in &fds {
                 if self.is_over() {
                     is_at_end = true;
@@ -561,8 +589,75 @@ impl Walker<'_> {
                 }
                 self.file(directory.as_fd(), (pid, tid), fd);
             }
+            if is_at_end && count > MANY_FILES {
+                self.remember(InCommon::Files, task, tid, begin);
+            }
         }
         self.fds = fds;
+    }
+
+    fn mark(&self) -> Mark {
+        Mark {
+            found: self.walk.found.len(),
+            namespace_files: self.walk.namespace_files.len(),
+            carriers: self.walk.carriers.len(),
+            not_kept: self.walk.not_kept,
+        }
+    }
+
+    /// Whether the task has one of these tables in common with one that was looked at; then all that was found there is
+    /// its own, too, in place of what was found of it since `begin`.
+    fn has_been_seen(&mut self, what: InCommon, (pid, tid): (u32, u32), begin: Mark) -> bool {
+        let tables = std::mem::take(&mut self.tables);
+        let seen = tables.iter().rev().filter(|table| table.what == what).find(|table| {
+            self.in_common(table.tid, tid, what)
+                && rustix::fs::statat(&table.task, c"stat", AtFlags::empty()).is_ok()
+        });
+        if let Some(seen) = seen {
+            self.walk.found.truncate(begin.found);
+            self.walk.not_kept = begin.not_kept;
+            if what == InCommon::Memory {
+                self.kept.retain(|(kind, _), _| *kind != kind_of(Link::Mapping));
+            }
+            for found in &seen.found {
+                self.keep(Found { pid, tid, ..found.clone() });
+            }
+            let namespaces = seen.namespace_files.iter();
+            self.walk.namespace_files.extend(namespaces.map(|file| NamespaceFile { pid, tid, ..*file }));
+            self.walk.carriers.extend(seen.rings.iter().map(|ring| Carrier { pid, ..*ring }));
+            self.walk.not_kept += seen.not_kept;
+        }
+        let is_seen = seen.is_some();
+        self.tables = tables;
+        is_seen
+    }
+
+    /// Remembers what was found since `begin` in a table of this task's that took much work.
+    fn remember(&mut self, what: InCommon, task: BorrowedFd<'_>, tid: u32, begin: Mark) {
+        if self.is_late || !self.has_kcmp {
+            return;
+        }
+        // Without a descriptor to spare the next one that shares it is looked at by itself.
+        let Ok(task) = task.try_clone_to_owned() else { return };
+        let mut of_the_kind = self.tables.iter().enumerate().filter(|(_, table)| table.what == what);
+        let oldest = of_the_kind.next().map(|(at, _)| at);
+        if let Some(oldest) = oldest
+            && of_the_kind.count() + 1 >= MOST_TABLES
+        {
+            self.tables.remove(oldest);
+        }
+        let namespace_files = self.walk.namespace_files[begin.namespace_files..].iter();
+        let rings = self.walk.carriers[begin.carriers..].iter().filter(|carrier| carrier.is_ring);
+        self.tables.push(SeenTable {
+            what,
+            task,
+            tid,
+            found: self.walk.found[begin.found..].to_vec(),
+            // A few, as each of these is kept for each process that has it.
+            namespace_files: namespace_files.take(MOST_OF_A_KIND).copied().collect(),
+            rings: rings.take(FEW_OF_A_KIND).copied().collect(),
+            not_kept: self.walk.not_kept - begin.not_kept,
+        });
     }
 
     fn file(&mut self, directory: BorrowedFd<'_>, (pid, tid): (u32, u32), fd: u32) {
@@ -596,23 +691,39 @@ impl Walker<'_> {
     fn mappings(&mut self, task: BorrowedFd<'_>, pid: u32, tid: u32) {
         let maps = rustix::fs::openat(task, c"maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let Some(maps) = self.allowed(maps) else { return };
+        let begin = self.mark();
+        let mut count = None;
         if self.has_procmap_query {
             match self.query_mappings(task, maps.as_fd(), pid, tid) {
                 Err(Errno::NOTTY | Errno::INVAL) => self.has_procmap_query = false,
-                done => {
-                    self.allowed(done);
-                    return;
-                }
+                done => count = Some(self.allowed(done).unwrap_or_default()),
             }
         }
+        let count = match count {
+            Some(count) => count,
+            None => self.read_mappings(task, maps.as_fd(), pid, tid),
+        };
+        if count > MANY_MAPPINGS {
+            self.remember(InCommon::Memory, task, tid, begin);
+        }
+    }
+
+    /// Says how many mappings were looked at; 0 if another task's are the same.
+    fn read_mappings(&mut self, task: BorrowedFd<'_>, maps: BorrowedFd<'_>, pid: u32, tid: u32) -> usize {
+        let mut count = 0;
         let mut text = std::mem::take(&mut self.maps_text);
         text.clear();
         loop {
-            let read = read_some(maps.as_fd(), &mut text);
+            let read = read_some(maps, &mut text);
             let is_at_end = self.allowed(read).is_none_or(|length| length == 0);
             if is_at_end || text.len() >= MAPS_AT_ONCE {
+                // The first piece of many.
+                if !is_at_end && count == 0 && self.has_been_seen(InCommon::Memory, (pid, tid), self.mark()) {
+                    break;
+                }
                 let whole = memchr::memrchr(b'\n', &text).map_or(0, |last| last + 1);
                 self.mapped_in(task, &text[..whole], pid, tid);
+                count += memchr::memchr_iter(b'\n', &text[..whole]).count();
                 text.drain(..whole);
             }
             if is_at_end || self.is_over() {
@@ -620,6 +731,7 @@ impl Walker<'_> {
             }
         }
         self.maps_text = text;
+        count
     }
 
     fn mapped_in(&mut self, task: BorrowedFd<'_>, text: &[u8], pid: u32, tid: u32) {
@@ -639,13 +751,16 @@ impl Walker<'_> {
         }
     }
 
+    /// Says how many mappings of files were looked at; 0 if another task's are the same.
     fn query_mappings(
         &mut self,
         task: BorrowedFd<'_>,
         maps: BorrowedFd<'_>,
         pid: u32,
         tid: u32,
-    ) -> Result<(), Errno> {
+    ) -> Result<usize, Errno> {
+        let begin = self.mark();
+        let mut count = 0;
         let mut address = 0;
         let mut last = None;
         while let Some(mapped) = kernel::mapped_file(maps, address)? {
@@ -658,8 +773,12 @@ impl Walker<'_> {
             }
             last = Some(file);
             address = mapped.end;
+            count += 1;
+            if count == MANY_MAPPINGS && self.has_been_seen(InCommon::Memory, (pid, tid), begin) {
+                return Ok(0);
+            }
         }
-        Ok(())
+        Ok(count)
     }
 
     /// Keeps a mapping, unless it is the program's own or one that the process has already.
@@ -755,6 +874,18 @@ impl Walker<'_> {
                 None
             }
         }
+    }
+}
+
+/// A number for what is counted together.
+fn kind_of(link: Link) -> u8 {
+    match link {
+        Link::Cwd => 0,
+        Link::Root => 1,
+        Link::Exe => 2,
+        Link::File(_) => 3,
+        Link::Mapping => 4,
+        Link::Socket(_) => 5,
     }
 }
 

@@ -4,13 +4,12 @@
 //! FLUSH, which nothing interrupts, and `do_exit` closes files after it has given back the memory and before it leaves
 //! the working directory. The others are heavy, so that their memory takes a while.
 
-use std::error::Error;
 use std::ffi::CString;
 use std::fs::File;
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::process::{Child, Command, ExitCode, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use holders::report::{Carries, Phase};
@@ -18,15 +17,11 @@ use holders::{Query, Report, Verdict};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::MountFlags;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 use super::seen;
 use crate::stage::Stage;
-
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
-
-/// The first argument by which this program is one of the processes below.
-pub(crate) const WORD: &str = "ending";
+use crate::victim::{Result, raw, ready, stay, victim, wait};
 
 /// Whether a process can be stopped in its end here.
 pub(crate) fn has_fuse() -> bool {
@@ -125,55 +120,16 @@ impl Drop for Server {
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "the test's own child; it ends with its stdin, or is killed")]
-fn victim(what: &str, args: &[&Path]) -> io::Result<Child> {
-    Command::new(std::env::current_exe()?)
-        .args([WORD, what])
-        .args(args)
-        .current_dir("/")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-}
-
-fn ready(child: &mut Child) -> Result<u32> {
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().ok_or("no stdout")?).read_line(&mut line)?;
-    Ok(line.trim().strip_prefix("ready ").ok_or_else(|| format!("it said {line:?}"))?.parse()?)
-}
-
-fn raw(pid: u32) -> Result<Pid> {
-    Ok(Pid::from_raw(i32::try_from(pid)?).ok_or("no process id")?)
-}
-
-fn wait(pidfd: &OwnedFd) -> Result<()> {
-    let mut files = [rustix::event::PollFd::new(pidfd, rustix::event::PollFlags::IN)];
-    let deadline = rustix::time::Timespec { tv_sec: 60, tv_nsec: 0 };
-    match rustix::event::poll(&mut files, Some(&deadline))? {
-        0 => Err("it does not end".into()),
-        _ => Ok(()),
-    }
-}
-
 /// This program as one of the processes.
-pub(crate) fn run(args: &[std::ffi::OsString]) -> ExitCode {
-    let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let done = match words.as_slice() {
+pub(crate) fn be(words: &[&str]) -> Option<Result<()>> {
+    Some(match words {
         ["server", what, base, merged] => serve(what, Path::new(base), Path::new(merged)),
         ["process", merged, file] => end_in(merged, file),
         ["file", merged, file] => end_behind(merged, file),
         ["thread", merged, file] => end_as_a_thread(merged, file),
         ["heavy", merged, mib, threads] => be_heavy(merged, mib, threads),
-        _ => Err("no such process".into()),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{WORD} {}: {error}", words.join(" "));
-            ExitCode::FAILURE
-        }
-    }
+        _ => return None,
+    })
 }
 
 /// The victim's part: into the mount, and to its end.
@@ -220,9 +176,7 @@ fn be_heavy(merged: &str, mib: &str, threads: &str) -> Result<()> {
     for _ in 0..threads.parse::<usize>()? {
         std::thread::spawn(std::thread::park);
     }
-    println!("ready {}", std::process::id());
-    io::stdout().flush()?;
-    io::stdin().read_to_end(&mut Vec::new())?;
+    stay(std::process::id())?;
     drop(std::hint::black_box(memory));
     Ok(())
 }
@@ -276,9 +230,7 @@ fn serve(what: &str, base: &Path, merged: &Path) -> Result<()> {
         reply.append(&mut answer);
         device.write_all(&reply)?;
     }
-    println!("ready {}", child.id());
-    io::stdout().flush()?;
-    io::stdin().read_to_end(&mut Vec::new())?;
+    stay(child.id())?;
     // Ends the connection, and by that the wait.
     drop(device);
     child.wait()?;

@@ -8,8 +8,10 @@ mod bounds;
 mod ending;
 #[path = "../../examples/planter/plant.rs"]
 mod planter;
+mod sharing;
 #[path = "../../examples/planter/stage.rs"]
 mod stage;
+mod victim;
 
 use std::error::Error;
 use std::io::{BufRead as _, BufReader};
@@ -35,9 +37,9 @@ fn main() -> ExitCode {
         return observe(Path::new(path));
     }
     if let [first, rest @ ..] = args.as_slice()
-        && first == ending::WORD
+        && first == victim::WORD
     {
-        return ending::run(rest);
+        return victim::run(rest);
     }
     let is_root = rustix::process::geteuid().is_root();
     if !is_root {
@@ -62,6 +64,8 @@ fn main() -> ExitCode {
     trials.push(Trial::test("deadline-within-a-process", || on_a_stage(bounds::deadline_within_a_process)));
     trials.push(Trial::test("many-descriptors", || on_a_stage(bounds::many_descriptors)));
     trials.push(Trial::test("many-harmless-descriptors", || on_a_stage(bounds::many_harmless_descriptors)));
+    trials.push(Trial::test("shared-memory", || on_a_stage(sharing::memory)));
+    trials.push(Trial::test("shared-descriptors", || on_a_stage(sharing::descriptors)));
     for threads in [0, 31] {
         let name = format!("heavy-and-ending-{threads}-threads");
         trials.push(Trial::test(name, move || on_a_stage(move |stage| ending::heavy(stage, threads))));
