@@ -42,7 +42,7 @@ pub struct Base {
     pub accel: Accel,
     /// What its time is.
     pub clock: Clock,
-    /// Guest RAM.
+    /// Guest RAM, in MiB.
     pub memory_mib: u32,
 }
 
@@ -75,8 +75,8 @@ pub struct Prepared {
     pub guest: String,
     /// What every machine is made of.
     pub base: Base,
-    /// The booted machine that every scenario starts from.
-    pub saved: Saved,
+    /// The booted machines that scenarios start from, by their RAM in MiB: one for each size that was asked for.
+    pub saved: BTreeMap<u32, Saved>,
     /// What the image is, in one line.
     pub image: String,
     /// The programs that a scenario can deploy, by name.
@@ -112,6 +112,27 @@ impl Prepared {
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("read {}: run `cargo xtask vm-test`", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// The same with machines of another size.
+    #[must_use]
+    pub fn of_size(&self, memory_mib: u32) -> Self {
+        let mut other = self.clone();
+        other.base.memory_mib = memory_mib;
+        other
+    }
+
+    /// The saved machine of the base's size.
+    ///
+    /// # Errors
+    /// Says which there are, where none of this size was prepared.
+    pub fn saved(&self) -> Result<&Saved> {
+        let wanted = self.base.memory_mib;
+        let Some(saved) = self.saved.get(&wanted) else {
+            let there: Vec<_> = self.saved.keys().map(u32::to_string).collect();
+            bail!("no machine of {wanted} MiB is prepared for {}, but of {}", self.guest, there.join(", "));
+        };
+        Ok(saved)
     }
 
     /// Where a scenario's results go.
@@ -199,9 +220,9 @@ async fn restore_with(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Machine> {
-    let config = Config { keeps, ..prepared.base.config(Ram::Restoring(prepared.saved.ram.clone()), deploy) };
+    let Saved { ram, state } = prepared.saved()?;
+    let config = Config { keeps, ..prepared.base.config(Ram::Restoring(ram.clone()), deploy) };
     let mut machine = Machine::start(&prepared.base.qemu, config, directory, cancel).await?;
-    let state = &prepared.saved.state;
     let loaded = match File::open(state).with_context(|| format!("open {}", state.display())) {
         Ok(file) => machine.restore(file).await.context("restore the saved machine"),
         Err(error) => Err(error),
@@ -261,7 +282,8 @@ pub async fn prepare_shell(
         Some(scenario) => preparation(prepared, scenario)?,
         None => Session::default(),
     };
-    let mut machine = restore(prepared, Some(wanted), directory, cancel).await?;
+    let size = scenario.map_or(prepared.base.memory_mib, |scenario| scenario.manifest.memory_mib);
+    let mut machine = restore(&prepared.of_size(size), Some(wanted), directory, cancel).await?;
     match session(&mut machine, prepared.base.clock, "the set-up", SETUP_DEADLINE).await {
         Ok(_done) => Ok(machine),
         Err(error) => Err(give_up(machine, error, scenario).await),
@@ -301,7 +323,8 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     let plan = scenario.plan(prepared.cycles);
     let planned = plan.cycles;
     let wanted = Session { plan: Some(plan), ..preparation(prepared, scenario)? };
-    let mut machine = restore(prepared, Some(wanted), &directory, cancel).await?;
+    let sized = prepared.of_size(scenario.manifest.memory_mib);
+    let mut machine = restore(&sized, Some(wanted), &directory, cancel).await?;
     stages.restore_ms = millis(begun);
 
     let begun = Instant::now();

@@ -36,8 +36,8 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(300);
 /// From the agent's answer to a machine without pending jobs.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(300);
 
-/// How many saved machines are kept however old: three suites under two clocks.
-const KEPT: usize = 6;
+/// How many saved machines are kept however old: three suites under two clocks, in two sizes.
+const KEPT: usize = 12;
 /// How long a machine beyond that must have been unused to be deleted.
 const UNUSED: Duration = Duration::from_secs(3600);
 
@@ -240,7 +240,7 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
     let logs = directory.join(LOGS);
     reserve(&ram, u64::from(base.memory_mib) << 20)?;
     let config = base.config(Ram::Saving(ram.clone()), deploy.clone());
-    progress.now(&format!("booting it, once ({})", base.clock));
+    progress.now(&format!("booting it, once ({}, {} MiB)", base.clock, base.memory_mib));
     let mut machine = Machine::start(&base.qemu, config, &logs, cancel).await?;
     let saved = async {
         settle(&mut machine).await?;

@@ -8,7 +8,7 @@
 //!
 //! Scenarios that differ in a line or two share the rest: `base` names a manifest that one begins with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +19,13 @@ use vm_agent::recording::Plan;
 use vm_agent::wire::Exit;
 
 use crate::outcome::Hold;
+
+/// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
+/// uses 120 MiB of it.
+pub const DEFAULT_MEMORY_MIB: u32 = 512;
+
+/// What a guest needs to boot, in MiB, its initramfs and the tmpfs over its root included.
+const LEAST_MEMORY_MIB: u32 = 256;
 
 /// `scenario.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -37,6 +44,9 @@ pub struct Manifest {
     /// on the machine's root, which is an overlay itself.
     #[serde(default)]
     pub state_directory: Option<String>,
+    /// The machine's RAM, in MiB.
+    #[serde(default = "default_memory")]
+    pub memory_mib: u32,
     /// How many cycles, unless `--cycles` says otherwise.
     #[serde(default = "default_cycles")]
     pub cycles: u32,
@@ -225,6 +235,10 @@ fn default_cycles() -> u32 {
     10
 }
 
+fn default_memory() -> u32 {
+    DEFAULT_MEMORY_MIB
+}
+
 fn default_command_timeout() -> u64 {
     120
 }
@@ -391,6 +405,11 @@ fn check(manifest: &Manifest) -> Result<()> {
         ensure!(known.contains(&verdict.as_str()), "verdict = {verdict:?}: there are {}", known.join(", "));
     }
     ensure!(manifest.unit.contains('.'), "unit = {:?}: give the full name, with .service", manifest.unit);
+    ensure!(
+        manifest.memory_mib >= LEAST_MEMORY_MIB,
+        "memory_mib = {}: a guest needs {LEAST_MEMORY_MIB} to boot",
+        manifest.memory_mib
+    );
     match &manifest.mount_unit {
         Some(mount_unit) => {
             // Exec lines and a cgroup of its own, which a .mount unit has in other properties.
@@ -420,6 +439,12 @@ fn check(manifest: &Manifest) -> Result<()> {
         ensure!(!argv.is_empty(), "{key}: an empty command");
     }
     Ok(())
+}
+
+/// The sizes of machine that scenarios ask for, in MiB of RAM.
+#[must_use]
+pub fn memory_sizes(scenarios: &[Scenario]) -> BTreeSet<u32> {
+    scenarios.iter().map(|scenario| scenario.manifest.memory_mib).collect()
 }
 
 /// The scenarios below a directory, in the order of their names.
@@ -495,6 +520,7 @@ holders = []
             (GOOD.replace("\"/m\"", "\"m\""), "absolute"),
             (GOOD.replace("\"/m\"", "\"/m/\""), "absolute"),
             (GOOD.replace("x.service", "x"), "full name"),
+            (GOOD.replace("mount =", "memory_mib = 64\nmount ="), "needs 256 to boot"),
             (GOOD.replace("mount =", "mount_unit = \"x\"\nmount ="), "a service"),
             (GOOD.replace("mount =", "mount_unit = \"m.mount\"\nmount ="), "a service"),
             (GOOD.replace("mount =", "mount_unit = \"x.service\"\nmount ="), "the unit under test"),

@@ -3,7 +3,7 @@
 //! The measurements are [`vm_tests::bench`]; here is what is measured how often, in which order, and how it is shown
 //! and kept. What is compared is taken by turns (A B A B), so that a host whose load changes changes both.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use vm_tests::cache::{self, Lock};
 use vm_tests::machine::{Cancel, MachineError};
 use vm_tests::process::{self, Program, Sink};
 use vm_tests::run::Prepared;
-use vm_tests::scenario::Scenario;
+use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
 use vm_tests::tools;
 use vm_tests::truth::{self, Rounds};
 
@@ -206,6 +206,7 @@ impl Bench {
             let directory = results.join(word(clock));
             let wanted = Wanted {
                 scenarios: &[],
+                memory_mib: BTreeSet::from([DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib]),
                 cycles: Some(CYCLES),
                 deadline_secs: RUN_DEADLINE_SECS,
                 results: &directory,
@@ -607,6 +608,7 @@ async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
     let programs = build::truth_binaries().await?;
     let wanted = Wanted {
         scenarios: &[],
+        memory_mib: BTreeSet::from([DEFAULT_MEMORY_MIB]),
         cycles: Some(CYCLES),
         deadline_secs: RUN_DEADLINE_SECS,
         results: &results.join("holders"),
@@ -702,7 +704,7 @@ fn restore_rows(prepared: &Prepared, boots: &[Boot], restores: [Samples; 4]) -> 
         });
     }
     #[expect(clippy::cast_precision_loss, reason = "a file's size is far below 2^52")]
-    let mib = bench::disk_bytes(&prepared.saved)? as f64 / f64::from(1 << 20);
+    let mib = bench::disk_bytes(prepared.saved()?)? as f64 / f64::from(1 << 20);
     let saved =
         Row::new("restore", format!("{clock}: saved machine on disk"), Unit::Mebibytes, Samples(vec![mib]));
     rows.push(saved.target(target::SAVED_MIB));

@@ -1,5 +1,6 @@
 //! Makes sure of everything that a machine needs: tools, image, guest programs, initramfs, accelerator.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
@@ -13,12 +14,9 @@ use vm_tests::machine::Cancel;
 use vm_tests::process::Interrupts;
 use vm_tests::qemu::Abilities;
 use vm_tests::run::{Base, FOREIGN, Prepared};
-use vm_tests::scenario::Scenario;
+use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
 use vm_tests::tools::{self, Need};
 use vm_tests::{build, cache, initramfs, saved};
-
-/// Guest RAM. A guest with systemd, journald, udev, D-Bus and a scenario uses 120 MiB of it.
-const MEMORY_MIB: u32 = 512;
 
 /// What a machine is made of.
 #[derive(Debug, Clone, Args)]
@@ -72,6 +70,15 @@ impl MachineArgs {
         }
     }
 
+    /// How many guests that makes.
+    pub(crate) fn guests(&self) -> usize {
+        if self.kernel.is_some() {
+            1
+        } else {
+            self.image.iter().map(|suite| suite.as_str()).collect::<BTreeSet<_>>().len()
+        }
+    }
+
     /// By absolute paths: the suite runs elsewhere.
     fn foreign(&self) -> Result<Option<Foreign>> {
         let (Some(kernel), Some(modules), Some(root)) = (&self.kernel, &self.modules, &self.root) else {
@@ -88,6 +95,8 @@ impl MachineArgs {
 #[derive(Debug)]
 pub(crate) struct Wanted<'a> {
     pub(crate) scenarios: &'a [Scenario],
+    /// The sizes of machine that are needed; the scenarios' are not added by themselves.
+    pub(crate) memory_mib: BTreeSet<u32>,
     pub(crate) cycles: Option<u32>,
     pub(crate) deadline_secs: u64,
     /// Gets one directory per guest.
@@ -140,11 +149,16 @@ pub(crate) async fn prepare(
             initramfs,
             accel: choice.accel,
             clock: choice.clock,
-            memory_mib: MEMORY_MIB,
+            memory_mib: DEFAULT_MEMORY_MIB,
         };
-        let saved = saved::ensure(&base, cancel.clone())
-            .await
-            .with_context(|| format!("the machine of {}", system.name))?;
+        let mut saved = BTreeMap::new();
+        for memory_mib in &wanted.memory_mib {
+            let base = Base { memory_mib: *memory_mib, ..base.clone() };
+            let machine = saved::ensure(&base, cancel.clone())
+                .await
+                .with_context(|| format!("the machine of {} with {memory_mib} MiB", system.name))?;
+            saved.insert(*memory_mib, machine);
+        }
         all.push(Prepared {
             guest: system.name,
             base,

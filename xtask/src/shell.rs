@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 use vm_agent::wire::{Body, Call, Command, Exit, Stream, Streams};
 use vm_tests::accel::Clock;
 use vm_tests::guest::{Guest, GuestError};
-use vm_tests::{cache, run, scenario};
+use vm_tests::scenario::{self, DEFAULT_MEMORY_MIB};
+use vm_tests::{cache, run};
 
 use crate::prepare::{self, MachineArgs, Wanted};
 
@@ -41,7 +42,12 @@ pub(crate) async fn run(args: &ShellArgs) -> Result<u8> {
     };
     let results = cache::workspace()?.join("target/vm-shell");
     let machine = MachineArgs { clock: args.machine.clock.or(Some(Clock::Real)), ..args.machine.clone() };
-    let wanted = Wanted { scenarios: &scenarios, cycles: None, deadline_secs: 0, results: &results };
+    let mut memory_mib = scenario::memory_sizes(&scenarios);
+    if scenarios.is_empty() {
+        memory_mib.insert(DEFAULT_MEMORY_MIB);
+    }
+    let wanted =
+        Wanted { scenarios: &scenarios, memory_mib, cycles: None, deadline_secs: 0, results: &results };
     let cancel = prepare::cancel_on_interrupt()?;
     let prepared = prepare::prepare_one(&machine, wanted, cancel.clone()).await?;
     let directory = results.join(std::process::id().to_string());

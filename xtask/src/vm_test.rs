@@ -87,14 +87,16 @@ struct How {
 }
 
 async fn run_with(args: &VmTestArgs, accept: Accept) -> Result<u8> {
-    let how = How { accept, jobs: args.jobs.unwrap_or_else(default_jobs) };
     // From here on no interrupt is lost, whatever is under way when it comes.
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
     let mut scenarios = scenario::select(&prepare::scenarios_root()?, &args.scenarios)?;
     scenarios.retain(|one| !args.history || one.manifest.history.is_some());
+    let jobs = args.jobs.unwrap_or_else(|| default_jobs(&scenarios, args.machine.guests()));
+    let how = How { accept, jobs };
     let (results, _ours) = results_of_our_own(args.results.as_deref()).await?;
     let wanted = Wanted {
         scenarios: &scenarios,
+        memory_mib: scenario::memory_sizes(&scenarios),
         cycles: args.cycles,
         deadline_secs: args.deadline,
         results: &results,
@@ -111,12 +113,24 @@ async fn run_with(args: &VmTestArgs, accept: Accept) -> Result<u8> {
     Ok(exit_code(&report, ended.status))
 }
 
-/// A machine is one busy thread and, with what it has written to its RAM, a quarter of a gigabyte; half a gigabyte is
-/// what it can grow to.
-fn default_jobs() -> usize {
+/// A machine is one busy thread and what its guest has written to its RAM: a quarter of a gigabyte for most, and never
+/// more than all of it.
+fn default_jobs(scenarios: &[Scenario], guests: usize) -> usize {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let memory = crate::doctor::memory_available_mb().map_or(1, |mb| usize::try_from(mb / 512).unwrap_or(1));
-    cores.min(memory).max(1)
+    let sizes = scenarios.iter().map(|scenario| u64::from(scenario.manifest.memory_mib));
+    let sizes = sizes.flat_map(|size| std::iter::repeat_n(size, guests)).collect();
+    let available_mib = crate::doctor::memory_available_mb().map_or(0, |mb| (mb * 1_000_000) >> 20);
+    cores.min(fitting(sizes, available_mib)).max(1)
+}
+
+/// How many machines of these sizes fit in what is available, whichever of them run at once.
+fn fitting(mut sizes: Vec<u64>, available: u64) -> usize {
+    sizes.sort_unstable_by(|one, other| other.cmp(one));
+    let sums = sizes.into_iter().scan(0_u64, |sum, size| {
+        *sum += size;
+        Some(*sum)
+    });
+    sums.take_while(|sum| *sum <= available).count()
 }
 
 /// The directory for the results of this run and no other at the same time, and the lock that makes it so. A run that
@@ -295,5 +309,28 @@ pub(crate) async fn all(machine: MachineArgs) -> Result<()> {
         PASSED => Ok(()),
         INTERRUPTED => Err(Interrupted { signal: Signal::SIGINT }.into()),
         code => bail!("vm-test: exit code {code}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_machines_may_run_at_once() {
+        let small = vec![512; 10];
+        let mixed = [vec![2048, 1024], small.clone()].concat();
+        let cases = [
+            (small.clone(), 5120, 10),
+            (small.clone(), 1100, 2),
+            (small, 100, 0),
+            (mixed.clone(), 2047, 0),
+            (mixed.clone(), 3071, 1),
+            (mixed.clone(), 3072, 2),
+            (mixed, 3072 + 1024, 4),
+        ];
+        for (sizes, available, expected) in cases {
+            assert_eq!(fitting(sizes.clone(), available), expected, "{sizes:?} in {available}");
+        }
     }
 }
