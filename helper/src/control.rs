@@ -17,7 +17,7 @@ use crate::busy;
 use crate::error::{HelperError, chain};
 use crate::instance::{Instance, STATE_DIR};
 use crate::purge;
-use crate::report::{Exec, Exit, OverlayUnit, Phases, Report};
+use crate::report::{Exec, Exit, OverlayUnit, Phases, Report, SCHEMA_VERSION};
 use crate::state::{StateDir, directory_beneath};
 use crate::units::{
     CLD_DUMPED, CLD_EXITED, CLD_KILLED, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError,
@@ -38,6 +38,19 @@ pub enum Action {
     Reset,
     /// Say how it is.
     Status,
+}
+
+impl Action {
+    /// Its name on the command line and in a report.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Reset => "reset",
+            Self::Status => "status",
+        }
+    }
 }
 
 /// The machine's own places; a test has others.
@@ -125,12 +138,8 @@ pub fn not_begun(action: Action, instance: &Instance, error: &UnitsError) -> Rep
 
 fn empty(action: Action, instance: &Instance) -> Report {
     Report {
-        action: match action {
-            Action::Start => "start",
-            Action::Stop => "stop",
-            Action::Reset => "reset",
-            Action::Status => "status",
-        },
+        schema_version: SCHEMA_VERSION,
+        action: action.word(),
         instance: instance.to_string(),
         unit: instance.unit(),
         ok: false,

@@ -6,9 +6,36 @@ use std::path::PathBuf;
 use holders::shown;
 use serde::{Serialize, Serializer};
 
+/// The number in every object that `--json` prints. It goes up if a key is taken away or changes its meaning; a new key
+/// leaves it as it is.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// What `--json` prints if there is no report to print: the instances could not be listed, or nothing could begin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// What was asked for: `start`, `stop`, `reset`, `status` or `doctor`.
+    pub action: &'static str,
+    /// False.
+    pub ok: bool,
+    /// Why not, in sentences.
+    pub error: String,
+}
+
+impl Problem {
+    /// The problem that kept `action` from beginning.
+    #[must_use]
+    pub fn new(action: &'static str, error: impl fmt::Display) -> Self {
+        Self { schema_version: SCHEMA_VERSION, action, ok: false, error: error.to_string() }
+    }
+}
+
 /// The action's outcome. The keys are an interface: new ones may be added, none changes its meaning.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
     /// `start`, `stop`, `reset` or `status`.
     pub action: &'static str,
     /// The instance's name.
@@ -257,6 +284,7 @@ mod tests {
             duration_us,
         };
         Report {
+            schema_version: SCHEMA_VERSION,
             action: "reset",
             instance: "3".into(),
             unit: server.into(),

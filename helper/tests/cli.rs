@@ -70,3 +70,68 @@ fn usage_errors_of_l4d2ctl() {
         assert_eq!(run(env!("CARGO_BIN_EXE_l4d2ctl"), args).status.code(), Some(2), "{args:?}");
     }
 }
+
+/// Without systemd, so that nothing can begin, and with stdout and stderr where the caller wants them.
+#[cfg(feature = "dbus")]
+#[expect(clippy::disallowed_methods, reason = "a short-lived program of this package, waited for at once")]
+fn l4d2ctl_alone(args: &[&str], stdout: std::process::Stdio, stderr: std::process::Stdio) -> Output {
+    std::process::Command::new(env!("CARGO_BIN_EXE_l4d2ctl"))
+        .args(args)
+        .env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
+        .stdout(stdout)
+        .stderr(stderr)
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .expect("the binary was built for this test")
+}
+
+#[cfg(feature = "dbus")]
+#[test]
+fn json_is_printed_also_if_nothing_could_begin() {
+    use std::process::Stdio;
+    // The last two have no instance on a machine without left4me, and a list of them on another.
+    for args in [
+        &["status", "3"][..],
+        &["start", "3", "4"],
+        &["reset", "3"],
+        &["doctor", "3"],
+        &["doctor"],
+        &["stop", "--all"],
+    ] {
+        let args = [args, &["--json"]].concat();
+        let output = l4d2ctl_alone(&args, Stdio::piped(), Stdio::piped());
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let one = json.as_object().map_or_else(|| json[0].clone(), |_| json.clone());
+        assert_eq!(one["schema_version"], 1, "{args:?}: {json}");
+        assert!(one["error"].is_string(), "{args:?}: {json}");
+        let is_one = args.contains(&"3") && !args.contains(&"4");
+        assert_eq!(json.is_object(), is_one, "{args:?}: {json}");
+    }
+}
+
+#[cfg(feature = "dbus")]
+#[test]
+fn what_cannot_be_printed_is_status_1_and_no_panic() {
+    use std::process::Stdio;
+    let full = || Stdio::from(std::fs::File::options().write(true).open("/dev/full").unwrap());
+    let unread = || Stdio::from(std::io::pipe().unwrap().1);
+    for args in [
+        &["status", "3"][..],
+        &["status", "3", "--json"],
+        &["status"],
+        &["status", "--json"],
+        &["stop", "3", "4"],
+        &["doctor", "3"],
+        &["doctor", "--json"],
+        &["--help"],
+    ] {
+        for stdout in [full(), unread()] {
+            let output = l4d2ctl_alone(args, stdout, Stdio::piped());
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+            assert!(!said.contains("panicked"), "{said}");
+        }
+        assert_eq!(l4d2ctl_alone(args, full(), full()).status.code(), Some(1), "{args:?}");
+    }
+}

@@ -1,7 +1,10 @@
 //! `l4d2ctl start|stop|reset|status|doctor <id>...`: the printing. The command line is `left4me_helper::cli`, the work
-//! `left4me_helper::control`.
+//! `left4me_helper::control` and `left4me_helper::fleet`.
+//!
+//! Nothing that is printed stops what is being done: what cannot be printed is status 1 at the end.
 
 use std::collections::BTreeSet;
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
@@ -17,7 +20,7 @@ use left4me_helper::error::chain;
 use left4me_helper::fleet;
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::neighbours::{self, Neighbours};
-use left4me_helper::report::{self, Exit, Report};
+use left4me_helper::report::{self, Exit, Problem, Report, SCHEMA_VERSION};
 use left4me_helper::systemd::Systemd;
 use left4me_helper::units::UnitsError;
 
@@ -25,49 +28,102 @@ use left4me_helper::units::UnitsError;
 const MARGIN: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
-    let (action, ids, all, how) = match Cli::parse().command {
-        Command::Start(target) => (Action::Start, target.ids, target.all, target.how),
-        Command::Stop(target) => (Action::Stop, target.ids, target.all, target.how),
-        Command::Reset(target) => (Action::Reset, target.ids, target.all, target.how),
-        Command::Status(target) => (Action::Status, target.ids, false, target.how),
-        Command::Doctor(target) => return finish(doctor(target.ids, &target.how)),
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help for stdout, or what is wrong with the command line for stderr.
+            let is_told = error.print().and_then(|()| std::io::stdout().flush()).is_ok();
+            return ExitCode::from(match u8::try_from(error.exit_code()) {
+                Ok(code) if is_told => code,
+                _ => Exit::Failed.code(),
+            });
+        }
     };
-    let overview = !all && ids.is_empty();
+    let mut output = Output::default();
+    let exit = match cli.command {
+        Command::Start(target) => act(Action::Start, target.ids, target.all, &target.how, &mut output),
+        Command::Stop(target) => act(Action::Stop, target.ids, target.all, &target.how, &mut output),
+        Command::Reset(target) => act(Action::Reset, target.ids, target.all, &target.how, &mut output),
+        Command::Status(target) => act(Action::Status, target.ids, false, &target.how, &mut output),
+        Command::Doctor(target) => doctor(target.ids, &target.how, &mut output),
+    };
+    ExitCode::from(if output.has_failed { Exit::Failed.code() } else { exit.code() })
+}
+
+/// What is printed, and whether that went well.
+#[derive(Default)]
+struct Output {
+    has_failed: bool,
+}
+
+impl Output {
+    /// To stdout: what was asked for.
+    fn print(&mut self, text: impl Display) {
+        if self.has_failed {
+            return;
+        }
+        let mut stdout = std::io::stdout().lock();
+        if let Err(error) = write!(stdout, "{text}").and_then(|()| stdout.flush()) {
+            self.has_failed = true;
+            self.complain(format_args!("write to stdout: {error}"));
+        }
+    }
+
+    /// To stderr: what went wrong. If that can't be said either, the status has it.
+    fn complain(&mut self, problem: impl Display) {
+        self.has_failed |= writeln!(std::io::stderr(), "l4d2ctl: {problem}").is_err();
+    }
+
+    /// An object for one, an array for several or for all.
+    fn json<T: Serialize>(&mut self, all: &[T], is_one: bool) {
+        let text = match (is_one, all) {
+            (true, [only]) => serde_json::to_string_pretty(only),
+            _ => serde_json::to_string_pretty(all),
+        };
+        self.print(format_args!("{}\n", text.expect("the reports hold no map and no odd key")));
+    }
+
+    /// That nothing was done, and why.
+    fn problem(&mut self, action: &'static str, error: impl Display, how: &How, is_one: bool) -> Exit {
+        if how.json {
+            self.json(&[Problem::new(action, &error)], is_one);
+        }
+        self.complain(error);
+        Exit::Failed
+    }
+}
+
+fn act(action: Action, ids: Vec<Instance>, all: bool, how: &How, output: &mut Output) -> Exit {
+    let is_overview = !all && ids.is_empty();
     let instances = match chosen(ids, action) {
         Ok(instances) => instances,
-        Err(problem) => return fail(&problem),
+        Err(problem) => return output.problem(action.word(), problem, how, false),
     };
-    let reports = reports(action, &instances, &how);
-    let one = instances.len() == 1 && !all && !overview;
+    let is_one = instances.len() == 1 && !all && !is_overview;
+    let reports = match reports(action, &instances, how) {
+        Ok(reports) => reports,
+        Err(error) if instances.is_empty() => return output.problem(action.word(), error, how, false),
+        Err(error) => instances.iter().map(|instance| control::not_begun(action, instance, &error)).collect(),
+    };
     if how.json {
-        print_json(&reports, one);
-    } else if let (true, [report]) = (one, reports.as_slice()) {
-        print!("{report}");
+        output.json(&reports, is_one);
+    } else if let (true, [report]) = (is_one, reports.as_slice()) {
+        output.print(report);
     } else {
-        print!("{}", report::table(&reports));
+        output.print(report::table(&reports));
     }
-    if !how.json {
-        for report in &reports {
-            for note in report.notes.iter().filter(|_| !one) {
-                println!("{}: {note}", report.instance);
-            }
-            if let Some(error) = &report.error {
-                let of = if one { String::new() } else { format!("{}: ", report.instance) };
-                eprintln!("l4d2ctl: {of}{error}");
-            }
+    for report in reports.iter().filter(|_| !how.json) {
+        let of = if is_one { String::new() } else { format!("{}: ", report.instance) };
+        // In a report of one they are rows.
+        for note in report.notes.iter().filter(|_| !is_one) {
+            output.print(format_args!("{of}{note}\n"));
+        }
+        if let Some(error) = &report.error {
+            output.complain(format_args!("{of}{error}"));
         }
     }
     let exits = reports.iter().map(|report| report.exit);
-    finish(Exit::worst(exits.filter(|exit| !overview || *exit != Exit::NotRunning)))
-}
-
-fn finish(exit: Exit) -> ExitCode {
-    ExitCode::from(exit.code())
-}
-
-fn fail(problem: &str) -> ExitCode {
-    eprintln!("l4d2ctl: {problem}");
-    finish(Exit::Failed)
+    Exit::worst(exits.filter(|exit| !is_overview || *exit != Exit::NotRunning))
 }
 
 /// The instances that were named, each once, or all.
@@ -79,22 +135,16 @@ fn chosen(ids: Vec<Instance>, action: Action) -> Result<Vec<Instance>, String> {
     Ok(ids.into_iter().filter(|id| seen.insert(id.to_string())).collect())
 }
 
-fn reports(action: Action, instances: &[Instance], how: &How) -> Vec<Report> {
+fn reports(action: Action, instances: &[Instance], how: &How) -> Result<Vec<Report>, UnitsError> {
     let timeout = Duration::from_secs(how.timeout);
-    let systemd = control::may(action, rustix::process::geteuid().is_root())
-        .and_then(|()| connect(timeout, instances.len()));
-    match systemd {
-        Ok(systemd) => {
-            let mut progress = Progress::new(instances);
-            let reports =
-                fleet::run_all(&systemd, &Host::default(), action, instances, timeout, &mut |report| {
-                    progress.ended(report);
-                });
-            progress.clear();
-            reports
-        }
-        Err(error) => instances.iter().map(|instance| control::not_begun(action, instance, &error)).collect(),
-    }
+    control::may(action, rustix::process::geteuid().is_root())?;
+    let systemd = connect(timeout, instances.len())?;
+    let mut progress = Progress::new(instances);
+    let reports = fleet::run_all(&systemd, &Host::default(), action, instances, timeout, &mut |report| {
+        progress.ended(report);
+    });
+    progress.clear();
+    Ok(reports)
 }
 
 /// Each instance has its own time for its job; the connection lasts for as many as can follow one another.
@@ -145,6 +195,7 @@ impl Progress {
 /// The JSON of one instance's doctor.
 #[derive(Serialize)]
 struct Diagnosis {
+    schema_version: u32,
     unit: String,
     fragment: String,
     drop_ins: Vec<String>,
@@ -152,23 +203,21 @@ struct Diagnosis {
     error: Option<String>,
 }
 
-fn doctor(ids: Vec<Instance>, how: &How) -> Exit {
-    let one = ids.len() == 1;
+fn doctor(ids: Vec<Instance>, how: &How, output: &mut Output) -> Exit {
+    const ACTION: &str = "doctor";
+    let is_one = ids.len() == 1;
     let timeout = Duration::from_secs(how.timeout);
-    let (instances, systemd) = match (chosen(ids, Action::Status), connect(timeout, 1)) {
-        (Ok(instances), Ok(systemd)) => (instances, systemd),
-        (Err(problem), _) => {
-            eprintln!("l4d2ctl: {problem}");
-            return Exit::Failed;
-        }
-        (_, Err(error)) => {
-            eprintln!("l4d2ctl: {error}");
-            return Exit::Failed;
-        }
+    let instances = match chosen(ids, Action::Status) {
+        Ok(instances) => instances,
+        Err(problem) => return output.problem(ACTION, problem, how, is_one),
+    };
+    let systemd = match connect(timeout, 1) {
+        Ok(systemd) => systemd,
+        Err(error) => return output.problem(ACTION, error, how, is_one),
     };
     let around = systemd.neighbours(&Path::new(STATE_DIR).join("runtime"));
     if let Err(error) = &around {
-        eprintln!("l4d2ctl: the other units: {error}");
+        output.complain(format_args!("the other units: {error}"));
     }
     let diagnoses: Vec<_> = instances
         .iter()
@@ -176,6 +225,7 @@ fn doctor(ids: Vec<Instance>, how: &How) -> Exit {
             let merged = instance.paths(Path::new(STATE_DIR)).merged;
             match systemd.setup(&instance.unit(), &merged) {
                 Ok(setup) => Diagnosis {
+                    schema_version: SCHEMA_VERSION,
                     findings: findings(&setup, around.as_ref().ok()),
                     unit: setup.unit,
                     fragment: setup.fragment,
@@ -183,6 +233,7 @@ fn doctor(ids: Vec<Instance>, how: &How) -> Exit {
                     error: None,
                 },
                 Err(error) => Diagnosis {
+                    schema_version: SCHEMA_VERSION,
                     unit: instance.unit(),
                     fragment: String::new(),
                     drop_ins: Vec::new(),
@@ -193,17 +244,18 @@ fn doctor(ids: Vec<Instance>, how: &How) -> Exit {
         })
         .collect();
     if how.json {
-        print_json(&diagnoses, one);
+        output.json(&diagnoses, is_one);
     }
     for diagnosis in diagnoses.iter().filter(|_| !how.json) {
         let files: Vec<_> =
             std::iter::once(&diagnosis.fragment).chain(&diagnosis.drop_ins).cloned().collect();
+        let (unit, files) = (&diagnosis.unit, files.join(", "));
         match (&diagnosis.error, diagnosis.findings.as_slice()) {
-            (Some(error), _) => println!("{}: {error}", diagnosis.unit),
-            (None, []) => println!("{}: nothing found ({})", diagnosis.unit, files.join(", ")),
+            (Some(error), _) => output.print(format_args!("{unit}: {error}\n")),
+            (None, []) => output.print(format_args!("{unit}: nothing found ({files})\n")),
             (None, findings) => {
-                println!("{}: {} found ({})", diagnosis.unit, findings.len(), files.join(", "));
-                findings.iter().for_each(|finding| println!("  {finding}"));
+                output.print(format_args!("{unit}: {} found ({files})\n", findings.len()));
+                findings.iter().for_each(|finding| output.print(format_args!("  {finding}\n")));
             }
         }
     }
@@ -214,13 +266,4 @@ fn doctor(ids: Vec<Instance>, how: &How) -> Exit {
 fn findings(setup: &UnitSetup, around: Option<&Neighbours>) -> Vec<Finding> {
     let others = around.map(|around| neighbours::lint(setup, around)).unwrap_or_default();
     doctor::lint(setup).into_iter().chain(others).collect()
-}
-
-/// An object for one, an array for several or for all.
-fn print_json<T: Serialize>(all: &[T], one: bool) {
-    let text = match (one, all) {
-        (true, [only]) => serde_json::to_string_pretty(only),
-        _ => serde_json::to_string_pretty(all),
-    };
-    println!("{}", text.expect("the reports hold no map and no odd key"));
 }
