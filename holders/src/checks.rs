@@ -9,7 +9,7 @@ use std::path::Path;
 
 use crate::diagnose::{check_effects, field, registered_files};
 use crate::kernel::mount_of_answer;
-use crate::kernel_holders::{fixed_interpreter, layers, swap_files, unix_sockets};
+use crate::kernel_holders::{fixed_interpreter, layers, swap_files};
 use crate::mountinfo::{self, Mount};
 use crate::namespace::{MountNamespace, parse_link};
 use crate::propagation::{At, Fate, Reason, Table, containing, fates, submounts, visible_at};
@@ -17,17 +17,20 @@ use crate::report::samples::{copy, holder, loop_device, mount, mounted, not_moun
 use crate::report::{Effect, Phase, Relation, Report, Unseen};
 use crate::scan::unit_of_cgroup;
 use crate::task::{phase_from, printable, v2_cgroup};
+use crate::unix_diag::{self, Message};
 use crate::verdict::Verdict;
 use crate::walk::{MountPoints, mapped_paths, socket_inode, stat_fields};
 
-/// What the kernel tells of files that no process has: `/proc/swaps`, `/proc/net/unix`, an entry of binfmt_misc, the
+/// What the kernel tells of files that no process has: `/proc/swaps`, an answer of unix_diag, an entry of binfmt_misc, the
 /// options of an overlay.
 pub fn kernel_files(data: &[u8]) {
     for file in swap_files(data) {
         assert!(!file.path.as_os_str().is_empty());
     }
-    for path in unix_sockets(data).values() {
-        assert!(path.is_absolute());
+    for message in unix_diag::messages(data) {
+        let Message::Bound(inode, bound) = message else { continue };
+        assert!(inode <= u64::from(u32::MAX) && bound.device.minor < 1 << 20);
+        assert!(!bound.path.as_os_str().as_bytes().contains(&0));
     }
     if let Some(path) = fixed_interpreter(data) {
         assert!(!path.as_os_str().as_bytes().contains(&b'\n'));
@@ -294,6 +297,13 @@ mod tests {
         ) {
             kernel_files(&data);
             kernel_files(text.as_bytes());
+            // An answer of unix_diag whose attributes are anything.
+            let length = u32::try_from(32 + data.len()).expect("a short one");
+            let mut answer = length.to_ne_bytes().to_vec();
+            answer.extend([20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+            answer.extend([0; 15]);
+            answer.extend(&data);
+            kernel_files(&answer);
         }
 
         #[test]

@@ -23,6 +23,7 @@ use crate::report::{
     Report, Suspect, Unseen,
 };
 use crate::task;
+use crate::unix_diag::{self, BoundSocket};
 use crate::walk::{self, Carrier, Found, Link, MetNamespace, OnMount, TOO_LONG, Walk, Wanted};
 
 /// What is asked.
@@ -182,6 +183,7 @@ impl Query {
             tables: vec![own],
             unlisted: Vec::new(),
             fates: Fates::default(),
+            sockets: None,
             walk: Walk::default(),
         };
         survey.look().map_err(proc_error("list", "/proc"))?;
@@ -247,6 +249,8 @@ struct Survey<'a> {
     /// Namespaces without a table.
     unlisted: Vec<MountNamespace>,
     fates: Fates,
+    /// Those that are bound to a file; `None` if that can't be known.
+    sockets: Option<HashMap<u64, BoundSocket>>,
     walk: Walk,
 }
 
@@ -263,14 +267,10 @@ const MOST_FDINFO: usize = 4 << 20;
 
 impl Survey<'_> {
     fn look(&mut self) -> Result<(), Errno> {
-        let mut wanted = Wanted {
-            sockets: match self.among {
-                None => kernel_holders::bound_sockets().keys().copied().collect(),
-                Some(_) => HashSet::new(),
-            },
-            carriers: self.refused,
-            ..Wanted::default()
-        };
+        let mut wanted = Wanted { carriers: self.refused, ..Wanted::default() };
+        if self.among.is_none() {
+            self.sockets = unix_diag::bound_sockets().ok();
+        }
         self.settle();
         self.want(&mut wanted);
         for _ in 0..WALKS {
@@ -311,6 +311,13 @@ impl Survey<'_> {
                 is_new = true;
             }
         }
+        let interesting = |device| {
+            let is_below = |&at: &usize| self.tables[0].mounts[at].device == device;
+            let below = self.target.map(|target| propagation::submounts(&self.tables[0].mounts, target));
+            wanted.devices.contains(&device) || below.unwrap_or_default().iter().any(is_below)
+        };
+        let sockets = self.sockets.iter().flatten().filter(|(_, bound)| interesting(bound.device));
+        wanted.sockets = sockets.map(|(&inode, bound)| (inode, bound.device)).collect();
         let related: HashSet<u64> = self.related().iter().map(|(at, _)| self.mount(*at).id).collect();
         wanted.devices_are_shared = self.target.is_some()
             && self.tables[0]
@@ -482,6 +489,7 @@ impl Survey<'_> {
                 namespaces: self.unlisted.clone(),
                 namespace_list: self.listed.is_some(),
                 cut_short: None,
+                bound_sockets: self.among.is_none() && self.sockets.is_none(),
                 references: walk.not_kept,
             },
             refused: self.refused,
@@ -554,18 +562,13 @@ impl Survey<'_> {
 
     fn holders(&mut self, walk: &Walk) -> Vec<Holder> {
         let in_rings = self.files_in_rings(walk);
-        let sockets = if walk.found.iter().any(|found| matches!(found.link, Link::Socket(_))) {
-            kernel_holders::bound_sockets()
-        } else {
-            HashMap::new()
-        };
         let mut tasks: BTreeMap<(u32, u32), Vec<Reference>> = BTreeMap::new();
         let mut of_task: HashMap<(u32, u32), Option<MountNamespace>> = HashMap::new();
         let mut namespace_of =
             |pid, tid| *of_task.entry((pid, tid)).or_insert_with(|| self.namespace_of(pid, tid));
         for found in &walk.found {
             let namespace = namespace_of(found.pid, found.tid);
-            if let Some(reference) = self.reference(found, namespace, &sockets) {
+            if let Some(reference) = self.reference(found, namespace) {
                 tasks.entry((found.pid, found.tid)).or_default().push(reference);
             }
         }
@@ -648,12 +651,7 @@ impl Survey<'_> {
     }
 
     /// `None` if the link turned out to have nothing to do with the mount.
-    fn reference(
-        &self,
-        found: &Found,
-        namespace: Option<MountNamespace>,
-        sockets: &HashMap<u64, PathBuf>,
-    ) -> Option<Reference> {
+    fn reference(&self, found: &Found, namespace: Option<MountNamespace>) -> Option<Reference> {
         let kind = match found.link {
             Link::Cwd => Kind::Cwd,
             Link::Root => Kind::Root,
@@ -665,13 +663,16 @@ impl Survey<'_> {
         if found.path.is_empty() {
             return self.reference_without_path(kind, found.mount?);
         }
-        let path = match found.link {
-            Link::Socket(_) => sockets.get(&walk::socket_inode(&found.path)?)?.clone(),
-            _ => PathBuf::from(OsString::from_vec(found.path.clone())),
-        };
-        let (effect, lies_in) = match found.mount {
-            Some(mount) => self.effect_on(mount.id, mount.device),
-            None => (self.effect_at(&path, namespace)?, None),
+        let (path, effect, lies_in) = if let Link::Socket(_) = found.link {
+            let socket = self.sockets.as_ref()?.get(&walk::socket_inode(&found.path)?)?;
+            (socket.path.clone(), self.effect_of_socket(socket, namespace)?, None)
+        } else {
+            let path = PathBuf::from(OsString::from_vec(found.path.clone()));
+            let (effect, lies_in) = match found.mount {
+                Some(mount) => self.effect_on(mount.id, mount.device),
+                None => (self.effect_at(&path, namespace)?, None),
+            };
+            (path, effect, lies_in)
         };
         Some(Reference {
             kind,
@@ -748,6 +749,38 @@ impl Survey<'_> {
         }
     }
 
+    /// What a socket does that is bound to a file. The kernel tells the file system, which of its mounts it does not:
+    /// that is the one at the path, as seen from the namespace of the process that has the socket or from another, or
+    /// whichever, if they are all alike.
+    fn effect_of_socket(&self, socket: &BoundSocket, namespace: Option<MountNamespace>) -> Option<Effect> {
+        let on_device = |mount: &&Mount| mount.device == socket.device;
+        let at_path = |table: &Table| {
+            let at =
+                propagation::containing(&table.mounts, &socket.path).filter(|_| socket.path.is_absolute());
+            at.map(|(at, _)| table.mounts[at].id)
+        };
+        let own = self.tables.iter().filter(|table| namespace == Some(table.namespace));
+        let mounts: Vec<&Mount> =
+            self.tables.iter().flat_map(|table| &table.mounts).filter(on_device).collect();
+        let ids: [Vec<u64>; 3] = [
+            own.filter_map(at_path).collect(),
+            self.tables.iter().filter_map(at_path).collect(),
+            mounts.iter().map(|mount| mount.id).collect(),
+        ];
+        let effects = ids.into_iter().map(|ids| -> HashSet<Effect> {
+            let of_it = mounts.iter().filter(|mount| ids.contains(&mount.id));
+            of_it.map(|mount| self.effect_on(mount.id, mount.device).0).collect()
+        });
+        let mut effects =
+            effects.into_iter().find(|effects| !effects.is_empty()).unwrap_or_default().into_iter();
+        match (effects.next(), effects.next()) {
+            (None, _) => self.devices.contains(&socket.device).then_some(Effect::KeepsSuperblock),
+            (Some(Effect::Harmless), None) => None,
+            (Some(effect), None) => Some(effect),
+            (Some(_), Some(_)) => Some(Effect::Unclear),
+        }
+    }
+
     fn kernel_holders(&self) -> Vec<KernelHolder> {
         let own = &self.tables[0];
         kernel_holders::kernel_files(&own.mounts)
@@ -820,6 +853,7 @@ pub(crate) fn check_effects(tables: &[Table], target: usize) {
         tables: tables.to_vec(),
         unlisted: Vec::new(),
         fates: Fates::default(),
+        sockets: None,
         walk: Walk::default(),
     };
     survey.settle();

@@ -47,6 +47,7 @@ impl Report {
                 "namespaces_were_listed": self.unseen.namespace_list,
                 "cut_short": self.unseen.cut_short.map(cut_short),
                 "references": self.unseen.references,
+                "bound_sockets": self.unseen.bound_sockets,
             },
         })
     }

@@ -1,10 +1,9 @@
 //! References that no process has, as far as the kernel tells of them: loop devices, swap files, binfmt_misc's
-//! fixed interpreters, overlay layers; and the paths that Unix sockets are bound to.
+//! fixed interpreters, overlay layers.
 //!
 //! What these files show is text: a path as seen from the reader's root directory, or as the one who set it up
 //! wrote it. None says which mount it is on.
 
-use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -31,11 +30,6 @@ pub(crate) fn kernel_files(mounts: &[Mount]) -> Vec<KernelFile> {
     }
     files.extend(mounts.iter().filter(|mount| mount.fstype == "overlay").flat_map(layers));
     files
-}
-
-/// The bound Unix sockets of the caller's network namespace that have an absolute path: inode number to path.
-pub(crate) fn bound_sockets() -> HashMap<u64, PathBuf> {
-    fs::read("/proc/net/unix").map(|table| unix_sockets(&table)).unwrap_or_default()
 }
 
 fn loop_devices() -> Vec<KernelFile> {
@@ -104,21 +98,6 @@ pub(crate) fn layers(overlay: &Mount) -> Vec<KernelFile> {
         .collect()
 }
 
-/// Reads `/proc/net/unix` (proc_net(5)): seven columns, the last an inode number, then a path, if there is one.
-pub(crate) fn unix_sockets(table: &[u8]) -> HashMap<u64, PathBuf> {
-    table
-        .split(|&byte| byte == b'\n')
-        .skip(1)
-        .filter_map(|line| {
-            // An abstract name begins with an @, a path that was bound relative with anything.
-            let path = line.iter().position(|&byte| byte == b'/')?;
-            let inode = line[..path].rsplit(|&byte| byte == b' ').find(|field| !field.is_empty())?;
-            let inode = std::str::from_utf8(inode).ok()?.parse().ok()?;
-            Some((inode, OsString::from_vec(line[path..].to_vec()).into()))
-        })
-        .collect()
-}
-
 /// Whether the path is at or below the mount point; as text.
 pub(crate) fn without_deleted(path: &Path) -> &Path {
     let bytes = path.as_os_str().as_bytes();
@@ -145,18 +124,6 @@ mod tests {
         assert_eq!(fixed_interpreter(entry("OCF").as_bytes()), Some("/m/bin/qemu".into()));
         assert_eq!(fixed_interpreter(entry("OC").as_bytes()), None);
         assert_eq!(fixed_interpreter(b"enabled\n"), None);
-    }
-
-    #[test]
-    fn takes_bound_sockets() {
-        let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01   123 /m/a b\n\
-            0000000000000000: 00000003 00000000 00000000 0001 03   124\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01   125 @/abstract\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01   126 relative\n";
-        let mut sockets: Vec<_> = unix_sockets(table).into_iter().collect();
-        sockets.sort();
-        assert_eq!(sockets, [(123, PathBuf::from("/m/a b"))]);
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub mod report;
 pub mod scan;
 mod task;
 mod text;
+mod unix_diag;
 mod verdict;
 mod walk;
 

@@ -270,6 +270,9 @@ pub struct Unseen {
     pub namespace_list: bool,
     /// The deadline came before the end.
     pub cut_short: Option<CutShort>,
+    /// It could not be asked which sockets are bound to a file: this kernel has no unix_diag, or not for this user. Then no
+    /// socket is accused.
+    pub bound_sockets: bool,
     /// How many references were found and are not listed, since the list has enough of the same kind, on the same mount
     /// and of the same process.
     pub references: usize,

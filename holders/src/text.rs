@@ -59,6 +59,9 @@ impl fmt::Display for Report {
                 unseen.processes, self.processes
             )?;
         }
+        if unseen.bound_sockets {
+            writeln!(f, "not seen: sockets that are bound to a file (that takes unix_diag in the kernel)")?;
+        }
         if let Some(cut) = unseen.cut_short {
             writeln!(f, "not seen: {cut}")?;
         }
@@ -162,6 +165,7 @@ mod tests {
                 processes: 2,
                 namespaces: vec![UNIT],
                 namespace_list: false,
+                bound_sockets: true,
                 cut_short: Some(CutShort { processes: 90, left: 7 }),
                 references: 936,
             },

@@ -39,8 +39,8 @@ pub(crate) struct Wanted {
     pub(crate) mount_points: MountPoints,
     /// Superblocks; a mapping of a file on one of them is kept.
     pub(crate) devices: Vec<Device>,
-    /// Inode numbers of bound sockets.
-    pub(crate) sockets: HashSet<u64>,
+    /// Inode numbers of sockets that are bound to a file, and the superblock that it is on.
+    pub(crate) sockets: HashMap<u64, Device>,
     /// The devices have other mounts that are of no interest: a mapping is kept only if its path is, too.
     pub(crate) devices_are_shared: bool,
     /// Also keep links, whatever they show, that lie on one of `devices`: those of a mount that was detached
@@ -268,7 +268,7 @@ struct Walker<'a> {
     steps: u32,
     /// The deadline has come, and something was left out.
     is_late: bool,
-    /// How many links of one process were kept, by kind and mount.
+    /// How many links of one process were kept, by kind and mount; of sockets by superblock, as no more is known.
     kept: HashMap<(u8, Option<u64>), usize>,
     /// The length of all paths that were kept.
     path_bytes: usize,
@@ -383,7 +383,13 @@ impl Walker<'_> {
     /// Keeps a link; of one kind and on one mount only so many of a process, the rest is counted.
     fn keep(&mut self, mut found: Found) {
         let most = if self.walk.found.len() < MANY_KEPT { MOST_OF_A_KIND } else { FEW_OF_A_KIND };
-        let kept = self.kept.entry((kind_of(found.link), found.mount.map(|mount| mount.id))).or_default();
+        let on = match found.link {
+            Link::Socket(_) => socket_inode(&found.path)
+                .and_then(|inode| self.wanted.sockets.get(&inode))
+                .map(|device| (u64::from(device.major) << 32) | u64::from(device.minor)),
+            _ => found.mount.map(|mount| mount.id),
+        };
+        let kept = self.kept.entry((kind_of(found.link), on)).or_default();
         if *kept >= most {
             self.walk.not_kept += 1;
             return;
@@ -678,7 +684,7 @@ impl Walker<'_> {
                 self.walk.carriers.push(Carrier { pid, fd, is_ring: true });
             }
         } else if let Some(inode) = socket_inode(&self.link) {
-            if self.wanted.sockets.contains(&inode) {
+            if self.wanted.sockets.contains_key(&inode) {
                 let (path, link) = (self.link.clone(), Link::Socket(fd));
                 self.keep(Found { pid, tid, link, path, mount: None });
             }

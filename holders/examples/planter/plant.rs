@@ -83,7 +83,7 @@ pub(crate) const CASES: &[Case] = &[
     busy("open-tree"),
     outlives("cloned-tree"),
     busy("socket"),
-    hidden("socket-relative"),
+    busy("socket-relative"),
     busy("loop"),
     hidden("scm-rights"),
     busy("io-uring"),

@@ -9,6 +9,7 @@ mod ending;
 #[path = "../../examples/planter/plant.rs"]
 mod planter;
 mod sharing;
+mod sockets;
 #[path = "../../examples/planter/stage.rs"]
 mod stage;
 mod victim;
@@ -58,6 +59,8 @@ fn main() -> ExitCode {
     trials.push(Trial::test("watch", || on_a_stage(watch)));
     trials.push(Trial::test("watch-a-unit", || on_a_stage(watch_a_unit)));
     trials.push(Trial::test("bound-directory", || on_a_stage(bound_directory)));
+    trials.push(Trial::test("socket-forged", || on_a_stage(sockets::forged)));
+    trials.push(Trial::test("socket-older", || on_a_stage(sockets::older)));
     trials.push(Trial::test("deep", || on_a_stage(deep)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
     trials.push(Trial::test("deadline", || on_a_stage(bounds::deadline)));

@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use rustix::process::Pid;
 
-use crate::{ending, sharing};
+use crate::{ending, sharing, sockets};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -60,7 +60,7 @@ pub(crate) fn stay(pid: u32) -> Result<()> {
 pub(crate) fn run(args: &[OsString]) -> ExitCode {
     let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let done = ending::be(&words).or_else(|| sharing::be(&words));
+    let done = ending::be(&words).or_else(|| sharing::be(&words)).or_else(|| sockets::be(&words));
     match done.unwrap_or_else(|| Err("no such process".into())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
