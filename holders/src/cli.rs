@@ -64,7 +64,7 @@ did not see.
 Exit status:
    0  nothing blocks an unmount and nothing outlives it, or PATH is not mounted
       and nothing of it is seen; ns and watch: done
-   1  it could not be found out
+   1  it could not be found out, or not be written
    2  usage
   32  umount says EBUSY: somebody or something holds the mount
   33  nothing blocks an unmount, but the file system outlives it; or PATH is not

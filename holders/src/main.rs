@@ -1,6 +1,6 @@
 //! `holders`: who keeps a mount busy. What is left to this file: the order of things and the exit status.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -22,30 +22,24 @@ fn main() -> ExitCode {
     let current = std::env::current_dir().unwrap_or_else(|_gone| PathBuf::from("/"));
     // First of all: a shell inside the mount has started this process there, and it is not to hold it too.
     if let Err(error) = std::env::set_current_dir("/") {
-        eprintln!("holders: chdir /: {error}");
+        complain(&format!("chdir /: {error}"));
         return ExitCode::from(EXIT_FAILED);
     }
     let done = match cli::parse(std::env::args_os()) {
-        Ok(Command::Help) => {
-            print!("{}", cli::HELP);
-            Ok(EXIT_OK)
-        }
-        Ok(Command::Version) => {
-            println!("holders {}", env!("CARGO_PKG_VERSION"));
-            Ok(EXIT_OK)
-        }
+        Ok(Command::Help) => print(cli::HELP, EXIT_OK),
+        Ok(Command::Version) => print(&format!("holders {}\n", env!("CARGO_PKG_VERSION")), EXIT_OK),
         Ok(Command::Diagnose(asked)) => diagnose(&asked, &current),
         Ok(Command::Namespace(asked)) => namespace(&asked, &current),
         Ok(Command::Watch(asked)) => watch(asked, &current),
         Err(problem) => {
-            eprintln!("holders: {problem}\nTry: holders --help");
+            complain(&format!("{problem}\nTry: holders --help"));
             return ExitCode::from(EXIT_USAGE);
         }
     };
     match done {
         Ok(status) => ExitCode::from(status),
         Err(error) => {
-            eprintln!("holders: {}", chain(&*error));
+            complain(&chain(&*error));
             ExitCode::from(EXIT_FAILED)
         }
     }
@@ -67,8 +61,7 @@ fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
     }
     let report = query.run()?;
     let text = if asked.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
-    print(&text)?;
-    Ok(status(&report.verdict()))
+    print(&text, status(&report.verdict()))
 }
 
 fn namespace(asked: &Namespace, current: &Path) -> Result<u8, Failure> {
@@ -77,8 +70,7 @@ fn namespace(asked: &Namespace, current: &Path) -> Result<u8, Failure> {
         NamespaceOf::File(file) => holders::ns::of_file(&current.join(file))?,
     };
     let text = if asked.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
-    print(&text)?;
-    Ok(EXIT_OK)
+    print(&text, EXIT_OK)
 }
 
 fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
@@ -90,12 +82,10 @@ fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
     };
     let done = watch::watch(&plan, |look| {
         let line = if asked.json { look.json().to_string() } else { look.line() };
-        let mut stdout = io::stdout().lock();
-        io::Write::write_all(&mut stdout, format!("{line}\n").as_bytes())?;
-        io::Write::flush(&mut stdout)
+        write(&format!("{line}\n"))
     });
     match done {
-        // The reader has gone away.
+        // It is for as long as somebody reads it.
         Err(error)
             if error
                 .downcast_ref()
@@ -123,12 +113,21 @@ fn status(verdict: &Verdict) -> u8 {
     }
 }
 
-/// A reader that has gone away, as `head` does, is no error.
-fn print(text: &str) -> io::Result<()> {
-    match io::Write::write_all(&mut io::stdout().lock(), text.as_bytes()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        done => done,
-    }
+/// An answer that nobody got is none: its status says so, whatever it would have been, and `print!` would panic.
+fn print(text: &str, status: u8) -> Result<u8, Failure> {
+    write(text)?;
+    Ok(status)
+}
+
+fn write(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    let done = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    done.map_err(|error| io::Error::new(error.kind(), format!("write to stdout: {error}")))
+}
+
+/// If not even that can be written, the status has to do.
+fn complain(text: &str) {
+    drop(writeln!(io::stderr(), "holders: {text}"));
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
