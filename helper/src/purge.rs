@@ -181,14 +181,23 @@ fn trashes(paths: &Paths) -> impl Iterator<Item = Trash> {
 /// [`HelperError::Crossing`] at a mount, [`HelperError::Protected`] at what not even root may delete,
 /// [`HelperError::OutOfTime`], or the system call that failed. What is left can be given to this function again.
 pub fn remove_tree(parent: impl AsFd, name: &str, path: &Path, deadline: Instant) -> Result<(), HelperError> {
-    let parent = parent.as_fd();
+    remove_tree_by(Lookup::SAFE, parent.as_fd(), name, path, deadline)
+}
+
+fn remove_tree_by(
+    lookup: Lookup,
+    parent: BorrowedFd<'_>,
+    name: &str,
+    path: &Path,
+    deadline: Instant,
+) -> Result<(), HelperError> {
     let name = CString::new(name).map_err(|_nul| HelperError::call("delete", path)(Errno::INVAL))?;
-    let top = match enter(parent, &name) {
+    let top = match lookup.enter(parent, &name) {
         Ok(top) => top,
         Err(Errno::NOENT) => return Ok(()),
         Err(errno) => return Err(refused(errno, path)),
     };
-    let mut tree = Tree { top, path, trail: Vec::new(), moved: 0, deadline };
+    let mut tree = Tree { lookup, top, path, trail: Vec::new(), moved: 0, deadline };
     loop {
         let top = tree.top.try_clone().map_err(|error| {
             HelperError::call("dup", path)(Errno::from_io_error(&error).unwrap_or(Errno::MFILE))
@@ -204,6 +213,7 @@ pub fn remove_tree(parent: impl AsFd, name: &str, path: &Path, deadline: Instant
 
 /// The tree that is being deleted.
 struct Tree<'a> {
+    lookup: Lookup,
     top: OwnedFd,
     path: &'a Path,
     /// The names of the directories that are entered now, outermost first; for messages.
@@ -258,7 +268,7 @@ impl Tree<'_> {
         if self.trail.len() >= MAX_DEPTH {
             return self.move_up(directory, name);
         }
-        let inner = match enter(directory, name) {
+        let inner = match self.lookup.enter(directory, name) {
             Ok(inner) => inner,
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => return Ok(()),
             Err(errno) => return Err(self.explain(directory, name, errno)),
@@ -326,11 +336,24 @@ impl Tree<'_> {
     }
 }
 
-/// Opens a directory without following a link or crossing a mount; EXDEV if it would.
-fn enter(parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::NO_XDEV | ResolveFlags::NO_SYMLINKS | ResolveFlags::BENEATH;
-    rustix::fs::openat2(parent, name, flags, Mode::empty(), resolve)
+/// How a directory is entered. It is a value so that a test can take a flag away and see what is lost by it.
+#[derive(Debug, Clone, Copy)]
+struct Lookup {
+    flags: OFlags,
+    resolve: ResolveFlags,
+}
+
+impl Lookup {
+    /// Through no link and over no mount.
+    const SAFE: Self = Self {
+        flags: OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC),
+        resolve: ResolveFlags::NO_XDEV.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::BENEATH),
+    };
+
+    /// Opens a directory. EXDEV is a mount that would be crossed.
+    fn enter(self, parent: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
+        rustix::fs::openat2(parent, name, self.flags, Mode::empty(), self.resolve)
+    }
 }
 
 /// Makes a directory root's alone. Somebody may add to it as fast as it is emptied; from here on only root may.
@@ -364,6 +387,14 @@ fn display(name: &CStr) -> String {
 }
 
 #[cfg(test)]
+#[path = "../tests/support/playground.rs"]
+mod playground;
+
+#[cfg(test)]
+#[path = "../tests/support/swapper.rs"]
+mod swapper;
+
+#[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::{PermissionsExt, symlink};
@@ -388,27 +419,30 @@ mod tests {
 
     #[test]
     fn deep_wide_and_oddly_named() {
-        let parent = tempfile::tempdir().unwrap();
-        let tree = parent.path().join("t");
-        fs::create_dir(&tree).unwrap();
-        // Deeper than a path can say and than descriptors would last: made step by step.
-        let mut at = open(&tree);
-        for _ in 0..10_000 {
-            rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
-            at = rustix::fs::openat(&at, "d", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
-        }
-        drop(at);
-        for name in [".moved-0", ".moved-1", "a b", "-x", "wide"] {
-            fs::create_dir(tree.join(name)).unwrap();
-            fs::create_dir(tree.join(name).join(".moved-2")).unwrap();
-        }
-        for index in 0..2000 {
-            fs::write(tree.join("wide").join(index.to_string()), "").unwrap();
-        }
-        fs::set_permissions(tree.join("wide/.moved-2"), fs::Permissions::from_mode(0o0)).unwrap();
-        delete(parent.path(), "t").unwrap();
-        assert!(!tree.exists());
-        delete(parent.path(), "t").unwrap();
+        // For root alone no mode is in the way.
+        playground::run("purge::tests::deep_wide_and_oddly_named", || {
+            let parent = tempfile::tempdir().unwrap();
+            let tree = parent.path().join("t");
+            fs::create_dir(&tree).unwrap();
+            // Deeper than a path can say and than descriptors would last: made step by step.
+            let mut at = open(&tree);
+            for _ in 0..10_000 {
+                rustix::fs::mkdirat(&at, "d", Mode::RWXU).unwrap();
+                at = rustix::fs::openat(&at, "d", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+            }
+            drop(at);
+            for name in [".moved-0", ".moved-1", "a b", "-x", "wide"] {
+                fs::create_dir(tree.join(name)).unwrap();
+                fs::create_dir(tree.join(name).join(".moved-2")).unwrap();
+            }
+            for index in 0..2000 {
+                fs::write(tree.join("wide").join(index.to_string()), "").unwrap();
+            }
+            fs::set_permissions(tree.join("wide/.moved-2"), fs::Permissions::from_mode(0o0)).unwrap();
+            delete(parent.path(), "t").unwrap();
+            assert!(!tree.exists());
+            delete(parent.path(), "t").unwrap();
+        });
     }
 
     #[test]
@@ -593,37 +627,115 @@ mod tests {
         assert_eq!(left, [".purge-3"]);
     }
 
-    #[test]
-    fn somebody_who_adds_and_swaps_meanwhile_is_outrun_or_the_deadline_is() {
+    /// A delete of one tree while somebody swaps what is in it.
+    struct Fight {
+        result: Result<(), HelperError>,
+        /// How often the attacker has put a link in the place of a directory.
+        links: u64,
+        is_victim_whole: bool,
+    }
+
+    /// Deletes a tree of names that are a directory in one moment and a link to another tree in the next.
+    fn fight(lookup: Lookup) -> Fight {
         let parent = tempfile::tempdir().unwrap();
-        let (tree, outside) = (parent.path().join("t"), parent.path().join("outside"));
+        let (tree, victim) = (parent.path().join("t"), parent.path().join("victim"));
         fs::create_dir(&tree).unwrap();
-        fs::create_dir(&outside).unwrap();
-        fs::write(outside.join("file"), "kept").unwrap();
-        for index in 0..2000 {
-            fs::create_dir(tree.join(index.to_string())).unwrap();
-            fs::write(tree.join(index.to_string()).join("file"), "").unwrap();
-        }
-        let (at, target) = (tree.clone(), outside.clone());
-        let swapper = std::thread::spawn(move || {
-            // From the far end, so that what is swapped has often been listed already.
-            let mut swapped = 0;
-            for index in (0..2000).rev() {
-                let name = at.join(index.to_string());
-                let gone = fs::rename(&name, at.join(format!("x{index}"))).is_err();
-                if !gone && symlink(&target, &name).is_ok() {
-                    swapped += 1;
-                }
-            }
-            swapped
+        fs::create_dir(&victim).unwrap();
+        fs::write(victim.join("file"), "kept").unwrap();
+        let targets = [victim.to_str().unwrap().to_owned(), "../victim".to_owned()];
+        let names = (0..NAMES).map(|name| name.to_string());
+        let mut swapper = swapper::Swapper::new(open(&tree), names, &targets);
+        assert_eq!(swapper.plant(), NAMES);
+        let (began, begin) = std::sync::mpsc::sync_channel(0);
+        let attacker = std::thread::spawn(move || {
+            swapper.swap();
+            began.send(()).unwrap();
+            // Until none of the names is there any more.
+            while swapper.swap() > 0 {}
+            swapper.shown
         });
-        let result = delete(parent.path(), "t");
-        let swapped = swapper.join().unwrap();
-        if result.is_err() || tree.exists() {
-            delete(parent.path(), "t").unwrap();
+        begin.recv().unwrap();
+        let result = remove_tree_by(lookup, open(parent.path()).as_fd(), "t", &tree, soon());
+        if result.is_err() {
+            // It has given up: nothing takes the names away, so the tree goes.
+            fs::rename(&tree, parent.path().join("lost")).unwrap();
+            delete(parent.path(), "lost").unwrap();
         }
-        assert!(!tree.exists());
-        assert_eq!(fs::read(outside.join("file")).unwrap(), b"kept", "after {swapped} swaps");
+        let links = attacker.join().unwrap();
+        let is_victim_whole = fs::read(victim.join("file")).is_ok_and(|content| content == b"kept");
+        Fight { result, links, is_victim_whole }
+    }
+
+    #[test]
+    fn links_in_the_place_of_directories_are_followed_by_none_but_a_delete_without_its_flags() {
+        let name = "links_in_the_place_of_directories_are_followed_by_none_but_a_delete_without_its_flags";
+        playground::run(&format!("purge::tests::{name}"), || {
+            // As it was built wrong: the attacker wins at once, so he really shows links to a delete.
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let careless = Lookup { flags, resolve: ResolveFlags::empty() };
+            let lost = until(careless, &|fight| !fight.is_victim_whole);
+            let lost = lost.expect("an attacker who never wins is none");
+            // With what keeps it beneath the tree alone he makes it give up.
+            let beneath = Lookup { flags, resolve: ResolveFlags::BENEATH };
+            let stopped = until(beneath, &|fight| {
+                assert!(fight.is_victim_whole);
+                matches!(fight.result, Err(HelperError::Crossing(_)))
+            });
+            let stopped = stopped.expect("an attacker who never shows a link is none");
+            // As it is: nothing is lost, and each delete is done.
+            let mut links = 0;
+            for _ in 0..FIGHTS {
+                let fight = fight(Lookup::SAFE);
+                fight.result.unwrap();
+                assert!(fight.is_victim_whole);
+                links += fight.links;
+            }
+            assert!(links >= 10_000, "{links} links are no attack");
+            eprintln!(
+                "lost in fight {lost} without flags, given up in fight {stopped} with BENEATH alone; {links} links \
+                 in {FIGHTS} fights as it is"
+            );
+        });
+    }
+
+    /// The first one is lost without the flags, on one core as on two.
+    const FIGHTS: u32 = 50;
+
+    /// Enough for a delete to be interrupted on its way through them, where attacker and delete share a core.
+    const NAMES: usize = 500;
+
+    /// The number of the first fight that ends so; `None` if none does for a long time.
+    fn until(lookup: Lookup, is_over: &dyn Fn(Fight) -> bool) -> Option<u32> {
+        let deadline = soon();
+        (1..).take_while(|_| Instant::now() < deadline).find(|_| is_over(fight(lookup)))
+    }
+
+    /// What no lookup flag but NO_XDEV sees: no link leads there.
+    #[test]
+    fn a_mount_in_the_tree_is_emptied_by_none_but_a_delete_that_crosses_mounts() {
+        let name = "a_mount_in_the_tree_is_emptied_by_none_but_a_delete_that_crosses_mounts";
+        playground::run(&format!("purge::tests::{name}"), || {
+            let crossing =
+                Lookup { resolve: Lookup::SAFE.resolve.difference(ResolveFlags::NO_XDEV), ..Lookup::SAFE };
+            for (lookup, is_kept) in [(Lookup::SAFE, true), (crossing, false)] {
+                let parent = tempfile::tempdir().unwrap();
+                let (inside, victim) = (parent.path().join("t/d"), parent.path().join("victim"));
+                fs::create_dir_all(&inside).unwrap();
+                fs::create_dir(&victim).unwrap();
+                fs::write(victim.join("file"), "kept").unwrap();
+                rustix::mount::mount_bind(&victim, &inside).unwrap();
+                let result = remove_tree_by(
+                    lookup,
+                    open(parent.path()).as_fd(),
+                    "t",
+                    &parent.path().join("t"),
+                    soon(),
+                );
+                assert!(matches!(result, Err(HelperError::Crossing(_))), "{result:?}");
+                assert_eq!(victim.join("file").exists(), is_kept, "{lookup:?}");
+                rustix::mount::unmount(&inside, rustix::mount::UnmountFlags::empty()).unwrap();
+            }
+        });
     }
 
     /// One step of making a tree: where, and what. Links point outside, at a directory, a file and up.
@@ -644,37 +756,50 @@ mod tests {
         ]
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn it_never_leaves_its_directory(steps in prop::collection::vec(make(), 0..40)) {
-            let parent = tempfile::tempdir().unwrap();
-            let (tree, outside) = (parent.path().join("t"), parent.path().join("outside"));
-            fs::create_dir(&tree).unwrap();
-            fs::create_dir(&outside).unwrap();
-            fs::write(outside.join("file"), "kept").unwrap();
-            let absolute = |path: &[u8]| path.iter().fold(tree.clone(), |at, step| at.join(step.to_string()));
-            let through_link = |path: &Path| path.ancestors().skip(1).take_while(|at| *at != tree).any(Path::is_symlink);
-            for step in &steps {
-                let (Make::Directory(path) | Make::File(path) | Make::Link(path, _)) = step;
-                let path = absolute(path);
-                if through_link(&path) || path.is_symlink() || path.exists() {
-                    continue;
-                }
-                // A file may be in the way of a directory: such a step makes nothing.
-                if fs::create_dir_all(path.parent().unwrap()).is_err() {
-                    continue;
-                }
-                match step {
-                    Make::Directory(_) => fs::create_dir(&path).unwrap(),
-                    Make::File(_) => fs::write(&path, "").unwrap(),
-                    Make::Link(_, target) => symlink(target, &path).unwrap(),
-                }
+    #[test]
+    fn it_never_leaves_its_directory() {
+        playground::run("purge::tests::it_never_leaves_its_directory", || {
+            let config = ProptestConfig {
+                cases: 64,
+                // The failing input is in the message; there is nowhere to write it.
+                failure_persistence: None,
+                ..ProptestConfig::default()
+            };
+            let ran = proptest::test_runner::TestRunner::new(config)
+                .run(&prop::collection::vec(make(), 0..40), |steps| stays_in_its_directory(&steps));
+            ran.unwrap_or_else(|error| panic!("{error}"));
+        });
+    }
+
+    fn stays_in_its_directory(steps: &[Make]) -> Result<(), TestCaseError> {
+        let parent = tempfile::tempdir().unwrap();
+        let (tree, outside) = (parent.path().join("t"), parent.path().join("outside"));
+        fs::create_dir(&tree).unwrap();
+        fs::create_dir(&outside).unwrap();
+        fs::write(outside.join("file"), "kept").unwrap();
+        let absolute = |path: &[u8]| path.iter().fold(tree.clone(), |at, step| at.join(step.to_string()));
+        let through_link =
+            |path: &Path| path.ancestors().skip(1).take_while(|at| *at != tree).any(Path::is_symlink);
+        for step in steps {
+            let (Make::Directory(path) | Make::File(path) | Make::Link(path, _)) = step;
+            let path = absolute(path);
+            if through_link(&path) || path.is_symlink() || path.exists() {
+                continue;
             }
-            delete(parent.path(), "t").unwrap();
-            prop_assert!(!tree.exists());
-            prop_assert_eq!(fs::read(outside.join("file")).unwrap(), b"kept");
-            prop_assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+            // A file may be in the way of a directory: such a step makes nothing.
+            if fs::create_dir_all(path.parent().unwrap()).is_err() {
+                continue;
+            }
+            match step {
+                Make::Directory(_) => fs::create_dir(&path).unwrap(),
+                Make::File(_) => fs::write(&path, "").unwrap(),
+                Make::Link(_, target) => symlink(target, &path).unwrap(),
+            }
         }
+        delete(parent.path(), "t").unwrap();
+        prop_assert!(!tree.exists());
+        prop_assert_eq!(fs::read(outside.join("file")).unwrap(), b"kept");
+        prop_assert_eq!(fs::read_dir(parent.path()).unwrap().count(), 1);
+        Ok(())
     }
 }

@@ -1,19 +1,19 @@
-//! The built programs on the machine's own kernel: real overlays, real kills, a real attacker.
+//! The built programs on the machine's own kernel: real overlays, real kills. `attacker.rs` has who fights back.
 //!
 //! Each test runs its second half in namespaces of its own (mount and PID), made by unshare(1), in which
 //! `/var/lib/left4me` is a directory below `target/`. So that half is PID 1 there, the helper finds itself in PID 1's
-//! mount namespace, as it demands, and whatever a test leaves goes with the namespaces. That takes root; without it a
-//! test says that it did not run.
+//! mount namespace, as it demands, and whatever a test leaves goes with the namespaces. All else of the machine is
+//! read-only in there. That takes root; without it a test says that it did not run.
+
+#[path = "support/sealed.rs"]
+mod sealed;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use left4me_helper::account::Account;
@@ -111,6 +111,10 @@ impl Host {
         let state = directory.join("state");
         fs::create_dir_all(&directory).unwrap();
         fs::set_permissions(&directory, fs::Permissions::from_mode(0o755)).unwrap();
+        // Trees with links to `/` are deleted here: whoever follows one finds that only this directory can be written.
+        sealed::seal();
+        mount_bind(&directory, &directory).unwrap();
+        sealed::set_read_only(&directory, false);
         let host = Self { directory };
         host.clean();
         for part in ["installation", "overlays/maps", "instances", "runtime"] {
@@ -677,153 +681,6 @@ fn inside_hostile_trees_are_reset() {
     assert!(Path::new(STATE).join("installation/game").exists());
 }
 
-#[test]
-fn an_attacker_who_swaps_directories_for_links() {
-    isolated("inside_an_attacker_who_swaps_directories_for_links");
-}
-
-/// At least so many cycles, and as many more, up to five times as many, as it takes the attacker to have swapped so often:
-/// how many swaps fit in a cycle is the machine's and its load's.
-const CYCLES: usize = 200;
-const SWAPS: u64 = 100_000;
-
-#[test]
-#[ignore = "run by an_attacker_who_swaps_directories_for_links"]
-fn inside_an_attacker_who_swaps_directories_for_links() {
-    let host = Host::new("attack");
-    // What must not be touched: another instance, and a tree outside of everything, both with files that the attacker
-    // can reach only through root's hands.
-    let outside = host.directory.join("outside");
-    for precious in [runtime("4").join("upper"), outside.clone()] {
-        for directory in ["a", "b/c"] {
-            fs::create_dir_all(precious.join(directory)).unwrap();
-            fs::write(precious.join(directory).join("file"), "kept").unwrap();
-        }
-    }
-    let before = [listing(&runtime("4")), listing(&outside)];
-    // Started by root, as is a server: the links to its own program lead through nobody's private directory.
-    let program = host.directory.join("attacker");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    let mut attacker = command(&program)
-        .args(["--ignored", "--exact", "the_attacker", "--nocapture", "--test-threads", "1"])
-        .env("ATTACK_OUTSIDE", &outside)
-        .uid(SERVER.uid)
-        .gid(SERVER.gid)
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let swaps = Arc::new(AtomicU64::new(0));
-    let counter = {
-        let (swaps, said) = (swaps.clone(), BufReader::new(attacker.stdout.take().unwrap()));
-        thread::spawn(move || {
-            let counts = said.lines().map_while(Result::ok);
-            for count in counts.filter_map(|line| line.strip_prefix("swaps: ")?.parse().ok()) {
-                swaps.store(count, Ordering::Relaxed);
-            }
-        })
-    };
-    let mut refused = Vec::new();
-    let mut cycle = 0;
-    while cycle < CYCLES || (swaps.load(Ordering::Relaxed) < SWAPS && cycle < 5 * CYCLES) {
-        // What lies in the overlay is the attacker's; that there is one is not.
-        ok(&mut helper(&["mount", "3"]));
-        assert_eq!(mounts_at(&merged("3")).len(), 1);
-        umount_is_sound("3");
-        // An attacker may make a reset fail, loudly. He may not make it do anything else, nor keep it from being done
-        // once he is gone.
-        if cycle % 4 == 3 {
-            let output = purge().output().unwrap();
-            if !output.status.success() {
-                refused.push(stderr(&output));
-            }
-        }
-        cycle += 1;
-    }
-    attacker.stdin.take().unwrap().write_all(b"stop\n").unwrap();
-    assert!(attacker.wait().unwrap().success());
-    counter.join().unwrap();
-    let swaps = swaps.load(Ordering::Relaxed);
-    reset_is_sound();
-    assert_eq!([listing(&runtime("4")), listing(&outside)], before);
-    eprintln!(
-        "{swaps} swaps during {cycle} cycles, {} of {} resets refused {refused:?}",
-        refused.len(),
-        cycle / 4
-    );
-    assert!(refused.is_empty(), "{refused:?}");
-    assert!(swaps >= SWAPS, "{swaps} swaps are no attack");
-    fs::remove_file(&program).unwrap();
-}
-
-/// Path, mode, owner, time of the last change, content.
-type Entry = (PathBuf, u32, u32, i64, Option<Vec<u8>>);
-
-/// Everything about a tree that a wrong step would change.
-fn listing(root: &Path) -> Vec<Entry> {
-    let mut found = Vec::new();
-    let mut left = vec![root.to_owned()];
-    while let Some(path) = left.pop() {
-        let meta = fs::symlink_metadata(&path).unwrap();
-        if meta.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-        }
-        let content = meta.is_file().then(|| fs::read(&path).unwrap());
-        found.push((path, meta.mode(), meta.uid(), meta.ctime(), content));
-    }
-    found.sort();
-    found
-}
-
-/// The server's user gone bad: swaps names in `upper` between directories and links as fast as it can, by path and by
-/// a descriptor that it keeps when the directory is moved away, until a line comes on stdin.
-#[test]
-#[ignore = "run by an_attacker_who_swaps_directories_for_links"]
-fn the_attacker() {
-    use rustix::fs::{
-        AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with, symlinkat, unlinkat,
-    };
-    let outside = PathBuf::from(std::env::var_os("ATTACK_OUTSIDE").expect("run by its test only"));
-    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let told = stop.clone();
-    std::thread::spawn(move || {
-        let mut line = String::new();
-        std::io::stdin().read_line(&mut line).unwrap();
-        told.store(true, std::sync::atomic::Ordering::Relaxed);
-    });
-    let targets = [outside, runtime("4").join("upper"), "/".into(), "../../4/upper".into(), "..".into()];
-    let names = ["a", "b", "c", "game", "map", "work", "merged"];
-    let mut swaps = 0_u64;
-    let mut upper = None;
-    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        if let Ok(current) = openat(CWD, runtime("3").join("upper"), flags, Mode::empty()) {
-            upper = Some(current);
-        }
-        let Some(upper) = &upper else {
-            std::thread::yield_now();
-            continue;
-        };
-        // Many swaps for one look for the directory. Whatever fails, fails.
-        for round in 0..20 {
-            let (name, target) = (names[round % names.len()], &targets[round % targets.len()]);
-            may_fail(mkdirat(upper, "dir", Mode::RWXU));
-            may_fail(openat(upper, format!("dir/{round}"), OFlags::CREATE | OFlags::WRONLY, Mode::RWXU));
-            may_fail(symlinkat(target, upper, "link"));
-            may_fail(renameat_with(upper, "dir", upper, name, RenameFlags::empty()));
-            for _ in 0..21 {
-                if renameat_with(upper, "link", upper, name, RenameFlags::EXCHANGE).is_ok() {
-                    swaps += 1;
-                }
-            }
-            may_fail(unlinkat(upper, "link", AtFlags::empty()));
-            may_fail(unlinkat(upper, name, AtFlags::empty()));
-        }
-        println!("\nswaps: {swaps}");
-    }
-}
-
 /// A cgroup that looks like the unit's, taken away on drop.
 struct Unit(PathBuf);
 
@@ -833,6 +690,7 @@ impl Unit {
         let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
             .into_iter()
             .find(|root| Path::new(root).join("cgroup.procs").exists())?;
+        sealed::set_read_only(Path::new(root), false);
         let slice = Path::new(root).join(format!("left4me-test-{}.slice", std::env::var(RUN).unwrap()));
         let unit = slice.join("left4me-server@3.service");
         fs::create_dir_all(&unit).ok()?;
@@ -1096,7 +954,7 @@ fn the_large_server() {
     let mut memory = vec![0_u8; 300 << 20];
     memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
     for _ in 0..30 {
-        thread::spawn(|| thread::park());
+        std::thread::spawn(std::thread::park);
     }
     println!("\nready");
     drop(std::io::stdin().read_line(&mut String::new()));

@@ -1,24 +1,27 @@
 //! A server's user gone bad, for scenarios: `vm-attack RUNTIME TARGET...` swaps names in `RUNTIME/upper` between
-//! directories and symlinks to the targets as fast as it can, until SIGTERM. Then it says how often it has swapped.
+//! directories and symlinks to the targets as fast as it can, until SIGTERM. Then it says how often it has put a link in
+//! the place of a directory.
 //!
 //! It works by path and by a descriptor that it keeps, so that a runtime directory which a reset has moved away is still
 //! under attack. It has no rights of its own: a scenario runs it as the server's user.
 
-use std::os::fd::OwnedFd;
+#[path = "../../../../helper/tests/support/swapper.rs"]
+mod swapper;
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::fs::{
-    AtFlags, CWD, Mode, OFlags, RenameFlags, mkdirat, openat, renameat_with, symlinkat, unlinkat,
-};
+use swapper::Swapper;
 
 /// Names that the helper and a reset use themselves, and some that mean nothing to them. None is one that the server
 /// needs: whoever spoils those keeps his own server from starting, and that is his business.
 const NAMES: [&str; 7] = ["a", "b", "c", "upper", "work", "merged", "addons"];
 
-/// Swaps between one look for a signal or a new directory and the next.
+/// Swaps of each name between one look for a signal or a new directory and the next.
 const ROUNDS: usize = 20;
 
 fn main() -> Result<()> {
@@ -34,45 +37,30 @@ fn main() -> Result<()> {
     let end = SignalFd::with_flags(&end, SfdFlags::SFD_NONBLOCK).context("signalfd")?;
 
     let path = Path::new(&runtime).join("upper");
-    let (mut upper, mut seen, mut swaps) = (None, 0_u64, 0_u64);
+    let mut swapper: Option<(u64, Swapper)> = None;
+    let (mut links, mut directories) = (0, 0);
     while end.read_signal().context("read the signalfd")?.is_none() {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        if let Ok(current) = openat(CWD, &path, flags, Mode::empty()) {
-            upper = Some(current);
-            seen += 1;
+        if let Ok(current) = File::open(&path)
+            && let Ok(inode) = current.metadata().map(|meta| meta.ino())
+            && swapper.as_ref().is_none_or(|(known, _)| *known != inode)
+        {
+            links += swapper.map_or(0, |(_, swapper)| swapper.shown);
+            swapper = Some((inode, Swapper::new(current.into(), NAMES.map(str::to_owned), &targets)));
+            directories += 1;
         }
-        match &upper {
-            Some(upper) => swaps += attack(upper, &targets),
-            None => std::thread::yield_now(),
+        let Some((_, swapper)) = swapper.as_mut() else {
+            std::thread::yield_now();
+            continue;
+        };
+        if swapper.plant() == 0 {
+            std::thread::yield_now();
+            continue;
+        }
+        for _ in 0..ROUNDS {
+            swapper.swap();
         }
     }
-    println!("{swaps} swaps, {seen} looks at {}", path.display());
+    links += swapper.map_or(0, |(_, swapper)| swapper.shown);
+    println!("{links} links in the place of directories, in {directories} directories at {}", path.display());
     Ok(())
-}
-
-/// Some rounds of swaps, and how many of them were done. Whatever fails, fails: directories come and go meanwhile.
-fn attack(upper: &OwnedFd, targets: &[String]) -> u64 {
-    let mut swaps = 0;
-    for (round, (name, target)) in NAMES.iter().cycle().zip(targets.iter().cycle()).take(ROUNDS).enumerate() {
-        let made = [
-            mkdirat(upper, "dir", Mode::RWXU),
-            openat(upper, format!("dir/{round}"), OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).map(drop),
-            symlinkat(target, upper, "link"),
-            renameat_with(upper, "dir", upper, *name, RenameFlags::empty()),
-        ];
-        // An odd number, so that the name ends as a link.
-        for _ in 0..21 {
-            swaps += u64::from(renameat_with(upper, "link", upper, *name, RenameFlags::EXCHANGE).is_ok());
-        }
-        if made.iter().all(Result::is_err) {
-            // The directory is gone.
-            return swaps;
-        }
-        for name in ["link", name] {
-            match unlinkat(upper, name, AtFlags::empty()) {
-                Ok(()) | Err(_) => {}
-            }
-        }
-    }
-    swaps
 }
