@@ -223,7 +223,9 @@ pub fn arguments(data: &[u8]) {
 pub fn ctl_arguments(data: &[u8]) {
     let Ok(cli::Cli { command }) = cli::Cli::try_parse_from(command_line("l4d2ctl", data)) else { return };
     let how = match &command {
-        cli::Command::Start(target) | cli::Command::Stop(target) | cli::Command::Reset(target) => {
+        cli::Command::Start(target)
+        | cli::Command::Stop(cli::StopTarget { target, .. })
+        | cli::Command::Reset(cli::ResetTarget { target, .. }) => {
             assert_eq!(target.all, target.ids.is_empty());
             &target.how
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use left4me_helper::control::{self, Action, Host};
 use left4me_helper::report::{self, Exit, Report};
-use left4me_helper::units::{Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError};
+use left4me_helper::units::{Activity, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError};
 
 const SERVER: &str = "left4me-server@3.service";
 const OVERLAY: &str = "left4me-overlay@3.service";
@@ -189,6 +189,14 @@ impl Units for Play<'_> {
     fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
         self.asked(Call::Requires, self.answers.requires.clone().map(|_requires| None));
         self.answers.requires.clone()
+    }
+
+    fn activity(&mut self, _units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+        unreachable!("asked for several instances at once")
+    }
+
+    fn wait_until_down(&mut self, _units: &[String], _deadline: Instant) -> Result<(), UnitsError> {
+        unreachable!("asked for several instances at once")
     }
 }
 

@@ -1,6 +1,8 @@
 //! The command line of `l4d2ctl`: here and not in its binary, as the manual page and the completions of the shells are
 //! made from it too (`examples/generate.rs`).
 
+use std::time::Duration;
+
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::control::DEFAULT_TIMEOUT;
@@ -29,12 +31,12 @@ pub enum Command {
     /// Mount the overlays and start the servers
     Start(Target),
     /// Stop the servers and unmount the overlays
-    Stop(Target),
+    Stop(StopTarget),
     /// Stop the servers and delete their runtime directories, with all they wrote
     ///
     /// Nothing is deleted while anything is mounted there. A stop that fails is reported, with status 1, even if
     /// everything could be deleted.
-    Reset(Target),
+    Reset(ResetTarget),
     /// Say how the servers' units are
     ///
     /// One instance is shown in full, several as a table. Without any, all are shown, and one that does not run is no
@@ -59,6 +61,60 @@ pub struct Target {
     /// How to do it.
     #[command(flatten)]
     pub how: How,
+}
+
+/// Which instances to stop, and how.
+#[derive(Debug, Args)]
+pub struct StopTarget {
+    /// Which.
+    #[command(flatten)]
+    pub target: Target,
+    /// What comes before.
+    #[command(flatten)]
+    pub before: Before,
+}
+
+/// Which instances to reset, and how.
+#[derive(Debug, Args)]
+pub struct ResetTarget {
+    /// Which.
+    #[command(flatten)]
+    pub target: Target,
+    /// What comes before.
+    #[command(flatten)]
+    pub before: Before,
+    /// Do not ask. Without a terminal on stdin and stderr nothing is asked anyway
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// What comes before a stop.
+#[derive(Debug, Args)]
+pub struct Before {
+    /// Warn the players and wait so long: 30s, 2m, or seconds. `say Server restarts in 30 s` is written to each server's
+    /// console, the FIFO `console` in its directory, if it has one. All wait together, and no longer than they run
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub grace: Option<Duration>,
+}
+
+/// The longest `--grace`.
+const MAX_GRACE: Duration = Duration::from_secs(3600);
+
+/// Reads a time: digits and `s`, `m`, `h` or nothing.
+fn time(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        _ => (text, 1),
+    };
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number
+        .then(|| digits.parse::<u64>().ok()?.checked_mul(unit))
+        .flatten()
+        .map(Duration::from_secs)
+        .filter(|time| (Duration::from_secs(1)..=MAX_GRACE).contains(time))
+        .ok_or_else(|| "expected a time from 1s to 1h, such as 30s, 2m or 30".to_owned())
 }
 
 /// Which instances, or all, and how.
@@ -105,6 +161,8 @@ mod tests {
             &["l4d2ctl", "stop", "--all"],
             &["l4d2ctl", "status"],
             &["l4d2ctl", "doctor", "3"],
+            &["l4d2ctl", "reset", "--all", "--yes", "--grace", "30s"],
+            &["l4d2ctl", "stop", "3", "--grace=2m"],
         ] {
             assert!(Cli::try_parse_from(good).is_ok(), "{good:?}");
         }
@@ -114,20 +172,42 @@ mod tests {
             &["l4d2ctl", "reset"],
             &["l4d2ctl", "reset", "3", "--all"],
             &["l4d2ctl", "stop", "3", "--timeout", "0"],
+            &["l4d2ctl", "stop", "3", "--yes"],
+            &["l4d2ctl", "start", "3", "--grace", "30s"],
+            &["l4d2ctl", "stop", "3", "--grace", "2 m"],
         ] {
             assert_eq!(Cli::try_parse_from(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        for (text, seconds) in [("30s", 30), ("2m", 120), ("1h", 3600), ("45", 45), ("1", 1)] {
+            assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "s", "0", "0m", "2h", "61m", "-1s", "+1", "1.5m", "1d", "1é", "18446744073709551615m"]
+        {
+            assert!(time(bad).is_err(), "{bad}");
         }
     }
 
     proptest! {
         #[test]
         fn what_is_taken_is_checked_names_or_all_and_a_bounded_time(
-            words in prop::collection::vec("start|stop|reset|status|doctor|--all|--json|--timeout(=[0-9]{0,6})?|[0-9]{1,3}|[a-z./é-]{0,8}", 0..6)
+            words in prop::collection::vec("start|stop|reset|status|doctor|--all|--json|--yes|--grace=[0-9]{0,5}[smhé]?|--timeout(=[0-9]{0,6})?|[0-9]{1,3}|[a-z./é-]{0,8}", 0..6)
         ) {
             let words = std::iter::once("l4d2ctl").chain(words.iter().map(String::as_str));
             let Ok(Cli { command }) = Cli::try_parse_from(words.clone()) else { return Ok(()) };
+            let grace = match &command {
+                Command::Stop(stop) => stop.before.grace,
+                Command::Reset(reset) => reset.before.grace,
+                _ => None,
+            };
+            prop_assert!(grace.is_none_or(|grace| grace <= MAX_GRACE));
             let how = match &command {
-                Command::Start(target) | Command::Stop(target) | Command::Reset(target) => {
+                Command::Start(target)
+                | Command::Stop(StopTarget { target, .. })
+                | Command::Reset(ResetTarget { target, .. }) => {
                     prop_assert_eq!(target.all, target.ids.is_empty(), "either names or all");
                     prop_assert!(target.ids.iter().all(|id| words.clone().any(|word| word == id.as_str())));
                     &target.how

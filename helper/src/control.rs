@@ -639,6 +639,7 @@ mod tests {
     use std::fs;
 
     use super::*;
+    use crate::units::Activity;
 
     const SERVER: &str = "left4me-server@3.service";
     const OVERLAY: &str = "left4me-overlay@3.service";
@@ -683,6 +684,14 @@ mod tests {
 
         fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
             Ok(self.requires)
+        }
+
+        fn activity(&mut self, _units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+            unreachable!("asked for several instances at once")
+        }
+
+        fn wait_until_down(&mut self, _units: &[String], _deadline: Instant) -> Result<(), UnitsError> {
+            unreachable!("asked for several instances at once")
         }
     }
 

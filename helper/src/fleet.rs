@@ -4,18 +4,29 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::control::{Action, Host, run};
-use crate::error::HelperError;
+use crate::error::{HelperError, chain};
 use crate::instance::Instance;
 use crate::report::Report;
-use crate::units::Units;
+use crate::state::StateDir;
+use crate::units::{Activity, Units, UnitsError, is_down};
+use crate::warning::{self, Running};
 
 /// How many instances are worked on at once. A stop is systemd's work and a delete the disk's; more at once only wait
 /// for each other. And each asks twelve questions at a time, of which dbus-daemon answers 128 to a connection
 /// (`max_replies_per_connection`, dbus-daemon(1)).
 const AT_ONCE: usize = 10;
+
+/// How long things may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Of each instance: its jobs, and then deleting.
+    pub timeout: Duration,
+    /// How long before a stop or a reset the players are told.
+    pub grace: Option<Duration>,
+}
 
 /// Does `action` to all of `instances`, several at once, and says how each went, in their order. `done` hears of each
 /// end as it comes.
@@ -24,12 +35,23 @@ pub fn run_all<U: Units + Clone + Send>(
     host: &Host,
     action: Action,
     instances: &[Instance],
-    timeout: Duration,
+    times: Times,
     done: &mut dyn FnMut(&Report),
 ) -> Vec<Report> {
-    if let [only] = instances {
+    let begun = (host.now_us)();
+    let warned = times.grace.map(|grace| warn(&mut units.clone(), host, instances, grace));
+    let grace_us = warned.as_ref().map(|_warned| (host.now_us)().saturating_sub(begun));
+    let act = |units: &mut U, index: usize| {
+        let mut report = run(units, host, action, &instances[index], times.timeout);
+        report.phases.grace_us = grace_us;
+        if let Some(note) = warned.as_ref().and_then(|warned| warned[index].clone()) {
+            report.notes.insert(0, note);
+        }
+        report
+    };
+    if let [_only] = instances {
         // The usual case, which is worth no thread.
-        let report = run(&mut units.clone(), host, action, only, timeout);
+        let report = act(&mut units.clone(), 0);
         done(&report);
         return vec![report];
     }
@@ -38,15 +60,13 @@ pub fn run_all<U: Units + Clone + Send>(
     let mut ended: Vec<Option<Report>> = vec![None; instances.len()];
     thread::scope(|scope| {
         for _ in 0..instances.len().min(AT_ONCE) {
-            let (sender, next, mut units) = (sender.clone(), &next, units.clone());
+            let (sender, next, act, mut units) = (sender.clone(), &next, &act, units.clone());
             scope.spawn(move || {
-                while let Some((index, instance)) = {
-                    let index = next.fetch_add(1, Ordering::Relaxed);
-                    instances.get(index).map(|instance| (index, instance))
-                } {
-                    let report = run(&mut units, host, action, instance, timeout);
+                while let Some(index) =
+                    Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < instances.len())
+                {
                     // Nobody listens any more only if the whole has failed already.
-                    if sender.send((index, report)).is_err() {
+                    if sender.send((index, act(&mut units, index))).is_err() {
                         return;
                     }
                 }
@@ -59,6 +79,70 @@ pub fn run_all<U: Units + Clone + Send>(
         }
     });
     ended.into_iter().map(|report| report.expect("every instance was worked on")).collect()
+}
+
+/// Tells the players of those servers that run, and waits for all of them together: so long, or until none runs any
+/// more. A note for each instance that is warned, or should have been.
+fn warn(units: &mut dyn Units, host: &Host, instances: &[Instance], grace: Duration) -> Vec<Option<String>> {
+    let deadline = Instant::now() + grace;
+    let names: Vec<_> = instances.iter().map(Instance::unit).collect();
+    let activity = match units.activity(&names) {
+        Ok(activity) => activity,
+        Err(error) => return vec![Some(format!("nobody was warned: {error}")); instances.len()],
+    };
+    let is_running: Vec<_> = activity.iter().map(|unit| !is_down(&unit.active_state)).collect();
+    let line = warning::line(grace);
+    let tell = |instance: &Instance| {
+        let said = StateDir::open(&host.state_dir).and_then(|state| warning::say(&state, instance, &line));
+        match said {
+            Ok(true) => format!("its console was told \"{line}\""),
+            Ok(false) => "it has no console, nobody was warned".to_owned(),
+            Err(error) => format!("nobody was warned: {}", chain(&error)),
+        }
+    };
+    let mut notes: Vec<_> = instances
+        .iter()
+        .zip(&is_running)
+        .map(|(instance, is_running)| is_running.then(|| tell(instance)))
+        .collect();
+    let running: Vec<_> = names
+        .into_iter()
+        .zip(&is_running)
+        .filter_map(|(unit, is_running)| is_running.then_some(unit))
+        .collect();
+    if !running.is_empty()
+        && let Err(error) = units.wait_until_down(&running, deadline)
+    {
+        // Then the stop comes early, or can't be either.
+        for note in notes.iter_mut().flatten() {
+            note.push_str(&format!("; the wait of {} s failed: {error}", grace.as_secs()));
+        }
+    }
+    notes
+}
+
+/// Those of `instances` that run, and what a reset would cost them.
+///
+/// # Errors
+/// As [`UnitsError`].
+pub fn running(
+    units: &mut dyn Units,
+    host: &Host,
+    instances: &[Instance],
+) -> Result<Vec<Running>, UnitsError> {
+    let names: Vec<_> = instances.iter().map(Instance::unit).collect();
+    let now = (host.now_us)();
+    let activity = units.activity(&names)?;
+    let running = instances.iter().zip(activity).filter(|(_, unit)| !is_down(&unit.active_state));
+    Ok(running
+        .map(|(instance, Activity { since_us, .. })| Running {
+            instance: instance.clone(),
+            since: (since_us > 0).then(|| Duration::from_micros(now.saturating_sub(since_us))),
+            loss: StateDir::open(&host.state_dir)
+                .and_then(|state| warning::loss(&state, instance))
+                .map_err(|error| chain(&error)),
+        })
+        .collect())
 }
 
 /// All instances, numbers first: those with a file in `instances/`, and, unless they are to be started, those that
@@ -101,20 +185,24 @@ fn names_in(directory: &Path) -> Result<Vec<String>, HelperError> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::Instant;
+    use std::sync::{Arc, Mutex};
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::control::DEFAULT_TIMEOUT;
-    use crate::units::{Ended, Job, Names, Pair, UnitState, UnitsError};
+    use crate::units::{Ended, Job, Names, Pair, UnitState};
 
-    /// Plays systemd: nothing runs.
-    #[derive(Clone)]
-    struct AllDown;
+    /// Plays systemd: of the servers those run that are listed, until they are stopped; and what it is asked.
+    #[derive(Clone, Default)]
+    struct Play {
+        running: Vec<String>,
+        asked: Arc<Mutex<Vec<String>>>,
+    }
 
-    impl Units for AllDown {
-        fn run(&mut self, _job: Job, _names: &Names, _deadline: Instant) -> Result<Ended, UnitsError> {
+    impl Units for Play {
+        fn run(&mut self, job: Job, names: &Names, _deadline: Instant) -> Result<Ended, UnitsError> {
+            self.asked.lock().unwrap().push(format!("{job:?} {}", names.server));
             let before = Pair { server: "inactive".into(), overlay: "inactive".into() };
             Ok(Ended { before, result: "done".into() })
         }
@@ -131,7 +219,24 @@ mod tests {
         fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
             Ok(true)
         }
+
+        fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+            let state = |unit| if self.running.contains(unit) { ("active", 5) } else { ("inactive", 0) };
+            let activity = |unit| {
+                let (active_state, since_us) = state(unit);
+                Activity { active_state: active_state.into(), since_us }
+            };
+            Ok(units.iter().map(activity).collect())
+        }
+
+        fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError> {
+            assert!(deadline > Instant::now());
+            self.asked.lock().unwrap().push(format!("wait for {}", units.join(" ")));
+            Ok(())
+        }
     }
+
+    const TIMES: Times = Times { timeout: DEFAULT_TIMEOUT, grace: None };
 
     #[test]
     fn several_are_reset_and_reported_in_their_order() {
@@ -162,12 +267,43 @@ mod tests {
         assert_eq!(names(Action::Reset), expected);
         let all = all_instances(&host.state_dir, Action::Reset).unwrap();
         let mut heard = 0;
-        let reports = run_all(&AllDown, &host, Action::Reset, &all, DEFAULT_TIMEOUT, &mut |_| heard += 1);
+        let reports = run_all(&Play::default(), &host, Action::Reset, &all, TIMES, &mut |_| heard += 1);
         assert_eq!(heard, all.len());
         assert!(reports.iter().all(|report| report.ok), "{reports:?}");
         assert!(reports.iter().map(|report| &report.instance).eq(&expected));
         assert_eq!(fs::read_dir(host.state_dir.join("runtime")).unwrap().count(), 0);
-        assert_eq!(run_all(&AllDown, &host, Action::Reset, &[], DEFAULT_TIMEOUT, &mut |_| ()), []);
+        assert_eq!(run_all(&Play::default(), &host, Action::Reset, &[], TIMES, &mut |_| ()), []);
+    }
+
+    #[test]
+    fn those_that_run_are_warned_and_waited_for_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let table = directory.path().join("mountinfo");
+        fs::write(&table, "").unwrap();
+        let state_dir = directory.path().canonicalize().unwrap();
+        let host = Host { state_dir, mount_tables: vec![table], now_us: || 3_000_005 };
+        let names: Vec<Instance> = ["3", "4", "5"].map(|name| name.parse().unwrap()).into();
+        for name in &names {
+            fs::create_dir_all(host.state_dir.join(format!("runtime/{name}/merged"))).unwrap();
+        }
+        fs::create_dir(host.state_dir.join("runtime/3/upper")).unwrap();
+        fs::write(host.state_dir.join("runtime/3/upper/x"), "").unwrap();
+        let play = Play { running: [&names[0], &names[2]].map(Instance::unit).into(), ..Play::default() };
+        let times = Times { grace: Some(Duration::from_secs(30)), ..TIMES };
+        let reports = run_all(&play, &host, Action::Stop, &names, times, &mut |_| ());
+        let asked = play.asked.lock().unwrap().clone();
+        assert_eq!(asked[0], "wait for left4me-server@3.service left4me-server@5.service");
+        assert_eq!(asked.len(), 4, "{asked:?}");
+        let notes: Vec<_> = reports.iter().map(|report| report.notes.join(";")).collect();
+        assert_eq!(
+            notes,
+            ["it has no console, nobody was warned", "", "it has no console, nobody was warned"]
+        );
+        assert!(reports.iter().all(|report| report.ok && report.phases.grace_us == Some(0)));
+        let running = running(&mut play.clone(), &host, &names).unwrap();
+        let who: Vec<_> = running.iter().map(|one| one.instance.as_str()).collect();
+        assert_eq!((who, running[0].since), (vec!["3", "5"], Some(Duration::from_secs(3))));
+        assert_eq!(running[0].loss.as_ref().unwrap().files, 1);
     }
 
     proptest! {

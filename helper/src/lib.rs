@@ -43,3 +43,5 @@ pub mod report;
 pub mod systemd;
 #[cfg(feature = "control")]
 pub mod units;
+#[cfg(feature = "control")]
+pub mod warning;

@@ -106,13 +106,16 @@ pub struct Exec {
 /// How long each phase took, microseconds; null where the action has no such phase.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Phases {
+    /// From the warning of the players until none of the servers ran or the grace was over; one time for all that are
+    /// stopped at once.
+    pub grace_us: Option<u64>,
     /// From sending the first stop job until systemd said that the last has ended; holds `umount_us`.
     pub stop_us: Option<u64>,
     /// The runs of `ExecStopPost=` that this stop caused, by systemd's own clock readings.
     pub umount_us: Option<u64>,
     /// The deletion of `runtime/<id>`, with its checks.
     pub purge_us: Option<u64>,
-    /// The whole action.
+    /// The whole action, without the grace.
     pub total_us: u64,
 }
 
@@ -196,6 +199,7 @@ impl fmt::Display for Report {
             row(f, &format!("{of}{}", exec.line), &format!("{end:<11}{took:>12}"))?;
         }
         let phases = [
+            ("grace", self.phases.grace_us),
             ("stop", self.phases.stop_us),
             ("umount", self.phases.umount_us),
             ("purge", self.phases.purge_us),
@@ -305,6 +309,7 @@ mod tests {
                 exec(overlay, "ExecStopPost", &["left4me-overlay", "umount", "3"], Some(32), Some(999)),
             ],
             phases: Phases {
+                grace_us: None,
                 stop_us: Some(104_062),
                 umount_us: Some(999),
                 purge_us: None,

@@ -24,13 +24,14 @@ use zbus::{Connection, Message, MessageStream};
 use crate::doctor::{Bind, ExecLine, Sandbox, UnitSetup};
 use crate::job::{Heard, JobWatch, Question};
 use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
-use crate::units::{Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError, is_down};
+use crate::units::{Activity, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError, is_down};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 pub(crate) const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
 pub(crate) const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const UNITS_PATH: &str = "/org/freedesktop/systemd1/unit/";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// The settings whose runs are reported, in the order of a unit's life, each with its property.
@@ -185,6 +186,74 @@ impl Systemd {
     async fn listed(&self, names: &Names) -> Result<Pair<Listed>, UnitsError> {
         let reply = self.manager("ListUnitsByNames", &(names.each().to_vec())).await?;
         listed(names, &reply.body())
+    }
+
+    async fn active_states(&self, units: &[String]) -> Result<Vec<String>, UnitsError> {
+        let reply = self.manager("ListUnitsByNames", &(units)).await?;
+        let listed: Vec<ListedUnit> = reply.body().deserialize().map_err(|error| explain(&error))?;
+        Ok(listed.into_iter().map(|(_, _, _, active_state, ..)| active_state).collect())
+    }
+
+    async fn read_activity(&self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+        let mut all = Vec::new();
+        let states = self.active_states(units).await?;
+        for some in units.iter().zip(states).collect::<Vec<_>>().chunks(QUESTIONS_AT_ONCE) {
+            let asked = some.iter().map(|(unit, active_state)| async move {
+                let active_state = active_state.clone();
+                if is_down(&active_state) {
+                    return Ok(Activity { active_state, since_us: 0 });
+                }
+                let path = unit_path(unit)?;
+                let since_us = self.property(&path, UNIT, "ActiveEnterTimestampMonotonic").await?;
+                Ok(Activity { active_state, since_us })
+            });
+            all.extend(try_join_all(asked).await?);
+        }
+        Ok(all)
+    }
+
+    /// systemd tells of a unit's changes whoever keeps it (`src/core/dbus-unit.c:bus_unit_send_change_signal`). Who may
+    /// not keep it hears nothing, and waits to the end.
+    async fn watch_until_down(&self, units: &[String]) -> Result<(), UnitsError> {
+        let mut messages = MessageStream::from(&self.connection);
+        let rule = format!(
+            "type='signal',sender='{SYSTEMD}',path_namespace='/org/freedesktop/systemd1/unit',interface='{PROPERTIES}',\
+             member='PropertiesChanged',arg0='{UNIT}'"
+        );
+        if self.connection.is_bus() {
+            self.send(&bus_call("AddMatch", &rule)?).await?;
+        }
+        for unit in units {
+            self.send(&manager_call("RefUnit", unit)?).await?;
+        }
+        let is_change = |message: &Message| {
+            let header = message.header();
+            header.member().is_some_and(|member| member.as_str() == "PropertiesChanged")
+                && header.path().is_some_and(|path| path.as_str().starts_with(UNITS_PATH))
+        };
+        loop {
+            let mut has_changed = false;
+            // What is told meanwhile is taken off the queue, which would hold up the answer once it is full.
+            let drain = async {
+                while let Some(message) = messages.next().await {
+                    has_changed |= message.as_ref().is_ok_and(is_change);
+                }
+                Err(gone())
+            };
+            let states = future::or(self.active_states(units), drain).await?;
+            if states.iter().all(|state| is_down(state)) {
+                break;
+            }
+            // Whoever tells it: it is asked again, and systemd answers.
+            while !has_changed {
+                let message = messages.next().await.ok_or_else(gone)?.map_err(|error| explain(&error))?;
+                has_changed = is_change(&message);
+            }
+        }
+        if self.connection.is_bus() {
+            self.send(&bus_call("RemoveMatch", &rule)?).await?;
+        }
+        Ok(())
     }
 
     /// `is_kept` says that the units stay loaded as they are.
@@ -404,6 +473,17 @@ impl Units for Systemd {
         let required: Vec<String> = self.wait(self.deadline, self.property(&path, UNIT, "Requires"))?;
         Ok(required.contains(&names.overlay))
     }
+
+    fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+        self.wait(self.deadline, self.read_activity(units))
+    }
+
+    fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError> {
+        match self.wait(deadline, self.watch_until_down(units)) {
+            Err(UnitsError::Deadline) => Ok(()),
+            result => result,
+        }
+    }
 }
 
 /// The future's answer, or [`UnitsError::Deadline`].
@@ -421,7 +501,7 @@ async fn by<T>(
 /// The object that systemd has for a unit, loaded or not: all but letters and digits as `_` and two hexadecimal digits, a
 /// digit at the start too, and nothing at all as `_` (`sd_bus_path_encode(3)`).
 fn unit_path(unit: &str) -> Result<OwnedObjectPath, UnitsError> {
-    let mut path = String::from("/org/freedesktop/systemd1/unit/");
+    let mut path = String::from(UNITS_PATH);
     for (at, byte) in unit.bytes().enumerate() {
         if byte.is_ascii_alphabetic() || (at > 0 && byte.is_ascii_digit()) {
             path.push(char::from(byte));
@@ -593,6 +673,14 @@ mod tests {
     struct Manager {
         /// Whether somebody else sends ends of jobs as well, which only a connection without a bus lets us play.
         is_forged: bool,
+        /// How often it was asked about four units.
+        down: std::sync::atomic::AtomicUsize,
+    }
+
+    impl Manager {
+        fn new(is_forged: bool) -> Self {
+            Self { is_forged, down: std::sync::atomic::AtomicUsize::new(0) }
+        }
     }
 
     #[zbus::interface(name = "org.freedesktop.systemd1.Manager")]
@@ -669,13 +757,31 @@ mod tests {
             units
         }
 
-        fn list_units_by_names(&self, names: Vec<String>) -> Vec<ListedUnit> {
+        /// The server has failed and the overlay is active. Of four others one goes down each time they are asked about,
+        /// which is told.
+        async fn list_units_by_names(
+            &self,
+            names: Vec<String>,
+            #[zbus(connection)] connection: &Connection,
+        ) -> Vec<ListedUnit> {
+            let down =
+                self.down.fetch_add(usize::from(names.len() == 4), std::sync::atomic::Ordering::Relaxed);
+            if names.len() == 4 {
+                let changed = std::collections::HashMap::<&str, zbus::zvariant::Value<'_>>::new();
+                let body = (UNIT, changed, &["x"][..]);
+                let signal = "PropertiesChanged";
+                connection.emit_signal(None::<&str>, UNIT_PATH, PROPERTIES, signal, &body).await.unwrap();
+            }
             let states = ["failed", "active"].into_iter().cycle();
             let unit = |(name, active): (String, &str)| {
                 let path = OwnedObjectPath::try_from(UNIT_PATH).unwrap();
                 let [about, load, active, sub, none] = ["x", "loaded", active, "dead", ""].map(String::from);
                 (name, about, load, active, sub, none.clone(), path, 0, none, OwnedObjectPath::default())
             };
+            if names.len() == 4 {
+                let states = (0..4).map(|at| if at < down { "inactive" } else { "active" });
+                return names.into_iter().zip(states).map(unit).collect();
+            }
             names.into_iter().zip(states).map(unit).collect()
         }
     }
@@ -702,6 +808,10 @@ mod tests {
         #[zbus(property)]
         fn need_daemon_reload(&self) -> bool {
             true
+        }
+        #[zbus(property)]
+        fn active_enter_timestamp_monotonic(&self) -> u64 {
+            77
         }
         #[zbus(property)]
         fn requires(&self) -> Vec<String> {
@@ -798,7 +908,7 @@ mod tests {
             .server(zbus::Guid::generate())
             .unwrap()
             .p2p()
-            .serve_at(MANAGER_PATH, Manager { is_forged: true })
+            .serve_at(MANAGER_PATH, Manager::new(true))
             .unwrap()
             .serve_at(UNIT_PATH, Unit)
             .unwrap()
@@ -912,8 +1022,7 @@ mod tests {
     #[ignore = "runs dbus-daemon(1), which not every machine has"]
     fn on_a_bus_a_flood_of_forged_ends_neither_ends_nor_holds_up_a_job() {
         let bus = Bus::start();
-        let server =
-            bus.connect().name(SYSTEMD).unwrap().serve_at(MANAGER_PATH, Manager { is_forged: false });
+        let server = bus.connect().name(SYSTEMD).unwrap().serve_at(MANAGER_PATH, Manager::new(false));
         let _server = block_on(server.unwrap().build()).unwrap();
         let client = block_on(bus.connect().internal_executor(false).build()).unwrap();
         let victim = client.unique_name().unwrap().to_string();
@@ -949,6 +1058,23 @@ mod tests {
         assert_eq!(systemd.run(Job::Mount, &names(), deadline), Err(UnitsError::Deadline));
         let others = Names::of(&"4".parse().unwrap());
         assert_eq!(systemd.run(Job::Stop, &others, soon()), Err(UnitsError::Denied("no".into())));
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_last_unit_is_down_or_at_its_deadline() {
+        let (mut systemd, _server) = played();
+        let four = ["1", "2", "3", "4"].map(|name| format!("{name}.service"));
+        assert_eq!(systemd.wait_until_down(&four, soon()), Ok(()));
+        let (mut systemd, _server) = played();
+        let began = Instant::now();
+        let deadline = began + Duration::from_millis(50);
+        assert_eq!(systemd.wait_until_down(&names().each().map(Clone::clone), deadline), Ok(()));
+        assert!(began.elapsed() >= Duration::from_millis(50));
+        let activity = |active: &str, since_us| Activity { active_state: active.into(), since_us };
+        assert_eq!(
+            systemd.activity(&names().each().map(Clone::clone)),
+            Ok(vec![activity("failed", 0), activity("active", 77)])
+        );
     }
 
     #[test]

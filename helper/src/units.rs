@@ -188,6 +188,15 @@ impl fmt::Display for UnitsError {
 
 impl std::error::Error for UnitsError {}
 
+/// Whether a unit runs, and since when.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// ActiveState.
+    pub active_state: String,
+    /// When it became active, microseconds of CLOCK_MONOTONIC; 0 if it is down or was never.
+    pub since_us: u64,
+}
+
 /// How a job went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ended {
@@ -222,4 +231,16 @@ pub trait Units {
     /// # Errors
     /// As [`UnitsError`].
     fn requires_overlay(&mut self, names: &Names) -> Result<bool, UnitsError>;
+
+    /// Whether each of `units` runs, in their order.
+    ///
+    /// # Errors
+    /// As [`UnitsError`].
+    fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError>;
+
+    /// Waits until all of `units` are down, or until `deadline`, which is no error.
+    ///
+    /// # Errors
+    /// As [`UnitsError`].
+    fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError>;
 }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
-use std::io::{IsTerminal, Write};
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -13,19 +13,23 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde::Serialize;
 
-use left4me_helper::cli::{Cli, Command, How};
+use left4me_helper::cli::{Cli, Command, How, ResetTarget, StatusTarget, StopTarget, Target};
 use left4me_helper::control::{self, Action, Host};
 use left4me_helper::doctor::{self, Finding, UnitSetup};
 use left4me_helper::error::chain;
-use left4me_helper::fleet;
+use left4me_helper::fleet::{self, Times};
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::neighbours::{self, Neighbours};
 use left4me_helper::report::{self, Exit, Problem, Report, SCHEMA_VERSION};
 use left4me_helper::systemd::Systemd;
 use left4me_helper::units::UnitsError;
+use left4me_helper::warning;
 
 /// What questions may take on top of the job itself.
 const MARGIN: Duration = Duration::from_secs(10);
+
+/// The longest answer to a question that is read, bytes.
+const MAX_ANSWER: u64 = 64;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -41,11 +45,18 @@ fn main() -> ExitCode {
     };
     let mut output = Output::default();
     let exit = match cli.command {
-        Command::Start(target) => act(Action::Start, target.ids, target.all, &target.how, &mut output),
-        Command::Stop(target) => act(Action::Stop, target.ids, target.all, &target.how, &mut output),
-        Command::Reset(target) => act(Action::Reset, target.ids, target.all, &target.how, &mut output),
-        Command::Status(target) => act(Action::Status, target.ids, false, &target.how, &mut output),
-        Command::Doctor(target) => doctor(target.ids, &target.how, &mut output),
+        Command::Start(target) => act(&Request::of(Action::Start, target), &mut output),
+        Command::Stop(StopTarget { target, before }) => {
+            act(&Request { grace: before.grace, ..Request::of(Action::Stop, target) }, &mut output)
+        }
+        Command::Reset(ResetTarget { target, before, yes }) => {
+            let request = Request { grace: before.grace, asks: !yes, ..Request::of(Action::Reset, target) };
+            act(&request, &mut output)
+        }
+        Command::Status(StatusTarget { ids, how }) => {
+            act(&Request::of(Action::Status, Target { ids, all: false, how }), &mut output)
+        }
+        Command::Doctor(target) => doctor(&target.ids, &target.how, &mut output),
     };
     ExitCode::from(if output.has_failed { Exit::Failed.code() } else { exit.code() })
 }
@@ -93,17 +104,37 @@ impl Output {
     }
 }
 
-fn act(action: Action, ids: Vec<Instance>, all: bool, how: &How, output: &mut Output) -> Exit {
-    let is_overview = !all && ids.is_empty();
-    let instances = match chosen(ids, action) {
+/// What was asked for.
+struct Request {
+    action: Action,
+    target: Target,
+    grace: Option<Duration>,
+    /// Whether it is asked before running servers lose what they wrote.
+    asks: bool,
+}
+
+impl Request {
+    fn of(action: Action, target: Target) -> Self {
+        Self { action, target, grace: None, asks: false }
+    }
+}
+
+fn act(request: &Request, output: &mut Output) -> Exit {
+    let Request { action, target, .. } = request;
+    let (word, how) = (action.word(), &target.how);
+    let is_overview = !target.all && target.ids.is_empty();
+    let instances = match chosen(&target.ids, *action) {
         Ok(instances) => instances,
-        Err(problem) => return output.problem(action.word(), problem, how, false),
+        Err(problem) => return output.problem(word, problem, how, false),
     };
-    let is_one = instances.len() == 1 && !all && !is_overview;
-    let reports = match reports(action, &instances, how) {
-        Ok(reports) => reports,
-        Err(error) if instances.is_empty() => return output.problem(action.word(), error, how, false),
-        Err(error) => instances.iter().map(|instance| control::not_begun(action, instance, &error)).collect(),
+    let is_one = instances.len() == 1 && !target.all && !is_overview;
+    let reports = match reports(request, &instances) {
+        Ok(Some(reports)) => reports,
+        Ok(None) => return output.problem(word, "nothing was stopped and nothing was deleted", how, is_one),
+        Err(error) if instances.is_empty() => return output.problem(word, error, how, false),
+        Err(error) => {
+            instances.iter().map(|instance| control::not_begun(*action, instance, &error)).collect()
+        }
     };
     if how.json {
         output.json(&reports, is_one);
@@ -127,24 +158,50 @@ fn act(action: Action, ids: Vec<Instance>, all: bool, how: &How, output: &mut Ou
 }
 
 /// The instances that were named, each once, or all.
-fn chosen(ids: Vec<Instance>, action: Action) -> Result<Vec<Instance>, String> {
+fn chosen(ids: &[Instance], action: Action) -> Result<Vec<Instance>, String> {
     if ids.is_empty() {
         return fleet::all_instances(Path::new(STATE_DIR), action).map_err(|error| chain(&error));
     }
     let mut seen = BTreeSet::new();
-    Ok(ids.into_iter().filter(|id| seen.insert(id.to_string())).collect())
+    Ok(ids.iter().filter(|id| seen.insert(id.to_string())).cloned().collect())
 }
 
-fn reports(action: Action, instances: &[Instance], how: &How) -> Result<Vec<Report>, UnitsError> {
-    let timeout = Duration::from_secs(how.timeout);
-    control::may(action, rustix::process::geteuid().is_root())?;
-    let systemd = connect(timeout, instances.len())?;
+/// None if it was asked whether to do it, and it is not to be done.
+fn reports(request: &Request, instances: &[Instance]) -> Result<Option<Vec<Report>>, UnitsError> {
+    let Request { action, target, grace, asks } = request;
+    let timeout = Duration::from_secs(target.how.timeout);
+    control::may(*action, rustix::process::geteuid().is_root())?;
+    // Whoever answers may take their time, so the work has a connection of its own.
+    if *asks && is_attended() && !agrees(&mut connect(timeout, 1)?, instances)? {
+        return Ok(None);
+    }
+    let systemd = connect(timeout + grace.unwrap_or_default(), instances.len())?;
     let mut progress = Progress::new(instances);
-    let reports = fleet::run_all(&systemd, &Host::default(), action, instances, timeout, &mut |report| {
+    let times = Times { timeout, grace: *grace };
+    let reports = fleet::run_all(&systemd, &Host::default(), *action, instances, times, &mut |report| {
         progress.ended(report);
     });
     progress.clear();
-    Ok(reports)
+    Ok(Some(reports))
+}
+
+/// Whether somebody is there to be asked.
+fn is_attended() -> bool {
+    std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
+}
+
+/// Asks whether servers that run are to be reset; yes if none does.
+fn agrees(systemd: &mut Systemd, instances: &[Instance]) -> Result<bool, UnitsError> {
+    let running = fleet::running(systemd, &Host::default(), instances)?;
+    if running.is_empty() {
+        return Ok(true);
+    }
+    let question = warning::question(&running, instances.len());
+    let mut answer = String::new();
+    // Who can't read the question, or not answer it, does not agree.
+    let is_answered = write!(std::io::stderr(), "{question}").is_ok()
+        && std::io::stdin().lock().take(MAX_ANSWER).read_line(&mut answer).is_ok();
+    Ok(is_answered && warning::is_yes(&answer))
 }
 
 /// Each instance has its own time for its job; the connection lasts for as many as can follow one another.
@@ -203,7 +260,7 @@ struct Diagnosis {
     error: Option<String>,
 }
 
-fn doctor(ids: Vec<Instance>, how: &How, output: &mut Output) -> Exit {
+fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
     const ACTION: &str = "doctor";
     let is_one = ids.len() == 1;
     let timeout = Duration::from_secs(how.timeout);
