@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -267,7 +267,7 @@ const MOST_FDINFO: usize = 4 << 20;
 
 impl Survey<'_> {
     fn look(&mut self) -> Result<(), Errno> {
-        let mut wanted = Wanted { carriers: self.refused, ..Wanted::default() };
+        let mut wanted = Wanted { carriers: self.refused, tasks: true, ..Wanted::default() };
         if self.among.is_none() {
             self.sockets = unix_diag::bound_sockets().ok();
         }
@@ -551,9 +551,14 @@ impl Survey<'_> {
         NamespaceUse {
             namespace,
             processes: met.map_or(0, |met| met.processes),
-            member: met.map(|met| {
-                let about = task::about(self.proc_dir, met.member.0, met.member.1);
-                Member { pid: met.member.0, comm: about.comm, unit: about.unit }
+            member: met.and_then(|met| {
+                let task = task::open_thread(self.proc_dir, met.member.0, met.member.1).ok()?;
+                // Another one may have the id by now.
+                if namespace::inode(task.as_fd()) != Ok(met.inode) {
+                    return None;
+                }
+                let about = task::about_task(task.as_fd());
+                Some(Member { pid: met.member.0, comm: about.comm, unit: about.unit })
             }),
             files: files.map(|file| (file.pid, file.fd)).collect(),
             binds: binds.map(|(_, at)| at).collect(),
@@ -563,11 +568,8 @@ impl Survey<'_> {
     fn holders(&mut self, walk: &Walk) -> Vec<Holder> {
         let in_rings = self.files_in_rings(walk);
         let mut tasks: BTreeMap<(u32, u32), Vec<Reference>> = BTreeMap::new();
-        let mut of_task: HashMap<(u32, u32), Option<MountNamespace>> = HashMap::new();
-        let mut namespace_of =
-            |pid, tid| *of_task.entry((pid, tid)).or_insert_with(|| self.namespace_of(pid, tid));
         for found in &walk.found {
-            let namespace = namespace_of(found.pid, found.tid);
+            let namespace = self.namespace_of(walk, (found.pid, found.tid));
             if let Some(reference) = self.reference(found, namespace) {
                 tasks.entry((found.pid, found.tid)).or_default().push(reference);
             }
@@ -591,19 +593,16 @@ impl Survey<'_> {
             if references.is_empty() {
                 continue;
             }
-            let about = task::about(self.proc_dir, pid, tid);
-            let Some(start_time) = task::start_time(pid) else { continue };
+            // Gone while it was looked at.
+            let Some(known) = walk.tasks.get(&(pid, tid)) else { continue };
+            let about = known.about.clone();
             holders.push(Holder {
                 pid,
                 tid,
-                start_time,
-                phase: if walk.ending.contains(&pid) {
-                    Phase::Ending
-                } else {
-                    task::phase(self.proc_dir, pid, &about)
-                },
+                start_time: known.start_time,
+                phase: if walk.ending.contains(&pid) { Phase::Ending } else { known.phase },
                 relation: task::relation(&lineage, pid),
-                namespace: namespace_of(pid, tid),
+                namespace: self.namespace_of(walk, (pid, tid)),
                 comm: about.comm,
                 cgroup: about.cgroup,
                 unit: about.unit,
@@ -620,8 +619,8 @@ impl Survey<'_> {
             if self.is_late() {
                 break;
             }
-            let Some(text) = fdinfo(self.proc_dir, ring) else { continue };
-            let namespace = self.namespace_of(ring.pid, ring.pid);
+            let Some((_, text)) = fdinfo(self.proc_dir, ring) else { continue };
+            let namespace = self.namespace_of(walk, (ring.pid, ring.pid));
             let mut kept: HashMap<Effect, usize> = HashMap::new();
             for path in registered_files(&text) {
                 let Some(effect) = self.effect_at(&path, namespace) else { continue };
@@ -643,9 +642,8 @@ impl Survey<'_> {
         files
     }
 
-    fn namespace_of(&self, pid: u32, tid: u32) -> Option<MountNamespace> {
-        let task = task::open_thread(self.proc_dir, pid, tid).ok()?;
-        let inode = namespace::inode(task.as_fd()).ok()?;
+    fn namespace_of(&self, walk: &Walk, task: (u32, u32)) -> Option<MountNamespace> {
+        let inode = walk.tasks.get(&task)?.namespace?;
         let known = self.tables.iter().find(|table| table.namespace.inode == inode);
         Some(known.map_or(MountNamespace { inode, id: None }, |table| table.namespace))
     }
@@ -807,14 +805,15 @@ impl Survey<'_> {
     fn suspects(&mut self, walk: &Walk) -> Vec<Suspect> {
         let mut ending: Vec<u32> = walk.ending.iter().copied().collect();
         ending.sort_unstable();
-        let comm = |pid| task::about(self.proc_dir, pid, pid).comm;
+        let comm =
+            |pid| walk.tasks.get(&(pid, pid)).map(|known| known.about.comm.clone()).unwrap_or_default();
         let suspect = |pid| Suspect { pid, comm: comm(pid), fd: None, carries: Carries::Rest };
         let ending: Vec<_> = ending.into_iter().take(MOST_SUSPECTS).map(suspect).collect();
         let proc_dir = self.proc_dir;
         let carriers = walk.carriers.iter().take_while(|_| !self.is_late());
         carriers
             .filter_map(|carrier| {
-                let text = fdinfo(proc_dir, carrier)?;
+                let (process, text) = fdinfo(proc_dir, carrier)?;
                 let carries = if carrier.is_ring {
                     Carries::Registered(field(&text, "UserFiles:")?)
                 } else {
@@ -823,7 +822,7 @@ impl Survey<'_> {
                 if matches!(carries, Carries::Registered(0) | Carries::InFlight(0)) {
                     return None;
                 }
-                let comm = task::about(proc_dir, carrier.pid, carrier.pid).comm;
+                let comm = task::about_task(process.as_fd()).comm;
                 Some(Suspect { pid: carrier.pid, comm, fd: Some(carrier.fd), carries })
             })
             .take(MOST_SUSPECTS)
@@ -908,13 +907,13 @@ fn effect_of(fate: Fate) -> Effect {
     }
 }
 
-/// What `/proc/PID/fdinfo/FD` says of a descriptor.
-fn fdinfo(proc_dir: BorrowedFd<'_>, carrier: &Carrier) -> Option<String> {
+/// What `/proc/PID/fdinfo/FD` says of a descriptor, and the process's directory.
+fn fdinfo(proc_dir: BorrowedFd<'_>, carrier: &Carrier) -> Option<(OwnedFd, String)> {
     let process = walk::open_task(proc_dir, DecInt::new(carrier.pid).as_c_str()).ok()?;
     let directory = walk::open_task(process.as_fd(), c"fdinfo").ok()?;
     let mut text = Vec::new();
     walk::read_start(directory.as_fd(), DecInt::new(carrier.fd).as_c_str(), &mut text, MOST_FDINFO).ok()?;
-    Some(String::from_utf8_lossy(&text).into_owned())
+    Some((process, String::from_utf8_lossy(&text).into_owned()))
 }
 
 pub(crate) fn field(fdinfo: &str, name: &str) -> Option<u32> {

@@ -19,6 +19,29 @@ pub(crate) struct About {
     pub(crate) unit: Option<String>,
 }
 
+/// What is known of a task that holds something, all of it from the directory through which that was found: an id may be
+/// another's a moment later.
+#[derive(Debug, Clone)]
+pub(crate) struct Known {
+    pub(crate) about: About,
+    /// See [`crate::report::Holder::start_time`].
+    pub(crate) start_time: u64,
+    pub(crate) phase: Phase,
+    /// The inode number of its mount namespace.
+    pub(crate) namespace: Option<u64>,
+}
+
+impl Known {
+    /// `leader` is the directory of the process, `task` that of the task. `None` if the process is gone.
+    pub(crate) fn of(leader: BorrowedFd<'_>, task: BorrowedFd<'_>, pid: u32) -> Option<Self> {
+        let about = about_task(task);
+        // The 22nd field; the first of these is the third.
+        let start_time = stat_field(leader, 19)?;
+        let phase = phase(task, pid, &about);
+        Some(Self { about, start_time, phase, namespace: crate::namespace::inode(task).ok() })
+    }
+}
+
 /// Looks at a thread of a process; fields that can't be read are empty.
 pub(crate) fn about(proc_dir: BorrowedFd<'_>, pid: u32, tid: u32) -> About {
     open_thread(proc_dir, pid, tid).map(|task| about_task(task.as_fd())).unwrap_or_default()
@@ -60,15 +83,16 @@ pub fn shown(path: &Path) -> String {
 /// When a process started, in clock ticks since boot; `None` if it is gone.
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let proc_dir = open_proc().ok()?;
-    // The 22nd field; the first of these is the third.
-    stat_field(proc_dir.as_fd(), pid, 19)
+    let process = open_task(proc_dir.as_fd(), DecInt::new(pid).as_c_str()).ok()?;
+    stat_field(process.as_fd(), 19)
 }
 
 /// The caller and its ancestors below PID 1, nearest first.
 pub(crate) fn lineage(proc_dir: BorrowedFd<'_>) -> Vec<u32> {
     let mut lineage = vec![std::process::id()];
     while let Some(&last) = lineage.last()
-        && let Some(parent) = stat_field(proc_dir, last, 1).and_then(|parent| u32::try_from(parent).ok())
+        && let Ok(process) = open_task(proc_dir, DecInt::new(last).as_c_str())
+        && let Some(parent) = stat_field(process.as_fd(), 1).and_then(|parent| u32::try_from(parent).ok())
         && parent > 1
         && !lineage.contains(&parent)
     {
@@ -90,16 +114,14 @@ pub(crate) fn relation(lineage: &[u32], pid: u32) -> Relation {
 /// to choose.
 const MOST_ENVIRONMENT: usize = 256 << 10;
 
-/// What systemd started the process for.
-pub(crate) fn phase(proc_dir: BorrowedFd<'_>, pid: u32, about: &About) -> Phase {
+/// What systemd started the process for that this task is of.
+fn phase(task: BorrowedFd<'_>, pid: u32, about: &About) -> Phase {
     if about.unit.is_none() {
         return Phase::Unknown;
     }
-    let environment = open_thread(proc_dir, pid, pid).and_then(|task| {
-        let mut text = Vec::new();
-        read_start(task.as_fd(), c"environ", &mut text, MOST_ENVIRONMENT).map(|()| text)
-    });
-    phase_from(pid, &about.cgroup, environment.as_deref().unwrap_or_default())
+    let mut text = Vec::new();
+    let read = read_start(task, c"environ", &mut text, MOST_ENVIRONMENT);
+    phase_from(pid, &about.cgroup, if read.is_ok() { &text } else { b"" })
 }
 
 /// `$SYSTEMD_EXEC_PID` (since systemd 248) says which process systemd itself started, and is inherited; stop
@@ -126,10 +148,9 @@ pub(crate) fn phase_from(pid: u32, cgroup: &str, environment: &[u8]) -> Phase {
     }
 }
 
-fn stat_field(proc_dir: BorrowedFd<'_>, pid: u32, after_name: usize) -> Option<u64> {
-    let task = open_task(proc_dir, DecInt::new(pid).as_c_str()).ok()?;
+fn stat_field(task: BorrowedFd<'_>, after_name: usize) -> Option<u64> {
     let mut stat = Vec::new();
-    read_file(task.as_fd(), c"stat", &mut stat).ok()?;
+    read_file(task, c"stat", &mut stat).ok()?;
     stat_fields(&stat)?.nth(after_name)?.parse().ok()
 }
 

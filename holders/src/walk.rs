@@ -31,6 +31,7 @@ use rustix::path::DecInt;
 
 use crate::kernel::{self, InCommon};
 use crate::mountinfo::Device;
+use crate::task::Known;
 
 /// What a walk keeps.
 #[derive(Debug, Default)]
@@ -48,6 +49,8 @@ pub(crate) struct Wanted {
     pub(crate) detached: bool,
     /// Keep all sockets and io_uring instances, in [`Walk::carriers`].
     pub(crate) carriers: bool,
+    /// Say in [`Walk::tasks`] who has a link that is kept, or a ring.
+    pub(crate) tasks: bool,
     /// Which tasks to keep in [`Walk::members`].
     pub(crate) members: Members,
 }
@@ -69,6 +72,8 @@ pub(crate) struct MountPoints(Vec<Vec<u8>>);
 #[derive(Debug, Default)]
 pub(crate) struct Walk {
     pub(crate) found: Vec<Found>,
+    /// See [`Wanted::tasks`]; by process and thread id. The processes in [`Walk::ending`] are among them.
+    pub(crate) tasks: HashMap<(u32, u32), Known>,
     /// One for each mount namespace, in the order they were met.
     pub(crate) namespaces: Vec<MetNamespace>,
     /// Open descriptors of mount namespaces.
@@ -187,6 +192,9 @@ impl Walk {
         let known: HashSet<u64> = self.namespaces.iter().map(|met| met.inode).collect();
         self.namespaces.extend(before.namespaces.into_iter().filter(|met| !known.contains(&met.inode)));
         self.ending.extend(before.ending);
+        for (task, known) in before.tasks {
+            self.tasks.entry(task).or_insert(known);
+        }
     }
 }
 
@@ -422,15 +430,17 @@ impl Walker<'_> {
         }
         self.walk.processes += 1;
         let has_program = self.allowed(program).is_some();
+        let mut first = None;
+        let begin = self.mark();
         if has_program {
             self.consider(leader, c"exe", (pid, pid), Link::Exe);
         }
-        let mut first = None;
         if is_alive && !self.denied {
             let parts = Parts { directories: true, files: true, memory: has_program };
             let has_directories = self.task(leader, (pid, pid), parts);
             first = (has_program || has_directories).then_some(pid);
         }
+        self.note(leader, leader, (pid, pid), begin);
         if !self.denied {
             self.other_threads(leader, pid, Met { first, has_program, is_alive });
         }
@@ -453,17 +463,42 @@ impl Walker<'_> {
                     if self.is_over() {
                         break;
                     }
-                    self.other_thread(directory.as_fd(), (pid, tid), &mut met);
+                    self.other_thread(leader, directory.as_fd(), (pid, tid), &mut met);
                 }
             }
             self.tids = tids;
         }
         if met.is_alive && !met.has_program && !self.denied {
             self.walk.ending.insert(pid);
+            self.know(leader, leader, (pid, pid));
         }
     }
 
-    fn other_thread(&mut self, threads: BorrowedFd<'_>, (pid, tid): (u32, u32), met: &mut Met) {
+    /// Notes who it is, if something was found of it since `begin`.
+    fn note(&mut self, leader: BorrowedFd<'_>, task: BorrowedFd<'_>, of: (u32, u32), begin: Mark) {
+        let has_ring = self.walk.carriers[begin.carriers..].iter().any(|carrier| carrier.is_ring);
+        if self.walk.found.len() > begin.found || has_ring {
+            self.know(leader, task, of);
+        }
+        // A ring is its process's, through whichever thread it is seen.
+        if has_ring && of.0 != of.1 {
+            self.know(leader, leader, (of.0, of.0));
+        }
+    }
+
+    fn know(&mut self, leader: BorrowedFd<'_>, task: BorrowedFd<'_>, (pid, tid): (u32, u32)) {
+        if self.wanted.tasks && !self.walk.tasks.contains_key(&(pid, tid)) {
+            self.walk.tasks.extend(Known::of(leader, task, pid).map(|known| ((pid, tid), known)));
+        }
+    }
+
+    fn other_thread(
+        &mut self,
+        leader: BorrowedFd<'_>,
+        threads: BorrowedFd<'_>,
+        (pid, tid): (u32, u32),
+        met: &mut Met,
+    ) {
         let mut parts = match met.first {
             Some(first) => Parts {
                 directories: !self.in_common(first, tid, InCommon::WorkingAndRootDirectory),
@@ -477,6 +512,7 @@ impl Walker<'_> {
         }
         let Ok(thread) = open_task(threads, DecInt::new(tid).as_c_str()) else { return };
         let thread = thread.as_fd();
+        let begin = self.mark();
         // The memory is the process's: through which thread it is seen does not matter.
         if !met.has_program {
             if self.read_link(thread, c"exe").is_ok() {
@@ -487,6 +523,7 @@ impl Walker<'_> {
             }
         }
         let has_directories = self.task(thread, (pid, tid), parts);
+        self.note(leader, thread, (pid, tid), begin);
         if met.first.is_none() && (parts.memory || has_directories) {
             met.first = Some(tid);
         }
