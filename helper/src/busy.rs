@@ -8,6 +8,7 @@ use std::io::{Read, Write};
 use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use holders::{Blocker, NOT_VISIBLE_HINTS, Query};
 use rustix::fs::{AtFlags, Mode, OFlags};
@@ -22,6 +23,9 @@ const NAMED: usize = 6;
 
 /// The note's name in `runtime/<id>`.
 const NOTE: &str = "busy";
+
+/// How long may be asked who it is. With the wait before it this ends well before the overlay unit's `TimeoutStopSec=`.
+const LONGEST: Duration = Duration::from_secs(10);
 
 /// The longest note that is read, bytes.
 const MAX_NOTE: u64 = 16 * 1024;
@@ -38,7 +42,7 @@ pub enum Verdict {
 /// Asks who keeps the mount at `path` busy, right after umount2(2) said that it is. Takes one walk over `/proc`.
 #[must_use]
 pub fn verdict(path: &Path) -> Verdict {
-    match Query::new(path).after_ebusy().run() {
+    match Query::new(path).after_ebusy().deadline(Instant::now() + LONGEST).run() {
         Ok(report) => Verdict::Found(report.verdict()),
         Err(error) => Verdict::NoLook(error),
     }
