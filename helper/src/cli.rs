@@ -8,17 +8,113 @@ use clap::{Args, CommandFactory, Parser, Subcommand};
 use crate::control::DEFAULT_TIMEOUT;
 use crate::instance::Instance;
 
-const EXIT_HELP: &str = "\
-Exit status, the worst of all instances:
-  0  ok
-  1  failed, or doctor has found something
-  2  usage
-  3  status of a unit that is not running
-  4  no such unit";
+/// What the manual page and the help of a command say besides its options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// The exit statuses and what each means.
+    pub exit: &'static [(u8, &'static str)],
+    /// Who may do it.
+    pub rights: &'static str,
+}
+
+const USAGE: (u8, &str) = (2, "the command line makes no sense");
+
+/// That of `l4d2ctl` itself.
+pub const PAGE: Page = Page {
+    exit: &[
+        (0, "ok"),
+        (
+            1,
+            "failed, refused at the question, or doctor has found something; or the report could not be printed",
+        ),
+        USAGE,
+        (3, "status of a server that does not run"),
+        (4, "no such instance or unit"),
+    ],
+    rights: "status and doctor: anybody. start and stop: root, or whom polkit allows \
+             org.freedesktop.systemd1.manage-units. reset: root.",
+};
+
+const START: Page = Page {
+    exit: &[
+        (0, "the servers run"),
+        (1, "one does not: the message has the unit whose journal says why"),
+        USAGE,
+        (4, "no such instance: it has no file in /var/lib/left4me/instances; or no such unit"),
+    ],
+    rights: "Root, or whom polkit allows org.freedesktop.systemd1.manage-units for both units of the instance.",
+};
+
+const STOP: Page = Page {
+    exit: &[
+        (0, "the servers are down and the overlays unmounted"),
+        (
+            1,
+            "one is not: something is still mounted, somebody asked for something else meanwhile, or the server had to be \
+             killed and may have lost what it was saving",
+        ),
+        USAGE,
+        (4, "no such unit"),
+    ],
+    rights: "Root, or whom polkit allows org.freedesktop.systemd1.manage-units for both units of the instance. Only root \
+             can warn by --grace, and is told who keeps an overlay mounted.",
+};
+
+const RESET: Page = Page {
+    exit: &[
+        (
+            0,
+            "the servers are down and all they wrote is deleted; that one had to be killed is a note then, and its failed \
+             state is cleared",
+        ),
+        (1, "not so, or refused at the question: the message says whether anything was deleted"),
+        USAGE,
+        (4, "no such instance: nothing of it is there, and it does not run; or no such unit"),
+    ],
+    rights: "Root, as it deletes root's directories. Without root nothing is begun.",
+};
+
+const STATUS: Page = Page {
+    exit: &[
+        (0, "the servers run; without an ID: it could be said how they are"),
+        (1, "systemd could not be asked"),
+        USAGE,
+        (3, "one that was named does not run"),
+        (4, "no such unit"),
+    ],
+    rights: "Anybody. Whether something is mounted is shown to those who may read /proc/1/mountinfo.",
+};
+
+const DOCTOR: Page = Page {
+    exit: &[(0, "nothing found"), (1, "something found, or a unit could not be read"), USAGE],
+    rights: "Anybody.",
+};
+
+/// That of a subcommand, by its name.
+#[must_use]
+pub fn page(subcommand: &str) -> Option<&'static Page> {
+    match subcommand {
+        "start" => Some(&START),
+        "stop" => Some(&STOP),
+        "reset" => Some(&RESET),
+        "status" => Some(&STATUS),
+        "doctor" => Some(&DOCTOR),
+        _ => None,
+    }
+}
+
+impl Page {
+    /// It as the end of a help text.
+    fn help(&self) -> String {
+        let exit: String =
+            self.exit.iter().map(|(status, meaning)| format!("  {status}  {meaning}\n")).collect();
+        format!("Exit status, the worst of all instances:\n{exit}\nRights: {}", self.rights)
+    }
+}
 
 /// Starts, stops and resets Left 4 Dead 2 servers
 #[derive(Debug, Parser)]
-#[command(name = "l4d2ctl", version, after_help = EXIT_HELP, term_width = 100)]
+#[command(name = "l4d2ctl", version, after_help = PAGE.help(), term_width = 100)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -29,33 +125,41 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Mount the overlays and start the servers
+    #[command(after_help = START.help())]
     Start(Target),
     /// Stop the servers and unmount the overlays
+    ///
+    /// An overlay that an earlier stop has left mounted is unmounted as well.
+    #[command(after_help = STOP.help())]
     Stop(StopTarget),
     /// Stop the servers and delete their runtime directories, with all they wrote
     ///
-    /// Nothing is deleted while anything is mounted there. A stop that fails is reported, with status 1, even if
-    /// everything could be deleted.
+    /// Nothing is deleted unless the stop is one and nothing is mounted there any more. An overlay that an earlier stop
+    /// has left mounted is unmounted first. On a terminal it asks before servers that run are reset.
+    #[command(after_help = RESET.help())]
     Reset(ResetTarget),
     /// Say how the servers' units are
     ///
     /// One instance is shown in full, several as a table. Without any, all are shown, and one that does not run is no
     /// failure.
+    #[command(after_help = STATUS.help())]
     Status(StatusTarget),
     /// Say what in the loaded units and their drop-ins defeats the design
     ///
     /// Not only in the servers' own: also what another service or mount unit has that keeps a server's overlay busy, or
     /// alive behind a successful umount. Without an instance, all are looked at.
+    #[command(after_help = DOCTOR.help())]
     Doctor(StatusTarget),
 }
 
 /// Which instances, and how.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// The instances: each 1 to 32 characters of a-z, 0-9, _ and -
+    /// The instances: each 1 to 23 characters of a-z, 0-9, _ and -
     #[arg(required_unless_present = "all", value_name = "ID")]
     pub ids: Vec<Instance>,
-    /// All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory
+    /// All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory;
+    /// for reset also what an interrupted one has left
     #[arg(long, conflicts_with = "ids")]
     pub all: bool,
     /// How to do it.
@@ -120,7 +224,7 @@ fn time(text: &str) -> Result<Duration, String> {
 /// Which instances, or all, and how.
 #[derive(Debug, Args)]
 pub struct StatusTarget {
-    /// The instances: each 1 to 32 characters of a-z, 0-9, _ and -
+    /// The instances: each 1 to 23 characters of a-z, 0-9, _ and -
     #[arg(value_name = "ID")]
     pub ids: Vec<Instance>,
     /// How to do it.
@@ -177,6 +281,15 @@ mod tests {
             &["l4d2ctl", "stop", "3", "--grace", "2 m"],
         ] {
             assert_eq!(Cli::try_parse_from(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_subcommand_has_a_page() {
+        for subcommand in command().get_subcommands() {
+            let page = page(subcommand.get_name()).expect("a page");
+            let statuses: Vec<_> = page.exit.iter().map(|(status, _meaning)| *status).collect();
+            assert!(statuses.is_sorted() && statuses.starts_with(&[0, 1, 2]), "{statuses:?}");
         }
     }
 

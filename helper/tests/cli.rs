@@ -56,6 +56,63 @@ fn the_manual_page_and_the_completions_that_are_shipped_are_those_of_the_program
     }
 }
 
+/// Every page that is shipped, by its name and section as others refer to it.
+#[cfg(feature = "control")]
+fn pages() -> Vec<(String, String)> {
+    let mut pages = Vec::new();
+    for section in ["1", "8"] {
+        for entry in std::fs::read_dir(generate::share().join(format!("man/man{section}"))).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_stem().unwrap().to_str().unwrap();
+            assert_eq!(path.extension().unwrap(), section);
+            pages.push((format!("{name}({section})"), std::fs::read_to_string(&path).unwrap()));
+        }
+    }
+    pages
+}
+
+#[cfg(feature = "control")]
+#[test]
+fn every_page_that_is_shipped_refers_to_pages_that_are() {
+    let pages = pages();
+    assert!(pages.len() >= 7, "{}", pages.len());
+    for (page, text) in &pages {
+        let headings = text.replace('"', "");
+        for part in [".SH NAME", ".SH SYNOPSIS", ".SH EXIT STATUS", ".SH RIGHTS", ".SH SEE ALSO"] {
+            assert!(headings.contains(part), "{page} has no {part}");
+        }
+        let plain = text.replace("\\fB", "").replace("\\fI", "").replace("\\fR", "").replace('\\', "");
+        for section in ["(1)", "(8)"] {
+            for (at, _) in plain.match_indices(section) {
+                let name =
+                    plain[..at].rsplit(|one: char| !one.is_alphanumeric() && one != '-').next().unwrap();
+                let is_ours = ["l4d2ctl", "left4me"].iter().any(|ours| name.starts_with(ours));
+                let named = format!("{name}{section}");
+                assert!(!is_ours || pages.iter().any(|(page, _)| *page == named), "{page}: no {named}");
+            }
+        }
+        assert!(!plain.contains("[ID] ") && !plain.contains("[ID]\n"), "{page}: more than one may be named");
+    }
+}
+
+#[cfg(feature = "control")]
+#[test]
+fn the_helpers_page_has_its_command_line_and_its_statuses() {
+    let pages = pages();
+    let (_, text) = pages.iter().find(|(page, _)| page == "left4me-overlay(8)").unwrap();
+    let plain = text.replace('\\', "");
+    let line = ["left4me-overlay", "umount", "--wait", "1", "--end-unit", "3"];
+    left4me_helper::arguments::parse(line.map(Into::into)).unwrap();
+    for option in ["--wait", "--end-unit", "--help", "--version"] {
+        assert!(plain.contains(option), "{option}");
+    }
+    use left4me_helper::error::{EXIT_FAILED, EXIT_MOUNT, EXIT_OK, EXIT_USAGE};
+    for status in [EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_MOUNT] {
+        assert!(plain.contains(&format!("\nfB{status}fR\n")), "{status}");
+    }
+    assert!(plain.contains(left4me_helper::journal::BUSY_MESSAGE_ID));
+}
+
 #[cfg(feature = "dbus")]
 #[test]
 fn usage_errors_of_l4d2ctl() {

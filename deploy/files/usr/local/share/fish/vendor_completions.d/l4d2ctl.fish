@@ -33,17 +33,17 @@ complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "status" -d 'Say how
 complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "doctor" -d 'Say what in the loaded units and their drop-ins defeats the design'
 complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory; for reset also what an interrupted one has left'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -s h -l help -d 'Print help'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l grace -d 'Warn the players and wait so long: 30s, 2m, or seconds. `say Server restarts in 30 s` is written to each server\'s console, the FIFO `console` in its directory, if it has one. All wait together, and no longer than they run' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory; for reset also what an interrupted one has left'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -s h -l help -d 'Print help'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l grace -d 'Warn the players and wait so long: 30s, 2m, or seconds. `say Server restarts in 30 s` is written to each server\'s console, the FIFO `console` in its directory, if it has one. All wait together, and no longer than they run' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory; for reset also what an interrupted one has left'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -s y -l yes -d 'Do not ask. Without a terminal on stdin and stderr nothing is asked anyway'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -s h -l help -d 'Print help (see more with \'--help\')'
