@@ -99,8 +99,8 @@ pub struct Deploy {
     #[serde(default)]
     pub trees: Vec<PathBuf>,
     /// Programs: where each goes in the guest, and its name among those that the harness builds
-    /// (`left4me-overlay`, `l4d2ctl`, `vm-game`, `vm-attack`, `vm-kill`) or, with a `/` in it, its path from the
-    /// scenario's directory.
+    /// (`left4me-overlay`, `l4d2ctl`, `vm-game`, `vm-attack`, `vm-hostile`, `vm-kill`) or, with a `/` in it, its path
+    /// from the scenario's directory.
     #[serde(default)]
     pub programs: BTreeMap<String, String>,
     /// Small files, after all others: where each goes in the guest, and what is in it. Drop-ins of a unit, say, so
