@@ -14,7 +14,7 @@ pub use holders::checks::{kernel_files, propagation, statmount, task, verdict};
 use left4me_helper::arguments::{Action, Command, MAX_WAIT};
 use left4me_helper::cgroup::UnitCgroup;
 use left4me_helper::cli;
-use left4me_helper::doctor::{self, Bind, ExecLine, Sandbox, UnitSetup};
+use left4me_helper::doctor::{self, Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
@@ -244,7 +244,7 @@ fn command_line(program: &str, data: &[u8]) -> impl Iterator<Item = OsString> {
     std::iter::once(program.into()).chain(words)
 }
 
-/// A unit's settings, one a line: the words of both Exec lines, what is bound, what is mounted over, `KillMode=`. Then
+/// The units' settings, one a line: the words of the overlay's two Exec lines, what is bound, what is mounted over, `KillMode=`. Then
 /// those of another service: what is bound and to where, what is mounted over, its working directory, its root; and the
 /// name of a mount unit.
 pub fn doctor(data: &[u8]) {
@@ -255,14 +255,18 @@ pub fn doctor(data: &[u8]) {
         let argv = next().split(' ').map(str::to_owned).collect();
         vec![ExecLine { argv, flags: vec!["privileged".into()] }]
     };
-    let (exec_start_pre, exec_stop_post) = (exec(), exec());
+    let (exec_start, exec_stop_post) = (exec(), exec());
     let bind = |source: &str, to: &str| {
         vec![Bind { setting: "BindPaths", source: source.into(), destination: to.into() }]
     };
     let setup = UnitSetup {
-        merged: "/m".into(),
-        exec_start_pre,
-        exec_stop_post,
+        merged: Mountpoint::new(vec!["/m".into()]),
+        overlay: OverlaySetup {
+            load_state: "loaded".into(),
+            exec_start,
+            exec_stop_post,
+            ..OverlaySetup::default()
+        },
         sandbox: Sandbox {
             binds: bind(next(), "/mnt"),
             mounted_over: vec![("ReadOnlyPaths", next().into())],
@@ -277,9 +281,8 @@ pub fn doctor(data: &[u8]) {
     assert!(found.iter().all(|finding| !finding.to_string().contains('\n')), "{found:?}");
     let finds = |setting: &str| found.iter().any(|finding| finding.setting == setting);
     let word = |line: &ExecLine, wanted: &str| line.argv.iter().any(|word| word == wanted);
-    assert!(word(&setup.exec_start_pre[0], "mount") || finds("ExecStartPre"));
-    let stop = &setup.exec_stop_post[0];
-    assert!(word(stop, "umount") && word(stop, "--end-unit") || finds("ExecStopPost"));
+    assert!(word(&setup.overlay.exec_start[0], "mount") || finds("ExecStart"));
+    assert!(word(&setup.overlay.exec_stop_post[0], "umount") || finds("ExecStopPost"));
     assert!(!setup.sandbox.binds[0].source.starts_with("/m") || finds("BindPaths"));
     assert!(!setup.sandbox.mounted_over[0].1.starts_with("/m/x") || finds("ReadOnlyPaths"));
     assert!(setup.kill_mode != "process" || finds("KillMode"));

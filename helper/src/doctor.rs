@@ -1,5 +1,5 @@
-//! What in a unit's settings defeats the design: a list of rules over what systemd has loaded, drop-ins included. The
-//! rules for units other than the server's own are in `neighbours.rs`.
+//! What in the settings of an instance's two units defeats the design: a list of rules over what systemd has loaded,
+//! drop-ins included. The rules for other units are in `neighbours.rs`.
 //!
 //! [`lint`] is pure; `systemd.rs` reads [`UnitSetup`] from the loaded unit. Each rule stands for something that was
 //! seen to go wrong, and its finding says what and how to set it right.
@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::control::DEFAULT_TIMEOUT;
+use crate::instance::Instance;
 use crate::unit_end::DEFAULT_WAIT;
 
 /// How much longer than the helper's own wait a stop phase has to be: the unmount itself, and the writing back of what
@@ -19,29 +21,112 @@ const MARGIN: Duration = Duration::from_secs(3);
 /// mount(2)'s flag, as `MountFlags` has it.
 pub(crate) const MS_PRIVATE: u64 = 1 << 18;
 
-/// The settings of a loaded service that matter here, as org.freedesktop.systemd1(5) has them.
+/// An instance's mountpoint, by each name that a setting may have for it: the one below
+/// [`STATE_DIR`](crate::instance::STATE_DIR), and, where that is a link, the one that the mount table has.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Mountpoint(Vec<PathBuf>);
+
+impl Mountpoint {
+    /// By these names, the one that is shown first.
+    #[must_use]
+    pub fn new(names: Vec<PathBuf>) -> Self {
+        Self(names)
+    }
+
+    /// That of `instance`.
+    #[must_use]
+    pub fn of(instance: &Instance, state_dir: &Path) -> Self {
+        Self(names(state_dir).iter().map(|name| instance.paths(name).merged).collect())
+    }
+
+    /// Whether a path is the mountpoint.
+    pub(crate) fn is(&self, path: &Path) -> bool {
+        self.0.iter().any(|name| name == path)
+    }
+
+    /// Whether a path is the mountpoint or lies in it.
+    pub(crate) fn holds(&self, path: &Path) -> bool {
+        self.0.iter().any(|name| path.starts_with(name))
+    }
+
+    /// Whether it is `root` or lies below it.
+    pub(crate) fn is_below(&self, root: &Path) -> bool {
+        self.0.iter().any(|name| name.starts_with(root))
+    }
+
+    /// Whether a path is the runtime directory, in which it is, or lies in that.
+    pub(crate) fn has_beside(&self, path: &Path) -> bool {
+        self.0.iter().filter_map(|name| name.parent()).any(|runtime| path.starts_with(runtime))
+    }
+}
+
+/// The names of a directory: the one that is given, and the one that it has without links, if that is another.
+#[must_use]
+pub fn names(directory: &Path) -> Vec<PathBuf> {
+    let real = std::fs::canonicalize(directory).ok().filter(|real| real != directory);
+    std::iter::once(directory.to_owned()).chain(real).collect()
+}
+
+/// The settings of a server's loaded unit that matter here, as org.freedesktop.systemd1(5) has them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UnitSetup {
     /// The unit's name.
     pub unit: String,
+    /// The user that it should run as.
+    pub own_user: String,
     /// The instance's mountpoint.
-    pub merged: PathBuf,
+    pub merged: Mountpoint,
     /// The unit's file.
     pub fragment: String,
     /// Its drop-ins.
     pub drop_ins: Vec<String>,
     /// Whether a file was changed since it was loaded.
     pub need_daemon_reload: bool,
-    /// `ExecStartPre=`.
-    pub exec_start_pre: Vec<ExecLine>,
-    /// `ExecStopPost=`.
-    pub exec_stop_post: Vec<ExecLine>,
+    /// `Requires=`.
+    pub requires: Vec<String>,
+    /// `After=`.
+    pub after: Vec<String>,
+    /// `User=`; empty if it is not set.
+    pub user: String,
+    /// Its commands before the server starts and after it has ended, each with its setting.
+    pub around: Vec<(&'static str, ExecLine)>,
     /// What its processes see.
     pub sandbox: Sandbox,
     /// `KillMode=`.
     pub kill_mode: String,
     /// `SendSIGKILL=`.
     pub send_sigkill: bool,
+    /// `TimeoutStopSec=`; none if it is `infinity`.
+    pub timeout_stop: Option<Duration>,
+    /// The overlay's unit.
+    pub overlay: OverlaySetup,
+}
+
+/// The settings of the overlay's unit that matter here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OverlaySetup {
+    /// The unit's name.
+    pub unit: String,
+    /// `loaded`, or why not: then nothing else is known.
+    pub load_state: String,
+    /// The unit's file.
+    pub fragment: String,
+    /// Its drop-ins.
+    pub drop_ins: Vec<String>,
+    /// Whether a file was changed since it was loaded.
+    pub need_daemon_reload: bool,
+    /// `ExecStart=`.
+    pub exec_start: Vec<ExecLine>,
+    /// `ExecStopPost=`.
+    pub exec_stop_post: Vec<ExecLine>,
+    /// `RemainAfterExit=`.
+    pub remain_after_exit: bool,
+    /// `User=`; empty if it is not set.
+    pub user: String,
+    /// The settings that are set and give its commands a mount namespace of their own.
+    pub namespaced: Vec<&'static str>,
+    /// `WorkingDirectory=`; empty if it is not set.
+    pub working_directory: PathBuf,
     /// `TimeoutStopSec=`; none if it is `infinity`.
     pub timeout_stop: Option<Duration>,
 }
@@ -66,10 +151,10 @@ pub struct Sandbox {
 impl Sandbox {
     /// What it mounts within `merged`, and so on its own copy of the overlay, each with its setting. A mount at `merged`
     /// itself covers the copy and goes away with it.
-    pub(crate) fn mounts_within(&self, merged: &Path) -> impl Iterator<Item = (&'static str, &Path)> {
+    pub(crate) fn mounts_within(&self, merged: &Mountpoint) -> impl Iterator<Item = (&'static str, &Path)> {
         let binds = self.binds.iter().map(|bind| (bind.setting, bind.destination.as_path()));
         let over = self.mounted_over.iter().map(|(setting, path)| (*setting, path.as_path()));
-        binds.chain(over).filter(move |(_setting, path)| *path != merged && path.starts_with(merged))
+        binds.chain(over).filter(move |(_setting, path)| !merged.is(path) && merged.holds(path))
     }
 }
 
@@ -115,30 +200,66 @@ impl fmt::Display for Finding {
     }
 }
 
-/// Every rule that the server's own unit breaks, in the order of the rules.
+/// Every rule that the instance's own two units break, in the order of the rules.
 #[must_use]
 pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
     let mut found = Vec::new();
-    let mut find = |setting, problem: String, remedy: &str| {
+    server_rules(setup, &mut |setting, problem, remedy: &str| {
         found.push(Finding { unit: None, setting, problem, remedy: remedy.to_owned() });
-    };
+    });
+    let unit = &setup.overlay.unit;
+    overlay_rules(&setup.overlay, &setup.merged, &mut |setting, problem, remedy: &str| {
+        found.push(Finding { unit: Some(unit.clone()), setting, problem, remedy: remedy.to_owned() });
+    });
+    found
+}
+
+const RELOAD: &str = "run `sudo systemctl daemon-reload`, then ask again";
+const AS_SHIPPED: &str = "restore the line of the unit as it was shipped";
+const CHANGED: &str = "the unit's files were changed since systemd loaded them";
+
+fn server_rules(setup: &UnitSetup, find: &mut impl FnMut(&'static str, String, &str)) {
+    let overlay = &setup.overlay.unit;
     if setup.need_daemon_reload {
+        find("daemon-reload", CHANGED.into(), RELOAD);
+    }
+    if !setup.requires.contains(overlay) {
         find(
-            "daemon-reload",
-            "the unit's files were changed since systemd loaded them".into(),
-            "run `systemctl daemon-reload`, then ask again",
+            "Requires",
+            format!(
+                "{overlay} is not required, so nothing mounts the overlay, and a stop of that unit does not stop the server"
+            ),
+            AS_SHIPPED,
         );
     }
-    exec_rules("ExecStartPre", "mount", &setup.exec_start_pre, &mut find);
-    exec_rules("ExecStopPost", "umount", &setup.exec_stop_post, &mut find);
-    let umount = helper_line(&setup.exec_stop_post, "umount");
-    if let Some(line) = umount
-        && !line.argv.iter().any(|word| word == "--end-unit")
+    if !setup.after.contains(overlay) {
+        find(
+            "After",
+            format!(
+                "not ordered after {overlay}, the server starts before the overlay is mounted, and at a stop it is \
+                 unmounted while the server still runs"
+            ),
+            AS_SHIPPED,
+        );
+    }
+    for (setting, _line) in
+        setup.around.iter().filter(|(_, line)| line.argv.iter().any(|word| is_helper(word)))
     {
         find(
-            "ExecStopPost",
-            "a child of the server that ignores SIGTERM keeps the mount busy, as systemd's SIGKILL comes later".into(),
-            "add --end-unit to the umount line",
+            setting,
+            format!("a line runs left4me-overlay, a drop-in of the old design; {overlay} does that now"),
+            "take the line out",
+        );
+    }
+    if setup.user != setup.own_user {
+        let user = if setup.user.is_empty() { "root" } else { &setup.user };
+        find(
+            "User",
+            format!(
+                "{user} and not {}: servers of one user can end each other, and read what each has written",
+                setup.own_user
+            ),
+            "take User= out of the drop-in",
         );
     }
     if setup.sandbox.mount_flags & MS_PRIVATE != 0 {
@@ -160,7 +281,7 @@ pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
             "take RootDirectory= and RootImage= out",
         );
     }
-    for bind in setup.sandbox.binds.iter().filter(|bind| bind.source.starts_with(&setup.merged)) {
+    for bind in setup.sandbox.binds.iter().filter(|bind| setup.merged.holds(&bind.source)) {
         find(
             bind.setting,
             format!("a bind of {} keeps the overlay alive behind a successful umount", bind.source.display()),
@@ -185,7 +306,8 @@ pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
         ),
         "mixed" => find(
             "KillMode",
-            "mixed sends SIGTERM to the shell only; the server below it hears of the stop when the shell is gone".into(),
+            "mixed sends SIGTERM to the main process only: with a start script the game below it is killed when that is gone"
+                .into(),
             "use KillMode=control-group",
         ),
         _ => {}
@@ -193,21 +315,80 @@ pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
     if !setup.send_sigkill {
         find("SendSIGKILL", "a child that ignores SIGTERM stays for ever".into(), "take SendSIGKILL=no out");
     }
-    let wait = umount.map_or(DEFAULT_WAIT, wait_of);
+    match setup.timeout_stop {
+        None => find(
+            "TimeoutStopSec",
+            "infinity: a server that does not end is waited for for ever, and is never killed".into(),
+            "set a time, such as 15s",
+        ),
+        Some(timeout) if timeout >= DEFAULT_TIMEOUT => find(
+            "TimeoutStopSec",
+            format!("{} s, and l4d2ctl waits {} s", timeout.as_secs(), DEFAULT_TIMEOUT.as_secs()),
+            "make it shorter, or give l4d2ctl a --timeout",
+        ),
+        Some(_) => {}
+    }
+}
+
+fn overlay_rules(
+    setup: &OverlaySetup,
+    merged: &Mountpoint,
+    find: &mut impl FnMut(&'static str, String, &str),
+) {
+    if setup.load_state != "loaded" {
+        find(
+            "LoadState",
+            format!("{}: nothing mounts the overlay", setup.load_state),
+            "install the unit as it was shipped, and run `sudo systemctl daemon-reload`",
+        );
+        return;
+    }
+    if setup.need_daemon_reload {
+        find("daemon-reload", CHANGED.into(), RELOAD);
+    }
+    exec_rules("ExecStart", "mount", &setup.exec_start, find);
+    exec_rules("ExecStopPost", "umount", &setup.exec_stop_post, find);
+    if !setup.remain_after_exit {
+        find(
+            "RemainAfterExit",
+            "no: the overlay is unmounted as soon as it is mounted".into(),
+            "take RemainAfterExit=no out",
+        );
+    }
+    if !["", "root"].contains(&setup.user.as_str()) {
+        find("User", format!("{}, and only root may mount", setup.user), "take User= out");
+    }
+    for setting in &setup.namespaced {
+        find(
+            setting,
+            "it gives the helper a mount namespace of its own, in which it refuses to work".into(),
+            "take the setting out",
+        );
+    }
+    if merged.holds(&setup.working_directory) {
+        find(
+            "WorkingDirectory",
+            format!(
+                "{} lies in the overlay, so the helper itself keeps it busy",
+                setup.working_directory.display()
+            ),
+            "take the setting out",
+        );
+    }
+    let wait = helper_line(&setup.exec_stop_post, "umount").map_or(DEFAULT_WAIT, wait_of);
     if let Some(timeout) = setup.timeout_stop
         && timeout < wait.saturating_add(MARGIN)
     {
         find(
             "TimeoutStopSec",
             format!(
-                "{} s ends the helper before its own wait of {} s does",
+                "{} s, and the helper waits up to {} s before it unmounts, which takes some more",
                 timeout.as_secs(),
                 wait.as_secs()
             ),
             "make it longer, or the helper's --wait shorter",
         );
     }
-    found
 }
 
 fn exec_rules(
@@ -217,35 +398,11 @@ fn exec_rules(
     find: &mut impl FnMut(&'static str, String, &str),
 ) {
     let Some(line) = helper_line(lines, verb) else {
-        find(
-            setting,
-            format!("no line runs `left4me-overlay {verb}`"),
-            "restore the line of the unit as it was shipped",
-        );
+        find(setting, format!("no line runs `left4me-overlay {verb}`"), AS_SHIPPED);
         return;
     };
-    if !enters_pid1s_namespace(&line.argv) {
-        find(
-            setting,
-            format!("the {verb} line does not enter PID 1's mount namespace, so the helper refuses to run"),
-            "begin it with `+/usr/bin/nsenter --mount=/proc/1/ns/mnt --`",
-        );
-    }
-    if !line.flags.iter().any(|flag| flag == "privileged") {
-        find(
-            setting,
-            format!("the {verb} line runs as the server's user and in its sandbox"),
-            "begin it with a `+`",
-        );
-    }
     if line.flags.iter().any(|flag| flag == "ignore-failure") {
-        find(
-            setting,
-            format!(
-                "the `-` of the {verb} line hides that it failed, and a server starts or stops all the same"
-            ),
-            "take the `-` out",
-        );
+        find(setting, format!("the `-` of the {verb} line hides that it failed"), "take the `-` out");
     }
 }
 
@@ -258,23 +415,6 @@ fn helper_line<'a>(lines: &'a [ExecLine], verb: &str) -> Option<&'a ExecLine> {
 
 fn is_helper(word: &str) -> bool {
     Path::new(word).file_name().is_some_and(|name| name == "left4me-overlay")
-}
-
-fn enters_pid1s_namespace(argv: &[String]) -> bool {
-    let before: Vec<_> = argv.iter().take_while(|word| !is_helper(word)).map(String::as_str).collect();
-    let nsenter =
-        before.first().is_some_and(|word| Path::new(word).file_name().is_some_and(|name| name == "nsenter"));
-    let mount = before.iter().any(|word| {
-        matches!(*word, "--mount=/proc/1/ns/mnt" | "-m/proc/1/ns/mnt")
-            || (matches!(*word, "-m" | "--mount" | "-a" | "--all") && targets_pid1(&before))
-    });
-    nsenter && mount
-}
-
-/// nsenter's `--target 1` in each of its spellings.
-fn targets_pid1(argv: &[&str]) -> bool {
-    argv.iter().any(|word| matches!(*word, "-t1" | "--target=1"))
-        || argv.windows(2).any(|pair| matches!(pair, ["-t" | "--target", "1"]))
 }
 
 /// The helper's `--wait`, seconds.
@@ -297,77 +437,87 @@ mod tests {
     use super::*;
 
     const MERGED: &str = "/var/lib/left4me/runtime/3/merged";
+    const OVERLAY: &str = "left4me-overlay@3.service";
+
+    /// What the rules are about in the two units.
+    const SERVER_UNIT: &str =
+        include_str!("../../deploy/files/usr/local/lib/systemd/system/left4me-server@.service");
+    const OVERLAY_UNIT: &str =
+        include_str!("../../deploy/files/usr/local/lib/systemd/system/left4me-overlay@.service");
 
     fn bind(setting: &'static str, source: &str, destination: &str) -> Bind {
         Bind { setting, source: source.into(), destination: destination.into() }
     }
 
-    fn words(line: &str) -> Vec<String> {
-        line.split(' ').map(str::to_owned).collect()
+    fn line(words: &str) -> ExecLine {
+        ExecLine { argv: words.split(' ').map(str::to_owned).collect(), flags: vec![] }
     }
 
-    /// The unit as it is shipped, read from its file.
+    /// Every value of a key in a unit file, for instance 3.
+    fn all(text: &str, key: &str) -> Vec<String> {
+        let values = text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        values.map(|value| value.replace("%i", "3")).collect()
+    }
+
+    fn seconds(text: &str) -> Option<Duration> {
+        let value = all(text, "TimeoutStopSec").remove(0);
+        Some(Duration::from_secs(value.strip_suffix('s').unwrap().parse().unwrap()))
+    }
+
+    /// The units as they are shipped.
     fn shipped() -> UnitSetup {
-        let text = include_str!("../../deploy/files/usr/local/lib/systemd/system/left4me-server@.service");
-        let all = |key: &str| {
-            text.lines().filter_map(|line| line.strip_prefix(key)?.strip_prefix('=')).collect::<Vec<_>>()
-        };
-        let exec = |key: &str| {
-            let line = all(key)[0].replace("%i", "3");
-            let argv = words(line.strip_prefix('+').expect("privileged"));
-            vec![ExecLine { argv, flags: vec!["privileged".into()] }]
-        };
-        let timeout = all("TimeoutStopSec")[0].strip_suffix('s').unwrap().parse().unwrap();
+        let words = |key| all(SERVER_UNIT, key).join(" ").split(' ').map(str::to_owned).collect();
         UnitSetup {
             unit: "left4me-server@3.service".into(),
-            merged: MERGED.into(),
-            exec_start_pre: exec("ExecStartPre"),
-            exec_stop_post: exec("ExecStopPost"),
+            own_user: "left4me-3".into(),
+            merged: Mountpoint::new(vec![MERGED.into()]),
+            requires: words("Requires"),
+            after: words("After"),
+            user: all(SERVER_UNIT, "User").remove(0),
+            around: vec![("ExecStartPre", line("/bin/true"))],
             sandbox: Sandbox {
                 mounted_over: vec![("ReadWritePaths", MERGED.into())],
                 working_directory: MERGED.into(),
                 ..Sandbox::default()
             },
-            kill_mode: all("KillMode")[0].into(),
-            send_sigkill: all("SendSIGKILL").is_empty(),
-            timeout_stop: Some(Duration::from_secs(timeout)),
+            kill_mode: all(SERVER_UNIT, "KillMode").remove(0),
+            send_sigkill: all(SERVER_UNIT, "SendSIGKILL").is_empty(),
+            timeout_stop: seconds(SERVER_UNIT),
+            overlay: OverlaySetup {
+                unit: OVERLAY.into(),
+                load_state: "loaded".into(),
+                exec_start: all(OVERLAY_UNIT, "ExecStart").iter().map(|words| line(words)).collect(),
+                exec_stop_post: all(OVERLAY_UNIT, "ExecStopPost").iter().map(|words| line(words)).collect(),
+                remain_after_exit: all(OVERLAY_UNIT, "RemainAfterExit") == ["yes"],
+                timeout_stop: seconds(OVERLAY_UNIT),
+                ..OverlaySetup::default()
+            },
             ..UnitSetup::default()
         }
     }
 
     #[test]
-    fn the_unit_as_shipped_is_fine() {
+    fn the_units_as_shipped_are_fine() {
         assert_eq!(lint(&shipped()), []);
     }
 
     #[test]
     fn each_rule_finds_what_it_is_for() {
         type Break = fn(&mut UnitSetup);
-        let table: [(Break, &[&str]); 22] = [
+        let of_the_server: [(Break, &[&str]); 21] = [
             (|unit| unit.need_daemon_reload = true, &["daemon-reload"]),
-            (|unit| unit.exec_start_pre.clear(), &["ExecStartPre"]),
-            (|unit| unit.exec_stop_post.clear(), &["ExecStopPost"]),
+            (|unit| unit.requires.clear(), &["Requires"]),
+            (|unit| unit.after.clear(), &["After"]),
             (
-                |unit| unit.exec_stop_post[0].argv = words("/x/left4me-overlay umount --end-unit 3"),
+                |unit| unit.around.push(("ExecStartPre", line("nsenter -- /x/left4me-overlay mount 3"))),
+                &["ExecStartPre"],
+            ),
+            (
+                |unit| unit.around.push(("ExecStopPost", line("/x/left4me-overlay umount --end-unit 3"))),
                 &["ExecStopPost"],
             ),
-            (
-                |unit| {
-                    unit.exec_stop_post[0].argv =
-                        words("/usr/bin/nsenter -m /x/left4me-overlay umount --end-unit 3")
-                },
-                &["ExecStopPost"],
-            ),
-            (
-                |unit| {
-                    unit.exec_stop_post[0].argv =
-                        words("/usr/bin/nsenter -t 1 -m /x/left4me-overlay umount --end-unit 3")
-                },
-                &[],
-            ),
-            (|unit| unit.exec_stop_post[0].argv.retain(|word| word != "--end-unit"), &["ExecStopPost"]),
-            (|unit| unit.exec_start_pre[0].flags.clear(), &["ExecStartPre"]),
-            (|unit| unit.exec_stop_post[0].flags.push("ignore-failure".into()), &["ExecStopPost"]),
+            (|unit| unit.user = "left4me".into(), &["User"]),
+            (|unit| unit.user.clear(), &["User"]),
             (|unit| unit.sandbox.mount_flags = 1 << 18, &["MountFlags"]),
             (|unit| unit.sandbox.mount_flags = 1 << 19, &[]),
             (|unit| unit.sandbox.roots.push(("RootImage", "/srv/root.img".into())), &["RootImage"]),
@@ -387,40 +537,95 @@ mod tests {
                 &["TemporaryFileSystem"],
             ),
             (|unit| unit.kill_mode = "process".into(), &["KillMode"]),
+            (|unit| unit.kill_mode = "mixed".into(), &["KillMode"]),
             (|unit| unit.send_sigkill = false, &["SendSIGKILL"]),
-            (|unit| unit.timeout_stop = Some(Duration::from_secs(5)), &["TimeoutStopSec"]),
+            (|unit| unit.timeout_stop = None, &["TimeoutStopSec"]),
+            (|unit| unit.timeout_stop = Some(DEFAULT_TIMEOUT), &["TimeoutStopSec"]),
+            (|unit| unit.timeout_stop = Some(Duration::from_secs(5)), &[]),
+        ];
+        let of_the_overlay: [(Break, &[&str]); 14] = [
+            (|unit| unit.overlay.load_state = "not-found".into(), &["LoadState"]),
+            (|unit| unit.overlay.need_daemon_reload = true, &["daemon-reload"]),
+            (|unit| unit.overlay.exec_start.clear(), &["ExecStart"]),
+            (|unit| unit.overlay.exec_stop_post.clear(), &["ExecStopPost"]),
+            (|unit| unit.overlay.exec_stop_post[0].argv[1] = "mount".into(), &["ExecStopPost"]),
+            (|unit| unit.overlay.exec_stop_post[0].flags.push("ignore-failure".into()), &["ExecStopPost"]),
+            (|unit| unit.overlay.remain_after_exit = false, &["RemainAfterExit"]),
+            (|unit| unit.overlay.user = "left4me-3".into(), &["User"]),
+            (
+                |unit| unit.overlay.namespaced = vec!["PrivateTmp", "ProtectHome"],
+                &["PrivateTmp", "ProtectHome"],
+            ),
+            (|unit| unit.overlay.working_directory = MERGED.into(), &["WorkingDirectory"]),
+            (|unit| unit.overlay.timeout_stop = Some(Duration::from_secs(12)), &["TimeoutStopSec"]),
             (
                 |unit| {
-                    unit.timeout_stop = Some(Duration::from_secs(5));
-                    unit.exec_stop_post[0].argv.insert(5, "--wait=1".into());
+                    unit.overlay.timeout_stop = Some(Duration::from_secs(12));
+                    unit.overlay.exec_stop_post[0].argv.insert(2, "--wait=1".into());
                 },
                 &[],
             ),
-            (|unit| unit.exec_stop_post[0].argv.push(format!("--wait={}", u64::MAX)), &["TimeoutStopSec"]),
+            (
+                |unit| unit.overlay.exec_stop_post[0].argv.push(format!("--wait={}", u64::MAX)),
+                &["TimeoutStopSec"],
+            ),
+            (|unit| unit.overlay.timeout_stop = None, &[]),
         ];
-        for (number, (change, expected)) in table.into_iter().enumerate() {
+        let server = of_the_server.into_iter().map(|row| (None, row));
+        let overlay = of_the_overlay.into_iter().map(|row| (Some(OVERLAY), row));
+        let mut told = String::new();
+        for (number, (of, (change, expected))) in server.chain(overlay).enumerate() {
             let mut setup = shipped();
             change(&mut setup);
             let found = lint(&setup);
             let settings: Vec<_> = found.iter().map(|finding| finding.setting).collect();
             assert_eq!(settings, expected, "row {number}: {found:?}");
+            assert!(found.iter().all(|finding| finding.unit.as_deref() == of), "row {number}: {found:?}");
             assert!(found.iter().all(|finding| !finding.to_string().contains('\n')));
+            told.extend(found.iter().map(|finding| format!("{finding}\n")));
         }
+        insta::assert_snapshot!(told);
     }
 
     #[test]
     fn several_at_once_are_all_told() {
         let setup = UnitSetup { kill_mode: "none".into(), ..UnitSetup::default() };
         let settings: Vec<_> = lint(&setup).iter().map(|finding| finding.setting).collect();
-        assert_eq!(settings, ["ExecStartPre", "ExecStopPost", "KillMode", "SendSIGKILL"]);
+        let expected = ["Requires", "After", "KillMode", "SendSIGKILL", "TimeoutStopSec", "LoadState"];
+        assert_eq!(settings, expected);
+    }
+
+    #[test]
+    fn where_the_state_directory_is_a_link_both_of_its_names_count() {
+        let parent = tempfile::tempdir().unwrap();
+        let (real, link) = (parent.path().canonicalize().unwrap().join("real"), parent.path().join("link"));
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let merged = Mountpoint::of(&"3".parse().unwrap(), &link);
+        for name in [&link, &real] {
+            let source = name.join("runtime/3/merged/maps");
+            let binds = vec![bind("BindPaths", source.to_str().unwrap(), "/mnt")];
+            let sandbox = Sandbox { binds, ..Sandbox::default() };
+            let setup = UnitSetup { sandbox, merged: merged.clone(), ..shipped() };
+            assert_eq!(lint(&setup).len(), 1, "{}", name.display());
+        }
+        assert_eq!(names(&real), [real]);
     }
 
     proptest! {
         #[test]
         fn never_panics(words in prop::collection::vec("(--wait=?)?([a-z0-9/=é]{0,8}|[0-9]{17,21})|left4me-overlay|umount|-m", 0..6)) {
             let line = ExecLine { argv: words, flags: vec![] };
-            let setup = UnitSetup { exec_stop_post: vec![line], timeout_stop: Some(Duration::ZERO), ..shipped() };
-            prop_assert!(!lint(&setup).is_empty());
+            let overlay = OverlaySetup {
+                exec_stop_post: vec![line.clone()],
+                timeout_stop: Some(Duration::ZERO),
+                ..shipped().overlay
+            };
+            let setup = UnitSetup { overlay, around: vec![("ExecStop", line.clone())], ..shipped() };
+            let found = lint(&setup);
+            prop_assert!(!found.is_empty());
+            let is_old = found.iter().any(|finding| finding.setting == "ExecStop");
+            prop_assert_eq!(is_old, line.argv.iter().any(|word| is_helper(word)));
         }
     }
 }

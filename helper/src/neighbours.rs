@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use crate::doctor::{Finding, MS_PRIVATE, Sandbox, UnitSetup};
+use crate::doctor::{Finding, MS_PRIVATE, Mountpoint, Sandbox, UnitSetup};
 
 /// What systemd has loaded, as far as it can matter to an instance.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -76,7 +76,8 @@ pub fn mountpoint(unit: &str) -> Option<PathBuf> {
 #[must_use]
 pub fn lint(setup: &UnitSetup, neighbours: &Neighbours) -> Vec<Finding> {
     let mut found = Vec::new();
-    for service in neighbours.services.iter().filter(|service| service.unit != setup.unit) {
+    let is_own = |service: &&Service| [&setup.unit, &setup.overlay.unit].contains(&&service.unit);
+    for service in neighbours.services.iter().filter(|service| !is_own(service)) {
         // A drop-in of all servers is told once for each of them, not once for each pair.
         let told_of_itself =
             setup.sandbox.mount_flags & MS_PRIVATE != 0 && template(&service.unit) == template(&setup.unit);
@@ -100,13 +101,13 @@ fn template(unit: &str) -> &str {
 
 fn service_rules(
     sandbox: &Sandbox,
-    merged: &Path,
+    merged: &Mountpoint,
     flags_are_told: bool,
     find: &mut impl FnMut(&'static str, String, &str),
 ) {
     // A service leaves its copy behind with the root that it came from, if it gets another one.
     let keeps_copy =
-        sandbox.roots.iter().all(|(setting, root)| *setting == "RootDirectory" && merged.starts_with(root));
+        sandbox.roots.iter().all(|(setting, root)| *setting == "RootDirectory" && merged.is_below(root));
     if sandbox.mount_flags & MS_PRIVATE != 0 && keeps_copy && !flags_are_told {
         find(
             "MountFlags",
@@ -116,7 +117,7 @@ fn service_rules(
             "take the setting out, or use PrivateMounts=yes, and restart the service",
         );
     }
-    for (setting, root) in sandbox.roots.iter().filter(|(_, root)| root.starts_with(merged)) {
+    for (setting, root) in sandbox.roots.iter().filter(|(_, root)| merged.holds(root)) {
         let root = root.display();
         if *setting == "RootImage" {
             find(
@@ -135,7 +136,7 @@ fn service_rules(
             );
         }
     }
-    for bind in sandbox.binds.iter().filter(|bind| bind.source.starts_with(merged)) {
+    for bind in sandbox.binds.iter().filter(|bind| merged.holds(&bind.source)) {
         find(
             bind.setting,
             format!(
@@ -161,7 +162,7 @@ fn service_rules(
             "give merged itself or a directory above it, and restart the service",
         );
     }
-    if sandbox.working_directory.starts_with(merged) {
+    if merged.holds(&sandbox.working_directory) {
         find(
             "WorkingDirectory",
             format!(
@@ -174,10 +175,10 @@ fn service_rules(
 }
 
 /// What is wrong with a mount unit, and what to do.
-fn mount_rule(mount: &MountUnit, merged: &Path) -> Option<(String, &'static str)> {
+fn mount_rule(mount: &MountUnit, merged: &Mountpoint) -> Option<(String, &'static str)> {
     const REMEDY: &str = "unmount it, and take its unit or its line in /etc/fstab out";
     let at = mount.at.display();
-    if mount.at == merged {
+    if merged.is(&mount.at) {
         // The overlay itself is a mount unit as well, one without a file.
         let problem = || format!("it mounts at {at}, where left4me-overlay mounts the overlay");
         return mount.configured.then(|| (problem(), "take its unit or its line in /etc/fstab out"));
@@ -185,11 +186,10 @@ fn mount_rule(mount: &MountUnit, merged: &Path) -> Option<(String, &'static str)
     if !mount.configured && !mount.active {
         return None;
     }
-    if mount.at.starts_with(merged) {
+    if merged.holds(&mount.at) {
         return Some((format!("a mount at {at}, on the overlay, makes the umount fail with EBUSY"), REMEDY));
     }
-    let runtime = merged.parent()?;
-    mount.at.starts_with(runtime).then(|| {
+    merged.has_beside(&mount.at).then(|| {
         (
             format!("a mount at {at}, in the runtime directory, makes a reset refuse to delete anything"),
             REMEDY,
@@ -207,7 +207,11 @@ mod tests {
     const MERGED: &str = "/var/lib/left4me/runtime/3/merged";
 
     fn server() -> UnitSetup {
-        UnitSetup { unit: "left4me-server@3.service".into(), merged: MERGED.into(), ..UnitSetup::default() }
+        UnitSetup {
+            unit: "left4me-server@3.service".into(),
+            merged: Mountpoint::new(vec![MERGED.into()]),
+            ..UnitSetup::default()
+        }
     }
 
     fn service(unit: &str, sandbox: Sandbox) -> Neighbours {
@@ -326,6 +330,19 @@ mod tests {
     }
 
     #[test]
+    fn where_the_state_directory_is_a_link_its_real_name_counts_too() {
+        // A mount unit has the name that the mount table has.
+        let real = "/srv/left4me/runtime/3/merged";
+        let merged = Mountpoint::new(vec![MERGED.into(), real.into()]);
+        let setup = UnitSetup { merged, ..server() };
+        for at in [real.to_owned(), format!("{real}/maps"), "/srv/left4me/runtime/3/upper".into()] {
+            assert_eq!(lint(&setup, &configured(&at)).len(), 1, "{at}");
+            assert_eq!(lint(&server(), &configured(&at)), [], "{at}");
+        }
+        assert_eq!(lint(&setup, &service("a.service", bind(real, "/mnt"))).len(), 1);
+    }
+
+    #[test]
     fn a_root_of_slash_is_none_and_one_above_merged_has_the_copy() {
         let sandbox = Sandbox { working_directory: MERGED.into(), ..root("RootDirectory", "/") };
         assert_eq!(lint(&server(), &service("a.service", sandbox)).len(), 1);
@@ -368,7 +385,7 @@ mod tests {
 
         #[test]
         fn never_panics_and_says_one_line(name in "([a-z-]|\\\\x?[0-9é]?){0,9}(.mount)?", path in "(/[a-z.é]{0,4}){0,3}") {
-            let setup = UnitSetup { merged: "/m".into(), ..UnitSetup::default() };
+            let setup = UnitSetup { merged: Mountpoint::new(vec!["/m".into()]), ..UnitSetup::default() };
             let sandbox = Sandbox { working_directory: (&path).into(), ..bind(&path, &path) };
             let at = mountpoint(&name).unwrap_or_default();
             let mounts = vec![MountUnit { unit: name, at, configured: true, active: true }];

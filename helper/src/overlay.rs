@@ -155,14 +155,18 @@ pub fn mount_by(
     server: Account,
     deadline: Instant,
 ) -> Result<Outcome, HelperError> {
-    let lower: Vec<_> = plan.lower.iter().map(|layer| open_layer(state, layer)).collect::<Result<_, _>>()?;
+    // What is mounted needs no layer any more: a start that is only there to have it unmounted has to succeed.
+    let lower = || plan.lower.iter().map(|layer| open_layer(state, layer)).collect::<Result<Vec<_>, _>>();
+    let opened = if top(paths)?.is_some() { None } else { Some(lower()?) };
     let runtimes = state
         .runtime()?
         .ok_or_else(|| HelperError::call("open directory", &paths.all_runtimes)(Errno::NOENT))?;
     let runtime = make_runtime(&runtimes, paths, server, deadline)?;
+    // Again, with the lock: another helper may have been at it.
     if top(paths)?.is_some() {
         return Ok(Outcome::Already);
     }
+    let lower = opened.map_or_else(lower, Ok)?;
     // What an earlier unmount was refused for is not so any more.
     busy::remove_note(&runtime, &paths.runtime)?;
     let [upper, work, merged] = [&DIRECTORIES[0], &DIRECTORIES[1], &DIRECTORIES[2]]

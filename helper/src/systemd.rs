@@ -9,8 +9,9 @@
 //! questions. So questions that do not depend on each other are all sent before the first answer is waited for, and
 //! whoever waits does the connection's work too ([`Systemd::wait`]): there is no thread in between.
 
+use std::collections::HashMap;
 use std::future::Future;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_io::{Timer, block_on};
@@ -18,10 +19,11 @@ use futures_lite::{StreamExt, future};
 use futures_util::future::{try_join, try_join_all, try_join3, try_join4, try_join5};
 use zbus::connection::Builder;
 use zbus::message::Body;
-use zbus::zvariant::{OwnedObjectPath, OwnedValue};
+use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 use zbus::{Connection, Message, MessageStream};
 
-use crate::doctor::{Bind, ExecLine, Sandbox, UnitSetup};
+use crate::doctor::{Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
+use crate::instance::Instance;
 use crate::job::{Heard, JobWatch, Question};
 use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
 use crate::units::{Activity, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError, is_down};
@@ -296,54 +298,109 @@ impl Systemd {
         Ok((result, runs.into_iter().flatten().collect()))
     }
 
-    /// The unit's settings, drop-ins included, for the doctor.
+    /// The settings of an instance's two units, drop-ins included, for the doctor. `merged` is its mountpoint.
     ///
     /// # Errors
-    /// As [`UnitsError`].
-    pub fn setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
-        self.wait(self.deadline, self.read_setup(unit, merged))
+    /// As [`UnitsError`]. That there is no unit of the overlay is none: the doctor says so.
+    pub fn setup(&self, instance: &Instance, merged: Mountpoint) -> Result<UnitSetup, UnitsError> {
+        self.wait(self.deadline, self.read_setup(instance, merged))
     }
 
-    async fn read_setup(&self, unit: &str, merged: &Path) -> Result<UnitSetup, UnitsError> {
-        let path = unit_path(unit)?;
-        let files = try_join4(
-            self.property::<String>(&path, UNIT, "LoadState"),
-            self.property(&path, UNIT, "FragmentPath"),
-            self.property(&path, UNIT, "DropInPaths"),
-            self.property(&path, UNIT, "NeedDaemonReload"),
-        );
-        let commands = try_join(
-            self.property(&path, SERVICE, "ExecStartPreEx"),
-            self.property(&path, SERVICE, "ExecStopPostEx"),
-        );
+    async fn read_setup(&self, instance: &Instance, merged: Mountpoint) -> Result<UnitSetup, UnitsError> {
+        let unit = instance.unit();
+        let path = unit_path(&unit)?;
+        let around = ["ExecStartPre", "ExecStop", "ExecStopPost"].map(|setting| {
+            let path = &path;
+            async move {
+                let entries: Vec<ExecEntry> = self.property(path, SERVICE, &format!("{setting}Ex")).await?;
+                Ok(exec_lines(entries).into_iter().map(move |line| (setting, line)))
+            }
+        });
         let stop = try_join3(
             self.property(&path, SERVICE, "KillMode"),
             self.property(&path, SERVICE, "SendSIGKILL"),
             self.property::<u64>(&path, SERVICE, "TimeoutStopUSec"),
         );
-        let ((), files, commands, sandbox, stop) =
-            try_join5(self.keep(unit), files, commands, self.read_sandbox(&path), stop).await?;
+        let bonds = try_join3(
+            self.property(&path, UNIT, "Requires"),
+            self.property(&path, UNIT, "After"),
+            self.property(&path, SERVICE, "User"),
+        );
+        let ((), files, around, sandbox, (stop, bonds)) = try_join5(
+            self.keep(&unit),
+            self.read_files(&path),
+            try_join_all(around),
+            self.read_sandbox(&path),
+            try_join(stop, bonds),
+        )
+        .await?;
         let (load_state, fragment, drop_ins, need_daemon_reload) = files;
         if load_state != "loaded" {
             return Err(UnitsError::NoSuchUnit(format!("Unit {unit} is {load_state}.")));
         }
-        let lines = |entries: Vec<ExecEntry>| {
-            entries.into_iter().map(|(_, argv, flags, ..)| ExecLine { argv, flags }).collect()
-        };
-        let (exec_start_pre, exec_stop_post) = commands;
         let (kill_mode, send_sigkill, timeout) = stop;
+        let (requires, after, user) = bonds;
         Ok(UnitSetup {
-            unit: unit.to_owned(),
-            merged: merged.to_owned(),
+            unit,
+            own_user: format!("left4me-{instance}"),
+            merged,
             fragment,
             drop_ins,
             need_daemon_reload,
-            exec_start_pre: lines(exec_start_pre),
-            exec_stop_post: lines(exec_stop_post),
+            requires,
+            after,
+            user,
+            around: around.into_iter().flatten().collect(),
             sandbox,
             kill_mode,
             send_sigkill,
-            timeout_stop: (timeout != u64::MAX).then(|| Duration::from_micros(timeout)),
+            timeout_stop: timeout_of(timeout),
+            overlay: self.read_overlay(&instance.overlay_unit()).await?,
+        })
+    }
+
+    /// A unit's LoadState, file, drop-ins, and whether one of these has changed.
+    async fn read_files(
+        &self,
+        path: &OwnedObjectPath,
+    ) -> Result<(String, String, Vec<String>, bool), UnitsError> {
+        try_join4(
+            self.property::<String>(path, UNIT, "LoadState"),
+            self.property(path, UNIT, "FragmentPath"),
+            self.property(path, UNIT, "DropInPaths"),
+            self.property(path, UNIT, "NeedDaemonReload"),
+        )
+        .await
+    }
+
+    async fn read_overlay(&self, unit: &str) -> Result<OverlaySetup, UnitsError> {
+        let path = unit_path(unit)?;
+        self.keep(unit).await?;
+        let (load_state, fragment, drop_ins, need_daemon_reload) = self.read_files(&path).await?;
+        if load_state != "loaded" {
+            return Ok(OverlaySetup { unit: unit.to_owned(), load_state, ..OverlaySetup::default() });
+        }
+        // What gives a namespace is in so many settings that all are asked for at once.
+        let reply = self
+            .connection
+            .call_method(Some(SYSTEMD), &path, Some(PROPERTIES), "GetAll", &(SERVICE))
+            .await
+            .map_err(|error| explain(&error))?;
+        let settings: Settings = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let directory: String = setting(&settings, "WorkingDirectory")?;
+        Ok(OverlaySetup {
+            unit: unit.to_owned(),
+            load_state,
+            fragment,
+            drop_ins,
+            need_daemon_reload,
+            exec_start: exec_lines(setting(&settings, "ExecStartEx")?),
+            exec_stop_post: exec_lines(setting(&settings, "ExecStopPostEx")?),
+            remain_after_exit: setting(&settings, "RemainAfterExit")?,
+            user: setting(&settings, "User")?,
+            namespaced: namespaced(&settings),
+            working_directory: plain_path(&directory),
+            timeout_stop: timeout_of(setting(&settings, "TimeoutStopUSec")?),
         })
     }
 
@@ -389,15 +446,15 @@ impl Systemd {
     }
 
     /// What else systemd has loaded that can matter to an instance, for the doctor. `runtimes` is the directory that has
-    /// the instances' runtime directories.
+    /// the instances' runtime directories, by each of its names.
     ///
     /// # Errors
     /// As [`UnitsError`]; a unit that goes away meanwhile is none.
-    pub fn neighbours(&self, runtimes: &Path) -> Result<Neighbours, UnitsError> {
+    pub fn neighbours(&self, runtimes: &[PathBuf]) -> Result<Neighbours, UnitsError> {
         self.wait(self.deadline, self.read_neighbours(runtimes))
     }
 
-    async fn read_neighbours(&self, runtimes: &Path) -> Result<Neighbours, UnitsError> {
+    async fn read_neighbours(&self, runtimes: &[PathBuf]) -> Result<Neighbours, UnitsError> {
         let any_state: &[&str] = &[];
         let patterns = &["*.service", "*.mount", "*.automount"][..];
         let reply = self.manager("ListUnitsByPatterns", &(any_state, patterns)).await?;
@@ -419,7 +476,8 @@ impl Systemd {
         let mounts: Vec<_> = others
             .into_iter()
             .filter_map(|(unit, _, _, active_state, _, _, path, ..)| {
-                let at = mountpoint(&unit).filter(|at| at.starts_with(runtimes))?;
+                let at = mountpoint(&unit)
+                    .filter(|at| runtimes.iter().any(|runtimes| at.starts_with(runtimes)))?;
                 Some((path, unit, at, !is_down(&active_state)))
             })
             .collect();
@@ -528,6 +586,78 @@ fn still_there<T>(answer: Result<T, UnitsError>) -> Result<Option<T>, UnitsError
         Err(UnitsError::NoSuchUnit(_)) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// All settings of a service, as the bus has them.
+type Settings = HashMap<String, OwnedValue>;
+
+fn setting<T>(settings: &Settings, name: &str) -> Result<T, UnitsError>
+where
+    T: TryFrom<OwnedValue, Error = zbus::zvariant::Error>,
+{
+    let missing = || UnitsError::Other(format!("property {name}: there is none"));
+    let value = settings.get(name).ok_or_else(missing)?.try_clone();
+    value.and_then(T::try_from).map_err(|error| UnitsError::Other(format!("property {name}: {error}")))
+}
+
+/// The settings that give a service's commands a mount namespace of their own
+/// (`src/core/exec-invoke.c:exec_needs_mount_namespace`), and those of its own root, which has no place for an overlay.
+const NAMESPACED: [&str; 30] = [
+    "RootDirectory",
+    "RootImage",
+    "ReadWritePaths",
+    "ReadOnlyPaths",
+    "InaccessiblePaths",
+    "ExecPaths",
+    "NoExecPaths",
+    "BindPaths",
+    "BindReadOnlyPaths",
+    "BindLogSockets",
+    "TemporaryFileSystem",
+    "MountImages",
+    "ExtensionImages",
+    "ExtensionDirectories",
+    "MountFlags",
+    "DynamicUser",
+    "PrivateTmp",
+    "PrivateDevices",
+    "PrivateMounts",
+    "PrivateNetwork",
+    "PrivateIPC",
+    "PrivatePIDs",
+    "ProtectSystem",
+    "ProtectHome",
+    "ProtectKernelTunables",
+    "ProtectKernelModules",
+    "ProtectKernelLogs",
+    "ProtectControlGroups",
+    "ProtectProc",
+    "ProcSubset",
+];
+
+/// Those of [`NAMESPACED`] that are set. A systemd that does not know one has none of it.
+fn namespaced(settings: &Settings) -> Vec<&'static str> {
+    let is_set = |name: &&str| match settings.get(*name).map(|value| &**value) {
+        Some(Value::Bool(is)) => *is,
+        // Each setting's word for what is so without it.
+        Some(Value::Str(word)) => !["", "no", "default", "all"].contains(&word.as_str()),
+        Some(Value::Array(entries)) => !entries.is_empty(),
+        Some(Value::U64(flags)) => ![0, MS_SHARED].contains(flags),
+        _ => false,
+    };
+    NAMESPACED.into_iter().filter(is_set).collect()
+}
+
+/// mount(2)'s flag, as `MountFlags` has it: what is so without it.
+const MS_SHARED: u64 = 1 << 20;
+
+fn exec_lines(entries: Vec<ExecEntry>) -> Vec<ExecLine> {
+    entries.into_iter().map(|(_, argv, flags, ..)| ExecLine { argv, flags }).collect()
+}
+
+/// A timeout in microseconds; none if it is `infinity`.
+fn timeout_of(us: u64) -> Option<Duration> {
+    (us != u64::MAX).then(|| Duration::from_micros(us))
 }
 
 fn exec_run(line: &'static str, entry: ExecEntry) -> ExecRun {
@@ -659,8 +789,16 @@ mod tests {
     const OVERLAY_PATH: &str = "/org/freedesktop/systemd1/unit/left4me_2doverlay_403_2eservice";
     const OVERLAY_NAME: &str = "left4me-overlay@3.service";
 
+    fn three() -> Instance {
+        "3".parse().unwrap()
+    }
+
     fn names() -> Names {
-        Names::of(&"3".parse().unwrap())
+        Names::of(&three())
+    }
+
+    fn merged() -> Mountpoint {
+        Mountpoint::new(vec!["/m".into()])
     }
 
     /// How every job ends that does.
@@ -814,6 +952,10 @@ mod tests {
             77
         }
         #[zbus(property)]
+        fn after(&self) -> Vec<String> {
+            vec![OVERLAY_NAME.into()]
+        }
+        #[zbus(property)]
         fn requires(&self) -> Vec<String> {
             vec!["-.mount".into(), OVERLAY_NAME.into()]
         }
@@ -838,6 +980,14 @@ mod tests {
         #[zbus(property)]
         fn exec_start_ex(&self) -> Vec<ExecEntry> {
             vec![("/s".into(), vec!["/s".into()], vec![], 1, 2, 3, 4, 5, 2, 15)]
+        }
+        #[zbus(property)]
+        fn user(&self) -> &str {
+            "left4me"
+        }
+        #[zbus(property)]
+        fn remain_after_exit(&self) -> bool {
+            true
         }
         #[zbus(property)]
         fn mount_flags(&self) -> u64 {
@@ -927,7 +1077,7 @@ mod tests {
     #[test]
     fn the_setup_comes_off_the_wire() {
         let (systemd, _server) = played();
-        let setup = systemd.setup(UNIT_NAME, Path::new("/m")).unwrap();
+        let setup = systemd.setup(&three(), merged()).unwrap();
         let sandbox = Sandbox {
             binds: vec![Bind { setting: "BindPaths", source: "/m/x".into(), destination: "/y".into() }],
             mounted_over: vec![("ReadWritePaths", "/m".into()), ("TemporaryFileSystem", "/m/t".into())],
@@ -936,21 +1086,59 @@ mod tests {
         };
         assert_eq!(setup.sandbox, sandbox);
         assert_eq!((setup.timeout_stop, setup.kill_mode.as_str()), (None, "process"));
-        assert_eq!(setup.exec_stop_post[0].flags, ["privileged"]);
-        let settings: Vec<_> = crate::doctor::lint(&setup).iter().map(|finding| finding.setting).collect();
+        assert_eq!((setup.own_user.as_str(), setup.user.as_str()), ("left4me-3", "left4me"));
         assert_eq!(
-            settings,
-            ["daemon-reload", "ExecStartPre", "ExecStopPost", "BindPaths", "TemporaryFileSystem", "KillMode"]
+            (setup.around[0].0, &setup.around[0].1.flags[0]),
+            ("ExecStopPost", &"privileged".to_owned())
         );
+        assert_eq!(setup.overlay.namespaced, ["ReadWritePaths", "BindPaths", "TemporaryFileSystem"]);
+        let found = crate::doctor::lint(&setup);
+        let of = |unit: Option<&str>| -> Vec<_> {
+            found.iter().filter(|found| found.unit.as_deref() == unit).map(|found| found.setting).collect()
+        };
+        assert_eq!(
+            of(None),
+            ["daemon-reload", "User", "BindPaths", "TemporaryFileSystem", "KillMode", "TimeoutStopSec"]
+        );
+        let expected = [
+            "daemon-reload",
+            "ExecStart",
+            "ExecStopPost",
+            "User",
+            "ReadWritePaths",
+            "BindPaths",
+            "TemporaryFileSystem",
+            "WorkingDirectory",
+        ];
+        assert_eq!(of(Some(OVERLAY_NAME)), expected);
+    }
+
+    #[test]
+    fn what_gives_a_namespace_is_what_is_set() {
+        let settings = |value: Value<'static>| -> Settings {
+            let of =
+                |name: &str| (name.to_owned(), OwnedValue::try_from(value.try_clone().unwrap()).unwrap());
+            NAMESPACED.iter().map(|name| of(name)).collect()
+        };
+        let none = [Value::from(false), "no".into(), "".into(), 0_u64.into(), MS_SHARED.into()];
+        for value in none.into_iter().chain([Vec::<String>::new().into(), "default".into(), "all".into()]) {
+            assert_eq!(namespaced(&settings(value)), [""; 0]);
+        }
+        for value in
+            [Value::from(true), "strict".into(), "/x".into(), (1_u64 << 19).into(), vec!["/x"].into()]
+        {
+            assert_eq!(namespaced(&settings(value)), NAMESPACED);
+        }
+        assert_eq!(namespaced(&Settings::new()), [""; 0], "an older systemd");
     }
 
     #[test]
     fn the_neighbours_come_off_the_wire_and_those_that_go_meanwhile_are_no_error() {
         let (systemd, _server) = played();
-        let neighbours = systemd.neighbours(Path::new("/r")).unwrap();
+        let neighbours = systemd.neighbours(&["/r".into()]).unwrap();
         let names: Vec<_> = neighbours.services.iter().map(|service| service.unit.as_str()).collect();
         assert_eq!(names, (0..CROWD).map(|number| format!("s{number:03}.service")).collect::<Vec<_>>());
-        let setup = systemd.setup(UNIT_NAME, Path::new("/m")).unwrap();
+        let setup = systemd.setup(&three(), merged()).unwrap();
         assert!(neighbours.services.iter().all(|service| service.sandbox == setup.sandbox));
         let mount = |unit: &str, at: &str, active| MountUnit {
             unit: unit.into(),
@@ -1040,7 +1228,11 @@ mod tests {
         let is_done = std::sync::atomic::AtomicBool::new(false);
         std::thread::scope(|scope| {
             scope.spawn(|| {
-                while !is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                // Not without end: what is faster than this process reads only grows a queue in the bus.
+                for _ in 0..200 {
+                    if is_done.load(std::sync::atomic::Ordering::Relaxed) {
+                        break;
+                    }
                     forge(10);
                 }
             });

@@ -220,6 +220,11 @@ fn inside_a_mount_and_an_unmount() {
     mount_is_sound("3");
     fs::write(merged("3").join("written"), "x").unwrap();
     assert!(ok(&mut helper(&["mount", "3"])).contains("mounted already"));
+    // Also without what it was made of: to be stopped it may have to be started.
+    let maps = Path::new(STATE).join("overlays/maps");
+    fs::rename(&maps, maps.with_extension("away")).unwrap();
+    assert!(ok(&mut helper(&["mount", "3"])).contains("mounted already"));
+    fs::rename(maps.with_extension("away"), &maps).unwrap();
     // nosuid and nodev: what the server writes is no way to more rights.
     let line = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let line = line.lines().find(|line| line.contains(" /var/lib/left4me/runtime/3/merged ")).unwrap();

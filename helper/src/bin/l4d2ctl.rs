@@ -15,7 +15,7 @@ use serde::Serialize;
 
 use left4me_helper::cli::{Cli, Command, How, ResetTarget, StatusTarget, StopTarget, Target};
 use left4me_helper::control::{self, Action, Host};
-use left4me_helper::doctor::{self, Finding, UnitSetup};
+use left4me_helper::doctor::{self, Finding, Mountpoint, UnitSetup};
 use left4me_helper::error::chain;
 use left4me_helper::fleet::{self, Times};
 use left4me_helper::instance::{Instance, STATE_DIR};
@@ -256,8 +256,17 @@ struct Diagnosis {
     unit: String,
     fragment: String,
     drop_ins: Vec<String>,
+    overlay: Files,
     findings: Vec<Finding>,
     error: Option<String>,
+}
+
+/// A unit and what it is read from.
+#[derive(Serialize)]
+struct Files {
+    unit: String,
+    fragment: String,
+    drop_ins: Vec<String>,
 }
 
 fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
@@ -272,31 +281,41 @@ fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
         Ok(systemd) => systemd,
         Err(error) => return output.problem(ACTION, error, how, is_one),
     };
-    let around = systemd.neighbours(&Path::new(STATE_DIR).join("runtime"));
+    let state_dir = Path::new(STATE_DIR);
+    let runtimes: Vec<_> = doctor::names(state_dir).iter().map(|name| name.join("runtime")).collect();
+    let around = systemd.neighbours(&runtimes);
     if let Err(error) = &around {
         output.complain(format_args!("the other units: {error}"));
     }
     let diagnoses: Vec<_> = instances
         .iter()
         .map(|instance| {
-            let merged = instance.paths(Path::new(STATE_DIR)).merged;
-            match systemd.setup(&instance.unit(), &merged) {
-                Ok(setup) => Diagnosis {
-                    schema_version: SCHEMA_VERSION,
-                    findings: findings(&setup, around.as_ref().ok()),
-                    unit: setup.unit,
-                    fragment: setup.fragment,
-                    drop_ins: setup.drop_ins,
-                    error: None,
-                },
-                Err(error) => Diagnosis {
-                    schema_version: SCHEMA_VERSION,
-                    unit: instance.unit(),
+            let diagnosis = Diagnosis {
+                schema_version: SCHEMA_VERSION,
+                unit: instance.unit(),
+                fragment: String::new(),
+                drop_ins: Vec::new(),
+                overlay: Files {
+                    unit: instance.overlay_unit(),
                     fragment: String::new(),
                     drop_ins: Vec::new(),
-                    findings: Vec::new(),
-                    error: Some(error.to_string()),
                 },
+                findings: Vec::new(),
+                error: None,
+            };
+            match systemd.setup(instance, Mountpoint::of(instance, state_dir)) {
+                Ok(setup) => Diagnosis {
+                    findings: findings(&setup, around.as_ref().ok()),
+                    fragment: setup.fragment,
+                    drop_ins: setup.drop_ins,
+                    overlay: Files {
+                        unit: setup.overlay.unit,
+                        fragment: setup.overlay.fragment,
+                        drop_ins: setup.overlay.drop_ins,
+                    },
+                    ..diagnosis
+                },
+                Err(error) => Diagnosis { error: Some(error.to_string()), ..diagnosis },
             }
         })
         .collect();
@@ -304,8 +323,10 @@ fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
         output.json(&diagnoses, is_one);
     }
     for diagnosis in diagnoses.iter().filter(|_| !how.json) {
-        let files: Vec<_> =
-            std::iter::once(&diagnosis.fragment).chain(&diagnosis.drop_ins).cloned().collect();
+        let Files { fragment, drop_ins, .. } = &diagnosis.overlay;
+        let all =
+            [&diagnosis.fragment].into_iter().chain(&diagnosis.drop_ins).chain([fragment]).chain(drop_ins);
+        let files: Vec<_> = all.filter(|file| !file.is_empty()).cloned().collect();
         let (unit, files) = (&diagnosis.unit, files.join(", "));
         match (&diagnosis.error, diagnosis.findings.as_slice()) {
             (Some(error), _) => output.print(format_args!("{unit}: {error}\n")),
