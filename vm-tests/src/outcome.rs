@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use vm_agent::recording::{
-    EndState, Event, Exec, Kind, Recording, Remount, Role, Scan, Step, StepEnd, Task, Trigger, UmountCall,
-    UnitState, What,
+    EndState, Event, Exec, Kind, Recording, Remount, Role, Scan, Step, StepEnd, Target, Task, Trigger,
+    UmountCall, UnitState, What,
 };
 use vm_agent::wire::Exit;
 
@@ -57,7 +57,7 @@ pub struct Cycle {
     pub core_dumps: Vec<String>,
     /// Paths that the reset was meant to remove and that are still there.
     pub left_over: Vec<String>,
-    /// What sources of events lost.
+    /// What sources of events lost, and where the one says what the other should have said, too.
     pub lost: Vec<String>,
     /// What the recorder's own looks took during the reset, nanoseconds of guest time.
     pub probe_ns: u64,
@@ -219,10 +219,14 @@ fn holders<'a>(scans: impl IntoIterator<Item = &'a Scan>) -> Vec<Holder> {
 #[must_use]
 pub fn cycles(recording: &Recording) -> Vec<Cycle> {
     let last = recording.events.iter().map(|event| event.cycle).max().unwrap_or(0);
+    let contradictions = contradictions(&recording.events);
     (1..=last)
         .map(|number| {
             let events: Vec<&Event> = recording.events.iter().filter(|event| event.cycle == number).collect();
-            cycle(number, recording.plan.mount_unit.as_deref(), &events)
+            let mut cycle = cycle(number, recording.plan.mount_unit.as_deref(), &events);
+            let of_it = contradictions.iter().filter(|(cycle, _)| *cycle == number);
+            cycle.lost.extend(of_it.map(|(_, words)| words.clone()));
+            cycle
         })
         .collect()
 }
@@ -489,6 +493,54 @@ fn lost(events: &[&Event]) -> Vec<String> {
         _ => None,
     });
     lost.collect()
+}
+
+/// Where mountinfo and the tracer do not bear each other out, each with its cycle: then one of the two has lost
+/// something and does not know it. A mount goes by a umount2 that succeeds, of whatever path (`mount --move` apart, which
+/// nobody who is recorded does); and such a call of the watched path takes a mount away.
+fn contradictions(events: &[Event]) -> Vec<(u32, String)> {
+    let mut wrong = Vec::new();
+    let mut calls: Vec<(&Event, &UmountCall)> = Vec::new();
+    for event in events {
+        if let What::UmountCall(call) = &event.what
+            && call.result == 0
+        {
+            calls.push((event, call));
+        }
+    }
+    let mut mounts = 0_u32;
+    for event in events {
+        match &event.what {
+            What::Mounted(_) => mounts += 1,
+            What::Unmounted => {
+                match mounts.checked_sub(1) {
+                    Some(left) => mounts = left,
+                    None => {
+                        wrong.push((event.cycle, "mountinfo: an unmount, and no mount before it".to_owned()));
+                    }
+                }
+                // The last one before, and one of this path if there is any.
+                let rank = |(_, (began, call)): &(usize, &(&Event, &UmountCall))| {
+                    (call.target == Target::Mount, began.at)
+                };
+                let before = calls.iter().enumerate().filter(|(_, (began, _))| began.at <= event.at);
+                match before.max_by_key(rank).map(|(index, _)| index) {
+                    Some(index) => drop(calls.remove(index)),
+                    None => wrong.push((
+                        event.cycle,
+                        "tracefs: the mount went away, and no umount2 was seen that did it".to_owned(),
+                    )),
+                }
+            }
+            _ => {}
+        }
+    }
+    let unseen = calls.into_iter().filter(|(_, call)| call.target == Target::Mount);
+    wrong.extend(unseen.map(|(event, call)| {
+        let words = format!("mountinfo: {} unmounted the mount, and no change of it was seen", call.comm);
+        (event.cycle, words)
+    }));
+    wrong
 }
 
 fn exit_words(exit: Option<Exit>) -> String {
@@ -840,7 +892,7 @@ mod tests {
     const BUSY: i64 = -16;
 
     fn call(pid: u32, role: Role, result: i64) -> (u64, UmountCall) {
-        (10, UmountCall { pid, comm: "umount".to_owned(), role, returned: 11, result })
+        (10, UmountCall { pid, comm: "umount".to_owned(), role, returned: 11, result, target: Target::Mount })
     }
 
     fn holder(pid: u32, role: Role) -> Holder {
@@ -937,6 +989,7 @@ mod tests {
             role: Role::Control,
             returned: 30,
             result,
+            target: Target::Mount,
         };
         let pids = |at, result| -> Vec<u32> {
             scans_at_umount(&scans, &[(at, &call(result))]).iter().map(|scan| scan.tasks[0].pid).collect()
@@ -1212,6 +1265,49 @@ mod tests {
         ] {
             let deviations = cycle.deviations(&expect);
             assert!(deviations.concat().contains(words), "{words} is not in {deviations:?}");
+        }
+    }
+
+    #[test]
+    fn a_mount_and_its_unmount_bear_each_other_out() {
+        let mounted = || {
+            What::Mounted(vm_agent::recording::Mounted {
+                mount_id: 1,
+                device: "0:1".to_owned(),
+                fstype: "overlay".to_owned(),
+            })
+        };
+        let call =
+            |target, result| What::UmountCall(UmountCall { target, ..call(7, Role::Control, result).1 });
+        let ours = || call(Target::Mount, 0);
+        let cases: [(&str, Vec<What>, &[&str]); 12] = [
+            ("as it is", vec![mounted(), ours(), What::Unmounted], &[]),
+            ("nothing at all", vec![], &[]),
+            ("refused", vec![mounted(), call(Target::Mount, BUSY)], &[]),
+            (
+                "the one below goes by the one above",
+                vec![mounted(), call(Target::Other, 0), What::Unmounted],
+                &[],
+            ),
+            ("an old kernel shows no path", vec![mounted(), call(Target::Unknown, 0), What::Unmounted], &[]),
+            ("a private copy goes", vec![mounted(), call(Target::Copy, 0)], &[]),
+            ("twice", vec![mounted(), ours(), What::Unmounted, mounted(), ours(), What::Unmounted], &[]),
+            ("no tracer", vec![mounted(), What::Unmounted], &["tracefs: the mount went away"]),
+            (
+                "a tracer that failed later",
+                vec![mounted(), ours(), What::Unmounted, mounted(), What::Unmounted],
+                &["tracefs:"],
+            ),
+            ("no mount changes", vec![ours()], &["mountinfo: umount unmounted the mount, and no change"]),
+            ("one change missed", vec![mounted(), ours(), What::Unmounted, ours()], &["mountinfo:"]),
+            ("the mount missed", vec![ours(), What::Unmounted], &["mountinfo: an unmount, and no mount"]),
+        ];
+        for (what, whats, expected) in cases {
+            let lost = cycles(&recorded(None, whats)).remove(0).lost;
+            assert_eq!(lost.len(), expected.len(), "{what}: {lost:?}");
+            for (lost, words) in lost.iter().zip(expected) {
+                assert!(lost.starts_with(words), "{what}: {lost}");
+            }
         }
     }
 

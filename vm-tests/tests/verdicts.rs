@@ -85,7 +85,8 @@ impl Situation {
         let mut whats = vec![What::StepBegins(Step::Reset), scan(Trigger::Exec, true, &tasks)];
         if let Some(result) = self.umount {
             let role = self.by.unwrap_or(Role::Control);
-            let call = UmountCall { pid: CALLER, comm: "x".to_owned(), role, returned: 0, result };
+            let target = recording::Target::Mount;
+            let call = UmountCall { pid: CALLER, comm: "x".to_owned(), role, returned: 0, result, target };
             whats.push(What::UmountCall(call));
             if result < 0 {
                 whats.push(scan(Trigger::UmountFailed, true, &tasks));

@@ -200,6 +200,25 @@ pub struct UmountCall {
     pub returned: u64,
     /// 0, or a negative errno.
     pub result: i64,
+    /// Which mount it was about.
+    #[serde(default)]
+    pub target: Target,
+}
+
+/// Which mount a call of umount2(2) was about, by the path that it named.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// The watched one, in PID 1's mount namespace.
+    Mount,
+    /// The watched path in another mount namespace.
+    Copy,
+    /// Another path. Such a call is recorded if the watched path ceased to be a mount point during it: a mount above it
+    /// that went lazily, say.
+    Other,
+    /// The kernel did not show the path, or it has a link in it.
+    #[default]
+    Unknown,
 }
 
 /// What is left when a reset has ended. Clean is: nothing, and a silent remount.

@@ -50,7 +50,7 @@ impl MountWatch {
     }
 
     /// Reads the table again and says what has changed: nothing, one event, or both if another mount took the
-    /// place of the one before.
+    /// place of the one before. One that was mounted over is still there.
     ///
     /// # Errors
     /// What reading says; a line for the path that is not mountinfo.
@@ -59,18 +59,22 @@ impl MountWatch {
         self.file.rewind().and_then(|()| self.file.read_to_end(&mut self.table)).context("read mountinfo")?;
         let mounts = mountinfo::parse_at(&self.table, &self.path)?;
         let now = mounts.last().map(mounted);
+        let below = mounts.split_last().map_or(&[][..], |(_, below)| below);
+        let is_covered = |before: &Mounted| below.iter().any(|mount| mounted(mount) == *before);
         self.device = mounts.last().map_or(self.device, |mount| Some(mount.device));
-        let changes = changes(self.current.as_ref(), now.as_ref());
+        let is_covered = self.current.as_ref().is_some_and(is_covered);
+        let changes = changes(self.current.as_ref(), now.as_ref(), is_covered);
         self.current = now;
         Ok(changes)
     }
 }
 
-fn changes(before: Option<&Mounted>, now: Option<&Mounted>) -> Vec<What> {
+/// `is_covered`: the one before is still there, below the one that is there now.
+fn changes(before: Option<&Mounted>, now: Option<&Mounted>, is_covered: bool) -> Vec<What> {
     if before == now {
         return Vec::new();
     }
-    let gone = before.map(|_| What::Unmounted);
+    let gone = before.filter(|_| !is_covered).map(|_| What::Unmounted);
     gone.into_iter().chain(now.cloned().map(What::Mounted)).collect()
 }
 
@@ -87,14 +91,15 @@ mod tests {
         let a = Mounted { mount_id: 1, device: "0:1".to_owned(), fstype: "overlay".to_owned() };
         let b = Mounted { mount_id: 2, ..a.clone() };
         let cases = [
-            (None, None, vec![]),
-            (Some(&a), Some(&a), vec![]),
-            (None, Some(&a), vec![What::Mounted(a.clone())]),
-            (Some(&a), None, vec![What::Unmounted]),
-            (Some(&a), Some(&b), vec![What::Unmounted, What::Mounted(b.clone())]),
+            (None, None, false, vec![]),
+            (Some(&a), Some(&a), false, vec![]),
+            (None, Some(&a), false, vec![What::Mounted(a.clone())]),
+            (Some(&a), None, false, vec![What::Unmounted]),
+            (Some(&a), Some(&b), false, vec![What::Unmounted, What::Mounted(b.clone())]),
+            (Some(&a), Some(&b), true, vec![What::Mounted(b.clone())]),
         ];
-        for (before, now, expected) in cases {
-            assert_eq!(changes(before, now), expected, "{before:?} -> {now:?}");
+        for (before, now, is_covered, expected) in cases {
+            assert_eq!(changes(before, now, is_covered), expected, "{before:?} -> {now:?}");
         }
     }
 

@@ -1,15 +1,17 @@
 //! Every call of umount2(2) in the machine, from the tracepoints `sys_enter_umount` and `sys_exit_umount` (the
 //! kernel names them so although they are umount2's).
 //!
-//! The tracepoints show the path as a pointer into the caller's memory, so which mount a call was about has to
-//! be told otherwise. systemd alone unmounts dozens of things while it sets up one service's namespace. Kept
-//! are ([`Calls`]):
+//! The entry's tracepoint shows the path as a pointer into the caller's memory; an event probe on it reads the string
+//! (Documentation/trace/eprobetrace.rst). Where the kernel has none, and where the page is not there, the path is not
+//! known. systemd alone unmounts dozens of things while it sets up one service's namespace. Kept are ([`Calls`]), unless
+//! they name another path:
 //!
 //! - calls that failed with EBUSY, by any program;
-//! - calls by a process of the unit that runs a program of its own;
+//! - calls by a process of a unit that runs a program of its own;
+//! - calls of the watched path that succeeded, by any program;
 //! - not what systemd does between fork and exec, whose comm is in parentheses, `(name)`: systemd 252 meets EBUSY
 //!   several times while it sets up a namespace, of mounts that are none of ours;
-//! - the call during which, or last before which, the watched path ceased to be a mount point.
+//! - the call during which, or last before which, the watched path ceased to be a mount point, whatever it names.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -20,13 +22,13 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use nix::libc;
-use vm_agent::recording::UmountCall;
+use vm_agent::recording::{Target, UmountCall};
 
 /// What the tracer wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum TraceLine {
-    /// A call began.
-    Entered { tid: u32, comm: String, at_us: u64 },
+    /// A call began, of this path, where the tracer could read it.
+    Entered { tid: u32, comm: String, at_us: u64, path: Option<String> },
     /// A call ended with 0 or a negative errno.
     Returned { tid: u32, comm: String, at_us: u64, result: i64 },
     /// What [`UmountTrace::mark_end`] wrote: nothing comes after it.
@@ -48,6 +50,9 @@ pub(super) struct UmountTrace {
 const TRACEFS: &str = "/sys/kernel/tracing";
 /// One recorder at a time: a second instance of this name is a leftover of one that was killed.
 const INSTANCE: &str = "vm-agent";
+/// The event probe that shows the path of a call, and its name as tracefs has it.
+const PROBE: &str = "e:vm_agent/umount_entry syscalls/sys_enter_umount name=+0($name):ustring";
+const PROBE_EVENT: &str = "vm_agent/umount_entry";
 const END: &str = "vm-agent: end of the recording";
 /// Lines have the task's name right-aligned in this many bytes (`kernel/trace/trace_output.c`).
 const COMM_WIDTH: usize = 16;
@@ -70,8 +75,13 @@ impl UmountTrace {
             .open(&pipe)
             .with_context(|| format!("open {}", pipe.display()))?;
         let trace = Self { pipe, instance, partial: Vec::new() };
-        for event in ["sys_enter_umount", "sys_exit_umount"] {
-            trace.instance.write(&format!("events/syscalls/{event}/enable"), "1")?;
+        let entry = match make_probe() {
+            Ok(()) => PROBE_EVENT,
+            // Without CONFIG_PROBE_EVENTS: the calls, and not their paths.
+            Err(_none) => "syscalls/sys_enter_umount",
+        };
+        for event in [entry, "syscalls/sys_exit_umount"] {
+            trace.instance.write(&format!("events/{event}/enable"), "1")?;
         }
         Ok(trace)
     }
@@ -141,7 +151,30 @@ impl Drop for Instance {
         if let Err(error) = fs::remove_dir(&self.0) {
             eprintln!("remove {}: {error}", self.0.display());
         }
+        // Not before: it is in use by the instance.
+        if let Err(error) = remove_probe() {
+            eprintln!("{error:#}");
+        }
     }
+}
+
+/// Makes [`PROBE`] in place of one that was left.
+fn make_probe() -> Result<()> {
+    remove_probe()?;
+    dynamic_events(PROBE)
+}
+
+fn remove_probe() -> Result<()> {
+    let is_there = Path::new(TRACEFS).join("events").join(PROBE_EVENT).is_dir();
+    if is_there { dynamic_events(&format!("-:{PROBE_EVENT}")) } else { Ok(()) }
+}
+
+/// Adds a line; a write from the beginning would remove all others (`kernel/trace/trace_dynevent.c:dyn_event_open`).
+fn dynamic_events(line: &str) -> Result<()> {
+    use std::io::Write as _;
+    let path = Path::new(TRACEFS).join("dynamic_events");
+    let write = || File::options().append(true).open(&path)?.write_all(line.as_bytes());
+    write().with_context(|| format!("write {line:?} to {}", path.display()))
 }
 
 /// Which calls are kept.
@@ -156,23 +189,32 @@ pub(super) struct Calls {
 struct Entry {
     at: u64,
     kept: bool,
+    target: Target,
 }
 
 impl Calls {
-    /// A call begins, by a program of the unit or by somebody else.
-    pub(super) fn entered(&mut self, tid: u32, at: u64, by_unit: bool) {
-        self.under_way.insert(tid, Entry { at, kept: by_unit });
+    /// A call begins, by a program of a unit or by somebody else.
+    pub(super) fn entered(&mut self, tid: u32, at: u64, by_unit: bool, target: Target) {
+        let kept = by_unit && target != Target::Other;
+        self.under_way.insert(tid, Entry { at, kept, target });
     }
 
-    /// A call has ended: returns it, with its entry, if it is kept.
-    pub(super) fn returned(&mut self, call: UmountCall) -> Option<(u64, UmountCall)> {
-        let entry = self.under_way.remove(&call.pid).unwrap_or(Entry { at: call.returned, kept: false });
+    /// A call has ended: returns it, with its entry and what that said of its target, if it is kept.
+    pub(super) fn returned(&mut self, mut call: UmountCall) -> Option<(u64, UmountCall)> {
+        let unseen = Entry { at: call.returned, kept: false, target: Target::Unknown };
+        let entry = self.under_way.remove(&call.pid).unwrap_or(unseen);
+        call.target = entry.target;
         // What systemd does between fork and exec is in a namespace that it has just made, and unmounts nothing here, even
         // if it is under way at the moment when the watched path is unmounted.
         if is_before_exec(&call.comm) {
             return None;
         }
-        if entry.kept || is_busy(&call) {
+        let did_it = call.result == 0 && call.target == Target::Mount;
+        if entry.kept || did_it || (is_busy(&call) && call.target != Target::Other) {
+            if call.result == 0 {
+                // An earlier one is not what unmounted.
+                self.last = None;
+            }
             return Some((entry.at, call));
         }
         if call.result == 0 {
@@ -187,14 +229,14 @@ impl Calls {
     }
 
     /// The watched path is no mount point any more: returns the call that did it if it has ended and was not
-    /// kept yet. Those under way will be kept, unless one of them is the unit's own and so is the one: fifty servers'
-    /// helpers are in this call at once.
+    /// kept yet. Those under way will be kept, unless one of them names the path or is the unit's own, and so is the one:
+    /// fifty servers' helpers are in this call at once.
     pub(super) fn unmounted(&mut self) -> Option<(u64, UmountCall)> {
         let last = self.last.take();
         if self.under_way.is_empty() {
             return last;
         }
-        if !self.under_way.values().any(|entry| entry.kept) {
+        if !self.under_way.values().any(|entry| entry.kept || entry.target == Target::Mount) {
             self.under_way.values_mut().for_each(|entry| entry.kept = true);
         }
         None
@@ -224,6 +266,7 @@ fn take_lines(partial: &mut Vec<u8>, bytes: &[u8], lines: &mut Vec<TraceLine>) {
 ///
 /// ```text
 ///           umount-9760    [001] .....  1077.679272: sys_umount(name: 0x5601b4a4c2e0, flags: 0)
+///           umount-9760    [001] ...2.  1077.679272: umount_entry: (syscalls.sys_enter_umount) name="/m"
 ///           umount-9760    [001] .....  1077.679281: sys_umount -> 0xfffffffffffffff0
 /// ```
 ///
@@ -243,7 +286,11 @@ fn parse_line(line: &[u8]) -> Option<TraceLine> {
     let at_us = microseconds(seconds)?;
 
     if event.starts_with("sys_umount(") {
-        Some(TraceLine::Entered { tid, comm, at_us })
+        Some(TraceLine::Entered { tid, comm, at_us, path: None })
+    } else if let Some(arguments) = event.strip_prefix("umount_entry: ") {
+        // `name=(fault)` where it could not be read.
+        let name = arguments.split_once("name=\"").and_then(|(_, name)| name.trim_end().strip_suffix('"'));
+        Some(TraceLine::Entered { tid, comm, at_us, path: name.map(str::to_owned) })
     } else if let Some(result) = event.strip_prefix("sys_umount -> 0x") {
         let result = u64::from_str_radix(result.trim_end(), 16).ok()?.cast_signed();
         Some(TraceLine::Returned { tid, comm, at_us, result })
@@ -267,7 +314,12 @@ mod tests {
     use vm_agent::recording::Role;
 
     fn entered(tid: u32, comm: &str, at_us: u64) -> Option<TraceLine> {
-        Some(TraceLine::Entered { tid, comm: comm.to_owned(), at_us })
+        Some(TraceLine::Entered { tid, comm: comm.to_owned(), at_us, path: None })
+    }
+
+    fn entered_at(path: &str) -> Option<TraceLine> {
+        let (comm, path) = ("umount".to_owned(), Some(path.to_owned()));
+        Some(TraceLine::Entered { tid: 129, comm, at_us: 2_076_125, path })
     }
 
     fn returned(tid: u32, comm: &str, at_us: u64, result: i64) -> Option<TraceLine> {
@@ -302,6 +354,18 @@ mod tests {
                 "           <...>-9763    [001] .....     8.274771: sys_umount -> 0x0",
                 returned(9763, "<...>", 8_274_771, 0),
             ),
+            (
+                "          umount-129     [000] ...2.     2.076125: umount_entry: (syscalls.sys_enter_umount) name=\"/mnt/a\"",
+                entered_at("/mnt/a"),
+            ),
+            (
+                "          umount-129     [000] ...2.     2.076125: umount_entry: (syscalls.sys_enter_umount) name=\"/a \" name=\"\"",
+                entered_at("/a \" name=\""),
+            ),
+            (
+                "          umount-129     [000] ...2.     2.076125: umount_entry: (syscalls.sys_enter_umount) name=(fault)",
+                entered(129, "umount", 2_076_125),
+            ),
             ("CPU:0 [LOST 12 EVENTS]", Some(TraceLine::Lost("CPU:0 [LOST 12 EVENTS]".to_owned()))),
             (
                 "        vm-agent-77      [000] ...1.  1078.301011: tracing_mark_write: vm-agent: end of the recording",
@@ -328,22 +392,29 @@ mod tests {
     }
 
     fn call(pid: u32, returned: u64, result: i64) -> UmountCall {
-        UmountCall { pid, comm: "x".to_owned(), role: Role::Outside, returned, result }
+        UmountCall {
+            pid,
+            comm: "x".to_owned(),
+            role: Role::Outside,
+            returned,
+            result,
+            target: Target::Unknown,
+        }
     }
 
     #[test]
     fn keeps_failed_ones_and_the_units_own() {
         let mut calls = Calls::default();
-        calls.entered(1, 10, true);
+        calls.entered(1, 10, true, Target::Unknown);
         assert_eq!(calls.returned(call(1, 11, 0)), Some((10, call(1, 11, 0))));
-        calls.entered(2, 12, false);
+        calls.entered(2, 12, false, Target::Unknown);
         assert_eq!(calls.returned(call(2, 13, 0)), None, "systemd sets up a namespace");
         assert!(is_before_exec("(me-overlay)") && !is_before_exec("left4me-overlay"));
-        calls.entered(3, 14, false);
+        calls.entered(3, 14, false, Target::Unknown);
         assert_eq!(calls.returned(call(3, 15, -16)), Some((14, call(3, 15, -16))));
-        calls.entered(4, 16, false);
+        calls.entered(4, 16, false, Target::Unknown);
         assert_eq!(calls.returned(call(4, 17, -22)), None);
-        calls.entered(6, 16, false);
+        calls.entered(6, 16, false, Target::Unknown);
         let set_up = UmountCall { comm: "(srcds_run)".to_owned(), ..call(6, 17, -16) };
         assert_eq!(calls.returned(set_up), None, "systemd sets up a namespace");
         assert_eq!(
@@ -356,7 +427,7 @@ mod tests {
     #[test]
     fn keeps_the_one_that_unmounted() {
         let mut calls = Calls::default();
-        calls.entered(1, 10, false);
+        calls.entered(1, 10, false, Target::Unknown);
         assert_eq!(calls.unmounted(), None);
         assert_eq!(
             calls.returned(call(1, 11, 0)),
@@ -364,19 +435,67 @@ mod tests {
             "noticed while it was under way"
         );
 
-        calls.entered(2, 20, false);
+        calls.entered(2, 20, false, Target::Unknown);
         assert_eq!(calls.returned(call(2, 21, 0)), None);
         assert_eq!(calls.unmounted(), Some((20, call(2, 21, 0))), "noticed after it");
         assert_eq!(calls.unmounted(), None);
-        calls.entered(4, 22, true);
-        calls.entered(5, 23, false);
+        calls.entered(4, 22, true, Target::Unknown);
+        calls.entered(5, 23, false, Target::Unknown);
         assert_eq!(calls.unmounted(), None);
         assert_eq!(calls.returned(call(5, 24, 0)), None, "the helper of another one");
         assert_eq!(calls.returned(call(4, 25, 0)), Some((22, call(4, 25, 0))));
-        calls.entered(3, 30, false);
+        calls.entered(3, 30, false, Target::Unknown);
         assert_eq!(calls.unmounted(), None);
         let set_up = UmountCall { comm: "(nsenter)".to_owned(), ..call(3, 31, 0) };
         assert_eq!(calls.returned(set_up), None, "another server's, under way at that moment");
+    }
+
+    #[test]
+    fn calls_of_other_paths_are_not_the_mounts() {
+        let mut calls = Calls::default();
+        let mut one = |by_unit, target, result| {
+            calls.entered(1, 10, by_unit, target);
+            calls.returned(call(1, 11, result)).map(|(_, call)| call.target)
+        };
+        for (target, by_unit, result, kept) in [
+            (Target::Other, true, 0, false),
+            (Target::Other, true, -16, false),
+            (Target::Other, false, -16, false),
+            (Target::Unknown, true, 0, true),
+            (Target::Unknown, false, -16, true),
+            (Target::Unknown, false, 0, false),
+            (Target::Copy, true, -16, true),
+            (Target::Copy, true, 0, true),
+            (Target::Copy, false, 0, false),
+            (Target::Mount, false, 0, true),
+            (Target::Mount, false, -22, false),
+            (Target::Mount, true, -22, true),
+        ] {
+            let is = one(by_unit, target, result);
+            assert_eq!(is, kept.then_some(target), "{target:?}, by the unit: {by_unit}, {result}");
+        }
+    }
+
+    #[test]
+    fn of_several_calls_the_one_that_names_the_mount_unmounted_it() {
+        let mut calls = Calls::default();
+        let with = |pid, target| UmountCall { target, ..call(pid, 20, 0) };
+        // A person's, while a server's helper unmounts another one.
+        calls.entered(1, 10, false, Target::Mount);
+        calls.entered(2, 11, false, Target::Unknown);
+        assert_eq!(calls.unmounted(), None);
+        assert_eq!(calls.returned(call(2, 20, 0)), None);
+        assert_eq!(calls.returned(call(1, 20, 0)), Some((10, with(1, Target::Mount))));
+        // The call had returned, and was kept, when the change was read: one before it did not do it.
+        calls.entered(3, 30, false, Target::Unknown);
+        assert_eq!(calls.returned(call(3, 20, 0)), None);
+        calls.entered(4, 31, true, Target::Mount);
+        assert_eq!(calls.returned(call(4, 20, 0)), Some((31, with(4, Target::Mount))));
+        assert_eq!(calls.unmounted(), None);
+        // What is above it, lazily.
+        calls.entered(5, 40, true, Target::Other);
+        assert_eq!(calls.unmounted(), None);
+        assert_eq!(calls.returned(call(5, 20, 0)), Some((40, with(5, Target::Other))));
     }
 
     #[test]
@@ -388,6 +507,7 @@ mod tests {
             Ok(trace) => trace,
             Err(error) => return println!("skipped: no tracer to be had: {error:#}"),
         };
+        let has_probe = Path::new(TRACEFS).join("events").join(PROBE_EVENT).exists();
         let failed = rustix::mount::unmount("/no/such/mount", rustix::mount::UnmountFlags::empty());
         assert_eq!(failed, Err(rustix::io::Errno::NOENT));
         trace.mark_end().unwrap();
@@ -407,7 +527,10 @@ mod tests {
             })
             .collect();
         assert_eq!(results, [-2], "{lines:?}");
+        let named = |line: &TraceLine| matches!(line, TraceLine::Entered { tid, path: Some(path), .. } if *tid == own && path == "/no/such/mount");
+        assert_eq!(lines.iter().any(named), has_probe, "{lines:?}");
         drop(trace);
+        assert!(!Path::new(TRACEFS).join("events").join(PROBE_EVENT).exists());
         assert!(!Path::new(TRACEFS).join("instances").join(INSTANCE).exists());
     }
 }

@@ -24,13 +24,14 @@ use nix::libc;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::time::Timespec;
 use vm_agent::recording::{
-    Kind, Namespace, Plan, Reference, Role, Scan, Step, Task, Trigger, UmountCall, What,
+    Kind, Namespace, Plan, Reference, Role, Scan, Step, Target, Task, Trigger, UmountCall, What,
 };
 
 use super::events::Sink;
 use super::mounts::MountWatch;
 use super::proc_connector::{ProcConnector, ProcessEvent};
 use super::roles::{Roles, Watched, parent_of};
+use super::umount_target;
 use super::umounts::{Calls, TraceLine, UmountTrace, is_before_exec, is_busy};
 use super::unit_cgroup;
 
@@ -239,7 +240,7 @@ impl Watch {
                 self.take_mounts()?;
             }
             if ready.orders {
-                self.take_orders();
+                self.take_orders()?;
             }
             let now = self.sink.clock.now();
             if self.next_tick.is_some_and(|tick| tick <= now) {
@@ -261,13 +262,15 @@ impl Watch {
         fn fd<'a>(fd: Option<BorrowedFd<'a>>, flags: PollFlags) -> Option<PollFd<'a>> {
             fd.map(|fd| PollFd::from_borrowed_fd(fd, flags))
         }
+        // Nor calls after the end's mark: the one is not told without the other.
+        let watches_mounts = self.end.is_none();
         let sources = [
-            fd(Some(self.mounts.fd()), PollFlags::PRI),
+            fd(watches_mounts.then(|| self.mounts.fd()), PollFlags::PRI),
             fd(self.connector.as_ref().map(ProcConnector::fd), PollFlags::IN),
             fd(self.trace.as_ref().map(UmountTrace::fd), PollFlags::IN),
             Some(PollFd::new(&*self.wake, PollFlags::IN)),
         ];
-        let is_there = [true, self.connector.is_some(), self.trace.is_some(), true];
+        let is_there = [watches_mounts, self.connector.is_some(), self.trace.is_some(), true];
         let mut fds: Vec<PollFd<'_>> = sources.into_iter().flatten().collect();
         let now = self.sink.clock.now();
         let wake_at = [self.next_tick, self.end].into_iter().flatten().min();
@@ -341,15 +344,19 @@ impl Watch {
         };
         for line in lines {
             match line {
-                TraceLine::Entered { tid, comm, at_us } => {
+                TraceLine::Entered { tid, comm, at_us, path } => {
                     let by_unit = !is_before_exec(&comm) && self.unit_of(tid).is_some();
-                    self.calls.entered(tid, self.sink.clock.at_us(at_us), by_unit);
+                    // Before exec it is not kept, whatever it names.
+                    let path = path.filter(|_| !is_before_exec(&comm));
+                    let target = umount_target::of(path.as_deref(), tid, Path::new(&self.plan.mount));
+                    self.calls.entered(tid, self.sink.clock.at_us(at_us), by_unit, target);
                 }
                 TraceLine::Returned { tid, comm, at_us, result } => {
                     let returned = self.sink.clock.at_us(at_us);
                     let unit = self.unit_of(tid);
                     let role = self.role(tid, unit);
-                    self.take_call(UmountCall { pid: tid, comm, role, returned, result });
+                    let target = Target::Unknown;
+                    self.take_call(UmountCall { pid: tid, comm, role, returned, result, target });
                 }
                 TraceLine::Lost(why) => self.sink.lost("tracefs", why),
                 TraceLine::End => return true,
@@ -399,7 +406,7 @@ impl Watch {
         Ok(())
     }
 
-    fn take_orders(&mut self) {
+    fn take_orders(&mut self) -> Result<()> {
         // Reset before reading, so that an order that comes meanwhile wakes again.
         let _nothing = rustix::io::read(&*self.wake, &mut [0; 8]).is_err();
         while let Ok(order) = self.orders.try_recv() {
@@ -420,9 +427,10 @@ impl Watch {
                     // Fails only when the asker has given up.
                     let _gone = answer.send(()).is_err();
                 }
-                Order::Finish => self.begin_end(),
+                Order::Finish => self.begin_end()?,
             }
         }
+        Ok(())
     }
 
     fn take_unit(&mut self, watched: Watched, unit: UnitView) {
@@ -465,11 +473,12 @@ impl Watch {
         }
     }
 
-    fn begin_end(&mut self) {
+    fn begin_end(&mut self) -> Result<()> {
         self.step = None;
         self.unit.is_deactivating = false;
         self.mount_unit.is_deactivating = false;
         self.update_stop();
+        self.take_mounts()?;
         if let Some(trace) = &self.trace
             && let Err(error) = trace.mark_end()
         {
@@ -477,6 +486,7 @@ impl Watch {
             self.trace = None;
         }
         self.end = Some(self.sink.clock.now() + END_DEADLINE_NS);
+        Ok(())
     }
 
     /// The unit that a process belongs to.
