@@ -17,10 +17,14 @@
 //! | `--save-secs N` | on SIGTERM, writes to `save.dat` for so long, and then exits with status 0 |
 //! | `--late-child` | a child that ignores SIGTERM and ends a second after the game |
 //! | `--stubborn-child` | a child that ignores SIGTERM and ends by SIGKILL only |
+//! | `--32-bit` | goes on as `srcds_linux32`, a 32-bit program that it makes: the same holds, memory and threads, but it plays and logs nothing |
 //! | `--hostile MODE...` | runs `vm-hostile MODE...`; takes all arguments that follow |
 //!
 //! When all that is so it makes the file `server.ready`. `vm-game --wait-for-ready DIRECTORY` waits for that
 //! file: a scenario's start command ends with it, so that a stop never meets a server that is half started.
+
+#[path = "vm-game/program32.rs"]
+mod program32;
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
@@ -59,9 +63,10 @@ enum Request {
 struct Options {
     directory: Option<PathBuf>,
     memory_mib: u32,
-    threads: usize,
+    threads: u32,
     port: u16,
     save: Option<Duration>,
+    is_32_bit: bool,
     child: Option<Manner>,
     /// The arguments of `vm-hostile`; none, no such program.
     hostile: Vec<String>,
@@ -75,6 +80,7 @@ impl Default for Options {
             threads: 30,
             port: 27015,
             save: None,
+            is_32_bit: false,
             child: None,
             hostile: Vec::new(),
         }
@@ -114,6 +120,7 @@ impl Request {
                 "--threads" => options.threads = number(&argument, &value()?)?,
                 "-port" => options.port = number(&argument, &value()?)?,
                 "--save-secs" => options.save = Some(Duration::from_secs(number(&argument, &value()?)?)),
+                "--32-bit" => options.is_32_bit = true,
                 "--late-child" => options.child = Some(Manner::Late),
                 "--stubborn-child" => options.child = Some(Manner::Stubborn),
                 "--hostile" => {
@@ -123,6 +130,8 @@ impl Request {
                 _ => {}
             }
         }
+        let is_more = options.save.is_some() || options.child.is_some();
+        ensure!(!(options.is_32_bit && is_more), "--32-bit: it saves nothing and has no child");
         match options.child {
             Some(manner) if is_child => Ok(Self::Child(manner)),
             None if is_child => bail!("--child: say which, --late-child or --stubborn-child"),
@@ -179,16 +188,20 @@ fn serve(options: &Options) -> Result<()> {
         None
     };
     let log = hold("server.log")?;
-    map_library()?;
-    touch(usize::try_from(u64::from(options.memory_mib) << 20)?)
-        .with_context(|| format!("touch {} MiB of memory", options.memory_mib))?;
-    start_threads(options.threads)?;
     let socket = listen(options.port, &log);
     let _child = options.child.map(start_child).transpose()?;
     let _hostile = match options.hostile.as_slice() {
         [] => None,
         arguments => Some(start_hostile(arguments)?),
     };
+    if options.is_32_bit {
+        let open: Vec<_> = socket.iter().map(AsFd::as_fd).chain([log.as_fd()]).collect();
+        return program32::run(options.memory_mib, options.threads, &open);
+    }
+    map_library()?;
+    touch(usize::try_from(u64::from(options.memory_mib) << 20)?)
+        .with_context(|| format!("touch {} MiB of memory", options.memory_mib))?;
+    start_threads(options.threads)?;
     say(&log, "ready");
     File::create(READY).with_context(|| format!("create {READY}"))?;
     play(&log, socket.as_ref(), signals.as_ref())?;
@@ -392,7 +405,7 @@ fn touch(bytes: usize) -> rustix::io::Result<()> {
 }
 
 /// Threads beside this one, until there are so many, that wait for work and never get any.
-fn start_threads(count: usize) -> Result<()> {
+fn start_threads(count: u32) -> Result<()> {
     for _ in 1..count {
         let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(|| {
             loop {
@@ -449,6 +462,7 @@ mod tests {
             ("-port 70000", "-port 70000: not a number, or out of range"),
             ("--hostile", "--hostile: give a mode"),
             ("--child", "--child: say which"),
+            ("--32-bit --late-child", "--32-bit: it saves nothing"),
             ("--wait-for-ready", "--wait-for-ready: give a value"),
         ] {
             let error = parse(line).unwrap_err();
