@@ -25,16 +25,41 @@ use crate::process::{self, Identity, Interrupted, Interrupts};
 /// The variable that moves the cache elsewhere.
 pub const CACHE_VAR: &str = "VM_TESTS_CACHE";
 
-/// The directory of the workspace this was built from.
+/// The directory of the workspace that this is run in: the one that cargo says (`CARGO_MANIFEST_DIR`, at run time), or the
+/// one around the working directory; elsewhere, the one that it was built from.
 ///
 /// # Errors
-/// If it is not there any more: the binary was taken elsewhere.
+/// If it was built from another one than it is run in: a checkout that is copied or moved with its `target` has the
+/// programs of the old place, which cargo takes for fresh. If it was built from one that is gone, and is run in none.
 pub fn workspace() -> anyhow::Result<PathBuf> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    match manifest.parent() {
-        Some(root) if root.join("Cargo.toml").is_file() => Ok(root.to_owned()),
-        _ => bail!("the workspace this was built from is not at {} any more", manifest.display()),
+    let built = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let said = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    let here = std::env::current_dir().context("find the working directory")?;
+    workspace_of(built, said.as_deref(), &here)
+}
+
+fn workspace_of(built: &Path, said: Option<&Path>, here: &Path) -> anyhow::Result<PathBuf> {
+    let around = |path: &Path| path.ancestors().find(|root| is_workspace(root)).map(Path::to_owned);
+    let built = built.parent().context("a package lies in its workspace")?;
+    match said.and_then(around).or_else(|| around(here)) {
+        Some(root) if is_same(&root, built) => Ok(root),
+        Some(root) => bail!(
+            "this is run in {} and was built from {}, whose files it would use: build it anew, with `cargo clean -p vm-tests -p xtask`",
+            root.display(),
+            built.display()
+        ),
+        None if is_workspace(built) => Ok(built.to_owned()),
+        None => bail!("the workspace this was built from is not at {} any more", built.display()),
     }
+}
+
+/// Whether this is a checkout of ours, and not another one that cargo or a working directory may speak of.
+fn is_workspace(root: &Path) -> bool {
+    root.join("Cargo.toml").is_file() && root.join("vm-tests/agent/Cargo.toml").is_file()
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((one.canonicalize(), other.canonicalize()), (Ok(one), Ok(other)) if one == other)
 }
 
 /// The directory that all caches live in. Nothing is created by looking.
@@ -457,6 +482,53 @@ fn remove_at(parent: BorrowedFd<'_>, name: &Path, shown: &Path) -> anyhow::Resul
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[test]
+    fn a_copy_of_a_checkout_is_not_run_by_the_programs_of_the_other() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let checkout = |name: &str| {
+            let root = scratch.path().join(name);
+            for package in ["", "vm-tests", "vm-tests/agent", "xtask"] {
+                let package = root.join(package);
+                std::fs::create_dir_all(&package).expect("mkdir");
+                std::fs::write(package.join("Cargo.toml"), "").expect("write");
+            }
+            root
+        };
+        let (one, copy) = (checkout("one"), checkout("copy"));
+        let elsewhere = scratch.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).expect("mkdir");
+        std::fs::write(elsewhere.join("Cargo.toml"), "").expect("write");
+        std::os::unix::fs::symlink(&one, scratch.path().join("link")).expect("symlink");
+        let built = one.join("vm-tests");
+        let found = |said: Option<PathBuf>, here: &Path| {
+            workspace_of(&built, said.as_deref(), here).map_err(|error| format!("{error:#}"))
+        };
+
+        assert_eq!(found(None, &one), Ok(one.clone()));
+        assert_eq!(found(Some(one.join("xtask")), &elsewhere), Ok(one.clone()));
+        assert_eq!(found(None, &elsewhere), Ok(one.clone()), "taken along, it has its own files");
+        assert_eq!(
+            found(Some(elsewhere.clone()), &elsewhere),
+            Ok(one.clone()),
+            "a test of another project's"
+        );
+        let link = scratch.path().join("link");
+        assert_eq!(found(None, &link.join("vm-tests")), Ok(link));
+        for (said, here) in [(None, copy.join("vm-tests")), (Some(copy.join("xtask")), one.clone())] {
+            let error = found(said, &here).expect_err("a copy");
+            let (built, run) =
+                (format!("built from {}", one.display()), format!("run in {}", copy.display()));
+            assert!(error.contains(&built) && error.contains(&run), "{error}");
+            assert!(error.contains("cargo clean -p vm-tests -p xtask"), "{error}");
+        }
+
+        // Moved, and run at its new place or at none.
+        let moved = scratch.path().join("moved");
+        std::fs::rename(&one, &moved).expect("rename");
+        assert!(found(None, &moved).expect_err("moved").contains("build it anew"));
+        assert!(found(None, &elsewhere).expect_err("gone").contains("not at"));
+    }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
         tokio::runtime::Builder::new_current_thread()

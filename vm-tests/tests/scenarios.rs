@@ -5,7 +5,6 @@
 //! and JUnit work as with any other test.
 
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -20,7 +19,7 @@ use vm_tests::pins::{self, Pins, Update};
 use vm_tests::report::{self, ScenarioReport, Verdict};
 use vm_tests::run::{self, Prepared, Run};
 use vm_tests::scenario::{self, Scenario};
-use vm_tests::{outcome, process};
+use vm_tests::{cache, outcome, process};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -41,6 +40,8 @@ fn main() -> ExitCode {
 
 /// What is prepared; else the scenarios of the repository, so that `--list` works without preparation.
 fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
+    // Before anything is run: a copy of a checkout may have the suite of the other one.
+    let workspace = cache::workspace()?;
     let mut tests = Vec::new();
     match Prepared::from_env() {
         Ok(guests) => {
@@ -61,7 +62,7 @@ fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
         }
         Err(error) => {
             let why = format!("{error:#}");
-            for scenario in scenario::discover(&Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios"))? {
+            for scenario in scenario::discover(&workspace.join("vm-tests/scenarios"))? {
                 let (name, why) = (format!("{}/{}", Suite::default(), scenario.name), why.clone());
                 tests.push(Trial::test(name, move || Err(Failed::from(why))));
             }
