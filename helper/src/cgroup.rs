@@ -30,7 +30,11 @@ impl UnitCgroup {
     /// The cgroup of `unit`, wherever PID 1 has it.
     #[must_use]
     pub fn of(unit: &str) -> Self {
-        Self::below(&fs::read_to_string("/proc/1/cgroup").unwrap_or_default(), unit)
+        // One read, of the page that it is at most.
+        let mut buffer = [0; 4096];
+        let length =
+            fs::File::open("/proc/1/cgroup").and_then(|mut file| file.read(&mut buffer)).unwrap_or_default();
+        Self::below(std::str::from_utf8(&buffer[..length]).unwrap_or_default(), unit)
     }
 
     /// The cgroup of `unit`, given PID 1's `/proc/PID/cgroup`: systemd moves itself into `init.scope`, below the cgroup

@@ -3,12 +3,11 @@
 //! The table is read, never the mount: a stat or an open inside `merged` while it is being unmounted takes a
 //! reference there and can itself be what makes it busy.
 
-use std::fs;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 pub use holders::mountinfo::Mount;
 use holders::mountinfo::{ParseError, parse, parse_at};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::error::HelperError;
@@ -43,11 +42,18 @@ pub fn below(mounts: &[Mount], paths: &[&Path]) -> Vec<PathBuf> {
 
 fn read(table: &Path) -> Result<Vec<u8>, HelperError> {
     // Room for a usual table at once: the kernel goes through it anew for every read that is too short.
-    let mut text = Vec::with_capacity(32 * 1024);
-    fs::File::open(table).and_then(|mut file| file.read_to_end(&mut text)).map_err(|error| {
-        HelperError::call("read", table)(Errno::from_io_error(&error).unwrap_or(Errno::IO))
-    })?;
-    Ok(text)
+    const ROOM: usize = 32 * 1024;
+    let mut text = Vec::with_capacity(ROOM);
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = rustix::fs::open(table, flags, Mode::empty()).map_err(HelperError::call("open", table))?;
+    loop {
+        text.reserve(ROOM / 2);
+        match rustix::io::read(&file, rustix::buffer::spare_capacity(&mut text)) {
+            Ok(0) => return Ok(text),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(source) => return Err(HelperError::call("read", table)(source)),
+        }
+    }
 }
 
 fn not_understood(table: &Path) -> impl FnOnce(ParseError) -> HelperError {
@@ -56,6 +62,8 @@ fn not_understood(table: &Path) -> impl FnOnce(ParseError) -> HelperError {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use proptest::prelude::*;
 
     use super::*;

@@ -44,6 +44,9 @@ const EXEC_PROPERTIES: [(&str, &str); 4] = [
     ("ExecStopPost", "ExecStopPostEx"),
 ];
 
+/// Those that the overlay's unit has. Each question is a way through the bus daemon and back.
+const OVERLAY_PROPERTIES: [(&str, &str); 2] = [EXEC_PROPERTIES[1], EXEC_PROPERTIES[3]];
+
 /// An entry of an `Exec*Ex` property, `(sasasttttuii)`: path, argv, flags, start and exit time each by the wall and
 /// the monotonic clock (microseconds), PID, code and status; org.freedesktop.systemd1(5).
 type ExecEntry = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32, i32);
@@ -272,8 +275,8 @@ impl Systemd {
         let (_, listed, server, overlay, restarts) = try_join5(
             kept,
             self.listed(names),
-            self.read_runs(&paths.server),
-            self.read_runs(&paths.overlay),
+            self.read_runs(&paths.server, &EXEC_PROPERTIES),
+            self.read_runs(&paths.overlay, &OVERLAY_PROPERTIES),
             restarts,
         )
         .await?;
@@ -288,8 +291,12 @@ impl Systemd {
     }
 
     /// A service's result and its commands' last runs.
-    async fn read_runs(&self, path: &OwnedObjectPath) -> Result<(String, Vec<ExecRun>), UnitsError> {
-        let runs = EXEC_PROPERTIES.map(|(line, property)| async move {
+    async fn read_runs(
+        &self,
+        path: &OwnedObjectPath,
+        properties: &[(&'static str, &str)],
+    ) -> Result<(String, Vec<ExecRun>), UnitsError> {
+        let runs = properties.iter().map(|&(line, property)| async move {
             let entries: Vec<ExecEntry> = self.property(path, SERVICE, property).await?;
             Ok(entries.into_iter().map(move |entry| exec_run(line, entry)))
         });

@@ -85,8 +85,6 @@ pub struct OfUnit {
     cgroup: UnitCgroup,
     /// The unit's cgroup, as its last process had it.
     path: String,
-    /// This process is one of the unit's.
-    is_mine: bool,
 }
 
 impl OfUnit {
@@ -94,8 +92,12 @@ impl OfUnit {
     #[must_use]
     pub fn new(unit: &str) -> Self {
         let cgroup = UnitCgroup::of(unit);
-        let is_mine = fs::read_to_string("/proc/self/cgroup").is_ok_and(|text| cgroup.has(&text));
-        Self { path: cgroup.usual_path(), cgroup, is_mine }
+        Self { path: cgroup.usual_path(), cgroup }
+    }
+
+    /// Whether this process is one of the unit's. Asked when somebody else is, which is seldom.
+    fn is_mine(&self) -> bool {
+        fs::read_to_string("/proc/self/cgroup").is_ok_and(|text| self.cgroup.has(&text))
     }
 
     /// `None` for a process that is another unit's, this one's own, gone, or has ended: its parent has only not asked for
@@ -105,7 +107,7 @@ impl OfUnit {
         let path = self.cgroup.path(std::str::from_utf8(buffer).ok()?)?;
         let handle = Pid::from_raw(i32::try_from(pid).ok()?)?;
         path.clone_into(&mut self.path);
-        if self.is_mine {
+        if self.is_mine() {
             let mut session =
                 |pid| read(proc_dir, pid, "stat", buffer).ok().and_then(|()| stat_field(buffer, SESSION));
             if session(pid)? == session(std::process::id())? {
@@ -132,9 +134,17 @@ impl Processes for OfUnit {
         let mut buffer = Vec::with_capacity(4096);
         let kernel_threads = kernel_threads(proc_dir, &mut buffer);
         let own = std::process::id();
-        let mut space = [MaybeUninit::<u8>::uninit(); 16 * 1024];
+        const ROOM: usize = 32 * 1024;
+        const MAX_ENTRY: usize = 280;
+        let mut space = [MaybeUninit::<u8>::uninit(); ROOM];
         let mut entries = RawDir::new(proc_dir, &mut space);
-        while let Some(Ok(entry)) = entries.next() {
+        let mut seen = 0;
+        // That a directory is at its end is told by one more call, which is spared where the first has surely not filled
+        // the buffer.
+        while !(seen > 0 && seen < ROOM / MAX_ENTRY && entries.is_buffer_empty())
+            && let Some(Ok(entry)) = entries.next()
+        {
+            seen += 1;
             let Some(pid) = number(entry.file_name().to_bytes()) else { continue };
             if pid == own || kernel_threads.contains(&pid) {
                 continue;
@@ -149,11 +159,13 @@ impl Processes for OfUnit {
 
     fn has_others(&mut self, until: Instant) -> bool {
         // While this process is in the cgroup it is never empty.
-        !self.is_mine && cgroup::wait_while_populated(&self.path, until)
+        cgroup::wait_while_populated(&self.path, Instant::now())
+            && !self.is_mine()
+            && cgroup::wait_while_populated(&self.path, until)
     }
 
     fn kill(&mut self) -> io::Result<()> {
-        if self.is_mine {
+        if self.is_mine() {
             return Err(io::Error::other("this process is one of the unit's"));
         }
         cgroup::kill(&self.path)
@@ -408,7 +420,7 @@ mod tests {
             own.running().iter().all(|process| process.pid != std::process::id()),
             "it would wait for itself"
         );
-        assert!(!own.is_mine || own.kill().is_err(), "nor does it kill itself");
+        assert!(!own.is_mine() || own.kill().is_err(), "nor does it kill itself");
         let mut nobody = OfUnit::new("no-such.service");
         assert!(nobody.running().is_empty() && !nobody.has_others(Instant::now()));
     }
