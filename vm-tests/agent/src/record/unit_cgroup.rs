@@ -22,8 +22,10 @@ pub(super) fn of(pid: u32) -> Option<String> {
     table.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
 }
 
-/// Whether one cgroup is the other or below it.
+/// Whether one cgroup is the other or below it. One that is deleted is so still: from Linux 7 on a cgroup can be removed
+/// while the last of its processes are ending, and these show it with ` (deleted)` (cgroup-v2.rst, "Processes").
 pub(super) fn contains(control_group: &str, cgroup: &str) -> bool {
+    let cgroup = cgroup.strip_suffix(" (deleted)").unwrap_or(cgroup);
     let rest = cgroup.strip_prefix(control_group);
     !control_group.is_empty() && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
@@ -50,6 +52,9 @@ mod tests {
         assert!(!contains(unit, "/system.slice/a@1.service2"));
         assert!(!contains(unit, "/system.slice"));
         assert!(!contains("", "/system.slice"));
+        assert!(contains(unit, "/system.slice/a@1.service (deleted)"));
+        assert!(contains(unit, "/system.slice/a@1.service/.control (deleted)"));
+        assert!(!contains(unit, "/system.slice/a@1.service2 (deleted)"));
         assert!(processes("").is_empty());
     }
 }
