@@ -234,6 +234,9 @@ fn inside_a_mount_and_an_unmount() {
     let output = helper(&["umount", "3"]).output().unwrap();
     assert!(stderr(&output).contains("1 more lie at the same place"), "{}", stderr(&output));
     assert_eq!((output.status.code(), mounts_at(&merged("3")).len()), (Some(32), 1));
+    // Also by a helper that is started in there, as a `WorkingDirectory=` would have it.
+    ok(helper(&["umount", "3"]).current_dir(merged("3")));
+    mount_is_sound("3");
     umount_is_sound("3");
     assert!(runtime("3").join("upper/written").exists());
     // Something else at the mountpoint is not ours to take away.
