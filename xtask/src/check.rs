@@ -9,7 +9,7 @@ use vm_tests::image::Suite;
 use vm_tests::process::{Interrupted, Interrupts, Program, Sink, describe};
 
 use crate::prepare::MachineArgs;
-use crate::{FAILED, PASSED, docs, vm_test};
+use crate::{FAILED, PASSED, docs, mutants, vm_test};
 
 /// Runs what CI runs: format, lints, documents, all tests, the VM suite.
 ///
@@ -19,6 +19,11 @@ pub(crate) struct CheckArgs {
     /// Leave out what boots machines
     #[arg(long)]
     no_vm: bool,
+
+    /// Instead, make changes that the tests must notice, each in a copy of the checkout, and say which notice: all of
+    /// them, or those of these names
+    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with = "no_vm")]
+    mutants: Option<Vec<String>>,
 }
 
 /// A step's name and its cargo arguments.
@@ -90,6 +95,9 @@ const SUITES: [(&str, &[&str]); 2] = [
 
 /// Runs every step, then says which failed: one bad step does not hide another.
 pub(crate) async fn run(args: &CheckArgs) -> Result<u8> {
+    if let Some(names) = &args.mutants {
+        return mutants::run(names).await;
+    }
     let mut tally = Tally::default();
     step("docs", async { docs::check() }, &mut tally).await?;
     for (name, arguments) in STEPS {

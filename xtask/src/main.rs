@@ -6,6 +6,7 @@ mod cli;
 mod docs;
 mod doctor;
 mod image;
+mod mutants;
 mod prepare;
 mod shell;
 mod vm_test;
