@@ -45,7 +45,7 @@ const EXEC_PROPERTIES: [(&str, &str); 4] = [
 ];
 
 /// Those that the overlay's unit has. Each question is a way through the bus daemon and back.
-const OVERLAY_PROPERTIES: [(&str, &str); 2] = [EXEC_PROPERTIES[1], EXEC_PROPERTIES[3]];
+const OVERLAY_PROPERTIES: [(&str, &str); 3] = [EXEC_PROPERTIES[0], EXEC_PROPERTIES[1], EXEC_PROPERTIES[3]];
 
 /// An entry of an `Exec*Ex` property, `(sasasttttuii)`: path, argv, flags, start and exit time each by the wall and
 /// the monotonic clock (microseconds), PID, code and status; org.freedesktop.systemd1(5).

@@ -4,6 +4,9 @@
 //! The copy lies in `target/mutants`, with a target directory of its own that is kept, so that a mutant costs what it
 //! changes. Guest images are the checkout's own. Nothing of a mutant is ever in the checkout itself.
 //!
+//! What deletes is no place for a mutant that is tried on the host: such a one names scenarios, or tests that run where all
+//! else is read-only.
+//!
 //! First everything is run without a change: what is red by itself proves nothing. A mutant that does not compile, a test
 //! that is not there, a machine that fails are no result, and never a mutant that was caught.
 
@@ -212,8 +215,8 @@ const MUTANTS: &[Mutant] = &[
         name: "holders-sees-no-threads",
         file: "holders/src/walk.rs",
         change: Change::Replace {
-            find: "        if !self.denied {\n            self.other_threads(leader, pid, first);\n",
-            replace: "        if false {\n            self.other_threads(leader, pid, first);\n",
+            find: "        if !self.denied {\n            self.other_threads(leader, pid, Met {",
+            replace: "        if false {\n            self.other_threads(leader, pid, Met {",
         },
         red: &[Run::Cargo(&["-p", "holders", "--test", "planted", "thread-cwd"])],
     },
@@ -240,6 +243,15 @@ const MUTANTS: &[Mutant] = &[
             replace: "trace: None,",
         },
         red: &[on_trixie("5eac51a"), on_trixie("mount-unit-own")],
+    },
+    Mutant {
+        name: "recorder-takes-any-umount-for-the-mounts",
+        file: WATCHER,
+        change: Change::Replace {
+            find: "path.filter(|_| !is_before_exec(&comm))",
+            replace: "path.filter(|_| false)",
+        },
+        red: &[on_trixie("mount-unit-busy-elsewhere")],
     },
 ];
 
