@@ -255,7 +255,8 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
     let calls: Vec<(u64, &UmountCall)> = before_recovery
         .iter()
         .filter_map(|event| match &event.what {
-            What::UmountCall(call) => Some((event.at, call)),
+            // The recorder keeps what the unit's own processes call; what they unmount elsewhere is not this mount's.
+            What::UmountCall(call) if call.target != Target::Other => Some((event.at, call)),
             _ => None,
         })
         .collect();
@@ -294,7 +295,7 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
         states: states(&before_recovery),
         execs: execs(&before_recovery),
         umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
-        holders_at_stop: holders(scan_at_stop(events)),
+        holders_at_stop: holders(scan_at_stop(events, from)),
         verdict: verdict(&calls, &holders_at_umount, &listed, lives_on),
         holders_at_umount,
         listed,
@@ -309,12 +310,15 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
     }
 }
 
-/// Taken before the reset begins, so not in its window.
-fn scan_at_stop<'a>(events: &[&'a Event]) -> Option<&'a Scan> {
-    events.iter().find_map(|event| match &event.what {
-        What::Scan(scan) if scan.trigger == Trigger::Stop => Some(scan),
+/// Taken before the reset begins, so not in its window. A start command may have stopped the unit before, which is looked
+/// at as well, at a moment that systemd has chosen.
+fn scan_at_stop<'a>(events: &[&'a Event], reset: u64) -> Option<&'a Scan> {
+    let stops = events.iter().filter_map(|event| match &event.what {
+        What::Scan(scan) if scan.trigger == Trigger::Stop => Some((event.at, scan)),
         _ => None,
-    })
+    });
+    let (before, after): (Vec<_>, Vec<_>) = stops.partition(|(at, _)| *at <= reset);
+    before.last().or(after.first()).map(|(_, scan)| *scan)
 }
 
 fn scan_of(event: &Event) -> Option<(u64, &Scan)> {
@@ -419,6 +423,16 @@ fn last_mount_unit(events: &[&Event]) -> UnitState {
         _ => None,
     });
     state.unwrap_or_default()
+}
+
+/// The states as a snapshot has them: without those in which systemd waits for the last of a unit's processes. Whether it
+/// still finds one that is ending in the cgroup, and sends it SIGTERM, or none, or goes on at once, is a matter of
+/// microseconds, and another one with each build of what runs there. That it had to kill is in the unit's Result.
+fn settled_states(states: &[String]) -> String {
+    const LAST: [&str; 2] = ["deactivating/final-sigterm", "deactivating/final-sigkill"];
+    let settled: Vec<&str> =
+        states.iter().map(String::as_str).filter(|state| !LAST.contains(state)).collect();
+    settled.join(" -> ")
 }
 
 fn states(events: &[&Event]) -> Vec<String> {
@@ -640,7 +654,7 @@ impl Cycle {
             ("start", exit_words(self.start_exit)),
             ("reset", format!("{}, {}", exit_words(self.reset_exit), duration_class(self.reset_ns))),
             ("unit after reset", format!("{active} ({sub}), Result {result}, NRestarts {restarts}")),
-            ("states", self.states.join(" -> ")),
+            ("states", settled_states(&self.states)),
             ("exec", list(execs.collect())),
             ("holders at stop", words(&self.holders_at_stop)),
             ("holders at umount", words(&self.holders_at_umount)),
@@ -904,6 +918,23 @@ mod tests {
             namespace_inode: 1,
             namespace_id: None,
         }
+    }
+
+    #[test]
+    fn what_systemd_does_with_who_is_just_ending_is_not_in_the_snapshot() {
+        let states = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let settled = "active/running -> deactivating/stop-sigterm -> inactive/dead";
+        for last in [
+            &[][..],
+            &["deactivating/final-sigterm"],
+            &["deactivating/final-sigterm", "deactivating/final-sigkill"],
+        ] {
+            let all =
+                [&["active/running", "deactivating/stop-sigterm"][..], last, &["inactive/dead"]].concat();
+            assert_eq!(settled_states(&states(&all)), settled, "{all:?}");
+        }
+        let stop_post = states(&["deactivating/stop-post", "failed/failed"]);
+        assert_eq!(settled_states(&stop_post), "deactivating/stop-post -> failed/failed");
     }
 
     #[test]
