@@ -40,6 +40,9 @@ pub const MAX_LAYERS: usize = 500;
 /// How long what a crash left in `work` may take to delete.
 const CLEAR: Duration = Duration::from_secs(5);
 
+/// Where it is mounted, in `runtime/<id>`.
+const MERGED: &str = "merged";
+
 /// The mount table of this process.
 const MOUNTINFO: &str = "/proc/self/mountinfo";
 
@@ -74,7 +77,7 @@ pub const RUNTIME_MODE: u32 = 0o710;
 pub const DIRECTORIES: [Directory; 3] = [
     Directory { name: "upper", owner: Owner::Server, mode: 0o750 },
     Directory { name: "work", owner: Owner::Root, mode: 0o700 },
-    Directory { name: "merged", owner: Owner::Root, mode: 0o755 },
+    Directory { name: MERGED, owner: Owner::Root, mode: 0o755 },
 ];
 
 /// What mounting an instance comes to.
@@ -157,13 +160,18 @@ pub fn mount_by(
 ) -> Result<Outcome, HelperError> {
     // What is mounted needs no layer any more: a start that is only there to have it unmounted has to succeed.
     let lower = || plan.lower.iter().map(|layer| open_layer(state, layer)).collect::<Result<Vec<_>, _>>();
-    let opened = if top(paths)?.is_some() { None } else { Some(lower()?) };
     let runtimes = state
         .runtime()?
         .ok_or_else(|| HelperError::call("open directory", &paths.all_runtimes)(Errno::NOENT))?;
+    let is_mounted = match directory_beneath(&runtimes, Path::new(&paths.name)) {
+        Ok(runtime) => top(runtime, paths)?.is_some(),
+        // It is not there yet; what else may be wrong with it is said when it is made.
+        Err(_) => false,
+    };
+    let opened = if is_mounted { None } else { Some(lower()?) };
     let runtime = make_runtime(&runtimes, paths, server, deadline)?;
     // Again, with the lock: another helper may have been at it.
-    if top(paths)?.is_some() {
+    if top(&runtime, paths)?.is_some() {
         return Ok(Outcome::Already);
     }
     let lower = opened.map_or_else(lower, Ok)?;
@@ -192,14 +200,14 @@ pub fn umount(
     let Some(runtime) = RuntimeLock::take(&runtimes, &paths.name, &paths.runtime, began + wait.limit)? else {
         return Ok(Outcome::Already);
     };
-    let Some(meant) = top(paths)? else {
+    let Some(meant) = top(&runtime, paths)? else {
         clear_work(&runtime, paths)?;
         return Ok(Outcome::Already);
     };
     unit_end::wait(server, wait, began, note);
     // Through the descriptor of runtime/<id>, so that no name on the way is looked up again; NOFOLLOW for the last.
     let outcome =
-        match rustix::mount::unmount(format!("{}/merged", proc_path(&runtime)), UnmountFlags::NOFOLLOW) {
+        match rustix::mount::unmount(format!("{}/{MERGED}", proc_path(&runtime)), UnmountFlags::NOFOLLOW) {
             Ok(()) => Outcome::Done,
             // Somebody else unmounted it since the table was read: EINVAL is 'not a mountpoint'.
             Err(Errno::INVAL | Errno::NOENT) => Outcome::Already,
@@ -225,24 +233,35 @@ pub fn umount(
     Ok(outcome)
 }
 
-/// The id of the overlay that lies topmost at `merged`; `None` if nothing is mounted there.
-fn top(paths: &Paths) -> Result<Option<u64>, HelperError> {
-    match mountinfo::at(Path::new(MOUNTINFO), &paths.merged)?.pop() {
+/// The id of the overlay that lies topmost at `merged`; `None` if nothing is mounted there. The mount table, a text of all
+/// mounts, is read only where the kernel does not tell otherwise, before Linux 6.8.
+fn top(runtime: impl AsFd, paths: &Paths) -> Result<Option<u64>, HelperError> {
+    if is_bare(&runtime) == Some(true) {
+        return Ok(None);
+    }
+    let topmost = match holders::mountinfo::mount_of(&runtime, Path::new(MERGED)) {
+        Ok(mount) => Some(mount),
+        Err(_) => mountinfo::at(Path::new(MOUNTINFO), &paths.merged)?.pop(),
+    };
+    match topmost {
         None => Ok(None),
         Some(mount) if mount.fstype == "overlay" => Ok(Some(mount.id)),
         Some(mount) => Err(HelperError::Occupied { path: paths.merged.clone(), fs_type: mount.fstype }),
     }
 }
 
-/// Whether `merged` is a directory of the mount that `runtime` lies in, and none is mounted on it: a question of two
-/// calls, where the mount table is a text of all mounts. `None` if the kernel does not tell, as before Linux 5.8.
+/// Whether nothing is mounted on `merged`: it is not there, or a file of the mount that `runtime` lies in. Two calls, where
+/// the mount table is a text of all mounts. `None` if the kernel does not tell, as before Linux 5.8.
 fn is_bare(runtime: impl AsFd) -> Option<bool> {
     let mount_of = |name: &str, flags: AtFlags| {
         let flags = flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-        let told = rustix::fs::statx(&runtime, name, flags, StatxFlags::MNT_ID).ok()?;
-        (told.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(told.stx_mnt_id)
+        let told = rustix::fs::statx(&runtime, name, flags, StatxFlags::MNT_ID)?;
+        Ok((told.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(told.stx_mnt_id))
     };
-    Some(mount_of("merged", AtFlags::empty())? == mount_of("", AtFlags::EMPTY_PATH)?)
+    match mount_of(MERGED, AtFlags::empty()) {
+        Err(Errno::NOENT) => Some(true),
+        merged => Some(merged.ok()?? == mount_of("", AtFlags::EMPTY_PATH).ok()??),
+    }
 }
 
 /// The directories of a mount, each held open, so that none can be another one by the time it is used.

@@ -8,7 +8,9 @@
 use std::ffi::{CStr, c_void};
 use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
 
+use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 
@@ -39,6 +41,20 @@ const STATMOUNT_PROPAGATE_FROM: u64 = 0x4;
 const STATMOUNT_MNT_ROOT: u64 = 0x8;
 const STATMOUNT_MNT_POINT: u64 = 0x10;
 const STATMOUNT_FS_TYPE: u64 = 0x20;
+
+/// All that a [`Mount`] takes.
+const ALL_OF_A_MOUNT: u64 = STATMOUNT_SB_BASIC
+    | STATMOUNT_MNT_BASIC
+    | STATMOUNT_PROPAGATE_FROM
+    | STATMOUNT_MNT_ROOT
+    | STATMOUNT_MNT_POINT
+    | STATMOUNT_FS_TYPE;
+
+/// `STATX_MNT_ID_UNIQUE`, Linux 6.8: an id that is never used again, which is what `statmount(2)` takes.
+const STATX_MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+/// In a [`MntIdReq`]: the caller's own.
+const OWN_NAMESPACE: u64 = 0;
 
 const MS_UNBINDABLE: u64 = 1 << 17;
 const MS_SHARED: u64 = 1 << 20;
@@ -264,7 +280,7 @@ pub(crate) fn mounts_of(namespace: u64) -> Result<Vec<Mount>, Errno> {
     let ids = mount_ids(namespace, LSMT_ROOT)?;
     let mut mounts = Vec::with_capacity(ids.len());
     for (at, &id) in ids.iter().enumerate() {
-        match stat_mount(namespace, id) {
+        match stat_mount(namespace, id, ALL_OF_A_MOUNT) {
             Ok((mount, below)) => {
                 mounts.push(mount);
                 if at == 0 && !ids.contains(&below) && mount_ids(namespace, below)?.len() > ids.len() {
@@ -308,18 +324,28 @@ fn list_mounts(namespace: u64, below: u64, after: u64, ids: &mut [u64]) -> Resul
     usize::try_from(count).map_err(|_negative| last_error())
 }
 
-/// A mount, and the unique id of the one that it lies on.
-fn stat_mount(namespace: u64, id: u64) -> Result<(Mount, u64), Errno> {
+/// What `name` in `directory` is a file of: its id, device and type; all else is left empty. A link is not followed, and no
+/// file system is asked anything, be it one that never answers.
+///
+/// # Errors
+/// NOSYS before Linux 6.8; as statx(2) and `statmount(2)`.
+pub(crate) fn mount_of(directory: BorrowedFd<'_>, name: &Path) -> Result<Mount, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    let told = rustix::fs::statx(directory, name, flags, STATX_MNT_ID_UNIQUE)?;
+    if told.stx_mask & STATX_MNT_ID_UNIQUE.bits() == 0 {
+        return Err(Errno::NOSYS);
+    }
+    let what = STATMOUNT_SB_BASIC | STATMOUNT_MNT_BASIC | STATMOUNT_FS_TYPE;
+    stat_mount(OWN_NAMESPACE, told.stx_mnt_id, what).map(|(mount, _below)| mount)
+}
+
+/// A mount, as far as `what` says, and the unique id of the one that it lies on.
+fn stat_mount(namespace: u64, id: u64, what: u64) -> Result<(Mount, u64), Errno> {
     let request = MntIdReq {
         size: size_of::<MntIdReq>() as u32,
         spare: 0,
         mnt_id: id,
-        param: STATMOUNT_SB_BASIC
-            | STATMOUNT_MNT_BASIC
-            | STATMOUNT_PROPAGATE_FROM
-            | STATMOUNT_MNT_ROOT
-            | STATMOUNT_MNT_POINT
-            | STATMOUNT_FS_TYPE,
+        param: what,
         mnt_ns_id: namespace,
     };
     let mut answer = MaybeUninit::<StatMount>::zeroed();

@@ -6,9 +6,14 @@
 use std::borrow::Cow;
 use std::ffi::OsString;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{fmt, fs};
+
+use rustix::io::Errno;
+
+use crate::kernel;
 
 /// One line of mountinfo.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +130,16 @@ pub fn read_at(pid: u32, mount_point: &Path) -> io::Result<Option<Mount>> {
     Ok(mounts.pop())
 }
 
+/// The mount that `name` in `directory` is a file of, by statx(2) and `statmount(2)`: id, device and type. All else is left
+/// empty, the type is without its subtype, and a link is not followed. Much cheaper than a table, and no file system is
+/// asked anything: one that never answers can't hold it up.
+///
+/// # Errors
+/// NOSYS before Linux 6.8, where the table has to be read; NOENT if there is no such name.
+pub fn mount_of(directory: impl AsFd, name: &Path) -> Result<Mount, Errno> {
+    kernel::mount_of(directory.as_fd(), name)
+}
+
 /// An I/O error that names its call and path and keeps its kind.
 pub(crate) fn in_context(call: &str, path: &str, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{call} {path}: {error}"))
@@ -235,6 +250,23 @@ mod tests {
 
     const OVERLAY: &str = "61 29 0:42 / /var/lib/left4me/runtime/3/merged rw,nosuid,nodev,relatime shared:31 - \
                            overlay overlay rw,lowerdir=/a:/b,upperdir=/u,workdir=/w\n";
+
+    #[test]
+    fn the_kernel_says_of_a_file_what_the_table_says_of_its_mount() {
+        let root = fs::File::open("/").unwrap();
+        for name in ["proc", "proc/self/status", "sys", "usr"] {
+            let told = match mount_of(&root, Path::new(name)) {
+                Err(Errno::NOSYS) => continue,
+                told => told.unwrap(),
+            };
+            let of_table = read(std::process::id()).unwrap().into_iter().find(|mount| mount.id == told.id);
+            let of_table = of_table.unwrap_or_else(|| panic!("{name}: {told:?}"));
+            assert_eq!((of_table.device, of_table.parent), (told.device, told.parent), "{name}");
+            assert_eq!(of_table.fstype.split('.').next(), Some(&*told.fstype), "{name}");
+        }
+        let missing = mount_of(&root, Path::new("no/such"));
+        assert!(matches!(missing, Err(Errno::NOSYS | Errno::NOENT)), "{missing:?}");
+    }
 
     #[test]
     fn reads_an_overlay() {
