@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use left4me_helper::control::{self, Action, Host};
 use left4me_helper::report::{self, Exit, Report};
-use left4me_helper::units::{Activity, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError};
+use left4me_helper::units::{
+    Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError,
+};
 
 const SERVER: &str = "left4me-server@3.service";
 const OVERLAY: &str = "left4me-overlay@3.service";
@@ -174,7 +176,7 @@ impl Units for Play<'_> {
         answer
     }
 
-    fn state(&mut self, names: &Names) -> Result<Pair<UnitState>, UnitsError> {
+    fn state(&mut self, names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
         assert_eq!(names.each(), [SERVER, OVERLAY]);
         let look = self.answers.looks[self.count(|call| *call == Call::State).min(2)].clone();
         self.asked(Call::State, look.clone().map(Some));

@@ -20,7 +20,7 @@ use crate::purge;
 use crate::report::{Exec, Exit, OverlayUnit, Phases, Report, SCHEMA_VERSION};
 use crate::state::{StateDir, directory_beneath};
 use crate::units::{
-    CLD_DUMPED, CLD_EXITED, CLD_KILLED, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError,
+    CLD_DUMPED, CLD_EXITED, CLD_KILLED, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError,
 };
 
 /// How long a job may take unless told otherwise: the stop timeouts of both units, and as much in hand as a slow machine
@@ -92,6 +92,10 @@ pub fn run(
         host,
         instance,
         names: Names::of(instance),
+        asked: match action {
+            Action::Stop | Action::Reset => Lines::OfStop,
+            Action::Start | Action::Status => Lines::All,
+        },
         timeout,
         deadline: Instant::now() + timeout,
         report: empty(action, instance),
@@ -201,6 +205,8 @@ struct Run<'a> {
     host: &'a Host,
     instance: &'a Instance,
     names: Names,
+    /// What is reported of the units.
+    asked: Lines,
     timeout: Duration,
     deadline: Instant,
     report: Report,
@@ -532,7 +538,7 @@ impl Run<'_> {
 
     /// Reads the units' states into the report.
     fn look(&mut self) -> Result<Pair<UnitState>, UnitsError> {
-        let state = self.units.state(&self.names)?;
+        let state = self.units.state(&self.names, self.asked)?;
         let Pair { server, overlay } = &state;
         self.report.active_state.clone_from(&server.active_state);
         self.report.sub_state.clone_from(&server.sub_state);
@@ -673,7 +679,7 @@ mod tests {
             Ok(Ended { before: self.before.clone(), result })
         }
 
-        fn state(&mut self, _names: &Names) -> Result<Pair<UnitState>, UnitsError> {
+        fn state(&mut self, _names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
             Ok(next(&mut self.looks))
         }
 

@@ -191,7 +191,7 @@ mod tests {
 
     use super::*;
     use crate::control::DEFAULT_TIMEOUT;
-    use crate::units::{Ended, Job, Names, Pair, UnitState};
+    use crate::units::{Ended, Job, Lines, Names, Pair, UnitState};
 
     /// Plays systemd: of the servers those run that are listed, until they are stopped; and what it is asked.
     #[derive(Clone, Default)]
@@ -207,7 +207,7 @@ mod tests {
             Ok(Ended { before, result: "done".into() })
         }
 
-        fn state(&mut self, _names: &Names) -> Result<Pair<UnitState>, UnitsError> {
+        fn state(&mut self, _names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
             let down = || UnitState { active_state: "inactive".into(), ..UnitState::default() };
             Ok(Pair { server: down(), overlay: down() })
         }

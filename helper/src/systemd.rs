@@ -26,7 +26,9 @@ use crate::doctor::{Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup
 use crate::instance::Instance;
 use crate::job::{Heard, JobWatch, Question};
 use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
-use crate::units::{Activity, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError, is_down};
+use crate::units::{
+    Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError, is_down,
+};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 pub(crate) const MANAGER_PATH: &str = "/org/freedesktop/systemd1";
@@ -44,8 +46,15 @@ const EXEC_PROPERTIES: [(&str, &str); 4] = [
     ("ExecStopPost", "ExecStopPostEx"),
 ];
 
-/// Those that the overlay's unit has. Each question is a way through the bus daemon and back.
-const OVERLAY_PROPERTIES: [(&str, &str); 3] = [EXEC_PROPERTIES[0], EXEC_PROPERTIES[1], EXEC_PROPERTIES[3]];
+/// Which lines are asked about: of the server's unit, and of the overlay's, which has no `ExecStop=`. Each question is a way
+/// through the bus daemon and back, so after a stop it is only what a stop runs, and how the server itself ended.
+fn lines(asked: Lines) -> Pair<&'static [(&'static str, &'static str)]> {
+    const OF_OVERLAY: [(&str, &str); 3] = [EXEC_PROPERTIES[0], EXEC_PROPERTIES[1], EXEC_PROPERTIES[3]];
+    match asked {
+        Lines::All => Pair { server: &EXEC_PROPERTIES, overlay: &OF_OVERLAY },
+        Lines::OfStop => Pair { server: &EXEC_PROPERTIES[1..], overlay: &OF_OVERLAY[2..] },
+    }
+}
 
 /// An entry of an `Exec*Ex` property, `(sasasttttuii)`: path, argv, flags, start and exit time each by the wall and
 /// the monotonic clock (microseconds), PID, code and status; org.freedesktop.systemd1(5).
@@ -262,7 +271,13 @@ impl Systemd {
     }
 
     /// `is_kept` says that the units stay loaded as they are.
-    async fn read_state(&self, names: &Names, is_kept: bool) -> Result<Pair<UnitState>, UnitsError> {
+    async fn read_state(
+        &self,
+        names: &Names,
+        asked: Lines,
+        is_kept: bool,
+    ) -> Result<Pair<UnitState>, UnitsError> {
+        let lines = lines(asked);
         let paths = Pair { server: unit_path(&names.server)?, overlay: unit_path(&names.overlay)? };
         let kept = async {
             if !is_kept {
@@ -275,8 +290,8 @@ impl Systemd {
         let (_, listed, server, overlay, restarts) = try_join5(
             kept,
             self.listed(names),
-            self.read_runs(&paths.server, &EXEC_PROPERTIES),
-            self.read_runs(&paths.overlay, &OVERLAY_PROPERTIES),
+            self.read_runs(&paths.server, lines.server),
+            self.read_runs(&paths.overlay, lines.overlay),
             restarts,
         )
         .await?;
@@ -524,9 +539,9 @@ impl Units for Systemd {
         ended
     }
 
-    fn state(&mut self, names: &Names) -> Result<Pair<UnitState>, UnitsError> {
+    fn state(&mut self, names: &Names, asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
         let is_kept = self.kept.as_ref() == Some(names);
-        self.wait(self.deadline, self.read_state(names, is_kept))
+        self.wait(self.deadline, self.read_state(names, asked, is_kept))
     }
 
     fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
@@ -1279,7 +1294,7 @@ mod tests {
     #[test]
     fn the_state_comes_off_the_wire() {
         let (mut systemd, _server) = played();
-        let Pair { server, overlay } = systemd.state(&names()).unwrap();
+        let Pair { server, overlay } = systemd.state(&names(), Lines::All).unwrap();
         assert_eq!((server.active_state.as_str(), overlay.active_state.as_str()), ("failed", "active"));
         assert_eq!((server.result.as_str(), server.restarts, overlay.restarts), ("exit-code", 2, 0));
         for state in [server, overlay] {
@@ -1287,6 +1302,9 @@ mod tests {
                 state.exec.iter().map(|run| (run.line, run.started_us, run.code, run.status)).collect();
             assert_eq!(runs, [("ExecStart", 2, 2, 15), ("ExecStopPost", 20, 1, 32)]);
         }
+        let of_stop = systemd.state(&names(), Lines::OfStop).unwrap();
+        let lines = of_stop.each().map(|state| state.exec.iter().map(|run| run.line).collect::<Vec<_>>());
+        assert_eq!(lines, [vec!["ExecStart", "ExecStopPost"], vec!["ExecStopPost"]]);
         assert_eq!(systemd.requires_overlay(&names()), Ok(true));
         assert_eq!(systemd.reset_failed(UNIT_NAME), Ok(()));
     }

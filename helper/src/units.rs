@@ -206,6 +206,15 @@ pub struct Ended {
     pub result: String,
 }
 
+/// Of which of a unit's Exec lines the last runs are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// All.
+    All,
+    /// Those that a stop runs, and how the server itself ended.
+    OfStop,
+}
+
 /// What is needed of systemd.
 pub trait Units {
     /// Queues a job and waits for its end.
@@ -214,11 +223,11 @@ pub trait Units {
     /// As [`UnitsError`].
     fn run(&mut self, job: Job, names: &Names, deadline: Instant) -> Result<Ended, UnitsError>;
 
-    /// The units' states now.
+    /// The units' states now, with the last runs of the lines that are asked for.
     ///
     /// # Errors
     /// As [`UnitsError`].
-    fn state(&mut self, names: &Names) -> Result<Pair<UnitState>, UnitsError>;
+    fn state(&mut self, names: &Names, asked: Lines) -> Result<Pair<UnitState>, UnitsError>;
 
     /// Takes a unit's failed state back: it is `inactive` then.
     ///
