@@ -19,5 +19,6 @@ pub mod report;
 pub mod run;
 pub mod saved;
 pub mod scenario;
+pub mod stretches;
 pub mod tools;
 pub mod truth;

@@ -19,7 +19,7 @@ use vm_tests::pins::{self, Pins, Update};
 use vm_tests::report::{self, ScenarioReport, Verdict};
 use vm_tests::run::{self, Prepared, Run};
 use vm_tests::scenario::{self, Scenario};
-use vm_tests::{cache, outcome, process};
+use vm_tests::{cache, outcome, process, stretches};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -128,7 +128,18 @@ fn judge(prepared: &Prepared, scenario: &Scenario, cancelled: Cancel) -> Result<
         Err(error) => (ScenarioReport::of_error(&prepared.guest, scenario, &error), None),
     };
     report::write_scenario(&directory, &report, run.as_ref()).map_err(|error| format!("{error:#}"))?;
-    if report.verdict == Verdict::Passed { Ok(()) } else { Err(report.why.join("\n").into()) }
+    if report.verdict == Verdict::Passed {
+        return Ok(());
+    }
+    for line in run.iter().flat_map(where_the_time_went) {
+        eprintln!("{}/{}: {line}", prepared.guest, scenario.name);
+    }
+    Err(report.why.join("\n").into())
+}
+
+/// Of every cycle: who reads of it in a job's log has no recording.
+fn where_the_time_went(run: &Run) -> Vec<String> {
+    run.cycles.iter().flat_map(|cycle| stretches::longest(&run.recording, cycle.number)).collect()
 }
 
 /// Compares the medians with the pinned ones, where the clock is virtual.
