@@ -7,19 +7,21 @@
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use crate::cgroup;
 use crate::diagnose::{check_effects, field, registered_files};
 use crate::kernel::mount_of_answer;
 use crate::kernel_holders::{fixed_interpreter, layers, swap_files};
 use crate::mountinfo::{self, Mount};
 use crate::namespace::{MountNamespace, parse_link};
+use crate::printable::printable;
 use crate::propagation::{At, Fate, Reason, Table, containing, fates, submounts, visible_at};
 use crate::report::samples::{copy, holder, loop_device, mount, mounted, not_mounted};
 use crate::report::{Effect, Phase, Relation, Report, Unseen};
-use crate::scan::unit_of_cgroup;
-use crate::task::{phase_from, printable, v2_cgroup};
+use crate::stat::Stat;
+use crate::task::phase_from;
 use crate::unix_diag::{self, Message};
 use crate::verdict::Verdict;
-use crate::walk::{MountPoints, mapped_paths, socket_inode, stat_fields};
+use crate::walk::{MountPoints, mapped_paths, socket_inode};
 
 /// What the kernel tells of files that no process has: `/proc/swaps`, an answer of unix_diag, an entry of binfmt_misc, the
 /// options of an overlay.
@@ -44,16 +46,16 @@ pub fn kernel_files(data: &[u8]) {
 
 /// What a task's own files say: `stat`, `cgroup`, `environ`, `maps`, `fdinfo`, its links and its name.
 pub fn task(data: &[u8]) {
-    for field in stat_fields(data).into_iter().flatten() {
+    for field in Stat::parse(data).into_iter().flat_map(Stat::fields) {
         assert!(!field.is_empty() && !field.contains([')', ' ']));
     }
     let text = String::from_utf8_lossy(data);
     assert!(
         !printable(&text).contains(|one: char| one.is_control() || matches!(one, '\u{202a}'..='\u{202e}'))
     );
-    let cgroup = v2_cgroup(&text);
+    let cgroup = cgroup::path_of(&text).unwrap_or_default();
     assert!(!cgroup.contains('\n'));
-    if let Some(unit) = unit_of_cgroup(cgroup) {
+    if let Some(unit) = cgroup::unit_of(cgroup) {
         assert!(!unit.contains('/') && cgroup.split('/').any(|part| part == unit));
     }
     let has = |name: &[u8]| data.split(|&byte| byte == 0).any(|variable| variable.starts_with(name));

@@ -17,6 +17,7 @@ use crate::kernel;
 use crate::kernel_holders;
 use crate::mountinfo::{self, Device, Mount};
 use crate::namespace::{self, MountNamespace};
+use crate::proc;
 use crate::propagation::{self, At, Fate, Fates, Table};
 use crate::report::{
     Carries, CutShort, Effect, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Phase, Reference,
@@ -161,7 +162,7 @@ impl Query {
             return Err(Error::Path(self.path.clone()));
         }
         let deadline = self.deadline.unwrap_or_else(|| Instant::now() + LONGEST_SCAN);
-        let proc_dir = walk::open_proc().map_err(proc_error("open", "/proc"))?;
+        let proc_dir = proc::open_proc().map_err(proc_error("open", "/proc"))?;
         let own = own_table(proc_dir.as_fd())?;
         let target = propagation::visible_at(&own.mounts, &self.path);
         let devices = match target {
@@ -215,9 +216,9 @@ pub(crate) fn proc_error(call: &'static str, path: &str) -> impl FnOnce(Errno) -
 
 /// The table of the calling thread's namespace, as that thread sees it.
 pub(crate) fn own_table(proc_dir: BorrowedFd<'_>) -> Result<Table, Error> {
-    let own = walk::open_task(proc_dir, c"thread-self").map_err(proc_error("open", "/proc/thread-self"))?;
+    let own = proc::open_task(proc_dir, c"thread-self").map_err(proc_error("open", "/proc/thread-self"))?;
     let mut text = Vec::new();
-    walk::read_file(own.as_fd(), c"mountinfo", &mut text)
+    proc::read_file(own.as_fd(), c"mountinfo", &mut text)
         .map_err(proc_error("read", "/proc/thread-self/mountinfo"))?;
     let mounts = mountinfo::parse(&text).map_err(|error| Error::Proc {
         call: "parse",
@@ -377,7 +378,7 @@ impl Survey<'_> {
     /// A namespace's table as a member sees it, with mount points made those of the namespace's root.
     fn table_through(&self, met: &MetNamespace) -> Option<Table> {
         let (pid, tid) = met.member;
-        let task = task::open_thread(self.proc_dir, pid, tid).ok()?;
+        let task = proc::open_thread(self.proc_dir, pid, tid).ok()?;
         // The member may have moved, or its id be another task's by now.
         if namespace::inode(task.as_fd()) != Ok(met.inode) {
             return None;
@@ -394,7 +395,7 @@ impl Survey<'_> {
             return kernel::mounts_of(id?).ok().map(|mounts| Table { namespace, mounts });
         }
         let mut text = Vec::new();
-        walk::read_file(task.as_fd(), c"mountinfo", &mut text).ok()?;
+        proc::read_file(task.as_fd(), c"mountinfo", &mut text).ok()?;
         let mut mounts = mountinfo::parse(&text).ok()?;
         if !is_whole {
             let root = PathBuf::from(OsString::from_vec(met.root.clone()));
@@ -552,7 +553,7 @@ impl Survey<'_> {
             namespace,
             processes: met.map_or(0, |met| met.processes),
             member: met.and_then(|met| {
-                let task = task::open_thread(self.proc_dir, met.member.0, met.member.1).ok()?;
+                let task = proc::open_thread(self.proc_dir, met.member.0, met.member.1).ok()?;
                 // Another one may have the id by now.
                 if namespace::inode(task.as_fd()) != Ok(met.inode) {
                     return None;
@@ -835,7 +836,7 @@ impl Survey<'_> {
 /// and who does is told.
 #[cfg(any(test, feature = "checks"))]
 pub(crate) fn check_effects(tables: &[Table], target: usize) {
-    let proc_dir = walk::open_proc().expect("open /proc");
+    let proc_dir = proc::open_proc().expect("open /proc");
     let mount = tables[0].mounts[target].clone();
     let mut survey = Survey {
         proc_dir: proc_dir.as_fd(),
@@ -909,10 +910,10 @@ fn effect_of(fate: Fate) -> Effect {
 
 /// What `/proc/PID/fdinfo/FD` says of a descriptor, and the process's directory.
 fn fdinfo(proc_dir: BorrowedFd<'_>, carrier: &Carrier) -> Option<(OwnedFd, String)> {
-    let process = walk::open_task(proc_dir, DecInt::new(carrier.pid).as_c_str()).ok()?;
-    let directory = walk::open_task(process.as_fd(), c"fdinfo").ok()?;
+    let process = proc::open_task(proc_dir, DecInt::new(carrier.pid).as_c_str()).ok()?;
+    let directory = proc::open_task(process.as_fd(), c"fdinfo").ok()?;
     let mut text = Vec::new();
-    walk::read_start(directory.as_fd(), DecInt::new(carrier.fd).as_c_str(), &mut text, MOST_FDINFO).ok()?;
+    proc::read_start(directory.as_fd(), DecInt::new(carrier.fd).as_c_str(), &mut text, MOST_FDINFO).ok()?;
     Some((process, String::from_utf8_lossy(&text).into_owned()))
 }
 

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 
-use crate::mountinfo::{Device, Mount, Propagation};
+use crate::mount::{self, Device, Mount, Propagation};
 
 /// `NS_GET_MNTNS_ID`: `_IOR(0xb7, 5, __u64)`, Linux 6.11.
 const NS_GET_MNTNS_ID: Opcode = ioctl::opcode::read::<u64>(0xb7, 5);
@@ -378,8 +378,8 @@ fn mount_from(answer: &StatMount) -> Mount {
         id: answer.mnt_id_old.into(),
         parent: answer.mnt_parent_id_old.into(),
         device: Device { major: answer.sb_dev_major, minor: answer.sb_dev_minor },
-        root: crate::mountinfo::path(text(answer.mnt_root, STATMOUNT_MNT_ROOT)),
-        mount_point: crate::mountinfo::path(text(answer.mnt_point, STATMOUNT_MNT_POINT)),
+        root: mount::path(text(answer.mnt_root, STATMOUNT_MNT_ROOT)),
+        mount_point: mount::path(text(answer.mnt_point, STATMOUNT_MNT_POINT)),
         options: String::new(),
         propagation: Propagation {
             shared: group(answer.mnt_peer_group).filter(|_| answer.mnt_propagation & MS_SHARED != 0),

@@ -23,6 +23,7 @@
 //! or an open of such a path is itself a reference while it lasts, and makes the unmount fail that it was
 //! meant to explain; a readlink under `/proc/PID` does not.
 
+pub mod cgroup;
 #[cfg(any(test, feature = "checks"))]
 pub mod checks;
 #[cfg(feature = "cli")]
@@ -32,12 +33,16 @@ mod diagnose;
 mod json;
 mod kernel;
 mod kernel_holders;
+mod mount;
 pub mod mountinfo;
 pub mod namespace;
 pub mod ns;
+mod printable;
+mod proc;
 pub mod propagation;
 pub mod report;
 pub mod scan;
+pub mod stat;
 mod task;
 mod text;
 mod unix_diag;
@@ -45,6 +50,6 @@ mod verdict;
 mod walk;
 
 pub use diagnose::{Error, LONGEST_SCAN, Query, diagnose};
+pub use printable::shown;
 pub use report::{Blocker, Effect, Report};
-pub use task::shown;
 pub use verdict::{NOT_VISIBLE_HINTS, Verdict};

@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use crate::diagnose::{Error, LONGEST_SCAN, own_table, proc_error};
 use crate::namespace::{self, MountNamespace};
+use crate::printable::shown;
 use crate::report::{CutShort, Member};
-use crate::task::shown;
 use crate::walk::{self, Members, Wanted};
-use crate::{kernel, mountinfo, task};
+use crate::{kernel, mountinfo, proc, task};
 
 /// A mount namespace and everything that keeps it alive. None of it makes an unmount fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub fn of_process(pid: u32) -> Result<NamespaceReport, Error> {
 /// # Errors
 /// [`Error::Path`] if the path is neither; [`Error::Proc`] as [`of_process`].
 pub fn of_file(path: &Path) -> Result<NamespaceReport, Error> {
-    let proc_dir = walk::open_proc().map_err(proc_error("open", "/proc"))?;
+    let proc_dir = proc::open_proc().map_err(proc_error("open", "/proc"))?;
     let own = own_table(proc_dir.as_fd())?;
     let mounted = own.mounts.iter().rfind(|mount| mount.mount_point == path && mount.fstype == "nsfs");
     let inode = match mounted {
@@ -72,7 +72,7 @@ pub fn of_file(path: &Path) -> Result<NamespaceReport, Error> {
 
 /// By the inode number, which names one namespace for as long as it lives.
 fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
-    let proc_dir = walk::open_proc().map_err(proc_error("open", "/proc"))?;
+    let proc_dir = proc::open_proc().map_err(proc_error("open", "/proc"))?;
     let proc_dir = proc_dir.as_fd();
     let wanted = Wanted { members: Members::Of(inode), ..Wanted::default() };
     let deadline = Instant::now() + LONGEST_SCAN;
@@ -85,9 +85,9 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
     let mut id = listed.iter().find(|known| known.inode == inode).and_then(|known| known.id);
     let mut tables = Vec::new();
     for met in &walk.namespaces {
-        let Ok(task) = task::open_thread(proc_dir, met.member.0, met.member.1) else { continue };
+        let Ok(task) = proc::open_thread(proc_dir, met.member.0, met.member.1) else { continue };
         let mut text = Vec::new();
-        let read = walk::read_file(task.as_fd(), c"mountinfo", &mut text);
+        let read = proc::read_file(task.as_fd(), c"mountinfo", &mut text);
         if let (Ok(()), Ok(mounts)) = (read, mountinfo::parse(&text)) {
             tables.push((met.inode, mounts));
         }

@@ -20,8 +20,9 @@ use rustix::io::Errno;
 
 use crate::mountinfo::{self, Device, in_context};
 use crate::namespace::{self, MountNamespace};
-use crate::task::{about_task, open_thread};
-use crate::walk::{Found, Link, Members, MountPoints, TOO_LONG, Wanted, open_proc, read_file, walk};
+use crate::proc::{open_proc, open_thread, read_file};
+use crate::task::about_task;
+use crate::walk::{Found, Link, Members, MountPoints, TOO_LONG, Wanted, walk};
 
 /// Which processes to look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -149,16 +150,6 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
     Ok(Scan { tasks, processes: seen.processes, denied: seen.denied })
 }
 
-/// The systemd unit that a cgroup belongs to: the last component that names a unit other than a slice, so that
-/// a unit's own sub-cgroups (`.control`, a delegated tree) count as the unit's.
-#[must_use]
-pub fn unit_of_cgroup(cgroup: &str) -> Option<&str> {
-    const SUFFIXES: [&str; 5] = [".service", ".scope", ".mount", ".socket", ".swap"];
-    cgroup
-        .rsplit('/')
-        .find(|part| SUFFIXES.iter().any(|suffix| part.len() > suffix.len() && part.ends_with(suffix)))
-}
-
 /// What was found of one task, by kind, each path once in its kind.
 fn references(mut found: Vec<Found>) -> Vec<Reference> {
     found.sort_by_key(|found| found.link);
@@ -260,24 +251,6 @@ mod tests {
             scan(Path::new("m"), None, Scope::Pids(&[])).unwrap_err().kind(),
             io::ErrorKind::InvalidInput
         );
-    }
-
-    #[test]
-    fn a_cgroup_belongs_to_its_innermost_unit() {
-        let cases = [
-            ("/system.slice/system-left4me.slice/left4me-server@3.service", Some("left4me-server@3.service")),
-            ("/system.slice/left4me-server@3.service/.control", Some("left4me-server@3.service")),
-            ("/user.slice/user-0.slice/user@0.service/app.slice/a.service", Some("a.service")),
-            ("/user.slice/user-0.slice/session-1.scope", Some("session-1.scope")),
-            ("/init.scope", Some("init.scope")),
-            ("/system.slice", None),
-            ("/.service", None),
-            ("/", None),
-            ("", None),
-        ];
-        for (cgroup, unit) in cases {
-            assert_eq!(unit_of_cgroup(cgroup), unit, "{cgroup}");
-        }
     }
 
     /// A child that waits on its stdin until it is dropped.

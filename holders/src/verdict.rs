@@ -4,12 +4,12 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use crate::mountinfo::Device;
+use crate::printable::{printable, shown};
 use crate::propagation::{Fate, Reason};
 use crate::report::{
     Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, Phase, Relation, Report,
     Suspect,
 };
-use crate::task::{printable, shown};
 
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,8 +102,16 @@ pub const NOT_VISIBLE_HINTS: [&str; 5] = [
      a process in a pid namespace whose /proc this is not",
 ];
 
+impl Report {
+    /// What all this comes to.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        Verdict::of(self)
+    }
+}
+
 impl Verdict {
-    pub(crate) fn of(report: &Report) -> Self {
+    fn of(report: &Report) -> Self {
         let seen = Self::of_what_is_seen(report);
         let processes = report.unseen.processes;
         let seen = match seen {

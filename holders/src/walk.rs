@@ -25,12 +25,17 @@ use std::path::Path;
 use std::time::Instant;
 
 use memchr::memmem;
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::DecInt;
 
 use crate::kernel::{self, InCommon};
 use crate::mountinfo::Device;
+use crate::proc::{
+    PATH_MAX, number, numbers, open_directory, open_proc, open_task, read_file, read_link, read_some,
+    some_numbers,
+};
+use crate::stat::Stat;
 use crate::task::Known;
 
 /// What a walk keeps.
@@ -240,25 +245,14 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>, deadline: Option<Insta
     Ok(walker.walk)
 }
 
-/// The longest that a link can show; `/proc` cuts at a page.
-const PATH_MAX: usize = 4096;
-
 /// In place of what lies below a mount point in a path that is longer.
 pub(crate) const TOO_LONG: &str = "...";
 
 /// `STATX_MNT_ID_UNIQUE` of `include/uapi/linux/stat.h`, Linux 6.8.
 const STATX_MNT_ID_UNIQUE: u32 = 0x4000;
 
-/// `PF_KTHREAD` of `include/linux/sched.h`.
-const PF_KTHREAD: u64 = 0x0020_0000;
-
 /// kthreadd's process id, outside of containers.
 const KTHREADD: u32 = 2;
-
-pub(crate) fn open_proc() -> Result<OwnedFd, Errno> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open("/proc", flags, Mode::empty())
-}
 
 struct Walker<'a> {
     wanted: &'a Wanted,
@@ -932,96 +926,6 @@ fn kind_of(link: Link) -> u8 {
     }
 }
 
-/// A handle on a task's directory in `/proc`; pins neither the task nor anything it holds.
-pub(crate) fn open_task(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(directory, name, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-pub(crate) fn open_directory(directory: BorrowedFd<'_>, name: &CStr) -> Result<OwnedFd, Errno> {
-    rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-}
-
-/// The longest that an entry of a directory can be, bytes: `struct linux_dirent64` with a name of 255 and its end.
-const MAX_ENTRY: usize = 280;
-
-/// Adds the entries of a directory of `/proc` that are numbers.
-fn numbers(
-    directory: BorrowedFd<'_>,
-    buffer: &mut [MaybeUninit<u8>],
-    numbers: &mut Vec<u32>,
-) -> Result<(), Errno> {
-    while !some_numbers(directory, buffer, numbers)? {}
-    Ok(())
-}
-
-/// The same for as many as the buffer has room for, from where the directory is; true if it is at its end.
-///
-/// That it is at its end is told by one more call, which is spared where this one has surely not filled the buffer:
-/// procfs stops in no other place (`fs/proc/fd.c:proc_readfd_common`, `fs/proc/base.c:proc_task_readdir`).
-fn some_numbers(
-    directory: BorrowedFd<'_>,
-    buffer: &mut [MaybeUninit<u8>],
-    numbers: &mut Vec<u32>,
-) -> Result<bool, Errno> {
-    let surely_fit = buffer.len() / MAX_ENTRY;
-    let mut entries = RawDir::new(directory, buffer);
-    let mut seen = 0;
-    while let Some(entry) = entries.next() {
-        numbers.extend(number(entry?.file_name().to_bytes()));
-        seen += 1;
-        if entries.is_buffer_empty() {
-            return Ok(seen < surely_fit);
-        }
-    }
-    Ok(true)
-}
-
-fn number(digits: &[u8]) -> Option<u32> {
-    if digits.is_empty() {
-        return None;
-    }
-    digits.iter().try_fold(0_u32, |number, &digit| {
-        number.checked_mul(10)?.checked_add(u32::from(digit.is_ascii_digit().then(|| digit - b'0')?))
-    })
-}
-
-/// Reads a link into `text`, without the kernel's answer being copied or room being made anew.
-pub(crate) fn read_link(directory: BorrowedFd<'_>, name: &CStr, text: &mut Vec<u8>) -> Result<(), Errno> {
-    text.clear();
-    text.reserve(PATH_MAX);
-    rustix::fs::readlinkat_raw(directory, name, rustix::buffer::spare_capacity(text))?;
-    Ok(())
-}
-
-/// Adds some of what a file of `/proc` has left, and says how much; 0 at its end.
-fn read_some(file: BorrowedFd<'_>, text: &mut Vec<u8>) -> Result<usize, Errno> {
-    text.reserve(16 << 10);
-    loop {
-        match rustix::io::read(file, rustix::buffer::spare_capacity(text)) {
-            Err(Errno::INTR) => {}
-            done => return done,
-        }
-    }
-}
-
-/// Reads `directory/name` whole.
-pub(crate) fn read_file(directory: BorrowedFd<'_>, name: &CStr, text: &mut Vec<u8>) -> Result<(), Errno> {
-    read_start(directory, name, text, usize::MAX)
-}
-
-/// Reads `directory/name`, and stops once it has so many bytes or a few more.
-pub(crate) fn read_start(
-    directory: BorrowedFd<'_>,
-    name: &CStr,
-    text: &mut Vec<u8>,
-    most: usize,
-) -> Result<(), Errno> {
-    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    text.clear();
-    while text.len() < most && read_some(file.as_fd(), text)? > 0 {}
-    Ok(())
-}
-
 /// The number in `socket:[123]`.
 pub(crate) fn socket_inode(shown: &[u8]) -> Option<u64> {
     let digits = shown.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
@@ -1039,12 +943,6 @@ pub(crate) fn mapped_paths(maps: &[u8]) -> impl Iterator<Item = ((u64, u64), &[u
     })
 }
 
-/// What follows the name in `/proc/PID/stat`; the name may hold anything (proc_pid_stat(5)).
-pub(crate) fn stat_fields(stat: &[u8]) -> Option<impl Iterator<Item = &str>> {
-    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    Some(std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace())
-}
-
 /// `None` if it is gone.
 fn life(task: BorrowedFd<'_>) -> Option<Life> {
     let mut stat = Vec::new();
@@ -1052,15 +950,12 @@ fn life(task: BorrowedFd<'_>) -> Option<Life> {
     life_of(&stat)
 }
 
-/// Reads the third field and the ninth of `/proc/PID/stat`: the state, and flags of the kernel's.
 fn life_of(stat: &[u8]) -> Option<Life> {
-    let mut fields = stat_fields(stat)?;
-    let state = fields.next()?;
-    let flags: u64 = fields.nth(5)?.parse().ok()?;
-    Some(match state {
-        _ if flags & PF_KTHREAD != 0 => Life::KernelThread,
-        "Z" | "X" => Life::Ended,
-        _ => Life::Alive,
+    let stat = Stat::parse(stat)?;
+    Some(match stat.is_kernel_thread()? {
+        true => Life::KernelThread,
+        false if stat.has_ended() => Life::Ended,
+        false => Life::Alive,
     })
 }
 

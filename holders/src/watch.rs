@@ -13,9 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use holders::mountinfo;
-use holders::propagation;
-use holders::{Blocker, Query};
+use holders::{Blocker, Query, cgroup, mountinfo, propagation};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
 use rustix::time::Timespec;
@@ -185,7 +183,8 @@ impl<'a> Watch<'a> {
     fn look(&mut self, event: Event) -> Result<Vec<Blocker>, Failure> {
         let look_at_all = self.plan.unit.is_none() || matches!(event, Event::Start | Event::Mounts);
         self.find_cgroup();
-        let pids = self.cgroup.as_ref().map(|cgroup| tasks_of(&cgroup.directory)).unwrap_or_default();
+        let pids =
+            self.cgroup.as_ref().map(|cgroup| cgroup::processes(&cgroup.directory)).unwrap_or_default();
         let mut holders: BTreeMap<u32, Blocker> = BTreeMap::new();
         if look_at_all {
             let found = Query::new(&self.plan.path).run()?.blockers();
@@ -287,19 +286,6 @@ fn directory_named(root: &Path, name: &str, depth: usize) -> Option<PathBuf> {
     deeper.iter().find_map(|directory| directory_named(directory, name, depth))
 }
 
-/// The processes of a cgroup and of those below it.
-fn tasks_of(directory: &Path) -> Vec<u32> {
-    let mut pids: Vec<u32> = fs::read_to_string(directory.join("cgroup.procs"))
-        .map(|text| text.lines().filter_map(|line| line.parse().ok()).collect())
-        .unwrap_or_default();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            pids.extend(tasks_of(&entry.path()));
-        }
-    }
-    pids
-}
-
 fn watch_file(path: &Path) -> rustix::io::Result<OwnedFd> {
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
@@ -379,6 +365,6 @@ mod tests {
         assert_eq!(directory_named(root.path(), "a@1.service", 8), Some(unit.clone()));
         assert_eq!(directory_named(root.path(), "a@2.service", 8), None);
         assert_eq!(directory_named(root.path(), "a@1.service", 1), None);
-        assert_eq!(tasks_of(&unit), [12, 13, 14]);
+        assert_eq!(cgroup::processes(&unit), [12, 13, 14]);
     }
 }

@@ -12,9 +12,9 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use holders::cgroup;
 use holders::mountinfo::{self, Device, Mount};
 use holders::namespace::MountNamespace;
-use holders::scan::unit_of_cgroup;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 use vm_agent::recording::{EndState, MountCopy, Namespace, Remount};
 
@@ -87,7 +87,7 @@ fn comm(pid: u32) -> String {
 
 fn unit_of(pid: u32) -> String {
     let cgroup = unit_cgroup::of(pid).unwrap_or_default();
-    unit_of_cgroup(&cgroup).unwrap_or_default().to_owned()
+    cgroup::unit_of(&cgroup).unwrap_or_default().to_owned()
 }
 
 /// Makes the overlay's file system again and drops it.
