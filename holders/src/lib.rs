@@ -28,7 +28,8 @@ pub mod cgroup;
 pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;
-mod diagnose;
+mod effect;
+mod fdinfo;
 #[cfg(feature = "json")]
 mod json;
 mod kernel;
@@ -40,16 +41,18 @@ pub mod ns;
 mod printable;
 mod proc;
 pub mod propagation;
+mod query;
 pub mod report;
 pub mod scan;
 pub mod stat;
+mod survey;
 mod task;
 mod text;
 mod unix_diag;
 mod verdict;
 mod walk;
 
-pub use diagnose::{Error, LONGEST_SCAN, Query, diagnose};
 pub use printable::shown;
+pub use query::{Error, LONGEST_SCAN, Query, diagnose};
 pub use report::{Blocker, Effect, Report};
 pub use verdict::{NOT_VISIBLE_HINTS, Verdict};

@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::diagnose::{Error, LONGEST_SCAN, own_table, proc_error};
 use crate::namespace::{self, MountNamespace};
 use crate::printable::shown;
+use crate::query::{Error, LONGEST_SCAN, own_table, proc_error};
 use crate::report::{CutShort, Member};
 use crate::walk::{self, Members, Wanted};
-use crate::{kernel, mountinfo, proc, task};
+use crate::{kernel, mountinfo, proc};
 
 /// A mount namespace and everything that keeps it alive. None of it makes an unmount fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,7 +78,7 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
     let deadline = Instant::now() + LONGEST_SCAN;
     let walk = walk::walk(&wanted, None, Some(deadline)).map_err(proc_error("list", "/proc"))?;
     let member = |pid, tid| {
-        let about = task::about(proc_dir, pid, tid);
+        let about = walk.tasks.get(&(pid, tid)).map(|known| known.about.clone()).unwrap_or_default();
         Member { pid: tid, comm: about.comm, unit: about.unit }
     };
     let listed = namespace::listed().unwrap_or_default();
@@ -86,6 +86,10 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
     let mut tables = Vec::new();
     for met in &walk.namespaces {
         let Ok(task) = proc::open_thread(proc_dir, met.member.0, met.member.1) else { continue };
+        // Another one may have the id by now.
+        if namespace::inode(task.as_fd()) != Ok(met.inode) {
+            continue;
+        }
         let mut text = Vec::new();
         let read = proc::read_file(task.as_fd(), c"mountinfo", &mut text);
         if let (Ok(()), Ok(mounts)) = (read, mountinfo::parse(&text)) {

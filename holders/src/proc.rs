@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::path::DecInt;
 
 /// The longest that a link can show; `/proc` cuts at a page.
-pub(crate) const PATH_MAX: usize = 4096;
+const PATH_MAX: usize = 4096;
 
 pub(crate) fn open_proc() -> Result<OwnedFd, Errno> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -79,12 +79,21 @@ pub(crate) fn number(digits: &[u8]) -> Option<u32> {
     })
 }
 
-/// Reads a link into `text`, without the kernel's answer being copied or room being made anew.
-pub(crate) fn read_link(directory: BorrowedFd<'_>, name: &CStr, text: &mut Vec<u8>) -> Result<(), Errno> {
-    text.clear();
-    text.reserve(PATH_MAX);
-    rustix::fs::readlinkat_raw(directory, name, rustix::buffer::spare_capacity(text))?;
-    Ok(())
+/// Room for what a link shows. It has no content.
+pub(crate) const LINK_ROOM: [MaybeUninit<u8>; PATH_MAX] = [MaybeUninit::uninit(); PATH_MAX];
+
+/// What a link shows; empty if that is more than a link can show. The room is for a page, which is where the kernel gives up
+/// (fs/proc/base.c:do_proc_readlink).
+pub(crate) fn read_link<'a>(
+    directory: BorrowedFd<'_>,
+    name: &CStr,
+    room: &'a mut [MaybeUninit<u8>; PATH_MAX],
+) -> Result<&'a [u8], Errno> {
+    match rustix::fs::readlinkat_raw(directory, name, room) {
+        Ok((shown, _)) => Ok(shown),
+        Err(Errno::NAMETOOLONG) => Ok(&[]),
+        Err(error) => Err(error),
+    }
 }
 
 /// Adds some of what a file of `/proc` has left, and says how much; 0 at its end.

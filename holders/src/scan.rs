@@ -21,7 +21,7 @@ use rustix::io::Errno;
 use crate::mountinfo::{self, Device, in_context};
 use crate::namespace::{self, MountNamespace};
 use crate::proc::{open_proc, open_thread, read_file};
-use crate::task::about_task;
+use crate::task::Known;
 use crate::walk::{Found, Link, Members, MountPoints, TOO_LONG, Wanted, walk};
 
 /// Which processes to look at.
@@ -142,10 +142,13 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
     let mut tasks: Vec<Task> = Vec::new();
     for &task in &seen.members {
         if !held.contains_key(&task) {
-            tasks.extend(look.task(task, Vec::new()).filter(|task| task.in_other_namespace_with_copy));
+            let member = look.task(task, seen.tasks.get(&task), Vec::new());
+            tasks.extend(member.filter(|task| task.in_other_namespace_with_copy));
         }
     }
-    tasks.extend(held.into_iter().filter_map(|(task, found)| look.task(task, references(found))));
+    for (task, found) in held {
+        tasks.extend(look.task(task, seen.tasks.get(&task), references(found)));
+    }
     tasks.sort_by_key(|task| (task.pid, task.tid));
     Ok(Scan { tasks, processes: seen.processes, denied: seen.denied })
 }
@@ -190,46 +193,53 @@ struct KnownNamespace {
 
 impl Look<'_> {
     /// `None` if the task is gone and has held nothing.
-    fn task(&mut self, (pid, tid): (u32, u32), references: Vec<Reference>) -> Option<Task> {
-        let task = open_thread(self.proc_dir, pid, tid).ok();
-        let known = task.as_ref().and_then(|task| {
-            let inode = namespace::inode(task.as_fd()).ok()?;
-            Some((inode, self.meet(task.as_fd(), inode).ok()?))
-        });
-        if references.is_empty() && known.is_none() {
+    fn task(
+        &mut self,
+        (pid, tid): (u32, u32),
+        known: Option<&Known>,
+        references: Vec<Reference>,
+    ) -> Option<Task> {
+        let inode = known.and_then(|known| known.namespace);
+        let namespace = inode.and_then(|inode| Some((inode, self.meet((pid, tid), inode)?)));
+        if references.is_empty() && namespace.is_none() {
             return None;
         }
-        let about = task.map(|task| about_task(task.as_fd())).unwrap_or_default();
+        let about = known.map(|known| known.about.clone()).unwrap_or_default();
         Some(Task {
             pid,
             tid,
             comm: about.comm,
             cgroup: about.cgroup,
             unit: about.unit,
-            namespace: known.map(|(inode, known)| MountNamespace { inode, id: known.id }),
-            in_other_namespace_with_copy: known.is_some_and(|(_, known)| known.has_copy),
+            namespace: namespace.map(|(inode, known)| MountNamespace { inode, id: known.id }),
+            in_other_namespace_with_copy: namespace.is_some_and(|(_, known)| known.has_copy),
             references,
         })
     }
 
     /// Looks at a namespace through this member, once in a scan. If the member vanishes meanwhile, the next one
     /// is asked.
-    fn meet(&mut self, member: BorrowedFd<'_>, inode: u64) -> Result<KnownNamespace, Errno> {
+    fn meet(&mut self, (pid, tid): (u32, u32), inode: u64) -> Option<KnownNamespace> {
         if let Some(&known) = self.namespaces.get(&inode) {
-            return Ok(known);
+            return Some(known);
         }
-        let id = namespace::unique_id(member)?;
+        let member = open_thread(self.proc_dir, pid, tid).ok()?;
+        // The member may have moved, or its id be another task's by now.
+        if namespace::inode(member.as_fd()) != Ok(inode) {
+            return None;
+        }
+        let id = namespace::unique_id(member.as_fd()).ok()?;
         let mut has_copy = false;
         if self.first.is_some_and(|first| first != inode) {
             let mut table = Vec::new();
-            read_file(member, c"mountinfo", &mut table)?;
+            read_file(member.as_fd(), c"mountinfo", &mut table).ok()?;
             // A line for the path itself that does not parse is still a mount at that path.
             has_copy =
                 mountinfo::parse_at(&table, self.mount_point).map_or(true, |mounts| !mounts.is_empty());
         }
         let known = KnownNamespace { id, has_copy };
         self.namespaces.insert(inode, known);
-        Ok(known)
+        Some(known)
     }
 }
 

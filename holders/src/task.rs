@@ -7,7 +7,7 @@ use rustix::path::DecInt;
 
 use crate::cgroup;
 use crate::printable::printable;
-use crate::proc::{open_proc, open_task, open_thread, read_file, read_start};
+use crate::proc::{open_proc, open_task, read_file, read_start};
 use crate::stat::Stat;
 
 /// What systemd started a process for. From its environment (systemd.exec(5), "Environment Variables Set or
@@ -48,13 +48,23 @@ pub(crate) struct About {
     pub(crate) unit: Option<String>,
 }
 
-/// What is known of a task that holds something, all of it from the directory through which that was found: an id may be
-/// another's a moment later.
+/// How much is to be known of a task.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// Its name, its unit and its namespace.
+    #[default]
+    Name,
+    /// Also when its process started, and for what.
+    All,
+}
+
+/// What is known of a task of which something was found, all of it from the directory through which that was found: an id
+/// may be another's a moment later.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
     pub(crate) about: About,
     /// See [`crate::report::Holder::start_time`].
-    pub(crate) start_time: u64,
+    pub(crate) start_time: Option<u64>,
     pub(crate) phase: Phase,
     /// The inode number of its mount namespace.
     pub(crate) namespace: Option<u64>,
@@ -84,18 +94,16 @@ impl Phase {
 }
 
 impl Known {
-    /// `leader` is the directory of the process, `task` that of the task. `None` if the process is gone.
-    pub(crate) fn of(leader: BorrowedFd<'_>, task: BorrowedFd<'_>, pid: u32) -> Option<Self> {
+    /// `leader` is the directory of the process, `task` that of the task. `None` if the process is gone, as far as that was
+    /// asked.
+    pub(crate) fn of(leader: BorrowedFd<'_>, task: BorrowedFd<'_>, pid: u32, detail: Detail) -> Option<Self> {
         let about = about_task(task);
-        let start_time = stat(leader, |stat| stat.start_time())?;
-        let phase = phase(task, pid, &about);
+        let (start_time, phase) = match detail {
+            Detail::All => (Some(start_time_of(leader)?), phase(task, pid, &about)),
+            Detail::Name => (None, Phase::Unknown),
+        };
         Some(Self { about, start_time, phase, namespace: crate::namespace::inode(task).ok() })
     }
-}
-
-/// Looks at a thread of a process; fields that can't be read are empty.
-pub(crate) fn about(proc_dir: BorrowedFd<'_>, pid: u32, tid: u32) -> About {
-    open_thread(proc_dir, pid, tid).map(|task| about_task(task.as_fd())).unwrap_or_default()
 }
 
 /// Looks at the task whose directory this is; fields that can't be read are empty.
@@ -115,7 +123,12 @@ pub(crate) fn about_task(task: BorrowedFd<'_>) -> About {
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let proc_dir = open_proc().ok()?;
     let process = open_task(proc_dir.as_fd(), DecInt::new(pid).as_c_str()).ok()?;
-    stat(process.as_fd(), |stat| stat.start_time())
+    start_time_of(process.as_fd())
+}
+
+/// The same of the process whose directory this is.
+pub(crate) fn start_time_of(process: BorrowedFd<'_>) -> Option<u64> {
+    stat(process, |stat| stat.start_time())
 }
 
 /// The caller and its ancestors below PID 1, nearest first.
