@@ -5,7 +5,7 @@
 //! - the caller runs the plan's commands ([`steps`], [`command`]) and looks at what they leave ([`end_state`],
 //!   [`kernel_log`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
-//!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others, and looks at the
+//!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and looks at the
 //!   units' tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
 //!   on before it has looked;
 //! - a D-Bus thread for each unit ([`unit`]) turns systemd's signals into events and tells the watcher.
@@ -19,6 +19,7 @@ mod end_state;
 mod events;
 mod kernel_log;
 mod mounts;
+mod orders;
 mod proc_connector;
 mod roles;
 mod steps;

@@ -21,7 +21,7 @@ use anyhow::{Context, Result, anyhow};
 use holders::scan::{self, Scope};
 use nix::errno::Errno;
 use nix::libc;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use vm_agent::recording::{
     Kind, Namespace, Plan, Reference, Role, Scan, Step, Target, Task, Trigger, UmountCall, What,
@@ -29,6 +29,7 @@ use vm_agent::recording::{
 
 use super::events::Sink;
 use super::mounts::MountWatch;
+use super::orders::{Order, Orders, UnitView};
 use super::proc_connector::{ProcConnector, ProcessEvent};
 use super::roles::{Roles, Watched, parent_of};
 use super::umount_target;
@@ -40,38 +41,6 @@ use super::unit_cgroup;
 pub(super) struct Watcher {
     orders: Orders,
     thread: Option<JoinHandle<Result<()>>>,
-}
-
-/// What others tell the watcher.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// systemd's view of a unit has changed.
-    Unit(Watched, UnitView),
-    /// A step is about to begin; answered when the watcher has looked.
-    StepBegins(Step, Sender<()>),
-    /// The step's command has ended; answered when the watcher has looked.
-    StepEnded(Step, Sender<()>),
-    /// The plan is over.
-    Finish,
-}
-
-/// What the watcher needs to know of a unit.
-#[derive(Debug, Clone, Default)]
-pub(super) struct UnitView {
-    /// 0 if none.
-    pub(super) main_pid: u32,
-    /// 0 if none.
-    pub(super) control_pid: u32,
-    pub(super) is_deactivating: bool,
-    /// Empty if systemd has not said it, as for a unit that is down; then what it was before stays in use.
-    pub(super) control_group: String,
-}
-
-/// The way to the watcher.
-#[derive(Debug, Clone)]
-pub(super) struct Orders {
-    sender: Sender<Order>,
-    wake: Arc<OwnedFd>,
 }
 
 /// A failed umount has all of `/proc` looked at, but within a stop at most this often; in between, the unit's
@@ -90,9 +59,7 @@ impl Watcher {
     /// # Errors
     /// If mountinfo cannot be watched or no thread be made.
     pub(super) fn start(plan: &Plan, sink: Sink) -> Result<Self> {
-        let (sender, receiver) = channel();
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?;
-        let orders = Orders { sender, wake: Arc::new(wake) };
+        let (orders, receiver) = Orders::new()?;
         let watch = Watch {
             mounts: MountWatch::open(&plan.mount)?,
             connector: or_lost(ProcConnector::open(), "proc-connector", &sink),
@@ -100,7 +67,7 @@ impl Watcher {
             plan: plan.clone(),
             sink,
             orders: receiver,
-            wake: orders.wake.clone(),
+            wake: orders.wake(),
             unit: UnitView::default(),
             mount_unit: UnitView::default(),
             roles: Roles::default(),
@@ -165,17 +132,6 @@ impl Drop for Watcher {
     fn drop(&mut self) {
         if let Err(error) = self.end() {
             eprintln!("end the watcher: {error:#}");
-        }
-    }
-}
-
-impl Orders {
-    /// Wakes the watcher with this order.
-    pub(super) fn send(&self, order: Order) {
-        // Fails only when the watcher has ended, which whoever waits for it is told.
-        if self.sender.send(order).is_ok() {
-            // Fails only when the counter is full, and then the watcher is awake.
-            let _full = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()).is_err();
         }
     }
 }
