@@ -4,6 +4,8 @@
 //! The fuzz targets and their corpus (`helper/fuzz`) call these, by the feature `checks`, and the property tests below.
 //! [`crate::mountinfo`] is public and has its check there.
 
+pub mod machine;
+
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 

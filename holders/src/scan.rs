@@ -355,25 +355,26 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        unsafe_code,
+        reason = "a working directory of its own, in a thread that shares none with a guard"
+    )]
     fn finds_a_thread_with_its_own_working_directory() {
         let (_guard, path) = directory();
-        // The thread unshares CLONE_FS, so that its chdir is its own.
-        let script = "import ctypes, os, sys, threading\n\
-                      def own():\n\
-                      \x20   assert ctypes.CDLL(None).unshare(0x200) == 0\n\
-                      \x20   os.chdir(sys.argv[1]); print(flush=True); sys.stdin.read()\n\
-                      threading.Thread(target=own).start()";
-        let Some(python) = ["/usr/bin/python3"].into_iter().map(Path::new).find(|path| path.exists()) else {
-            println!("skipped: no python3 to make a thread with a working directory of its own");
-            return;
-        };
-        let script = script.replace("sys.argv[1]", &format!("{:?}", path.to_str().unwrap()));
-        let holder = Holder::spawn(python, &script, Path::new("/")).ready();
-        let found = scan(&path, None, Scope::Everything).unwrap();
-        assert_eq!(found.tasks.len(), 1, "{found:?}");
-        assert_eq!(found.tasks[0].pid, holder.pid());
-        assert_ne!(found.tasks[0].tid, holder.pid());
-        assert_eq!(kinds(&found.tasks[0]), [Kind::Cwd]);
+        let (inside, path) = (path.clone(), &path);
+        let tid = std::thread::spawn(move || {
+            // SAFETY: descriptors stay shared, so that none is another one elsewhere.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.unwrap();
+            std::env::set_current_dir(&inside).unwrap();
+            let found = scan(&inside, None, Scope::Everything).unwrap();
+            assert_eq!(found.tasks.len(), 1, "{found:?}");
+            assert_eq!(found.tasks[0].pid, std::process::id());
+            assert_eq!(kinds(&found.tasks[0]), [Kind::Cwd]);
+            assert_eq!(found.tasks[0].tid, rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs());
+            found.tasks[0].tid
+        });
+        assert_ne!(tid.join().unwrap(), std::process::id());
+        assert_eq!(scan(path, None, Scope::Everything).unwrap().tasks, []);
     }
 
     proptest! {

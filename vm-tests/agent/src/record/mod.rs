@@ -91,13 +91,6 @@ fn pretty_name(os_release: &str) -> Option<String> {
     Some(value.trim_matches(['"', '\'']).to_owned())
 }
 
-/// Whether process ids are those of the kernel's own tables: the inode number of the first pid namespace is fixed
-/// (PROC_PID_INIT_INO in linux/proc_ns.h). The guest's agent always is in it; a unit test may not be.
-#[cfg(test)]
-fn in_the_initial_pid_namespace() -> bool {
-    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.to_string_lossy() == "pid:[4026531836]")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
