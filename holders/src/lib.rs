@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Its parts are usable alone: [`mountinfo`] reads the mount table of a namespace, [`propagation`] says which
-//! mounts an unmount asks, [`namespace`] which mount namespace a process is in, and [`scan`] is a look at some
+//! mounts an unmount asks, [`namespace`] which mount namespace a process is in, and [`scan`] shows some
 //! processes' references by path alone, which judges nothing.
 //!
 //! The one rule of this crate: it reads `/proc` and never resolves a path inside the mount it looks at. A stat

@@ -40,11 +40,11 @@ impl MountNamespace {
     pub fn of(pid: u32) -> io::Result<Self> {
         let path = format!("/proc/{pid}");
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let look = || {
+        let read = || {
             let task = rustix::fs::open(&path, flags, Mode::empty())?;
             Ok::<_, Errno>(Self { inode: inode(task.as_fd())?, id: unique_id(task.as_fd())? })
         };
-        look().map_err(|error| in_context("look at ns/mnt of", &path, error.into()))
+        read().map_err(|error| in_context("look at ns/mnt of", &path, error.into()))
     }
 }
 

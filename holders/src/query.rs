@@ -118,7 +118,7 @@ impl Query {
         self
     }
 
-    /// Looks at these processes only, and at the namespaces they are in: a sample that costs next to nothing beside
+    /// Scans these processes only, and at the namespaces they are in: a sample that costs next to nothing beside
     /// a walk over all. Nothing else is looked for, so a verdict that nothing blocks is one on these processes,
     /// and a copy that is reached through a namespace which none of them is in counts as private.
     #[must_use]

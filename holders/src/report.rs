@@ -47,7 +47,7 @@ pub struct Report {
     pub unseen: Unseen,
     /// Whether the caller said that an unmount was just refused ([`crate::Query::after_ebusy`]).
     pub refused: bool,
-    /// How many processes were looked at, kernel threads not counted.
+    /// How many processes were scanned, kernel threads not counted.
     pub processes: usize,
 }
 
@@ -251,7 +251,7 @@ pub struct Unseen {
 /// How far a scan came that had no time left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CutShort {
-    /// How many processes were looked at, the last perhaps in part.
+    /// How many processes were scanned, the last perhaps in part.
     pub processes: usize,
     /// How many were not, or not to their end; some kernel threads may be among them.
     pub left: usize,

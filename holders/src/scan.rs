@@ -6,7 +6,7 @@
 //! the mount point that is older than the mount (it should not, and blocks nothing). A mapping has to be of the
 //! mount's own superblock, too.
 //!
-//! The look is one [`walk`]; nothing is judged. What no process shows in `/proc` is not here: loop devices,
+//! The scan is one [`walk`]; nothing is judged. What no process shows in `/proc` is not here: loop devices,
 //! descriptors in flight over a socket, io_uring's registered files.
 
 use std::collections::HashMap;
@@ -24,7 +24,7 @@ use crate::proc::{open_proc, open_thread, read_file};
 use crate::task::Known;
 use crate::walk::{Found, Link, Members, MountPoints, TOO_LONG, Wanted, walk};
 
-/// Which processes to look at.
+/// Which processes to scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope<'a> {
     /// All that `/proc` lists.
@@ -33,14 +33,14 @@ pub enum Scope<'a> {
     Pids(&'a [u32]),
 }
 
-/// What one look found.
+/// What one scan found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scan {
     /// Tasks with a reference inside the mount, or in a mount namespace other than PID 1's that has a copy of
     /// it; by process id, then thread id. A thread other than the first is listed only where it differs from
     /// the first.
     pub tasks: Vec<Task>,
-    /// How many processes were looked at, whether or not they are listed.
+    /// How many processes were scanned, whether or not they are listed.
     pub processes: usize,
     /// How many processes the caller was not allowed to look at, wholly or in part: not 0 means that the list
     /// may lack someone.
@@ -95,7 +95,7 @@ pub enum Kind {
 }
 
 /// Lists who has to do with the mount at `mount_point`, an absolute path without symbolic links, whose superblock is
-/// `device`; without it mappings are not looked at. The caller is treated as everyone else: it is listed if it really
+/// `device`; without it mappings are not scanned. The caller is treated as everyone else: it is listed if it really
 /// holds something.
 ///
 /// # Errors
@@ -127,7 +127,7 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
     };
     let seen = walk(&wanted, pids, None).map_err(|error| in_context("list", "/proc", error.into()))?;
 
-    let mut look = Look { proc_dir: proc_dir.as_fd(), mount_point, first, namespaces: HashMap::new() };
+    let mut scanner = Scanner { proc_dir: proc_dir.as_fd(), mount_point, first, namespaces: HashMap::new() };
     let mut held: HashMap<(u32, u32), Vec<Found>> = HashMap::new();
     for mut found in seen.found {
         if found.path.is_empty() {
@@ -142,12 +142,12 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
     let mut tasks: Vec<Task> = Vec::new();
     for &task in &seen.members {
         if !held.contains_key(&task) {
-            let member = look.task(task, seen.tasks.get(&task), Vec::new());
+            let member = scanner.task(task, seen.tasks.get(&task), Vec::new());
             tasks.extend(member.filter(|task| task.in_other_namespace_with_copy));
         }
     }
     for (task, found) in held {
-        tasks.extend(look.task(task, seen.tasks.get(&task), references(found)));
+        tasks.extend(scanner.task(task, seen.tasks.get(&task), references(found)));
     }
     tasks.sort_by_key(|task| (task.pid, task.tid));
     Ok(Scan { tasks, processes: seen.processes, denied: seen.denied })
@@ -176,7 +176,7 @@ fn references(mut found: Vec<Found>) -> Vec<Reference> {
 }
 
 /// What is asked of the tasks that are listed, and what was learnt on the way.
-struct Look<'a> {
+struct Scanner<'a> {
     proc_dir: BorrowedFd<'a>,
     mount_point: &'a Path,
     /// The inode of PID 1's mount namespace.
@@ -191,7 +191,7 @@ struct KnownNamespace {
     has_copy: bool,
 }
 
-impl Look<'_> {
+impl Scanner<'_> {
     /// `None` if the task is gone and has held nothing.
     fn task(
         &mut self,

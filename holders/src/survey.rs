@@ -369,7 +369,7 @@ impl Survey<'_> {
             if references.is_empty() {
                 continue;
             }
-            // Gone while it was looked at.
+            // Gone while it was scanned.
             let Some(known) = walk.tasks.get(&(pid, tid)) else { continue };
             let Some(start_time) = known.start_time else { continue };
             let about = known.about.clone();

@@ -106,7 +106,7 @@ impl Known {
     }
 }
 
-/// Looks at the task whose directory this is; fields that can't be read are empty.
+/// Reads of the task whose directory this is; fields that can't be read are empty.
 pub(crate) fn about_task(task: BorrowedFd<'_>) -> About {
     let mut text = Vec::new();
     let mut read = |name: &CStr| {

@@ -8,7 +8,7 @@
 //! reference (`fs/proc/base.c:proc_pid_readlink`, `proc_pid_get_link`): one more on what that task holds anyway,
 //! for the length of the call.
 //!
-//! A thread is compared with its process by kcmp(2), and looked at by itself only where it has a working
+//! A thread is compared with its process by kcmp(2), and scanned by itself only where it has a working
 //! directory, a root directory or descriptors of its own.
 //!
 //! Kernel threads are passed over, by their flag PF_KTHREAD or as children of kthreadd. That a task has no program says
@@ -88,7 +88,7 @@ struct Walker<'a> {
     last_namespace: usize,
 }
 
-/// What of a task is to be looked at.
+/// What of a task is to be scanned.
 #[derive(Clone, Copy)]
 struct Parts {
     directories: bool,

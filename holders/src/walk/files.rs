@@ -11,10 +11,10 @@ use crate::kernel::InCommon;
 use crate::namespace;
 use crate::proc::{LINK_ROOM, open_directory, read_link, some_numbers};
 
-/// So many descriptors cost more to look at than a few calls of kcmp(2) and what is kept of them.
+/// So many descriptors cost more to scan than a few calls of kcmp(2) and what is kept of them.
 const MANY_FILES: usize = 256;
 
-/// Looks at descriptors; has the room for their lists.
+/// Scans descriptors; has the room for their lists.
 pub(super) struct Files {
     entries: Box<[MaybeUninit<u8>; 32 << 10]>,
     fds: Vec<u32>,
@@ -25,7 +25,7 @@ impl Files {
         Self { entries: Box::new([MaybeUninit::uninit(); 32 << 10]), fds: Vec::new() }
     }
 
-    /// Looks at all descriptors of a task.
+    /// Scans all descriptors of a task.
     pub(super) fn scan(&mut self, keeper: &mut Keeper<'_>, task: BorrowedFd<'_>, of: (u32, u32)) {
         let directory = open_directory(task, c"fd");
         let Some(directory) = keeper.allowed(directory) else { return };

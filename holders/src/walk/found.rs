@@ -21,11 +21,11 @@ pub(crate) struct Walk {
     pub(crate) members: Vec<(u32, u32)>,
     /// Processes that are ending: no thread has its memory any more, and one at least has not come to its end.
     pub(crate) ending: HashSet<u32>,
-    /// How many processes were looked at, kernel threads not counted.
+    /// How many processes were scanned, kernel threads not counted.
     pub(crate) processes: usize,
     /// How many of them the caller was not allowed to look at, wholly or in part.
     pub(crate) denied: usize,
-    /// How many were not looked at, or not to their end, when the deadline had come; the kernel threads that are not
+    /// How many were not scanned, or not to their end, when the deadline had come; the kernel threads that are not
     /// known as such among them. `None` if all were.
     pub(crate) left: Option<usize>,
     /// How many links of interest are not in [`Walk::found`], since their process has enough of the kind there.

@@ -94,7 +94,7 @@ impl<'a> Keeper<'a> {
         self.kept.clear();
     }
 
-    /// To be asked before something is looked at that is left out then.
+    /// To be asked before something is scanned that is left out then.
     pub(super) fn is_past_deadline(&mut self) -> bool {
         self.steps = 0;
         self.is_late |= self.deadline.is_some_and(|deadline| Instant::now() >= deadline);
@@ -135,7 +135,7 @@ impl<'a> Keeper<'a> {
         }
         match kernel::have_in_common(one, other, what) {
             Ok(common) => common,
-            // One of the two is gone: if it is the other, a look at it costs nothing.
+            // One of the two is gone: if it is the other, a scan of it costs nothing.
             Err(Errno::SRCH) => false,
             Err(_) => {
                 self.has_kcmp = false;
@@ -154,7 +154,7 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    /// Whether the task has one of these tables in common with one that was looked at; then all that was found there is
+    /// Whether the task has one of these tables in common with one that was scanned; then all that was found there is
     /// its own, too, in place of what was found of it since `begin`.
     pub(super) fn has_been_seen(&mut self, what: InCommon, (pid, tid): (u32, u32), begin: Mark) -> bool {
         let tables = std::mem::take(&mut self.tables);
@@ -186,7 +186,7 @@ impl<'a> Keeper<'a> {
         if self.is_late || !self.has_kcmp {
             return;
         }
-        // Without a descriptor to spare the next one that shares it is looked at by itself.
+        // Without a descriptor to spare the next one that shares it is scanned by itself.
         let Ok(task) = task.try_clone_to_owned() else { return };
         let mut of_the_kind = self.tables.iter().enumerate().filter(|(_, table)| table.what == what);
         let oldest = of_the_kind.next().map(|(at, _)| at);

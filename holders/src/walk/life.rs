@@ -38,7 +38,7 @@ fn life_of(stat: &[u8]) -> Option<Life> {
 }
 
 /// Kernel threads by process id, in order, asked for at once: each is a child of kthreadd, and so is a program that the
-/// kernel starts (`kernel/umh.c`), which has a program. A list that lacks some costs a look at these, no more: without
+/// kernel starts (`kernel/umh.c`), which has a program. A list that lacks some costs a scan of these, no more: without
 /// `CONFIG_PROC_CHILDREN`, in a container, or while one of them ends (proc_pid_task_children(5)).
 pub(super) fn kernel_threads(proc_dir: BorrowedFd<'_>) -> Vec<u32> {
     let mut text = Vec::new();

@@ -14,12 +14,12 @@ use super::wanted::Wanted;
 use crate::kernel::{self, InCommon};
 use crate::proc::{LINK_ROOM, read_link, read_some};
 
-/// The most text of mappings that is read before it is looked at, bytes.
+/// The most text of mappings that is read before it is searched, bytes.
 const MAPS_AT_ONCE: usize = 256 << 10;
-/// So many mappings cost more to look at than a few calls of kcmp(2) and what is kept of them.
+/// So many mappings cost more to scan than a few calls of kcmp(2) and what is kept of them.
 const MANY_MAPPINGS: usize = 1024;
 
-/// Looks at mappings; knows how.
+/// Scans mappings; knows how.
 pub(super) struct Mappings<'a> {
     /// The mount points, as what to search a text for.
     needles: Vec<memmem::Finder<'a>>,
@@ -33,7 +33,7 @@ impl<'a> Mappings<'a> {
         Self { needles, text: Vec::new(), has_procmap_query: true }
     }
 
-    /// Looks at all mappings of files of a task.
+    /// Scans all mappings of files of a task.
     pub(super) fn scan(&mut self, keeper: &mut Keeper<'_>, task: BorrowedFd<'_>, of: (u32, u32)) {
         let maps = rustix::fs::openat(task, c"maps", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
         let Some(maps) = keeper.allowed(maps) else { return };
@@ -54,7 +54,7 @@ impl<'a> Mappings<'a> {
         }
     }
 
-    /// Says how many mappings were looked at; 0 if another task's are the same.
+    /// Says how many mappings were scanned; 0 if another task's are the same.
     fn read_mappings(
         &mut self,
         keeper: &mut Keeper<'_>,
@@ -104,7 +104,7 @@ impl<'a> Mappings<'a> {
     }
 }
 
-/// Says how many mappings of files were looked at; 0 if another task's are the same.
+/// Says how many mappings of files were scanned; 0 if another task's are the same.
 fn query_mappings(
     keeper: &mut Keeper<'_>,
     task: BorrowedFd<'_>,

@@ -5,9 +5,9 @@
 //! - the caller runs the plan's commands ([`steps`], [`command`]) and looks at what they leave ([`end_state`],
 //!   [`kernel_log`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
-//!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and looks at the
+//!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and scans the
 //!   units' tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
-//!   on before it has looked;
+//!   on before it has scanned;
 //! - a D-Bus thread for each unit ([`unit`]) turns systemd's signals into events and tells the watcher.
 //!
 //! All of them send to one channel ([`events`]). Nothing here resolves a path inside the watched mount, since

@@ -15,9 +15,9 @@ use super::roles::Watched;
 pub(super) enum Order {
     /// systemd's view of a unit has changed.
     Unit(Watched, UnitView),
-    /// A step is about to begin; answered when the watcher has looked.
+    /// A step is about to begin; answered when the watcher has scanned.
     StepBegins(Step, Sender<()>),
-    /// The step's command has ended; answered when the watcher has looked.
+    /// The step's command has ended; answered when the watcher has scanned.
     StepEnded(Step, Sender<()>),
     /// The plan is over.
     Finish,
