@@ -102,6 +102,12 @@ struct MntIdReq {
     mnt_ns_id: u64,
 }
 
+impl MntIdReq {
+    fn new(mnt_id: u64, param: u64, mnt_ns_id: u64) -> Self {
+        Self { size: size_of::<Self>() as u32, spare: 0, mnt_id, param, mnt_ns_id }
+    }
+}
+
 /// The fixed part of `struct statmount` with room for its strings; the kernel fills what it knows.
 #[repr(C)]
 struct StatMount {
@@ -310,13 +316,7 @@ fn mount_ids(namespace: u64, below: u64) -> Result<Vec<u64>, Errno> {
 }
 
 fn list_mounts(namespace: u64, below: u64, after: u64, ids: &mut [u64]) -> Result<usize, Errno> {
-    let request = MntIdReq {
-        size: size_of::<MntIdReq>() as u32,
-        spare: 0,
-        mnt_id: below,
-        param: after,
-        mnt_ns_id: namespace,
-    };
+    let request = MntIdReq::new(below, after, namespace);
     // SAFETY: the request outlives the call, and the kernel writes at most `ids.len()` ids.
     let count = unsafe {
         libc::syscall(SYS_LISTMOUNT, &raw const request, ids.as_mut_ptr(), ids.len(), 0 as libc::c_ulong)
@@ -341,13 +341,7 @@ pub(crate) fn mount_of(directory: BorrowedFd<'_>, name: &Path) -> Result<Mount, 
 
 /// A mount, as far as `what` says, and the unique id of the one that it lies on.
 fn stat_mount(namespace: u64, id: u64, what: u64) -> Result<(Mount, u64), Errno> {
-    let request = MntIdReq {
-        size: size_of::<MntIdReq>() as u32,
-        spare: 0,
-        mnt_id: id,
-        param: what,
-        mnt_ns_id: namespace,
-    };
+    let request = MntIdReq::new(id, what, namespace);
     let mut answer = MaybeUninit::<StatMount>::zeroed();
     // SAFETY: the request outlives the call, and the kernel writes at most the size that it is told.
     let done = unsafe {

@@ -3,11 +3,11 @@
 //! Paths are as the process whose file was read sees them, that is, relative to its root directory. The format
 //! is proc_pid_mountinfo(5).
 
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::{fmt, fs};
 
 use rustix::io::Errno;
 
@@ -15,23 +15,17 @@ use crate::kernel;
 pub(crate) use crate::mount::path;
 use crate::mount::unescape;
 pub use crate::mount::{Device, Mount, Propagation};
+use crate::proc;
 
 /// A line that is not mountinfo.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("mountinfo line {line}: no valid {field}")]
 pub struct ParseError {
     /// Which line, from 1.
     pub line: usize,
     /// The field that is missing or odd, by its name in proc_pid_mountinfo(5).
     pub field: &'static str,
 }
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mountinfo line {}: no valid {}", self.line, self.field)
-    }
-}
-
-impl std::error::Error for ParseError {}
 
 /// Parses a whole table, in its order: a mount comes after the one it lies on.
 ///
@@ -61,9 +55,7 @@ pub fn parse_at(table: &[u8], mount_point: &Path) -> Result<Vec<Mount>, ParseErr
 /// # Errors
 /// What reading `/proc/PID/mountinfo` says; `InvalidData` with a [`ParseError`].
 pub fn read(pid: u32) -> io::Result<Vec<Mount>> {
-    let path = format!("/proc/{pid}/mountinfo");
-    let table = fs::read(&path).map_err(|error| in_context("read", &path, error))?;
-    parse(&table).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    parse(&table(pid)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// The mount that is visible at `mount_point` in the namespace of process `pid`, if it is a mount point.
@@ -71,11 +63,15 @@ pub fn read(pid: u32) -> io::Result<Vec<Mount>> {
 /// # Errors
 /// As [`read`].
 pub fn read_at(pid: u32, mount_point: &Path) -> io::Result<Option<Mount>> {
-    let path = format!("/proc/{pid}/mountinfo");
-    let table = fs::read(&path).map_err(|error| in_context("read", &path, error))?;
-    let mut mounts =
-        parse_at(&table, mount_point).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(mounts.pop())
+    let mounts = parse_at(&table(pid)?, mount_point);
+    Ok(mounts.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?.pop())
+}
+
+/// The table that the task sees whose directory in `/proc` this is.
+pub(crate) fn of_task(task: BorrowedFd<'_>) -> io::Result<Vec<Mount>> {
+    let mut table = Vec::new();
+    proc::read_file(task, c"mountinfo", &mut table)?;
+    parse(&table).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// The mount that `name` in `directory` is a file of, by statx(2) and `statmount(2)`: id, device and type. All else is left
@@ -86,6 +82,11 @@ pub fn read_at(pid: u32, mount_point: &Path) -> io::Result<Option<Mount>> {
 /// NOSYS before Linux 6.8, where the table has to be read; NOENT if there is no such name.
 pub fn mount_of(directory: impl AsFd, name: &Path) -> Result<Mount, Errno> {
     kernel::mount_of(directory.as_fd(), name)
+}
+
+fn table(pid: u32) -> io::Result<Vec<u8>> {
+    let path = format!("/proc/{pid}/mountinfo");
+    fs::read(&path).map_err(|error| in_context("read", &path, error))
 }
 
 /// An I/O error that names its call and path and keeps its kind.

@@ -8,11 +8,14 @@
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::kernel::{self, Way};
+use crate::mount::Mount;
 use crate::mountinfo::in_context;
 
 /// A mount namespace, as of the moment it was looked at.
@@ -85,6 +88,17 @@ pub(crate) fn listed() -> Result<Vec<MountNamespace>, Errno> {
     }
     listed.sort_by_key(|namespace| namespace.id);
     Ok(listed)
+}
+
+/// Where namespaces are bind mounted in these tables: inode number, mount point.
+pub(crate) fn binds<'a>(mounts: impl Iterator<Item = &'a Mount>) -> Vec<(u64, PathBuf)> {
+    let mut binds: Vec<_> = mounts
+        .filter(|mount| mount.fstype == "nsfs")
+        .filter_map(|mount| Some((parse_link(mount.root.as_os_str().as_bytes())?, mount.mount_point.clone())))
+        .collect();
+    binds.sort();
+    binds.dedup();
+    binds
 }
 
 /// Reads `mnt:[4026531841]`.

@@ -90,25 +90,12 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
         if namespace::inode(task.as_fd()) != Ok(met.inode) {
             continue;
         }
-        let mut text = Vec::new();
-        let read = proc::read_file(task.as_fd(), c"mountinfo", &mut text);
-        if let (Ok(()), Ok(mounts)) = (read, mountinfo::parse(&text)) {
-            tables.push((met.inode, mounts));
-        }
+        tables.extend(mountinfo::of_task(task.as_fd()).map(|mounts| (met.inode, mounts)));
         if met.inode == inode && id.is_none() {
             id = namespace::unique_id(task.as_fd()).ok().flatten();
         }
     }
-    let mut binds: Vec<PathBuf> = tables
-        .iter()
-        .flat_map(|(_, mounts)| mounts)
-        .filter(|mount| {
-            mount.fstype == "nsfs" && namespace::parse_link(mount.root.as_os_str().as_bytes()) == Some(inode)
-        })
-        .map(|mount| mount.mount_point.clone())
-        .collect();
-    binds.sort();
-    binds.dedup();
+    let binds = namespace::binds(tables.iter().flat_map(|(_, mounts)| mounts)).into_iter();
     let own_table = tables.iter().find(|(of, _)| *of == inode).map(|(_, mounts)| mounts.len());
     Ok(NamespaceReport {
         namespace: MountNamespace { inode, id },
@@ -119,7 +106,7 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
             .filter(|file| file.inode == inode)
             .map(|file| (member(file.pid, file.tid), file.fd))
             .collect(),
-        binds,
+        binds: binds.filter(|(of, _)| *of == inode).map(|(_, at)| at).collect(),
         mounts: own_table.or_else(|| kernel::mounts_of(id?).ok().map(|mounts| mounts.len())),
         denied: walk.denied,
         cut_short: walk.left.map(|left| CutShort { processes: walk.processes, left }),

@@ -1,6 +1,5 @@
 //! The question: which mount, and what is known of it already; and why there may be no answer.
 
-use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use crate::survey::Survey;
 use crate::walk::Walk;
 
 /// What is asked.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Query {
     path: PathBuf,
     devices: Vec<Device>,
@@ -32,14 +31,17 @@ pub struct Query {
 pub const LONGEST_SCAN: Duration = Duration::from_secs(30);
 
 /// Why there is no report.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The path is relative, or has a `..` in it.
+    #[error("{} is not an absolute path without \"..\": give the mount point", .0.display())]
     Path(PathBuf),
     /// The path is no mount namespace's file.
+    #[error("{} is no mount namespace: give a process id, /proc/PID/ns/mnt, or a place where one is bound", .0.display())]
     NoNamespace(PathBuf),
     /// `/proc` could not be read.
+    #[error("{call} {}", .path.display())]
     Proc {
         /// What was to be done.
         call: &'static str,
@@ -50,45 +52,11 @@ pub enum Error {
     },
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Path(path) => {
-                write!(f, "{} is not an absolute path without \"..\": give the mount point", path.display())
-            }
-            Self::NoNamespace(path) => write!(
-                f,
-                "{} is no mount namespace: give a process id, /proc/PID/ns/mnt, or a place where one is bound",
-                path.display()
-            ),
-            Self::Proc { call, path, .. } => {
-                write!(f, "{call} {}", path.display())
-            }
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Path(_) | Self::NoNamespace(_) => None,
-            Self::Proc { source, .. } => Some(source),
-        }
-    }
-}
-
 impl Query {
     /// Asks about the mount at `path`, an absolute path without symbolic links, in the caller's mount namespace.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            devices: Vec::new(),
-            refused: false,
-            detached: false,
-            among: None,
-            deadline: None,
-        }
+        Self { path: path.into(), ..Self::default() }
     }
 
     /// Says that an unmount was just refused with EBUSY. If nothing is found that blocks it, the verdict is then
@@ -203,13 +171,9 @@ pub(crate) fn proc_error(call: &'static str, path: &str) -> impl FnOnce(Errno) -
 /// The table of the calling thread's namespace, as that thread sees it.
 pub(crate) fn own_table(proc_dir: BorrowedFd<'_>) -> Result<Table, Error> {
     let own = proc::open_task(proc_dir, c"thread-self").map_err(proc_error("open", "/proc/thread-self"))?;
-    let mut text = Vec::new();
-    proc::read_file(own.as_fd(), c"mountinfo", &mut text)
-        .map_err(proc_error("read", "/proc/thread-self/mountinfo"))?;
-    let mounts = mountinfo::parse(&text).map_err(|error| Error::Proc {
-        call: "parse",
-        path: "/proc/thread-self/mountinfo".into(),
-        source: io::Error::new(io::ErrorKind::InvalidData, error),
+    let mounts = mountinfo::of_task(own.as_fd()).map_err(|source| {
+        let call = if source.kind() == io::ErrorKind::InvalidData { "parse" } else { "read" };
+        Error::Proc { call, path: "/proc/thread-self/mountinfo".into(), source }
     })?;
     let inode = namespace::inode(own.as_fd()).map_err(proc_error("readlink", "/proc/thread-self/ns/mnt"))?;
     let id = namespace::unique_id(own.as_fd()).ok().flatten();

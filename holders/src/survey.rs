@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -186,9 +186,7 @@ impl Survey<'_> {
             // What the member is shown can't be told as paths from the namespace's root.
             return kernel::mounts_of(id?).ok().map(|mounts| Table { namespace, mounts });
         }
-        let mut text = Vec::new();
-        proc::read_file(task.as_fd(), c"mountinfo", &mut text).ok()?;
-        let mut mounts = mountinfo::parse(&text).ok()?;
+        let mut mounts = mountinfo::of_task(task.as_fd()).ok()?;
         if !is_whole {
             let root = PathBuf::from(OsString::from_vec(met.root.clone()));
             for mount in &mut mounts {
@@ -210,17 +208,7 @@ impl Survey<'_> {
 
     /// Where namespaces are bind mounted: inode number, mount point.
     fn binds(&self) -> Vec<(u64, PathBuf)> {
-        let mounts = self.mounts.tables.iter().flat_map(|table| &table.mounts);
-        let mut binds: Vec<_> = mounts
-            .filter(|mount| mount.fstype == "nsfs")
-            .filter_map(|mount| {
-                let inode = namespace::parse_link(mount.root.as_os_str().as_bytes())?;
-                Some((inode, mount.mount_point.clone()))
-            })
-            .collect();
-        binds.sort();
-        binds.dedup();
-        binds
+        namespace::binds(self.mounts.tables.iter().flat_map(|table| &table.mounts))
     }
 
     /// Concludes from the tables that are there.
