@@ -4,22 +4,27 @@
 //! The fuzz targets and their corpus (`helper/fuzz`) call these, by the feature `checks`, and the property tests below.
 //! [`crate::mountinfo`] is public and has its check there.
 
+pub mod machine;
+
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::diagnose::{check_effects, field, registered_files};
+use crate::cgroup;
+use crate::effect::Mounts;
+use crate::fdinfo::{field, registered_files};
 use crate::kernel::mount_of_answer;
-use crate::kernel_holders::{fixed_interpreter, layers, swap_files};
+use crate::kernel_holders::{fixed_interpreter, layers, swap_files, without_deleted};
 use crate::mountinfo::{self, Mount};
 use crate::namespace::{MountNamespace, parse_link};
+use crate::printable::printable;
 use crate::propagation::{At, Fate, Reason, Table, containing, fates, submounts, visible_at};
 use crate::report::samples::{copy, holder, loop_device, mount, mounted, not_mounted};
 use crate::report::{Effect, Phase, Relation, Report, Unseen};
-use crate::scan::unit_of_cgroup;
-use crate::task::{phase_from, printable, v2_cgroup};
+use crate::stat::Stat;
+use crate::task::phase_from;
 use crate::unix_diag::{self, Message};
 use crate::verdict::Verdict;
-use crate::walk::{MountPoints, mapped_paths, socket_inode, stat_fields};
+use crate::walk::{MountPoints, mapped_paths, socket_inode};
 
 /// What the kernel tells of files that no process has: `/proc/swaps`, an answer of unix_diag, an entry of binfmt_misc, the
 /// options of an overlay.
@@ -44,16 +49,16 @@ pub fn kernel_files(data: &[u8]) {
 
 /// What a task's own files say: `stat`, `cgroup`, `environ`, `maps`, `fdinfo`, its links and its name.
 pub fn task(data: &[u8]) {
-    for field in stat_fields(data).into_iter().flatten() {
+    for field in Stat::parse(data).into_iter().flat_map(Stat::fields) {
         assert!(!field.is_empty() && !field.contains([')', ' ']));
     }
     let text = String::from_utf8_lossy(data);
     assert!(
         !printable(&text).contains(|one: char| one.is_control() || matches!(one, '\u{202a}'..='\u{202e}'))
     );
-    let cgroup = v2_cgroup(&text);
+    let cgroup = cgroup::path_of(&text).unwrap_or_default();
     assert!(!cgroup.contains('\n'));
-    if let Some(unit) = unit_of_cgroup(cgroup) {
+    if let Some(unit) = cgroup::unit_of(cgroup) {
         assert!(!unit.contains('/') && cgroup.split('/').any(|part| part == unit));
     }
     let has = |name: &[u8]| data.split(|&byte| byte == 0).any(|variable| variable.starts_with(name));
@@ -148,6 +153,57 @@ fn what_an_unmount_asks(tables: &[Table], target: At) {
     assert!(submounts.is_sorted_by(|one, next| one < next) && !submounts.contains(&target.mount));
     let direct = |child: &Mount| child.parent == mount.id && child.id != mount.id;
     assert_eq!(submounts.is_empty(), !mounts.iter().any(direct));
+}
+
+/// What must hold for references to any mount of any tables, `target` being one of the first: who is told to block does,
+/// and who does is told.
+fn check_effects(tables: &[Table], target: usize) {
+    let mount = tables[0].mounts[target].clone();
+    let devices = vec![mount.device];
+    let mut known = Mounts { target: Some(target), devices, tables: tables.to_vec(), ..Mounts::default() };
+    known.settle();
+    let lie_on_it = submounts(&tables[0].mounts, target);
+    for (at, table) in tables.iter().enumerate() {
+        for (index, other) in table.mounts.iter().enumerate() {
+            // Two mounts with one id are in no table that is whole.
+            if tables.iter().flat_map(|table| &table.mounts).filter(|mount| mount.id == other.id).count() > 1
+            {
+                continue;
+            }
+            let (effect, namespace) = known.effect_on(other.id, other.device);
+            assert_eq!(namespace, Some(table.namespace));
+            let is_target = (at, index) == (0, target);
+            let goes_along = matches!(known.fates.of(other.id), Some((_, Fate::UnmountedAlong)));
+            assert_eq!(effect == Effect::BlocksUmount, is_target || goes_along, "{other:?}");
+            assert!(effect != Effect::BlocksSubmount || (at == 0 && lie_on_it.contains(&index)), "{other:?}");
+            assert!(
+                effect != Effect::KeepsSuperblock
+                    || other.device == mount.device
+                    || known.fates.of(other.id).is_some()
+            );
+            assert!(effect != Effect::Unclear, "{other:?}");
+        }
+    }
+    // Nothing that is in no table blocks; it keeps alive what it is of.
+    let unknown =
+        tables.iter().flat_map(|table| &table.mounts).map(|mount| mount.id).max().unwrap_or_default();
+    if let Some(unknown) = unknown.checked_add(1) {
+        assert_eq!(known.effect_on(unknown, mount.device), (Effect::KeepsSuperblock, None));
+    }
+    // A path alone tells less, and not more: who says so is on the target, or on a mount that goes along.
+    for path in [&mount.mount_point, &mount.mount_point.join("a"), &mount.mount_point.join("a (deleted)")] {
+        for table in tables {
+            let told = known.effect_at(path, Some(table.namespace));
+            let shown = without_deleted(path);
+            let on = containing(&table.mounts, shown).map(|(on, _)| &table.mounts[on]);
+            let expected = on.map(|on| known.effect_on(on.id, on.device).0);
+            let is_once = tables.iter().filter(|other| other.namespace == table.namespace).count() == 1;
+            assert!(
+                !is_once || told == expected.filter(|effect| *effect != Effect::Harmless),
+                "{told:?} {expected:?}"
+            );
+        }
+    }
 }
 
 /// A name that forges a line and clears a terminal: whoever may make a file, or a mount, may choose it.

@@ -5,9 +5,9 @@ use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use crate::diagnose::LONGEST_SCAN;
 use crate::mountinfo::{Device, Mount};
 use crate::propagation;
+use crate::query::LONGEST_SCAN;
 
 /// The help text.
 pub const HELP: &str = "\

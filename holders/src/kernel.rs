@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 
-use crate::mountinfo::{Device, Mount, Propagation};
+use crate::mount::{self, Device, Mount, Propagation};
 
 /// `NS_GET_MNTNS_ID`: `_IOR(0xb7, 5, __u64)`, Linux 6.11.
 const NS_GET_MNTNS_ID: Opcode = ioctl::opcode::read::<u64>(0xb7, 5);
@@ -100,6 +100,12 @@ struct MntIdReq {
     mnt_id: u64,
     param: u64,
     mnt_ns_id: u64,
+}
+
+impl MntIdReq {
+    fn new(mnt_id: u64, param: u64, mnt_ns_id: u64) -> Self {
+        Self { size: size_of::<Self>() as u32, spare: 0, mnt_id, param, mnt_ns_id }
+    }
 }
 
 /// The fixed part of `struct statmount` with room for its strings; the kernel fills what it knows.
@@ -310,13 +316,7 @@ fn mount_ids(namespace: u64, below: u64) -> Result<Vec<u64>, Errno> {
 }
 
 fn list_mounts(namespace: u64, below: u64, after: u64, ids: &mut [u64]) -> Result<usize, Errno> {
-    let request = MntIdReq {
-        size: size_of::<MntIdReq>() as u32,
-        spare: 0,
-        mnt_id: below,
-        param: after,
-        mnt_ns_id: namespace,
-    };
+    let request = MntIdReq::new(below, after, namespace);
     // SAFETY: the request outlives the call, and the kernel writes at most `ids.len()` ids.
     let count = unsafe {
         libc::syscall(SYS_LISTMOUNT, &raw const request, ids.as_mut_ptr(), ids.len(), 0 as libc::c_ulong)
@@ -341,13 +341,7 @@ pub(crate) fn mount_of(directory: BorrowedFd<'_>, name: &Path) -> Result<Mount, 
 
 /// A mount, as far as `what` says, and the unique id of the one that it lies on.
 fn stat_mount(namespace: u64, id: u64, what: u64) -> Result<(Mount, u64), Errno> {
-    let request = MntIdReq {
-        size: size_of::<MntIdReq>() as u32,
-        spare: 0,
-        mnt_id: id,
-        param: what,
-        mnt_ns_id: namespace,
-    };
+    let request = MntIdReq::new(id, what, namespace);
     let mut answer = MaybeUninit::<StatMount>::zeroed();
     // SAFETY: the request outlives the call, and the kernel writes at most the size that it is told.
     let done = unsafe {
@@ -378,8 +372,8 @@ fn mount_from(answer: &StatMount) -> Mount {
         id: answer.mnt_id_old.into(),
         parent: answer.mnt_parent_id_old.into(),
         device: Device { major: answer.sb_dev_major, minor: answer.sb_dev_minor },
-        root: crate::mountinfo::path(text(answer.mnt_root, STATMOUNT_MNT_ROOT)),
-        mount_point: crate::mountinfo::path(text(answer.mnt_point, STATMOUNT_MNT_POINT)),
+        root: mount::path(text(answer.mnt_root, STATMOUNT_MNT_ROOT)),
+        mount_point: mount::path(text(answer.mnt_point, STATMOUNT_MNT_POINT)),
         options: String::new(),
         propagation: Propagation {
             shared: group(answer.mnt_peer_group).filter(|_| answer.mnt_propagation & MS_SHARED != 0),
@@ -441,7 +435,6 @@ const _: () = {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsFd;
 
     #[test]
     fn the_numbers_are_those_of_the_kernels_headers() {
@@ -449,50 +442,5 @@ mod tests {
         assert_eq!(NS_MNT_GET_NEXT, 0x8010_b70b);
         assert_eq!(NS_MNT_GET_PREV, 0x8010_b70c);
         assert_eq!(PROCMAP_QUERY, 0xc068_6611);
-    }
-
-    #[test]
-    fn lists_the_same_mounts_as_mountinfo() {
-        let own = std::fs::File::open("/proc/self/ns/mnt").unwrap();
-        let listed = mount_namespace_id(own.as_fd()).and_then(mounts_of);
-        let mut listed = match listed {
-            Err(Errno::NOSYS | Errno::NOTTY | Errno::INVAL | Errno::PERM | Errno::XDEV) => {
-                println!("skipped: this kernel lists no mounts by namespace id, or not to this user");
-                return;
-            }
-            listed => listed.unwrap(),
-        };
-        let mut read = crate::mountinfo::read(std::process::id()).unwrap();
-        let key = |mount: &Mount| {
-            (
-                mount.id,
-                mount.parent,
-                mount.device,
-                mount.root.clone(),
-                mount.mount_point.clone(),
-                mount.propagation,
-            )
-        };
-        listed.sort_by_key(|mount| mount.id);
-        read.sort_by_key(|mount| mount.id);
-        let read: Vec<_> = read.iter().map(key).collect();
-        let listed: Vec<_> =
-            listed.iter().map(key).filter(|mount| read.iter().any(|m| m.0 == mount.0)).collect();
-        assert_eq!(listed, read);
-    }
-
-    #[test]
-    fn finds_the_mappings_of_this_program() {
-        let maps = std::fs::File::open("/proc/self/maps").unwrap();
-        let first = match mapped_file(maps.as_fd(), 0) {
-            Err(Errno::NOTTY | Errno::INVAL) => {
-                println!("skipped: this kernel has no PROCMAP_QUERY");
-                return;
-            }
-            first => first.unwrap().expect("a program is mapped"),
-        };
-        assert!(first.end > first.start && first.inode != 0);
-        let text = std::fs::read_to_string("/proc/self/maps").unwrap();
-        assert!(text.contains(&format!("{:x}-{:x}", first.start, first.end)), "{first:?}\n{text}");
     }
 }

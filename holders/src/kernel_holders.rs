@@ -98,7 +98,7 @@ pub(crate) fn layers(overlay: &Mount) -> Vec<KernelFile> {
         .collect()
 }
 
-/// Whether the path is at or below the mount point; as text.
+/// The path of a link that may show ` (deleted)` behind it.
 pub(crate) fn without_deleted(path: &Path) -> &Path {
     let bytes = path.as_os_str().as_bytes();
     let bytes = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);

@@ -16,35 +16,43 @@
 //! ```
 //!
 //! Its parts are usable alone: [`mountinfo`] reads the mount table of a namespace, [`propagation`] says which
-//! mounts an unmount asks, [`namespace`] which mount namespace a process is in, and [`scan`] is a look at some
+//! mounts an unmount asks, [`namespace`] which mount namespace a process is in, and [`scan`] shows some
 //! processes' references by path alone, which judges nothing.
 //!
 //! The one rule of this crate: it reads `/proc` and never resolves a path inside the mount it looks at. A stat
 //! or an open of such a path is itself a reference while it lasts, and makes the unmount fail that it was
 //! meant to explain; a readlink under `/proc/PID` does not.
 
+pub mod cgroup;
 #[cfg(any(test, feature = "checks"))]
 pub mod checks;
 #[cfg(feature = "cli")]
 pub mod cli;
-mod diagnose;
+mod effect;
+mod fdinfo;
 #[cfg(feature = "json")]
 mod json;
 mod kernel;
 mod kernel_holders;
+mod mount;
 pub mod mountinfo;
 pub mod namespace;
 pub mod ns;
+mod printable;
+mod proc;
 pub mod propagation;
+mod query;
 pub mod report;
 pub mod scan;
+pub mod stat;
+mod survey;
 mod task;
 mod text;
 mod unix_diag;
 mod verdict;
 mod walk;
 
-pub use diagnose::{Error, LONGEST_SCAN, Query, diagnose};
+pub use printable::shown;
+pub use query::{Error, LONGEST_SCAN, Query, diagnose};
 pub use report::{Blocker, Effect, Report};
-pub use task::shown;
 pub use verdict::{NOT_VISIBLE_HINTS, Verdict};

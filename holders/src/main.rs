@@ -80,8 +80,8 @@ fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
         rate: asked.rate,
         until_unmounted: asked.until_unmounted,
     };
-    let done = watch::watch(&plan, |look| {
-        let line = if asked.json { look.json().to_string() } else { look.line() };
+    let done = watch::watch(&plan, |scan| {
+        let line = if asked.json { scan.json().to_string() } else { scan.line() };
         write(&format!("{line}\n"))
     });
     match done {

@@ -3,87 +3,29 @@
 //! Paths are as the process whose file was read sees them, that is, relative to its root directory. The format
 //! is proc_pid_mountinfo(5).
 
-use std::borrow::Cow;
-use std::ffi::OsString;
+use std::fs;
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
-use std::{fmt, fs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::io::Errno;
 
 use crate::kernel;
-
-/// One line of mountinfo.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Mount {
-    /// The mount's id; the kernel reuses it after an unmount.
-    pub id: u64,
-    /// The id of the mount it lies on; its own or an unlisted one at the root.
-    pub parent: u64,
-    /// The superblock's device number, as in `0:42`.
-    pub device: Device,
-    /// Which directory of the file system is mounted; `/` unless it is a bind mount.
-    pub root: PathBuf,
-    /// Where it is mounted.
-    pub mount_point: PathBuf,
-    /// The options of this mount, `rw,nosuid`.
-    pub options: String,
-    /// Its place in the propagation of mounts.
-    pub propagation: Propagation,
-    /// The type of the file system, with its subtype: `overlay`, `fuse.sshfs`.
-    pub fstype: String,
-    /// What the file system calls its source; `none` or empty where it has none.
-    pub source: String,
-    /// The options of the superblock; for an overlay its `lowerdir=` and so on.
-    pub super_options: String,
-}
-
-/// A device number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Device {
-    /// Major number, 0 for a file system without a block device.
-    pub major: u32,
-    /// Minor number.
-    pub minor: u32,
-}
-
-/// The optional fields of a line (mount_namespaces(7)). All empty: the mount is private.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Propagation {
-    /// The peer group it shares its mounts with.
-    pub shared: Option<u64>,
-    /// The peer group it receives from.
-    pub master: Option<u64>,
-    /// The nearest dominant peer group under the reader's root, where that is not the master.
-    pub propagate_from: Option<u64>,
-    /// Whether it may not be bind mounted.
-    pub unbindable: bool,
-}
+pub(crate) use crate::mount::path;
+use crate::mount::unescape;
+pub use crate::mount::{Device, Mount, Propagation};
+use crate::proc;
 
 /// A line that is not mountinfo.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("mountinfo line {line}: no valid {field}")]
 pub struct ParseError {
     /// Which line, from 1.
     pub line: usize,
     /// The field that is missing or odd, by its name in proc_pid_mountinfo(5).
     pub field: &'static str,
 }
-
-impl fmt::Display for Device {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.major, self.minor)
-    }
-}
-
-impl fmt::Display for ParseError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "mountinfo line {}: no valid {}", self.line, self.field)
-    }
-}
-
-impl std::error::Error for ParseError {}
 
 /// Parses a whole table, in its order: a mount comes after the one it lies on.
 ///
@@ -113,9 +55,7 @@ pub fn parse_at(table: &[u8], mount_point: &Path) -> Result<Vec<Mount>, ParseErr
 /// # Errors
 /// What reading `/proc/PID/mountinfo` says; `InvalidData` with a [`ParseError`].
 pub fn read(pid: u32) -> io::Result<Vec<Mount>> {
-    let path = format!("/proc/{pid}/mountinfo");
-    let table = fs::read(&path).map_err(|error| in_context("read", &path, error))?;
-    parse(&table).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    parse(&table(pid)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// The mount that is visible at `mount_point` in the namespace of process `pid`, if it is a mount point.
@@ -123,11 +63,15 @@ pub fn read(pid: u32) -> io::Result<Vec<Mount>> {
 /// # Errors
 /// As [`read`].
 pub fn read_at(pid: u32, mount_point: &Path) -> io::Result<Option<Mount>> {
-    let path = format!("/proc/{pid}/mountinfo");
-    let table = fs::read(&path).map_err(|error| in_context("read", &path, error))?;
-    let mut mounts =
-        parse_at(&table, mount_point).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(mounts.pop())
+    let mounts = parse_at(&table(pid)?, mount_point);
+    Ok(mounts.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?.pop())
+}
+
+/// The table that the task sees whose directory in `/proc` this is.
+pub(crate) fn of_task(task: BorrowedFd<'_>) -> io::Result<Vec<Mount>> {
+    let mut table = Vec::new();
+    proc::read_file(task, c"mountinfo", &mut table)?;
+    parse(&table).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// The mount that `name` in `directory` is a file of, by statx(2) and `statmount(2)`: id, device and type. All else is left
@@ -138,6 +82,11 @@ pub fn read_at(pid: u32, mount_point: &Path) -> io::Result<Option<Mount>> {
 /// NOSYS before Linux 6.8, where the table has to be read; NOENT if there is no such name.
 pub fn mount_of(directory: impl AsFd, name: &Path) -> Result<Mount, Errno> {
     kernel::mount_of(directory.as_fd(), name)
+}
+
+fn table(pid: u32) -> io::Result<Vec<u8>> {
+    let path = format!("/proc/{pid}/mountinfo");
+    fs::read(&path).map_err(|error| in_context("read", &path, error))
 }
 
 /// An I/O error that names its call and path and keeps its kind.
@@ -211,36 +160,8 @@ fn device(field: &[u8]) -> Option<Device> {
     Some(Device { major: number(&field[..colon])?, minor: number(&field[colon + 1..])? })
 }
 
-/// The path of an escaped field.
-pub(crate) fn path(field: &[u8]) -> PathBuf {
-    OsString::from_vec(unescape(field).into_owned()).into()
-}
-
 fn text(field: &[u8]) -> String {
     String::from_utf8_lossy(&unescape(field)).into_owned()
-}
-
-/// Undoes the kernel's octal escapes (`fs/seq_file.c:mangle_path`): `\040` is a space. A backslash that does
-/// not begin one stands for itself.
-fn unescape(field: &[u8]) -> Cow<'_, [u8]> {
-    if !field.contains(&b'\\') {
-        return Cow::Borrowed(field);
-    }
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((&first, tail)) = rest.split_first() {
-        match tail {
-            [high @ b'0'..=b'3', middle @ b'0'..=b'7', low @ b'0'..=b'7', tail @ ..] if first == b'\\' => {
-                bytes.push((high - b'0') << 6 | (middle - b'0') << 3 | (low - b'0'));
-                rest = tail;
-            }
-            _ => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    Cow::Owned(bytes)
 }
 
 #[cfg(test)]

@@ -6,12 +6,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::diagnose::{Error, LONGEST_SCAN, own_table, proc_error};
 use crate::namespace::{self, MountNamespace};
+use crate::printable::shown;
+use crate::query::{Error, LONGEST_SCAN, own_table, proc_error};
 use crate::report::{CutShort, Member};
-use crate::task::shown;
 use crate::walk::{self, Members, Wanted};
-use crate::{kernel, mountinfo, task};
+use crate::{kernel, mountinfo, proc};
 
 /// A mount namespace and everything that keeps it alive. None of it makes an unmount fail.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,7 +52,7 @@ pub fn of_process(pid: u32) -> Result<NamespaceReport, Error> {
 /// # Errors
 /// [`Error::Path`] if the path is neither; [`Error::Proc`] as [`of_process`].
 pub fn of_file(path: &Path) -> Result<NamespaceReport, Error> {
-    let proc_dir = walk::open_proc().map_err(proc_error("open", "/proc"))?;
+    let proc_dir = proc::open_proc().map_err(proc_error("open", "/proc"))?;
     let own = own_table(proc_dir.as_fd())?;
     let mounted = own.mounts.iter().rfind(|mount| mount.mount_point == path && mount.fstype == "nsfs");
     let inode = match mounted {
@@ -72,39 +72,30 @@ pub fn of_file(path: &Path) -> Result<NamespaceReport, Error> {
 
 /// By the inode number, which names one namespace for as long as it lives.
 fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
-    let proc_dir = walk::open_proc().map_err(proc_error("open", "/proc"))?;
+    let proc_dir = proc::open_proc().map_err(proc_error("open", "/proc"))?;
     let proc_dir = proc_dir.as_fd();
     let wanted = Wanted { members: Members::Of(inode), ..Wanted::default() };
     let deadline = Instant::now() + LONGEST_SCAN;
     let walk = walk::walk(&wanted, None, Some(deadline)).map_err(proc_error("list", "/proc"))?;
     let member = |pid, tid| {
-        let about = task::about(proc_dir, pid, tid);
+        let about = walk.tasks.get(&(pid, tid)).map(|known| known.about.clone()).unwrap_or_default();
         Member { pid: tid, comm: about.comm, unit: about.unit }
     };
     let listed = namespace::listed().unwrap_or_default();
     let mut id = listed.iter().find(|known| known.inode == inode).and_then(|known| known.id);
     let mut tables = Vec::new();
     for met in &walk.namespaces {
-        let Ok(task) = task::open_thread(proc_dir, met.member.0, met.member.1) else { continue };
-        let mut text = Vec::new();
-        let read = walk::read_file(task.as_fd(), c"mountinfo", &mut text);
-        if let (Ok(()), Ok(mounts)) = (read, mountinfo::parse(&text)) {
-            tables.push((met.inode, mounts));
+        let Ok(task) = proc::open_thread(proc_dir, met.member.0, met.member.1) else { continue };
+        // Another one may have the id by now.
+        if namespace::inode(task.as_fd()) != Ok(met.inode) {
+            continue;
         }
+        tables.extend(mountinfo::of_task(task.as_fd()).map(|mounts| (met.inode, mounts)));
         if met.inode == inode && id.is_none() {
             id = namespace::unique_id(task.as_fd()).ok().flatten();
         }
     }
-    let mut binds: Vec<PathBuf> = tables
-        .iter()
-        .flat_map(|(_, mounts)| mounts)
-        .filter(|mount| {
-            mount.fstype == "nsfs" && namespace::parse_link(mount.root.as_os_str().as_bytes()) == Some(inode)
-        })
-        .map(|mount| mount.mount_point.clone())
-        .collect();
-    binds.sort();
-    binds.dedup();
+    let binds = namespace::binds(tables.iter().flat_map(|(_, mounts)| mounts)).into_iter();
     let own_table = tables.iter().find(|(of, _)| *of == inode).map(|(_, mounts)| mounts.len());
     Ok(NamespaceReport {
         namespace: MountNamespace { inode, id },
@@ -115,7 +106,7 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
             .filter(|file| file.inode == inode)
             .map(|file| (member(file.pid, file.tid), file.fd))
             .collect(),
-        binds,
+        binds: binds.filter(|(of, _)| *of == inode).map(|(_, at)| at).collect(),
         mounts: own_table.or_else(|| kernel::mounts_of(id?).ok().map(|mounts| mounts.len())),
         denied: walk.denied,
         cut_short: walk.left.map(|left| CutShort { processes: walk.processes, left }),

@@ -10,9 +10,9 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::mountinfo::{Device, Mount, in_context};
 use crate::namespace::MountNamespace;
+use crate::printable::{printable, shown};
 use crate::propagation::Fate;
-use crate::task::{printable, shown};
-use crate::verdict::Verdict;
+pub use crate::task::{Phase, Relation};
 
 /// All that [`crate::diagnose`] found out about a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct Report {
     pub unseen: Unseen,
     /// Whether the caller said that an unmount was just refused ([`crate::Query::after_ebusy`]).
     pub refused: bool,
-    /// How many processes were looked at, kernel threads not counted.
+    /// How many processes were scanned, kernel threads not counted.
     pub processes: usize,
 }
 
@@ -151,36 +151,6 @@ pub enum Effect {
     Unclear,
 }
 
-/// What systemd started a process for. From its environment (systemd.exec(5), "Environment Variables Set or
-/// Propagated by the Service Manager") and its cgroup; nobody is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// Not a process of a unit, or it does not show.
-    Unknown,
-    /// `ExecStart=` or `ExecStartPre=`, which look the same from here.
-    Start,
-    /// `ExecStop=` or `ExecStopPost=`.
-    Stop,
-    /// Another Exec line than `ExecStart=`: `ExecStartPost=`, `ExecReload=` or one of those above.
-    Control,
-    /// Not started by systemd itself, but by one of the unit's processes.
-    Child,
-    /// It is ending, whatever it was started for: its memory is gone or going, and its environment with it. What it has
-    /// open or stands in goes last.
-    Ending,
-}
-
-/// Whose a holder is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Relation {
-    /// The process that asks.
-    Caller,
-    /// Its parent, or a parent of that, below PID 1.
-    Ancestor,
-    /// Somebody else.
-    Other,
-}
-
 /// A reference that no process has.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelHolder {
@@ -281,7 +251,7 @@ pub struct Unseen {
 /// How far a scan came that had no time left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CutShort {
-    /// How many processes were looked at, the last perhaps in part.
+    /// How many processes were scanned, the last perhaps in part.
     pub processes: usize,
     /// How many were not, or not to their end; some kernel threads may be among them.
     pub left: usize,
@@ -309,12 +279,6 @@ pub struct Blocker {
 }
 
 impl Report {
-    /// What all this comes to.
-    #[must_use]
-    pub fn verdict(&self) -> Verdict {
-        Verdict::of(self)
-    }
-
     /// The processes that make the unmount fail, each once, by process id. Threads count as their process, whose
     /// pidfd says when the last of them has ended.
     #[must_use]
@@ -385,29 +349,6 @@ impl Effect {
             Self::KeepsSuperblock => "only keeps the superblock alive",
             Self::Harmless => "harmless",
             Self::Unclear => "unclear",
-        }
-    }
-}
-
-impl Phase {
-    /// A few words; `None` if it is not known.
-    #[must_use]
-    pub fn word(self) -> Option<&'static str> {
-        match self {
-            Self::Unknown => None,
-            Self::Start => Some("start command"),
-            Self::Stop => Some("stop command"),
-            Self::Control => Some("control command"),
-            Self::Child => Some("child"),
-            Self::Ending => Some("ending"),
-        }
-    }
-
-    /// The same as part of a sentence.
-    pub(crate) fn clause(self) -> Option<&'static str> {
-        match self {
-            Self::Ending => Some("which is ending"),
-            other => other.word(),
         }
     }
 }

@@ -6,7 +6,7 @@
 //! the mount point that is older than the mount (it should not, and blocks nothing). A mapping has to be of the
 //! mount's own superblock, too.
 //!
-//! The look is one [`walk`]; nothing is judged. What no process shows in `/proc` is not here: loop devices,
+//! The scan is one [`walk`]; nothing is judged. What no process shows in `/proc` is not here: loop devices,
 //! descriptors in flight over a socket, io_uring's registered files.
 
 use std::collections::HashMap;
@@ -20,10 +20,11 @@ use rustix::io::Errno;
 
 use crate::mountinfo::{self, Device, in_context};
 use crate::namespace::{self, MountNamespace};
-use crate::task::{about_task, open_thread};
-use crate::walk::{Found, Link, Members, MountPoints, TOO_LONG, Wanted, open_proc, read_file, walk};
+use crate::proc::{open_proc, open_thread, read_file};
+use crate::task::Known;
+use crate::walk::{Found, Link, Members, MountPoints, TOO_LONG, Wanted, walk};
 
-/// Which processes to look at.
+/// Which processes to scan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope<'a> {
     /// All that `/proc` lists.
@@ -32,14 +33,14 @@ pub enum Scope<'a> {
     Pids(&'a [u32]),
 }
 
-/// What one look found.
+/// What one scan found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Scan {
     /// Tasks with a reference inside the mount, or in a mount namespace other than PID 1's that has a copy of
     /// it; by process id, then thread id. A thread other than the first is listed only where it differs from
     /// the first.
     pub tasks: Vec<Task>,
-    /// How many processes were looked at, whether or not they are listed.
+    /// How many processes were scanned, whether or not they are listed.
     pub processes: usize,
     /// How many processes the caller was not allowed to look at, wholly or in part: not 0 means that the list
     /// may lack someone.
@@ -94,7 +95,7 @@ pub enum Kind {
 }
 
 /// Lists who has to do with the mount at `mount_point`, an absolute path without symbolic links, whose superblock is
-/// `device`; without it mappings are not looked at. The caller is treated as everyone else: it is listed if it really
+/// `device`; without it mappings are not scanned. The caller is treated as everyone else: it is listed if it really
 /// holds something.
 ///
 /// # Errors
@@ -126,7 +127,7 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
     };
     let seen = walk(&wanted, pids, None).map_err(|error| in_context("list", "/proc", error.into()))?;
 
-    let mut look = Look { proc_dir: proc_dir.as_fd(), mount_point, first, namespaces: HashMap::new() };
+    let mut scanner = Scanner { proc_dir: proc_dir.as_fd(), mount_point, first, namespaces: HashMap::new() };
     let mut held: HashMap<(u32, u32), Vec<Found>> = HashMap::new();
     for mut found in seen.found {
         if found.path.is_empty() {
@@ -141,22 +142,15 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
     let mut tasks: Vec<Task> = Vec::new();
     for &task in &seen.members {
         if !held.contains_key(&task) {
-            tasks.extend(look.task(task, Vec::new()).filter(|task| task.in_other_namespace_with_copy));
+            let member = scanner.task(task, seen.tasks.get(&task), Vec::new());
+            tasks.extend(member.filter(|task| task.in_other_namespace_with_copy));
         }
     }
-    tasks.extend(held.into_iter().filter_map(|(task, found)| look.task(task, references(found))));
+    for (task, found) in held {
+        tasks.extend(scanner.task(task, seen.tasks.get(&task), references(found)));
+    }
     tasks.sort_by_key(|task| (task.pid, task.tid));
     Ok(Scan { tasks, processes: seen.processes, denied: seen.denied })
-}
-
-/// The systemd unit that a cgroup belongs to: the last component that names a unit other than a slice, so that
-/// a unit's own sub-cgroups (`.control`, a delegated tree) count as the unit's.
-#[must_use]
-pub fn unit_of_cgroup(cgroup: &str) -> Option<&str> {
-    const SUFFIXES: [&str; 5] = [".service", ".scope", ".mount", ".socket", ".swap"];
-    cgroup
-        .rsplit('/')
-        .find(|part| SUFFIXES.iter().any(|suffix| part.len() > suffix.len() && part.ends_with(suffix)))
 }
 
 /// What was found of one task, by kind, each path once in its kind.
@@ -182,7 +176,7 @@ fn references(mut found: Vec<Found>) -> Vec<Reference> {
 }
 
 /// What is asked of the tasks that are listed, and what was learnt on the way.
-struct Look<'a> {
+struct Scanner<'a> {
     proc_dir: BorrowedFd<'a>,
     mount_point: &'a Path,
     /// The inode of PID 1's mount namespace.
@@ -197,48 +191,55 @@ struct KnownNamespace {
     has_copy: bool,
 }
 
-impl Look<'_> {
+impl Scanner<'_> {
     /// `None` if the task is gone and has held nothing.
-    fn task(&mut self, (pid, tid): (u32, u32), references: Vec<Reference>) -> Option<Task> {
-        let task = open_thread(self.proc_dir, pid, tid).ok();
-        let known = task.as_ref().and_then(|task| {
-            let inode = namespace::inode(task.as_fd()).ok()?;
-            Some((inode, self.meet(task.as_fd(), inode).ok()?))
-        });
-        if references.is_empty() && known.is_none() {
+    fn task(
+        &mut self,
+        (pid, tid): (u32, u32),
+        known: Option<&Known>,
+        references: Vec<Reference>,
+    ) -> Option<Task> {
+        let inode = known.and_then(|known| known.namespace);
+        let namespace = inode.and_then(|inode| Some((inode, self.meet((pid, tid), inode)?)));
+        if references.is_empty() && namespace.is_none() {
             return None;
         }
-        let about = task.map(|task| about_task(task.as_fd())).unwrap_or_default();
+        let about = known.map(|known| known.about.clone()).unwrap_or_default();
         Some(Task {
             pid,
             tid,
             comm: about.comm,
             cgroup: about.cgroup,
             unit: about.unit,
-            namespace: known.map(|(inode, known)| MountNamespace { inode, id: known.id }),
-            in_other_namespace_with_copy: known.is_some_and(|(_, known)| known.has_copy),
+            namespace: namespace.map(|(inode, known)| MountNamespace { inode, id: known.id }),
+            in_other_namespace_with_copy: namespace.is_some_and(|(_, known)| known.has_copy),
             references,
         })
     }
 
     /// Looks at a namespace through this member, once in a scan. If the member vanishes meanwhile, the next one
     /// is asked.
-    fn meet(&mut self, member: BorrowedFd<'_>, inode: u64) -> Result<KnownNamespace, Errno> {
+    fn meet(&mut self, (pid, tid): (u32, u32), inode: u64) -> Option<KnownNamespace> {
         if let Some(&known) = self.namespaces.get(&inode) {
-            return Ok(known);
+            return Some(known);
         }
-        let id = namespace::unique_id(member)?;
+        let member = open_thread(self.proc_dir, pid, tid).ok()?;
+        // The member may have moved, or its id be another task's by now.
+        if namespace::inode(member.as_fd()) != Ok(inode) {
+            return None;
+        }
+        let id = namespace::unique_id(member.as_fd()).ok()?;
         let mut has_copy = false;
         if self.first.is_some_and(|first| first != inode) {
             let mut table = Vec::new();
-            read_file(member, c"mountinfo", &mut table)?;
+            read_file(member.as_fd(), c"mountinfo", &mut table).ok()?;
             // A line for the path itself that does not parse is still a mount at that path.
             has_copy =
                 mountinfo::parse_at(&table, self.mount_point).map_or(true, |mounts| !mounts.is_empty());
         }
         let known = KnownNamespace { id, has_copy };
         self.namespaces.insert(inode, known);
-        Ok(known)
+        Some(known)
     }
 }
 
@@ -260,24 +261,6 @@ mod tests {
             scan(Path::new("m"), None, Scope::Pids(&[])).unwrap_err().kind(),
             io::ErrorKind::InvalidInput
         );
-    }
-
-    #[test]
-    fn a_cgroup_belongs_to_its_innermost_unit() {
-        let cases = [
-            ("/system.slice/system-left4me.slice/left4me-server@3.service", Some("left4me-server@3.service")),
-            ("/system.slice/left4me-server@3.service/.control", Some("left4me-server@3.service")),
-            ("/user.slice/user-0.slice/user@0.service/app.slice/a.service", Some("a.service")),
-            ("/user.slice/user-0.slice/session-1.scope", Some("session-1.scope")),
-            ("/init.scope", Some("init.scope")),
-            ("/system.slice", None),
-            ("/.service", None),
-            ("/", None),
-            ("", None),
-        ];
-        for (cgroup, unit) in cases {
-            assert_eq!(unit_of_cgroup(cgroup), unit, "{cgroup}");
-        }
     }
 
     /// A child that waits on its stdin until it is dropped.
@@ -372,25 +355,26 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        unsafe_code,
+        reason = "a working directory of its own, in a thread that shares none with a guard"
+    )]
     fn finds_a_thread_with_its_own_working_directory() {
         let (_guard, path) = directory();
-        // The thread unshares CLONE_FS, so that its chdir is its own.
-        let script = "import ctypes, os, sys, threading\n\
-                      def own():\n\
-                      \x20   assert ctypes.CDLL(None).unshare(0x200) == 0\n\
-                      \x20   os.chdir(sys.argv[1]); print(flush=True); sys.stdin.read()\n\
-                      threading.Thread(target=own).start()";
-        let Some(python) = ["/usr/bin/python3"].into_iter().map(Path::new).find(|path| path.exists()) else {
-            println!("skipped: no python3 to make a thread with a working directory of its own");
-            return;
-        };
-        let script = script.replace("sys.argv[1]", &format!("{:?}", path.to_str().unwrap()));
-        let holder = Holder::spawn(python, &script, Path::new("/")).ready();
-        let found = scan(&path, None, Scope::Everything).unwrap();
-        assert_eq!(found.tasks.len(), 1, "{found:?}");
-        assert_eq!(found.tasks[0].pid, holder.pid());
-        assert_ne!(found.tasks[0].tid, holder.pid());
-        assert_eq!(kinds(&found.tasks[0]), [Kind::Cwd]);
+        let (inside, path) = (path.clone(), &path);
+        let tid = std::thread::spawn(move || {
+            // SAFETY: descriptors stay shared, so that none is another one elsewhere.
+            unsafe { rustix::thread::unshare_unsafe(rustix::thread::UnshareFlags::FS) }.unwrap();
+            std::env::set_current_dir(&inside).unwrap();
+            let found = scan(&inside, None, Scope::Everything).unwrap();
+            assert_eq!(found.tasks.len(), 1, "{found:?}");
+            assert_eq!(found.tasks[0].pid, std::process::id());
+            assert_eq!(kinds(&found.tasks[0]), [Kind::Cwd]);
+            assert_eq!(found.tasks[0].tid, rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs());
+            found.tasks[0].tid
+        });
+        assert_ne!(tid.join().unwrap(), std::process::id());
+        assert_eq!(scan(path, None, Scope::Everything).unwrap().tasks, []);
     }
 
     proptest! {

@@ -2,14 +2,43 @@
 
 use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
 
-use rustix::io::Errno;
 use rustix::path::DecInt;
 
-use crate::report::{Phase, Relation};
-use crate::scan::unit_of_cgroup;
-use crate::walk::{open_proc, open_task, read_file, read_start, stat_fields};
+use crate::cgroup;
+use crate::printable::printable;
+use crate::proc::{open_proc, open_task, read_file, read_start};
+use crate::stat::Stat;
+
+/// What systemd started a process for. From its environment (systemd.exec(5), "Environment Variables Set or
+/// Propagated by the Service Manager") and its cgroup; nobody is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Not a process of a unit, or it does not show.
+    Unknown,
+    /// `ExecStart=` or `ExecStartPre=`, which look the same from here.
+    Start,
+    /// `ExecStop=` or `ExecStopPost=`.
+    Stop,
+    /// Another Exec line than `ExecStart=`: `ExecStartPost=`, `ExecReload=` or one of those above.
+    Control,
+    /// Not started by systemd itself, but by one of the unit's processes.
+    Child,
+    /// It is ending, whatever it was started for: its memory is gone or going, and its environment with it. What it has
+    /// open or stands in goes last.
+    Ending,
+}
+
+/// Whose a holder is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Relation {
+    /// The process that asks.
+    Caller,
+    /// Its parent, or a parent of that, below PID 1.
+    Ancestor,
+    /// Somebody else.
+    Other,
+}
 
 /// What a task's own files under `/proc` say of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -19,35 +48,65 @@ pub(crate) struct About {
     pub(crate) unit: Option<String>,
 }
 
-/// What is known of a task that holds something, all of it from the directory through which that was found: an id may be
-/// another's a moment later.
+/// How much is to be known of a task.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// Its name, its unit and its namespace.
+    #[default]
+    Name,
+    /// Also when its process started, and for what.
+    All,
+}
+
+/// What is known of a task of which something was found, all of it from the directory through which that was found: an id
+/// may be another's a moment later.
 #[derive(Debug, Clone)]
 pub(crate) struct Known {
     pub(crate) about: About,
     /// See [`crate::report::Holder::start_time`].
-    pub(crate) start_time: u64,
+    pub(crate) start_time: Option<u64>,
     pub(crate) phase: Phase,
     /// The inode number of its mount namespace.
     pub(crate) namespace: Option<u64>,
 }
 
+impl Phase {
+    /// A few words; `None` if it is not known.
+    #[must_use]
+    pub fn word(self) -> Option<&'static str> {
+        match self {
+            Self::Unknown => None,
+            Self::Start => Some("start command"),
+            Self::Stop => Some("stop command"),
+            Self::Control => Some("control command"),
+            Self::Child => Some("child"),
+            Self::Ending => Some("ending"),
+        }
+    }
+
+    /// The same as part of a sentence.
+    pub(crate) fn clause(self) -> Option<&'static str> {
+        match self {
+            Self::Ending => Some("which is ending"),
+            other => other.word(),
+        }
+    }
+}
+
 impl Known {
-    /// `leader` is the directory of the process, `task` that of the task. `None` if the process is gone.
-    pub(crate) fn of(leader: BorrowedFd<'_>, task: BorrowedFd<'_>, pid: u32) -> Option<Self> {
+    /// `leader` is the directory of the process, `task` that of the task. `None` if the process is gone, as far as that was
+    /// asked.
+    pub(crate) fn of(leader: BorrowedFd<'_>, task: BorrowedFd<'_>, pid: u32, detail: Detail) -> Option<Self> {
         let about = about_task(task);
-        // The 22nd field; the first of these is the third.
-        let start_time = stat_field(leader, 19)?;
-        let phase = phase(task, pid, &about);
+        let (start_time, phase) = match detail {
+            Detail::All => (Some(start_time_of(leader)?), phase(task, pid, &about)),
+            Detail::Name => (None, Phase::Unknown),
+        };
         Some(Self { about, start_time, phase, namespace: crate::namespace::inode(task).ok() })
     }
 }
 
-/// Looks at a thread of a process; fields that can't be read are empty.
-pub(crate) fn about(proc_dir: BorrowedFd<'_>, pid: u32, tid: u32) -> About {
-    open_thread(proc_dir, pid, tid).map(|task| about_task(task.as_fd())).unwrap_or_default()
-}
-
-/// Looks at the task whose directory this is; fields that can't be read are empty.
+/// Reads of the task whose directory this is; fields that can't be read are empty.
 pub(crate) fn about_task(task: BorrowedFd<'_>) -> About {
     let mut text = Vec::new();
     let mut read = |name: &CStr| {
@@ -55,36 +114,21 @@ pub(crate) fn about_task(task: BorrowedFd<'_>) -> About {
         done.map(|()| String::from_utf8_lossy(&text).into_owned()).unwrap_or_default()
     };
     let comm = printable(read(c"comm").trim_end_matches('\n'));
-    let cgroup = v2_cgroup(&read(c"cgroup")).to_owned();
-    let unit = unit_of_cgroup(&cgroup).map(printable);
+    let cgroup = cgroup::path_of(&read(c"cgroup")).unwrap_or_default().to_owned();
+    let unit = cgroup::unit_of(&cgroup).map(printable);
     About { comm, cgroup, unit }
-}
-
-/// A name that its owner can choose, without anything that a terminal or a log would obey, and without what is not seen
-/// or turns the direction of what is: characters that change the look of others are escaped, too.
-pub(crate) fn printable(name: &str) -> String {
-    let mut text = String::with_capacity(name.len());
-    for character in name.chars() {
-        match character {
-            // Names of units have backslashes, and are to be copied as they are.
-            '\'' | '"' | '\\' => text.push(character),
-            other => text.extend(other.escape_debug()),
-        }
-    }
-    text
-}
-
-/// A path as it can be printed: who may make a file names it, and a name may hold anything but a slash and a NUL.
-#[must_use]
-pub fn shown(path: &Path) -> String {
-    printable(&path.to_string_lossy())
 }
 
 /// When a process started, in clock ticks since boot; `None` if it is gone.
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let proc_dir = open_proc().ok()?;
     let process = open_task(proc_dir.as_fd(), DecInt::new(pid).as_c_str()).ok()?;
-    stat_field(process.as_fd(), 19)
+    start_time_of(process.as_fd())
+}
+
+/// The same of the process whose directory this is.
+pub(crate) fn start_time_of(process: BorrowedFd<'_>) -> Option<u64> {
+    stat(process, |stat| stat.start_time())
 }
 
 /// The caller and its ancestors below PID 1, nearest first.
@@ -92,7 +136,7 @@ pub(crate) fn lineage(proc_dir: BorrowedFd<'_>) -> Vec<u32> {
     let mut lineage = vec![std::process::id()];
     while let Some(&last) = lineage.last()
         && let Ok(process) = open_task(proc_dir, DecInt::new(last).as_c_str())
-        && let Some(parent) = stat_field(process.as_fd(), 1).and_then(|parent| u32::try_from(parent).ok())
+        && let Some(parent) = stat(process.as_fd(), |stat| stat.parent())
         && parent > 1
         && !lineage.contains(&parent)
     {
@@ -148,29 +192,10 @@ pub(crate) fn phase_from(pid: u32, cgroup: &str, environment: &[u8]) -> Phase {
     }
 }
 
-fn stat_field(task: BorrowedFd<'_>, after_name: usize) -> Option<u64> {
-    let mut stat = Vec::new();
-    read_file(task, c"stat", &mut stat).ok()?;
-    stat_fields(&stat)?.nth(after_name)?.parse().ok()
-}
-
-/// The directory of a thread, also where the process's first thread has ended.
-pub(crate) fn open_thread(
-    proc_dir: BorrowedFd<'_>,
-    pid: u32,
-    tid: u32,
-) -> Result<std::os::fd::OwnedFd, Errno> {
-    let process = open_task(proc_dir, DecInt::new(pid).as_c_str())?;
-    if pid == tid {
-        return Ok(process);
-    }
-    let threads = open_task(process.as_fd(), c"task")?;
-    open_task(threads.as_fd(), DecInt::new(tid).as_c_str())
-}
-
-/// The path of the line `0::/system.slice/x.service` (cgroups(7)).
-pub(crate) fn v2_cgroup(table: &str) -> &str {
-    table.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default()
+fn stat<N>(task: BorrowedFd<'_>, field: impl Fn(Stat<'_>) -> Option<N>) -> Option<N> {
+    let mut line = Vec::new();
+    read_file(task, c"stat", &mut line).ok()?;
+    field(Stat::parse(&line)?)
 }
 
 #[cfg(test)]
@@ -203,22 +228,5 @@ mod tests {
         assert_eq!(lineage.get(1), Some(&std::os::unix::process::parent_id()).filter(|&&parent| parent > 1));
         assert_eq!(relation(&lineage, std::process::id()), Relation::Caller);
         assert_eq!(relation(&lineage, 1), Relation::Other);
-    }
-
-    #[test]
-    fn names_are_printable() {
-        assert_eq!(printable("a b'é\"(sd-pam)"), "a b'é\"(sd-pam)");
-        assert_eq!(printable("x\u{1b}[2J\n\u{9b}"), "x\\u{1b}[2J\\n\\u{9b}");
-        assert_eq!(
-            printable("a\u{202e}b\u{2028}c\u{200b}é日\\x2d"),
-            "a\\u{202e}b\\u{2028}c\\u{200b}é日\\x2d"
-        );
-        assert_eq!(shown(Path::new("/srv/a b/c\nd")), "/srv/a b/c\\nd");
-    }
-
-    #[test]
-    fn takes_the_v2_line() {
-        assert_eq!(v2_cgroup("12:cpu:/old\n0::/system.slice/a.service\n"), "/system.slice/a.service");
-        assert_eq!(v2_cgroup("12:cpu:/old\n"), "");
     }
 }

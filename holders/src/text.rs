@@ -3,9 +3,9 @@
 
 use std::fmt;
 
+use crate::printable::{printable, shown};
 use crate::propagation::{Fate, Reason};
 use crate::report::{Holder, MountCopy, NamespaceUse, Report};
-use crate::task::{printable, shown};
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

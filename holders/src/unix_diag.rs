@@ -170,33 +170,7 @@ fn aligned(length: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use std::os::linux::net::SocketAddrExt as _;
-    use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
-
     use super::*;
-
-    #[test]
-    fn tells_of_sockets_with_a_file() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("socket");
-        let bound = UnixListener::bind(&path).unwrap();
-        let name = format!("holders-test-{}\n0: 2 0 0 1 1 7 /forged", std::process::id());
-        let of_no_file = UnixListener::bind_addr(&SocketAddr::from_abstract_name(name).unwrap()).unwrap();
-        let (unbound, _other) = UnixStream::pair().unwrap();
-        let sockets = match bound_sockets() {
-            Err(Errno::NOENT | Errno::AFNOSUPPORT) => {
-                println!("skipped: no unix_diag in this kernel, or not for this user");
-                return;
-            }
-            sockets => sockets.unwrap(),
-        };
-        let inode = |socket: &dyn std::os::fd::AsFd| rustix::fs::fstat(socket.as_fd()).unwrap().st_ino;
-        let device = rustix::fs::stat(directory.path()).unwrap().st_dev;
-        let device = Device { major: rustix::fs::major(device), minor: rustix::fs::minor(device) };
-        assert_eq!(sockets.get(&inode(&bound)), Some(&BoundSocket { device, path }));
-        assert_eq!(sockets.get(&inode(&of_no_file)), None);
-        assert_eq!(sockets.get(&inode(&unbound)), None);
-    }
 
     #[test]
     fn an_error_is_one() {

@@ -2,8 +2,8 @@
 //!
 //! Waits for events where the kernel has them: a poll of mountinfo for mounts and unmounts, a pidfd of each holder
 //! for its end, inotify on the unit's `cgroup.events` for its last task. That a task starts, or enters the mount,
-//! is no event for an observer that traces nobody: for that it looks at a clock in between. With a unit these looks
-//! go by its own tasks alone, which is cheap; all processes are looked at when it begins and when something is
+//! is no event for an observer that traces nobody: for that it scans by a clock in between. With a unit these scans
+//! go by its own tasks alone, which is cheap; all processes are scanned when it begins and when something is
 //! mounted or unmounted.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,9 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use holders::mountinfo;
-use holders::propagation;
-use holders::{Blocker, Query};
+use holders::{Blocker, Query, cgroup, mountinfo, propagation};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::inotify;
 use rustix::time::Timespec;
@@ -27,24 +25,24 @@ type Failure = Box<dyn std::error::Error>;
 pub(crate) struct Plan {
     pub(crate) path: PathBuf,
     pub(crate) unit: Option<String>,
-    /// Looks a second between events; 0 for none.
+    /// Scans a second between events; 0 for none.
     pub(crate) rate: f64,
     pub(crate) until_unmounted: bool,
 }
 
 /// What was seen at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Look {
+pub(crate) struct Scan {
     /// Since the beginning.
     pub(crate) at: Duration,
-    /// What made it look.
+    /// What made it scan.
     pub(crate) event: Event,
     pub(crate) mounted: bool,
     /// By process id.
     pub(crate) holders: Vec<Blocker>,
 }
 
-/// Why it looked.
+/// Why it scanned.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Event {
     Start,
@@ -70,7 +68,7 @@ impl Event {
     }
 }
 
-impl Look {
+impl Scan {
     /// The probe's line: `[t= 0.00] mounted=Y holders=[35259(left4me-overlay)]`.
     pub(crate) fn line(&self) -> String {
         let holders: Vec<_> =
@@ -101,40 +99,40 @@ impl Look {
     }
 
     fn shows_the_same_as(&self, other: &Self) -> bool {
-        let holders = |look: &Self| -> Vec<(u32, String)> {
-            look.holders.iter().map(|holder| (holder.pid, holder.comm.clone())).collect()
+        let holders = |scan: &Self| -> Vec<(u32, String)> {
+            scan.holders.iter().map(|holder| (holder.pid, holder.comm.clone())).collect()
         };
         self.mounted == other.mounted && holders(self) == holders(other)
     }
 }
 
-/// Watches until it is interrupted, or the path is unmounted if that was asked for; `show` gets each look that
+/// Watches until it is interrupted, or the path is unmounted if that was asked for; `show` gets each scan that
 /// differs from the one before.
 ///
 /// # Errors
 /// If mountinfo can't be read or polled, or `show` fails.
-pub(crate) fn watch(plan: &Plan, mut show: impl FnMut(&Look) -> io::Result<()>) -> Result<(), Failure> {
+pub(crate) fn watch(plan: &Plan, mut show: impl FnMut(&Scan) -> io::Result<()>) -> Result<(), Failure> {
     let start = Instant::now();
     let mut watch = Watch::begin(plan)?;
-    let mut last: Option<Look> = None;
+    let mut last: Option<Scan> = None;
     let mut event = Event::Start;
     loop {
         let mounted = watch.is_mounted()?;
-        // An unmount is told first, and looked into then.
+        // An unmount is said first, and scanned for then.
         let is_news = event == Event::Mounts && last.as_ref().is_some_and(|last| last.mounted && !mounted);
         if is_news {
-            let look = Look { at: start.elapsed(), event, mounted, holders: Vec::new() };
-            show(&look)?;
-            last = Some(look);
+            let scan = Scan { at: start.elapsed(), event, mounted, holders: Vec::new() };
+            show(&scan)?;
+            last = Some(scan);
         }
         if plan.until_unmounted && !mounted && event != Event::Start {
             return Ok(());
         }
-        let holders = if mounted { watch.look(event)? } else { watch.forget() };
-        let look = Look { at: start.elapsed(), event, mounted, holders };
-        if last.as_ref().is_none_or(|last| !look.shows_the_same_as(last)) {
-            show(&look)?;
-            last = Some(look);
+        let holders = if mounted { watch.scan(event)? } else { watch.forget() };
+        let scan = Scan { at: start.elapsed(), event, mounted, holders };
+        if last.as_ref().is_none_or(|last| !scan.shows_the_same_as(last)) {
+            show(&scan)?;
+            last = Some(scan);
         }
         event = watch.wait()?;
     }
@@ -147,7 +145,7 @@ struct Watch<'a> {
     cgroup: Option<UnitCgroup>,
     /// When the unit's cgroup may be searched for again.
     search_after: Instant,
-    /// The holders that are not of the unit, from the last look at everything.
+    /// The holders that are not of the unit, from the last scan of everything.
     others: BTreeMap<u32, Blocker>,
     /// A pidfd of each holder; `None` where there can be none.
     pidfds: BTreeMap<u32, Option<OwnedFd>>,
@@ -182,12 +180,13 @@ impl<'a> Watch<'a> {
         Ok(propagation::visible_at(&mounts, &self.plan.path).is_some())
     }
 
-    fn look(&mut self, event: Event) -> Result<Vec<Blocker>, Failure> {
-        let look_at_all = self.plan.unit.is_none() || matches!(event, Event::Start | Event::Mounts);
+    fn scan(&mut self, event: Event) -> Result<Vec<Blocker>, Failure> {
+        let scans_all = self.plan.unit.is_none() || matches!(event, Event::Start | Event::Mounts);
         self.find_cgroup();
-        let pids = self.cgroup.as_ref().map(|cgroup| tasks_of(&cgroup.directory)).unwrap_or_default();
+        let pids =
+            self.cgroup.as_ref().map(|cgroup| cgroup::processes(&cgroup.directory)).unwrap_or_default();
         let mut holders: BTreeMap<u32, Blocker> = BTreeMap::new();
-        if look_at_all {
+        if scans_all {
             let found = Query::new(&self.plan.path).run()?.blockers();
             holders.extend(found.into_iter().map(|holder| (holder.pid, holder)));
             let of_unit: BTreeSet<u32> = pids.iter().copied().collect();
@@ -287,19 +286,6 @@ fn directory_named(root: &Path, name: &str, depth: usize) -> Option<PathBuf> {
     deeper.iter().find_map(|directory| directory_named(directory, name, depth))
 }
 
-/// The processes of a cgroup and of those below it.
-fn tasks_of(directory: &Path) -> Vec<u32> {
-    let mut pids: Vec<u32> = fs::read_to_string(directory.join("cgroup.procs"))
-        .map(|text| text.lines().filter_map(|line| line.parse().ok()).collect())
-        .unwrap_or_default();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            pids.extend(tasks_of(&entry.path()));
-        }
-    }
-    pids
-}
-
 fn watch_file(path: &Path) -> rustix::io::Result<OwnedFd> {
     let watch = inotify::init(inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK)?;
     inotify::add_watch(&watch, path, inotify::WatchFlags::MODIFY)?;
@@ -332,41 +318,41 @@ mod tests {
 
     #[test]
     fn the_line_is_the_probes() {
-        let look = |at, mounted, holders| Look {
+        let scan = |at, mounted, holders| Scan {
             at: Duration::from_millis(at),
             event: Event::Exit,
             mounted,
             holders,
         };
         let cases = [
-            (look(0, true, vec![]), "[t= 0.00] mounted=Y holders=[]"),
+            (scan(0, true, vec![]), "[t= 0.00] mounted=Y holders=[]"),
             (
-                look(2270, true, vec![holder(35259, "left4me-overlay")]),
+                scan(2270, true, vec![holder(35259, "left4me-overlay")]),
                 "[t= 2.27] mounted=Y holders=[35259(left4me-overlay)]",
             ),
             (
-                look(22970, true, vec![holder(1, "a"), holder(2, "b")]),
+                scan(22970, true, vec![holder(1, "a"), holder(2, "b")]),
                 "[t=22.97] mounted=Y holders=[1(a) 2(b)]",
             ),
-            (look(125_220, false, vec![]), "[t=125.22] mounted=N holders=[]"),
+            (scan(125_220, false, vec![]), "[t=125.22] mounted=N holders=[]"),
         ];
-        for (look, line) in cases {
-            assert_eq!(look.line(), line);
+        for (scan, line) in cases {
+            assert_eq!(scan.line(), line);
         }
         assert_eq!(
-            look(1500, true, vec![holder(7, "x")]).json().to_string(),
+            scan(1500, true, vec![holder(7, "x")]).json().to_string(),
             r#"{"event":"exit","holders":[{"comm":"x","kinds":["cwd","file"],"pid":7,"unit":"left4me-server@3.service"}],"mounted":true,"t":1.5}"#
         );
     }
 
     #[test]
     fn a_look_is_news_if_it_shows_something_else() {
-        let look = |mounted, holders| Look { at: Duration::ZERO, event: Event::Sample, mounted, holders };
-        let first = look(true, vec![holder(1, "a")]);
-        assert!(first.shows_the_same_as(&Look { at: Duration::from_secs(1), ..first.clone() }));
-        assert!(!first.shows_the_same_as(&look(true, vec![holder(1, "b")])));
-        assert!(!first.shows_the_same_as(&look(true, vec![])));
-        assert!(!first.shows_the_same_as(&look(false, vec![holder(1, "a")])));
+        let scan = |mounted, holders| Scan { at: Duration::ZERO, event: Event::Sample, mounted, holders };
+        let first = scan(true, vec![holder(1, "a")]);
+        assert!(first.shows_the_same_as(&Scan { at: Duration::from_secs(1), ..first.clone() }));
+        assert!(!first.shows_the_same_as(&scan(true, vec![holder(1, "b")])));
+        assert!(!first.shows_the_same_as(&scan(true, vec![])));
+        assert!(!first.shows_the_same_as(&scan(false, vec![holder(1, "a")])));
     }
 
     #[test]
@@ -379,6 +365,6 @@ mod tests {
         assert_eq!(directory_named(root.path(), "a@1.service", 8), Some(unit.clone()));
         assert_eq!(directory_named(root.path(), "a@2.service", 8), None);
         assert_eq!(directory_named(root.path(), "a@1.service", 1), None);
-        assert_eq!(tasks_of(&unit), [12, 13, 14]);
+        assert_eq!(cgroup::processes(&unit), [12, 13, 14]);
     }
 }

@@ -220,7 +220,7 @@ const MUTANTS: &[Mutant] = &[
         name: "holders-sees-no-threads",
         file: "holders/src/walk.rs",
         change: Change::Replace {
-            find: "        if !self.denied {\n            self.other_threads(leader, pid, Met {",
+            find: "        if !self.keeper.denied {\n            self.other_threads(leader, pid, Met {",
             replace: "        if false {\n            self.other_threads(leader, pid, Met {",
         },
         red: &[Run::Cargo(&["-p", "holders", "--test", "planted", "thread-cwd"])],

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::mpsc;
 
+use holders::stat::Stat;
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags, UnmountFlags};
 use rustix::thread::UnshareFlags;
@@ -461,8 +462,8 @@ fn in_thread(own: impl FnOnce() -> Result<Option<File>> + Send + 'static) -> Res
 /// newer than some kernels, so its state is asked until it has changed, without a pause.
 fn first_thread_gone() -> Result<()> {
     loop {
-        let stat = fs::read_to_string(format!("/proc/self/task/{}/stat", std::process::id()))?;
-        if stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z')) {
+        let stat = fs::read(format!("/proc/self/task/{}/stat", std::process::id()))?;
+        if Stat::parse(&stat).is_some_and(Stat::has_ended) {
             return Ok(());
         }
         std::thread::yield_now();

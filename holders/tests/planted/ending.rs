@@ -13,6 +13,7 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use holders::report::{Carries, Phase};
+use holders::stat::Stat;
 use holders::{Query, Report, Verdict};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
@@ -152,8 +153,8 @@ fn end_as_a_thread(merged: &str, file: &str) -> Result<()> {
     let _file = File::open(file)?;
     std::thread::spawn(|| {
         loop {
-            let stat = std::fs::read_to_string(format!("/proc/self/task/{}/stat", std::process::id()));
-            if stat.is_ok_and(|stat| stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('Z'))) {
+            let stat = std::fs::read(format!("/proc/self/task/{}/stat", std::process::id()));
+            if stat.is_ok_and(|line| Stat::parse(&line).is_some_and(Stat::has_ended)) {
                 return end().map_err(|error| error.to_string());
             }
             std::thread::yield_now();

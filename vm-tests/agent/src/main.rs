@@ -3,6 +3,7 @@
 //! One thread reads requests; each request runs in a thread of its own, so that a command, a file and a
 //! recording can be under way at once. The agent keeps no state between requests.
 
+mod answer;
 mod files;
 mod port;
 mod record;

@@ -5,8 +5,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::Exit;
-
 /// What to run and what to watch. Handed to the guest as a whole before it starts, so that nothing the host
 /// does falls between two steps.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -139,6 +137,32 @@ pub struct StepEnd {
     pub stdout: String,
     /// See `stdout`.
     pub stderr: String,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this status.
+    Code(i32),
+    /// It was ended by this signal.
+    Signal(i32),
+}
+
+impl Exit {
+    /// Whether the status is 0.
+    #[must_use]
+    pub fn success(self) -> bool {
+        self == Self::Code(0)
+    }
+}
+
+impl std::fmt::Display for Exit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Code(code) => write!(f, "exit status {code}"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+        }
+    }
 }
 
 /// The unit as systemd sees it.

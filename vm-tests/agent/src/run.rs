@@ -1,5 +1,6 @@
 //! Runs a command for the host: its output as it comes, its end, its input, its cancellation.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use vm_agent::wire::{Body, CHUNK, Command, Exit, Stream, Streams};
 
-use crate::serve::{Answer, Running, control, lock};
+use crate::answer::{Answer, lock};
 
 /// How long a cancelled command has between SIGTERM and SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
@@ -26,6 +27,9 @@ pub(crate) struct Control {
     pidfd: Arc<OwnedFd>,
     input: Arc<Mutex<Option<File>>>,
 }
+
+/// The commands under way, by the request that started them.
+pub(crate) type Running = Arc<Mutex<HashMap<u64, Control>>>;
 
 /// A command that was started for a request and can be reached by others.
 #[derive(Debug)]
@@ -83,6 +87,14 @@ pub(crate) fn cancel(running: &Running, id: u64) -> Result<()> {
         end_group(control.group, Signal::KILL);
     }
     Ok(())
+}
+
+/// An id that no command has is the host's mistake, or the command has just ended.
+fn control(running: &Running, id: u64) -> Result<Control> {
+    match lock(running).get(&id) {
+        Some(control) => Ok(control.clone()),
+        None => bail!("request {id} runs no command (any more)"),
+    }
 }
 
 /// A group that is gone already is what was asked for.

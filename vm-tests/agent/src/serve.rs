@@ -1,38 +1,16 @@
 //! The loop that reads requests and hands each to a thread.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
-use anyhow::{Context, Result, bail};
-use vm_agent::wire::{self, Body, Call, Hello, Reply, Request, SESSION_ID};
+use anyhow::{Context, Result};
+use vm_agent::wire::{self, Body, Call, Hello, Request, SESSION_ID};
 
+use crate::answer::{Answer, lock};
+use crate::run::Running;
 use crate::{files, run, session};
-
-/// The host's end of a request: where its answers go.
-#[derive(Debug, Clone)]
-pub(crate) struct Answer {
-    id: u64,
-    port: Arc<Mutex<File>>,
-}
-
-impl Answer {
-    /// Sends one answer. An error means that the host is gone.
-    pub(crate) fn send(&self, body: Body) -> io::Result<()> {
-        let bytes = wire::encode(&Reply { id: self.id, body })?;
-        wire::write_frame(&mut *lock(&self.port), &bytes)
-    }
-}
-
-/// The commands under way, by the request that started them.
-pub(crate) type Running = Arc<Mutex<HashMap<u64, run::Control>>>;
-
-/// A mutex whose data stays right when a holder panics: each is one map or one file.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Answers requests until the port breaks. A host that went away is no reason to end: the next one says
 /// [`Hello`] again.
@@ -47,7 +25,7 @@ pub(crate) fn serve(mut port: File) -> Result<()> {
             continue;
         }
         let request: Request = wire::decode(&frame).context("decode a request")?;
-        let answer = Answer { id: request.id, port: Arc::clone(&answers) };
+        let answer = Answer::new(request.id, &answers);
         // Answered here: a null request should cost no thread.
         match (&request.call, &doorbell) {
             (Call::Ping, _) | (Call::Doorbell, Ok(())) => {
@@ -84,7 +62,7 @@ fn hear_doorbell(port: &Arc<Mutex<File>>) -> Result<(), String> {
     let mut doorbell = session::doorbell().map_err(|error| format!("{error:#}"))?;
     let hear = move || {
         loop {
-            let answer = Answer { id: SESSION_ID, port: Arc::clone(&port) };
+            let answer = Answer::new(SESSION_ID, &port);
             let request = match session::await_ring(&mut doorbell) {
                 Ok(request) => request,
                 Err(error) => {
@@ -109,7 +87,7 @@ fn conclude(answer: &Answer, outcome: Result<Body>) {
         Err(error) => answer.send(Body::Failed(format!("{error:#}"))),
     };
     if let Err(error) = sent {
-        complain(&format!("answer request {}: {error}", answer.id));
+        complain(&format!("answer request {}: {error}", answer.id()));
     }
 }
 
@@ -142,13 +120,5 @@ fn set_clock(realtime_ns: u64) -> Result<()> {
 fn complain(text: &str) {
     if writeln!(io::stderr(), "vm-agent: {text}").is_err() {
         // The journal is gone too: the host sees its request unanswered and says so.
-    }
-}
-
-/// An id that no command has is the host's mistake, or the command has just ended.
-pub(crate) fn control(running: &Running, id: u64) -> Result<run::Control> {
-    match lock(running).get(&id) {
-        Some(control) => Ok(control.clone()),
-        None => bail!("request {id} runs no command (any more)"),
     }
 }

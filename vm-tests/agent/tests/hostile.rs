@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use holders::stat::Stat;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::signal::{Signal, killpg};
@@ -54,10 +55,9 @@ impl Hostile {
     /// Its processes that have not ended.
     fn processes(&self) -> Vec<PathBuf> {
         let is_ours = |path: &PathBuf| {
-            let Ok(stat) = fs::read_to_string(path.join("stat")) else { return false };
-            let (_, fields) = stat.rsplit_once(") ").unwrap();
-            let fields: Vec<_> = fields.split(' ').collect();
-            !["Z", "X"].contains(&fields[0]) && fields[2] == self.group.to_string()
+            let Ok(line) = fs::read(path.join("stat")) else { return false };
+            let stat = Stat::parse(&line).unwrap();
+            !stat.has_ended() && stat.group() == Some(self.group.as_raw().unsigned_abs())
         };
         fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path()).filter(is_ours).collect()
     }

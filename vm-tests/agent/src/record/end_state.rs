@@ -3,7 +3,7 @@
 //! A umount that returned 0 took the mount out of one namespace. The file system lives as long as it is mounted in
 //! another one or something there holds it, and then the next mount of the same layers shares them with it, which
 //! overlayfs calls undefined (Documentation/filesystems/overlayfs.rst, "Sharing and copying layers") and says in the
-//! log. So all mount tables are looked at, and the file system is made once more and dropped. It is never attached: no
+//! log. So all mount tables are read, and the file system is made once more and dropped. It is never attached: no
 //! path is resolved inside it, and no umount is needed.
 
 use std::collections::HashSet;
@@ -12,9 +12,9 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use holders::cgroup;
 use holders::mountinfo::{self, Device, Mount};
 use holders::namespace::MountNamespace;
-use holders::scan::unit_of_cgroup;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 use vm_agent::recording::{EndState, MountCopy, Namespace, Remount};
 
@@ -25,11 +25,11 @@ use super::unit_cgroup;
 /// What overlayfs logs of layers that another file system has (`fs/overlayfs/super.c:ovl_report_in_use`).
 const IN_USE: &str = "in-use";
 
-/// Looks at what is left of `mount`, which the start had made; `None`: it had made nothing.
+/// What is left of `mount`, which the start had made; `None`: it had made nothing.
 ///
 /// # Errors
 /// If `/proc` can't be listed, D-Bus does not answer, or the kernel's log has lost records.
-pub(super) fn look(
+pub(super) fn read(
     mount: Option<&Mount>,
     is_mounted: bool,
     units: &Units,
@@ -87,7 +87,7 @@ fn comm(pid: u32) -> String {
 
 fn unit_of(pid: u32) -> String {
     let cgroup = unit_cgroup::of(pid).unwrap_or_default();
-    unit_of_cgroup(&cgroup).unwrap_or_default().to_owned()
+    cgroup::unit_of(&cgroup).unwrap_or_default().to_owned()
 }
 
 /// Makes the overlay's file system again and drops it.

@@ -5,9 +5,9 @@
 //! - the caller runs the plan's commands ([`steps`], [`command`]) and looks at what they leave ([`end_state`],
 //!   [`kernel_log`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
-//!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others, and looks at the
+//!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and scans the
 //!   units' tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
-//!   on before it has looked;
+//!   on before it has scanned;
 //! - a D-Bus thread for each unit ([`unit`]) turns systemd's signals into events and tells the watcher.
 //!
 //! All of them send to one channel ([`events`]). Nothing here resolves a path inside the watched mount, since
@@ -19,6 +19,7 @@ mod end_state;
 mod events;
 mod kernel_log;
 mod mounts;
+mod orders;
 mod proc_connector;
 mod roles;
 mod steps;
@@ -88,13 +89,6 @@ fn os_name() -> String {
 fn pretty_name(os_release: &str) -> Option<String> {
     let value = os_release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="))?;
     Some(value.trim_matches(['"', '\'']).to_owned())
-}
-
-/// Whether process ids are those of the kernel's own tables: the inode number of the first pid namespace is fixed
-/// (PROC_PID_INIT_INO in linux/proc_ns.h). The guest's agent always is in it; a unit test may not be.
-#[cfg(test)]
-fn in_the_initial_pid_namespace() -> bool {
-    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|link| link.to_string_lossy() == "pid:[4026531836]")
 }
 
 #[cfg(test)]

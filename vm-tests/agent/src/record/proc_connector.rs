@@ -234,27 +234,4 @@ mod tests {
         assert_eq!(word(&message, 0), Some(40));
         assert_eq!(word(&message, 36), Some(LISTEN));
     }
-
-    #[test]
-    fn sees_a_process_of_this_machine() {
-        if !super::super::in_the_initial_pid_namespace() {
-            return println!("skipped: in a container, whose process ids are not those of the events");
-        }
-        let connector = match ProcConnector::open() {
-            Ok(connector) => connector,
-            Err(error) => return println!("skipped: no proc connector to be had: {error:#}"),
-        };
-        let argv = ["true".to_owned()];
-        let clock = super::super::clock::Clock::start();
-        super::super::command::run(&argv, std::time::Duration::from_secs(10), clock).unwrap();
-        let events = connector.read().unwrap().events;
-        let own = std::process::id();
-        let child = events.iter().find_map(|event| match event {
-            ProcessEvent::Fork { parent, child } if *parent == own => Some(*child),
-            _ => None,
-        });
-        let child = child.expect("a fork");
-        assert!(events.contains(&ProcessEvent::Exec { pid: child }), "{events:?}");
-        assert!(events.contains(&ProcessEvent::Exit { pid: child }), "{events:?}");
-    }
 }

@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use holders::stat::Stat;
 use vm_agent::recording::Role;
 
 /// A unit that the plan watches.
@@ -94,13 +95,7 @@ impl Roles {
 
 /// The parent of a process, from `/proc/PID/stat`.
 pub(super) fn parent_of(pid: u32) -> Option<u32> {
-    parse_parent(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)
-}
-
-/// The field after the state, which follows the last parenthesis: comm may hold anything.
-fn parse_parent(stat: &[u8]) -> Option<u32> {
-    let after = stat.iter().rposition(|&byte| byte == b')')? + 1;
-    std::str::from_utf8(&stat[after..]).ok()?.split_ascii_whitespace().nth(1)?.parse().ok()
+    Stat::parse(&std::fs::read(format!("/proc/{pid}/stat")).ok()?)?.parent()
 }
 
 #[cfg(test)]
@@ -195,11 +190,5 @@ mod tests {
         assert_eq!(roles.of(20, Watched::Unit, parent), Role::Control);
         assert_eq!(roles.of(21, Watched::Unit, parent), Role::ControlChild);
         assert_eq!(roles.of(30, Watched::Unit, parent), Role::Control);
-    }
-
-    #[test]
-    fn takes_the_parent() {
-        assert_eq!(parse_parent(b"7 (a) S) (b) R 42 7 7 0"), Some(42));
-        assert_eq!(parse_parent(b"7 (a"), None);
     }
 }

@@ -53,7 +53,7 @@ struct Steps<'a> {
 
 impl Steps<'_> {
     fn run(&mut self, step: Step, argv: &[String]) -> Result<Option<Exit>> {
-        // The watcher looks before the command begins and after it ended, not while it is timed.
+        // The watcher scans before the command begins and after it ended, not while it is timed.
         self.watcher.step_begins(step)?;
         let timeout = Duration::from_millis(self.plan.command_timeout_ms);
         let ended = command::run(argv, timeout, self.sink.clock).with_context(|| format!("run {argv:?}"))?;
@@ -87,7 +87,7 @@ impl Steps<'_> {
         self.record_kernel_warnings();
         let is_mounted = mountinfo::read_at(1, Path::new(&self.plan.mount))?.is_some();
         let log = self.kernel_log.as_mut();
-        let end = end_state::look(mount, is_mounted, self.units, log).context("look at the end state")?;
+        let end = end_state::read(mount, is_mounted, self.units, log).context("look at the end state")?;
         let is_clean = !is_mounted && end.processes.is_empty();
         self.sink.send_now(What::EndState(end));
         Ok(is_clean)

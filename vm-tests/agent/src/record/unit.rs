@@ -26,8 +26,8 @@ use zbus::zvariant::{DynamicType, OwnedObjectPath, OwnedValue, Value};
 
 use super::clock::Clock;
 use super::events::Sink;
+use super::orders::{Order, Orders, UnitView};
 use super::roles::Watched;
-use super::watcher::{Order, Orders, UnitView};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER_PATH: &str = "/org/freedesktop/systemd1";

@@ -1,7 +1,9 @@
 //! A unit's cgroup: which processes it has, and whether a process is in it.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use holders::cgroup;
 
 /// Where systemd mounts the v2 hierarchy.
 const ROOT: &str = "/sys/fs/cgroup";
@@ -9,17 +11,16 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// The processes of a cgroup (systemd's ControlGroup, `/system.slice/x.service`) and of those below it, such as
 /// `.control`. Empty if there is no such cgroup, which is normal for a unit that is down.
 pub(super) fn processes(control_group: &str) -> Vec<u32> {
-    let mut pids = Vec::new();
-    if !control_group.is_empty() {
-        collect(&PathBuf::from(format!("{ROOT}{control_group}")), &mut pids);
+    if control_group.is_empty() {
+        return Vec::new();
     }
-    pids
+    cgroup::processes(Path::new(&format!("{ROOT}{control_group}")))
 }
 
 /// The cgroup of a process; `None` for one that is gone.
 pub(super) fn of(pid: u32) -> Option<String> {
     let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
-    table.lines().find_map(|line| line.strip_prefix("0::")).map(str::to_owned)
+    cgroup::path_of(&table).map(str::to_owned)
 }
 
 /// Whether one cgroup is the other or below it. One that is deleted is so still: from Linux 7 on a cgroup can be removed
@@ -28,16 +29,6 @@ pub(super) fn contains(control_group: &str, cgroup: &str) -> bool {
     let cgroup = cgroup.strip_suffix(" (deleted)").unwrap_or(cgroup);
     let rest = cgroup.strip_prefix(control_group);
     !control_group.is_empty() && rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-fn collect(directory: &Path, pids: &mut Vec<u32>) {
-    // A cgroup that vanishes has no processes.
-    let procs = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
-    pids.extend(procs.lines().filter_map(|line| line.parse::<u32>().ok()));
-    let children = fs::read_dir(directory).into_iter().flatten().flatten();
-    for child in children.filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
-        collect(&child.path(), pids);
-    }
 }
 
 #[cfg(test)]

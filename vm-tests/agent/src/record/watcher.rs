@@ -1,13 +1,13 @@
-//! The thread that watches: one poll over every source that has a descriptor, and the looks at who holds what.
+//! The thread that watches: one poll over every source that has a descriptor, and the scans for who holds what.
 //!
-//! It looks at tasks only while a stop is in flight: from the beginning of the reset step to its end, and
-//! whenever a unit is deactivating by itself. All of `/proc` is looked at when the stop begins, when the
+//! It scans tasks only while a stop is in flight: from the beginning of the reset step to its end, and
+//! whenever a unit is deactivating by itself. All of `/proc` is scanned when the stop begins, when the
 //! watched path is mounted or unmounted, when a umount fails and when the reset has ended; the units' own tasks
 //! at every exec and exit among them and at every tick of the plan's clock. Otherwise it sleeps, without ticks.
 //!
 //! It runs SCHED_FIFO. An exec is reported before the new program's first instruction and a failed umount
-//! before the call has returned to its caller, so on one processor each look sees the moment that it is about;
-//! the price is that the looked-at wait meanwhile, which [`Scan::cost_ns`] tells.
+//! before the call has returned to its caller, so on one processor each scan sees the moment that it is about;
+//! the price is that the scanned wait meanwhile, which [`Scan::cost_ns`] tells.
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -21,7 +21,7 @@ use anyhow::{Context, Result, anyhow};
 use holders::scan::{self, Scope};
 use nix::errno::Errno;
 use nix::libc;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 use vm_agent::recording::{
     Kind, Namespace, Plan, Reference, Role, Scan, Step, Target, Task, Trigger, UmountCall, What,
@@ -29,6 +29,7 @@ use vm_agent::recording::{
 
 use super::events::Sink;
 use super::mounts::MountWatch;
+use super::orders::{Order, Orders, UnitView};
 use super::proc_connector::{ProcConnector, ProcessEvent};
 use super::roles::{Roles, Watched, parent_of};
 use super::umount_target;
@@ -42,39 +43,7 @@ pub(super) struct Watcher {
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-/// What others tell the watcher.
-#[derive(Debug)]
-pub(super) enum Order {
-    /// systemd's view of a unit has changed.
-    Unit(Watched, UnitView),
-    /// A step is about to begin; answered when the watcher has looked.
-    StepBegins(Step, Sender<()>),
-    /// The step's command has ended; answered when the watcher has looked.
-    StepEnded(Step, Sender<()>),
-    /// The plan is over.
-    Finish,
-}
-
-/// What the watcher needs to know of a unit.
-#[derive(Debug, Clone, Default)]
-pub(super) struct UnitView {
-    /// 0 if none.
-    pub(super) main_pid: u32,
-    /// 0 if none.
-    pub(super) control_pid: u32,
-    pub(super) is_deactivating: bool,
-    /// Empty if systemd has not said it, as for a unit that is down; then what it was before stays in use.
-    pub(super) control_group: String,
-}
-
-/// The way to the watcher.
-#[derive(Debug, Clone)]
-pub(super) struct Orders {
-    sender: Sender<Order>,
-    wake: Arc<OwnedFd>,
-}
-
-/// A failed umount has all of `/proc` looked at, but within a stop at most this often; in between, the unit's
+/// A failed umount has all of `/proc` scanned, but within a stop at most this often; in between, the unit's
 /// tasks are. A helper that retries every 50 ms is to be recorded, not slowed down tenfold.
 const WHOLE_PAUSE_NS: u64 = 1_000_000_000;
 
@@ -90,9 +59,7 @@ impl Watcher {
     /// # Errors
     /// If mountinfo cannot be watched or no thread be made.
     pub(super) fn start(plan: &Plan, sink: Sink) -> Result<Self> {
-        let (sender, receiver) = channel();
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("eventfd")?;
-        let orders = Orders { sender, wake: Arc::new(wake) };
+        let (orders, receiver) = Orders::new()?;
         let watch = Watch {
             mounts: MountWatch::open(&plan.mount)?,
             connector: or_lost(ProcConnector::open(), "proc-connector", &sink),
@@ -100,7 +67,7 @@ impl Watcher {
             plan: plan.clone(),
             sink,
             orders: receiver,
-            wake: orders.wake.clone(),
+            wake: orders.wake(),
             unit: UnitView::default(),
             mount_unit: UnitView::default(),
             roles: Roles::default(),
@@ -109,9 +76,9 @@ impl Watcher {
             in_stop: false,
             unit_tasks: HashMap::new(),
             whole_after: 0,
-            look_after_call: false,
+            scan_after_call: false,
             next_tick: None,
-            last_look: None,
+            last_scan: None,
             held_back: None,
             end: None,
         };
@@ -124,7 +91,7 @@ impl Watcher {
         self.orders.clone()
     }
 
-    /// Returns when the watcher has taken note, and looked if it has to.
+    /// Returns when the watcher has taken note, and scanned if it has to.
     ///
     /// # Errors
     /// If the watcher has ended early; [`Watcher::finish`] says why.
@@ -169,17 +136,6 @@ impl Drop for Watcher {
     }
 }
 
-impl Orders {
-    /// Wakes the watcher with this order.
-    pub(super) fn send(&self, order: Order) {
-        // Fails only when the watcher has ended, which whoever waits for it is told.
-        if self.sender.send(order).is_ok() {
-            // Fails only when the counter is full, and then the watcher is awake.
-            let _full = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()).is_err();
-        }
-    }
-}
-
 struct Watch {
     plan: Plan,
     sink: Sink,
@@ -198,13 +154,13 @@ struct Watch {
     in_stop: bool,
     /// Processes of the units that were seen during this stop; an exit comes too late to ask.
     unit_tasks: HashMap<u32, Watched>,
-    /// From when on a failed umount has all of `/proc` looked at again.
+    /// From when on a failed umount has all of `/proc` scanned again.
     whole_after: u64,
-    /// The mount has changed while a umount was under way: look when it has returned.
-    look_after_call: bool,
+    /// The mount has changed while a umount was under way: scan when it has returned.
+    scan_after_call: bool,
     next_tick: Option<u64>,
-    /// What the last look recorded or held back saw.
-    last_look: Option<(bool, Vec<Task>)>,
+    /// What the last scan recorded or held back saw.
+    last_scan: Option<(bool, Vec<Task>)>,
     /// The last of a run of ticks that all saw the same.
     held_back: Option<(u64, Scan)>,
     /// When to stop waiting for the tracer's last line, once the plan is over.
@@ -231,7 +187,7 @@ impl Watch {
             // Families first: what follows asks for roles. Calls before mounts: an unmount asks for its call.
             let trigger = if ready.connector { self.take_processes() } else { None };
             if let Some(trigger) = trigger {
-                self.look(trigger, false);
+                self.scan(trigger, false);
             }
             if ready.trace && self.take_calls() {
                 return Ok(());
@@ -244,7 +200,7 @@ impl Watch {
             }
             let now = self.sink.clock.now();
             if self.next_tick.is_some_and(|tick| tick <= now) {
-                self.look(Trigger::Tick, false);
+                self.scan(Trigger::Tick, false);
             }
             if let Some(deadline) = self.end {
                 if self.trace.is_none() {
@@ -287,7 +243,7 @@ impl Watch {
         Ok(Ready { mounts, connector, trace, orders })
     }
 
-    /// Follows forks and exits; the trigger for a look, if the units' tasks gave one.
+    /// Follows forks and exits; the trigger for a scan, if the units' tasks gave one.
     fn take_processes(&mut self) -> Option<Trigger> {
         let read = self.connector.as_ref()?.read();
         let read = match read {
@@ -367,8 +323,8 @@ impl Watch {
 
     fn take_call(&mut self, call: UmountCall) {
         let kept = self.calls.returned(call);
-        if std::mem::take(&mut self.look_after_call) && self.in_stop {
-            self.look_at_the_change();
+        if std::mem::take(&mut self.scan_after_call) && self.in_stop {
+            self.scan_the_change();
         }
         let Some((at, call)) = kept else { return };
         let failed = is_busy(&call);
@@ -379,7 +335,7 @@ impl Watch {
             if whole {
                 self.whole_after = now + WHOLE_PAUSE_NS;
             }
-            self.look(Trigger::UmountFailed, whole);
+            self.scan(Trigger::UmountFailed, whole);
         }
     }
 
@@ -396,20 +352,20 @@ impl Watch {
             self.sink.send(at, change);
         }
         if changed && self.in_stop {
-            // The kernel tells of an unmount before the call returns. Looking now would add to its time.
+            // The kernel tells of an unmount before the call returns. Scanning now would add to its time.
             if self.calls.is_any_under_way() {
-                self.look_after_call = true;
+                self.scan_after_call = true;
             } else {
-                self.look_at_the_change();
+                self.scan_the_change();
             }
         }
         Ok(())
     }
 
-    /// Once the mount is gone only the units' own processes are looked at: all of /proc takes 4 ms of the reset that is being
+    /// Once the mount is gone only the units' own processes are scanned: all of /proc takes 4 ms of the reset that is being
     /// timed, and whoever else still has something of it is seen at the end of the step.
-    fn look_at_the_change(&mut self) {
-        self.look(Trigger::Mount, self.mounts.is_mounted());
+    fn scan_the_change(&mut self) {
+        self.scan(Trigger::Mount, self.mounts.is_mounted());
     }
 
     fn take_orders(&mut self) -> Result<()> {
@@ -426,7 +382,7 @@ impl Watch {
                 }
                 Order::StepEnded(step, answer) => {
                     if step == Step::Reset {
-                        self.look(Trigger::End, true);
+                        self.scan(Trigger::End, true);
                     }
                     self.step = None;
                     self.update_stop();
@@ -456,7 +412,7 @@ impl Watch {
         self.update_stop();
     }
 
-    /// Begins or ends the looking, as the step and the units have it.
+    /// Begins or ends the scans, as the step and the units have it.
     fn update_stop(&mut self) {
         let in_stop = match self.step {
             Some(Step::Reset) => true,
@@ -471,8 +427,8 @@ impl Watch {
         if in_stop {
             self.unit_tasks.clear();
             self.whole_after = 0;
-            self.last_look = None;
-            self.look(Trigger::Stop, true);
+            self.last_scan = None;
+            self.scan(Trigger::Stop, true);
         } else {
             self.record_held_back();
             self.next_tick = None;
@@ -514,9 +470,9 @@ impl Watch {
         unit.map_or(Role::Outside, |unit| self.roles.of(pid, unit, parent_of))
     }
 
-    /// Looks at who holds the mount and records it. Ticks that see what the look before saw are held back but
+    /// Scans for who holds the mount and records it. Ticks that see what the scan before saw are held back but
     /// for the last.
-    fn look(&mut self, trigger: Trigger, whole_proc: bool) {
+    fn scan(&mut self, trigger: Trigger, whole_proc: bool) {
         let at = self.sink.clock.now();
         let mut of_units = unit_cgroup::processes(&self.unit.control_group);
         let of_unit = of_units.len();
@@ -536,15 +492,15 @@ impl Watch {
         let mounted = self.mounts.is_mounted();
         let ended = self.sink.clock.now();
         let scan = Scan { trigger, whole_proc, cost_ns: ended - at, mounted, tasks };
-        self.record_look(at, scan);
+        self.record_scan(at, scan);
         if self.in_stop {
             self.next_tick = Some(ended + self.plan.sample_us * 1000);
         }
     }
 
-    fn record_look(&mut self, at: u64, scan: Scan) {
+    fn record_scan(&mut self, at: u64, scan: Scan) {
         let is_same = self
-            .last_look
+            .last_scan
             .as_ref()
             .is_some_and(|(mounted, tasks)| *mounted == scan.mounted && *tasks == scan.tasks);
         if scan.trigger == Trigger::Tick && is_same {
@@ -552,7 +508,7 @@ impl Watch {
             return;
         }
         self.record_held_back();
-        self.last_look = Some((scan.mounted, scan.tasks.clone()));
+        self.last_scan = Some((scan.mounted, scan.tasks.clone()));
         self.sink.send(at, What::Scan(scan));
     }
 
@@ -564,7 +520,7 @@ impl Watch {
 
     fn task(&self, task: scan::Task) -> Task {
         let role = self.role(task.pid, self.unit_of_cgroup(&task.cgroup));
-        // None only for a task that ended while it was looked at.
+        // None only for a task that ended while it was scanned.
         let namespace = task.namespace.map_or(Namespace { inode: 0, id: None }, |namespace| Namespace {
             inode: namespace.inode,
             id: namespace.id,

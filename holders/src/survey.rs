@@ -1,0 +1,523 @@
+//! What a question takes to be answered: mount tables of all namespaces, one walk over all tasks, what the kernel holds by
+//! itself, and what each reference found does to an unmount.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsString;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rustix::io::Errno;
+
+use crate::effect::Mounts;
+use crate::fdinfo;
+use crate::kernel;
+use crate::kernel_holders;
+use crate::mountinfo;
+use crate::namespace::{self, MountNamespace};
+use crate::proc;
+use crate::propagation::{self, Fate, Table};
+use crate::report::{
+    Carries, CutShort, Effect, Holder, KernelHolder, KernelKind, Kind, Member, MountCopy, NamespaceUse,
+    Phase, Reference, Report, Suspect, Unseen,
+};
+use crate::task::{self, Detail};
+use crate::unix_diag::{self, BoundSocket};
+use crate::walk::{self, Found, Link, MetNamespace, OnMount, TOO_LONG, Walk, Wanted};
+
+/// What is being found out.
+pub(crate) struct Survey<'a> {
+    pub(crate) proc_dir: BorrowedFd<'a>,
+    pub(crate) path: &'a Path,
+    pub(crate) mounts: Mounts,
+    pub(crate) is_device_given: bool,
+    pub(crate) detached: bool,
+    pub(crate) refused: bool,
+    /// `None` if the kernel lists no namespaces, or not to this user.
+    pub(crate) listed: Option<Vec<MountNamespace>>,
+    pub(crate) among: Option<&'a [u32]>,
+    pub(crate) deadline: Instant,
+    /// Namespaces without a table.
+    pub(crate) unlisted: Vec<MountNamespace>,
+    /// Those that are bound to a file; `None` if that can't be known.
+    pub(crate) sockets: Option<HashMap<u64, BoundSocket>>,
+    pub(crate) walk: Walk,
+}
+
+/// A walk shows where mounts are that the next one has to look for; the second settles that, unless somebody mounts
+/// all the while.
+const WALKS: usize = 3;
+
+/// The most suspects of each kind that are named.
+const MOST_SUSPECTS: usize = 64;
+/// The most files registered with one ring that are listed for one effect.
+const MOST_OF_A_RING: usize = 64;
+impl Survey<'_> {
+    /// Finds out: mount tables and tasks.
+    pub(crate) fn scan(&mut self) -> Result<(), Errno> {
+        let mut wanted = Wanted { carriers: self.refused, detail: Detail::All, ..Wanted::default() };
+        if self.among.is_none() {
+            self.sockets = unix_diag::bound_sockets().ok();
+        }
+        self.settle();
+        self.want(&mut wanted);
+        for _ in 0..WALKS {
+            let before = std::mem::take(&mut self.walk);
+            self.walk = walk::walk(&wanted, self.among, Some(self.deadline))?;
+            if self.walk.left.is_some() {
+                self.walk.add(before);
+            }
+            self.read_tables();
+            self.settle();
+            if self.is_late() || !self.want(&mut wanted) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// To be asked before something is done that is left out then.
+    fn is_late(&mut self) -> bool {
+        self.mounts.is_late |= self.walk.left.is_some() || Instant::now() >= self.deadline;
+        self.mounts.is_late
+    }
+
+    /// Adds the places where references can be; true if there are new ones.
+    fn want(&self, wanted: &mut Wanted) -> bool {
+        let mut is_new = wanted.mount_points.add(self.path);
+        for (at, _) in self.mounts.related() {
+            let mount = self.mounts.mount(at);
+            is_new |= wanted.mount_points.add(&mount.mount_point);
+            if !wanted.devices.contains(&mount.device) {
+                wanted.devices.push(mount.device);
+                is_new = true;
+            }
+        }
+        for &device in &self.mounts.devices {
+            if !wanted.devices.contains(&device) {
+                wanted.devices.push(device);
+                is_new = true;
+            }
+        }
+        let interesting = |device| {
+            let is_below = |&at: &usize| self.mounts.tables[0].mounts[at].device == device;
+            let below = self
+                .mounts
+                .target
+                .map(|target| propagation::submounts(&self.mounts.tables[0].mounts, target));
+            wanted.devices.contains(&device) || below.unwrap_or_default().iter().any(is_below)
+        };
+        let sockets = self.sockets.iter().flatten().filter(|(_, bound)| interesting(bound.device));
+        wanted.sockets = sockets.map(|(&inode, bound)| (inode, bound.device)).collect();
+        let related: HashSet<u64> =
+            self.mounts.related().iter().map(|(at, _)| self.mounts.mount(*at).id).collect();
+        wanted.devices_are_shared = self.mounts.target.is_some()
+            && self.mounts.tables[0]
+                .mounts
+                .iter()
+                .any(|mount| wanted.devices.contains(&mount.device) && !related.contains(&mount.id));
+        let detached = self.detached || (self.mounts.target.is_none() && !self.mounts.devices.is_empty());
+        is_new |= detached && !wanted.detached;
+        wanted.detached = detached;
+        is_new
+    }
+}
+
+impl Survey<'_> {
+    /// Reads the tables of the namespaces that the walk met or the kernel lists, and that are not known yet.
+    fn read_tables(&mut self) {
+        let met = std::mem::take(&mut self.walk.namespaces);
+        for namespace in &met {
+            if !self.is_known(namespace.inode)
+                && !self.is_late()
+                && let Some(table) = self.table_through(namespace)
+            {
+                self.mounts.tables.push(table);
+            }
+        }
+        self.walk.namespaces = met;
+        self.unlisted.clear();
+        for namespace in self.listed.clone().unwrap_or_default() {
+            if self.is_known(namespace.inode) {
+                continue;
+            }
+            if self.is_late() {
+                self.unlisted.push(namespace);
+                continue;
+            }
+            match kernel::mounts_of(namespace.id.unwrap_or_default()) {
+                Ok(mounts) => self.mounts.tables.push(Table { namespace, mounts }),
+                // It is gone.
+                Err(Errno::NOENT) => {}
+                Err(_) => self.unlisted.push(namespace),
+            }
+        }
+        let bound: Vec<u64> = self.binds().into_iter().map(|(inode, _)| inode).collect();
+        let open = self.walk.namespace_files.iter().map(|file| file.inode);
+        for inode in open.chain(bound).collect::<Vec<_>>() {
+            let is_noted = self.unlisted.iter().any(|unlisted| unlisted.inode == inode);
+            if self.listed.is_none() && !self.is_known(inode) && !is_noted {
+                self.unlisted.push(MountNamespace { inode, id: None });
+            }
+        }
+    }
+
+    fn is_known(&self, inode: u64) -> bool {
+        self.mounts.tables.iter().any(|table| table.namespace.inode == inode)
+    }
+
+    /// A namespace's table as a member sees it, with mount points made those of the namespace's root.
+    fn table_through(&self, met: &MetNamespace) -> Option<Table> {
+        let (pid, tid) = met.member;
+        let task = proc::open_thread(self.proc_dir, pid, tid).ok()?;
+        // The member may have moved, or its id be another task's by now.
+        if namespace::inode(task.as_fd()) != Ok(met.inode) {
+            return None;
+        }
+        let id = match &self.listed {
+            Some(listed) => listed.iter().find(|known| known.inode == met.inode).and_then(|known| known.id),
+            None => None,
+        };
+        let id = id.or_else(|| namespace::unique_id(task.as_fd()).ok().flatten());
+        let namespace = MountNamespace { inode: met.inode, id };
+        let is_whole = met.root == b"/";
+        if met.root.is_empty() {
+            // What the member is shown can't be told as paths from the namespace's root.
+            return kernel::mounts_of(id?).ok().map(|mounts| Table { namespace, mounts });
+        }
+        let mut mounts = mountinfo::of_task(task.as_fd()).ok()?;
+        if !is_whole {
+            let root = PathBuf::from(OsString::from_vec(met.root.clone()));
+            for mount in &mut mounts {
+                let below = mount.mount_point.strip_prefix("/").unwrap_or(&mount.mount_point);
+                mount.mount_point = if below == Path::new("") { root.clone() } else { root.join(below) };
+            }
+        }
+        // A member with another root directory is shown what lies below that, and no more; the rest may be listed.
+        if !is_whole
+            && let Some(id) = id
+            && let Ok(mut listed) = kernel::mounts_of(id)
+        {
+            mounts.retain(|mount| !listed.iter().any(|known| known.id == mount.id));
+            listed.append(&mut mounts);
+            mounts = listed;
+        }
+        Some(Table { namespace, mounts })
+    }
+
+    /// Where namespaces are bind mounted: inode number, mount point.
+    fn binds(&self) -> Vec<(u64, PathBuf)> {
+        namespace::binds(self.mounts.tables.iter().flat_map(|table| &table.mounts))
+    }
+
+    /// Concludes from the tables that are there.
+    fn settle(&mut self) {
+        self.mounts.settle();
+        if self.mounts.target.is_some() || self.is_device_given {
+            return;
+        }
+        // What lies at the path elsewhere, unless it is something that is mounted here as well: a unit's private
+        // /tmp is a directory of the host's root.
+        let (own, others) = self.mounts.tables.split_at(1);
+        for table in others {
+            let Some(at) = propagation::visible_at(&table.mounts, self.path) else { continue };
+            let device = table.mounts[at].device;
+            let is_here = own[0].mounts.iter().any(|mount| mount.device == device);
+            if !is_here && !self.mounts.devices.contains(&device) {
+                self.mounts.devices.push(device);
+            }
+        }
+    }
+
+    /// What was found.
+    pub(crate) fn report(mut self) -> Report {
+        let walk = std::mem::take(&mut self.walk);
+        let own = &self.mounts.tables[0];
+        let mut report = Report {
+            path: self.path.to_owned(),
+            namespace: own.namespace,
+            mount: self.mounts.target.map(|at| own.mounts[at].clone()),
+            lies_on: None,
+            stacked: 0,
+            devices: self.mounts.devices.clone(),
+            copies: self.copies(),
+            submounts: Vec::new(),
+            holders: Vec::new(),
+            kernel_holders: Vec::new(),
+            suspects: Vec::new(),
+            namespaces: self.namespace_uses(&walk),
+            unseen: Unseen {
+                processes: walk.denied,
+                namespaces: self.unlisted.clone(),
+                namespace_list: self.listed.is_some(),
+                cut_short: None,
+                bound_sockets: self.among.is_none() && self.sockets.is_none(),
+                references: walk.not_kept,
+            },
+            refused: self.refused,
+            processes: walk.processes,
+        };
+        match self.mounts.target {
+            Some(target) => {
+                let submounts = propagation::submounts(&own.mounts, target);
+                report.submounts = submounts.into_iter().map(|at| own.mounts[at].clone()).collect();
+                let same_place = own.mounts.iter().filter(|mount| mount.mount_point == self.path);
+                report.stacked = same_place.count().saturating_sub(1);
+            }
+            None => {
+                let lies_on = propagation::containing(&own.mounts, self.path);
+                report.lies_on = lies_on.map(|(at, _)| own.mounts[at].clone());
+            }
+        }
+        report.holders = self.holders(&walk);
+        if self.among.is_none() {
+            report.kernel_holders = self.kernel_holders();
+            if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {
+                report.suspects = self.suspects(&walk);
+            }
+        }
+        if self.mounts.is_late {
+            let left = walk.left.unwrap_or_default();
+            report.unseen.cut_short = Some(CutShort { processes: walk.processes, left });
+        }
+        report
+    }
+
+    fn copies(&self) -> Vec<MountCopy> {
+        self.mounts
+            .related()
+            .into_iter()
+            .filter(|(_, fate)| *fate != Some(Fate::Target))
+            .map(|(at, fate)| MountCopy {
+                mount: self.mounts.mount(at).clone(),
+                namespace: self.mounts.tables[at.table].namespace,
+                fate,
+            })
+            .collect()
+    }
+
+    fn namespace_uses(&self, walk: &Walk) -> Vec<NamespaceUse> {
+        let tables: HashSet<usize> = self.mounts.related().into_iter().map(|(at, _)| at.table).collect();
+        let mut tables: Vec<_> = tables.into_iter().filter(|&table| table != 0).collect();
+        tables.sort_unstable();
+        let known = tables.into_iter().map(|table| self.mounts.tables[table].namespace);
+        known
+            .chain(self.unlisted.iter().copied())
+            .map(|namespace| self.namespace_use(walk, namespace))
+            .collect()
+    }
+
+    fn namespace_use(&self, walk: &Walk, namespace: MountNamespace) -> NamespaceUse {
+        let met = walk.namespaces.iter().find(|met| met.inode == namespace.inode);
+        let files = walk.namespace_files.iter().filter(|file| file.inode == namespace.inode);
+        let binds = self.binds().into_iter().filter(|(inode, _)| *inode == namespace.inode);
+        NamespaceUse {
+            namespace,
+            processes: met.map_or(0, |met| met.processes),
+            member: met.and_then(|met| {
+                let task = proc::open_thread(self.proc_dir, met.member.0, met.member.1).ok()?;
+                // Another one may have the id by now.
+                if namespace::inode(task.as_fd()) != Ok(met.inode) {
+                    return None;
+                }
+                let about = task::about_task(task.as_fd());
+                Some(Member { pid: met.member.0, comm: about.comm, unit: about.unit })
+            }),
+            files: files.map(|file| (file.pid, file.fd)).collect(),
+            binds: binds.map(|(_, at)| at).collect(),
+        }
+    }
+
+    fn holders(&mut self, walk: &Walk) -> Vec<Holder> {
+        let in_rings = self.files_in_rings(walk);
+        let mut tasks: BTreeMap<(u32, u32), Vec<Reference>> = BTreeMap::new();
+        for found in &walk.found {
+            let namespace = self.namespace_of(walk, (found.pid, found.tid));
+            if let Some(reference) = self.reference(found, namespace) {
+                tasks.entry((found.pid, found.tid)).or_default().push(reference);
+            }
+        }
+        for (pid, reference) in in_rings {
+            tasks.entry((pid, pid)).or_default().push(reference);
+        }
+        let lineage = task::lineage(self.proc_dir);
+        let leaders: HashMap<u32, Vec<Reference>> = tasks
+            .iter()
+            .filter(|((pid, tid), _)| pid == tid)
+            .map(|((pid, _), references)| (*pid, references.clone()))
+            .collect();
+        let mut holders = Vec::new();
+        for ((pid, tid), mut references) in tasks {
+            if pid != tid
+                && let Some(leader) = leaders.get(&pid)
+            {
+                references.retain(|reference| !leader.contains(reference));
+            }
+            if references.is_empty() {
+                continue;
+            }
+            // Gone while it was scanned.
+            let Some(known) = walk.tasks.get(&(pid, tid)) else { continue };
+            let Some(start_time) = known.start_time else { continue };
+            let about = known.about.clone();
+            holders.push(Holder {
+                pid,
+                tid,
+                start_time,
+                phase: if walk.ending.contains(&pid) { Phase::Ending } else { known.phase },
+                relation: task::relation(&lineage, pid),
+                namespace: self.namespace_of(walk, (pid, tid)),
+                comm: about.comm,
+                cgroup: about.cgroup,
+                unit: about.unit,
+                references,
+            });
+        }
+        holders
+    }
+
+    /// The files that are registered with an io_uring instance, by process.
+    fn files_in_rings(&mut self, walk: &Walk) -> Vec<(u32, Reference)> {
+        let mut files = Vec::new();
+        for ring in walk.carriers.iter().filter(|carrier| carrier.is_ring) {
+            if self.is_late() {
+                break;
+            }
+            let Some((process, text)) = fdinfo::read(self.proc_dir, ring.pid, ring.fd) else { continue };
+            // Another one may have the id by now.
+            let known = walk.tasks.get(&(ring.pid, ring.pid)).and_then(|known| known.start_time);
+            if known.is_none() || task::start_time_of(process.as_fd()) != known {
+                continue;
+            }
+            let namespace = self.namespace_of(walk, (ring.pid, ring.pid));
+            let mut kept: HashMap<Effect, usize> = HashMap::new();
+            for path in fdinfo::registered_files(&text) {
+                let Some(effect) = self.mounts.effect_at(&path, namespace) else { continue };
+                let kept = kept.entry(effect).or_default();
+                *kept += 1;
+                if *kept <= MOST_OF_A_RING {
+                    let reference = Reference {
+                        kind: Kind::RegisteredFile { ring: ring.fd },
+                        path,
+                        mount_id: None,
+                        unique_mount_id: None,
+                        mount_namespace: None,
+                        effect,
+                    };
+                    files.push((ring.pid, reference));
+                }
+            }
+        }
+        files
+    }
+
+    fn namespace_of(&self, walk: &Walk, task: (u32, u32)) -> Option<MountNamespace> {
+        let inode = walk.tasks.get(&task)?.namespace?;
+        let known = self.mounts.tables.iter().find(|table| table.namespace.inode == inode);
+        Some(known.map_or(MountNamespace { inode, id: None }, |table| table.namespace))
+    }
+
+    /// `None` if the link turned out to have nothing to do with the mount.
+    fn reference(&self, found: &Found, namespace: Option<MountNamespace>) -> Option<Reference> {
+        let kind = match found.link {
+            Link::Cwd => Kind::Cwd,
+            Link::Root => Kind::Root,
+            Link::Exe => Kind::Exe,
+            Link::File(fd) => Kind::File { fd },
+            Link::Mapping => Kind::Mapping,
+            Link::Socket(fd) => Kind::Socket { fd },
+        };
+        if found.path.is_empty() {
+            return self.reference_without_path(kind, found.mount?);
+        }
+        let (path, effect, lies_in) = if let Link::Socket(_) = found.link {
+            let socket = self.sockets.as_ref()?.get(&walk::socket_inode(&found.path)?)?;
+            (socket.path.clone(), self.mounts.effect_of_socket(socket, namespace)?, None)
+        } else {
+            let path = PathBuf::from(OsString::from_vec(found.path.clone()));
+            let (effect, lies_in) = match found.mount {
+                Some(mount) => self.mounts.effect_on(mount.id, mount.device),
+                None => (self.mounts.effect_at(&path, namespace)?, None),
+            };
+            (path, effect, lies_in)
+        };
+        Some(Reference {
+            kind,
+            path,
+            mount_id: found.mount.map(|mount| mount.id),
+            unique_mount_id: found.mount.and_then(|mount| mount.unique),
+            mount_namespace: lies_in,
+            effect,
+        })
+    }
+
+    /// A reference whose path is longer than a link can show: it matters if the mount does.
+    fn reference_without_path(&self, kind: Kind, on: OnMount) -> Option<Reference> {
+        let (effect, lies_in) = self.mounts.effect_on(on.id, on.device);
+        if matches!(effect, Effect::Harmless | Effect::Unclear) {
+            return None;
+        }
+        let mut mounts = self.mounts.tables.iter().flat_map(|table| &table.mounts);
+        let mount_point = mounts.find(|mount| mount.id == on.id).map(|mount| mount.mount_point.as_path());
+        Some(Reference {
+            kind,
+            path: mount_point.unwrap_or(Path::new("/")).join(TOO_LONG),
+            mount_id: Some(on.id),
+            unique_mount_id: on.unique,
+            mount_namespace: lies_in,
+            effect,
+        })
+    }
+
+    fn kernel_holders(&self) -> Vec<KernelHolder> {
+        let own = &self.mounts.tables[0];
+        kernel_holders::kernel_files(&own.mounts)
+            .into_iter()
+            .filter_map(|file| {
+                let is_layer = matches!(file.kind, KernelKind::OverlayLayer(_));
+                // A copy that survives at the same path could as well be the one that it is on.
+                let effect = self.mounts.effect_at(&file.path, None)?;
+                let effect = if is_layer { Effect::KeepsSuperblock } else { effect };
+                let mounted_at = match &file.kind {
+                    KernelKind::Loop(name) => own
+                        .mounts
+                        .iter()
+                        .filter(|mount| mount.source == format!("/dev/{name}"))
+                        .map(|mount| mount.mount_point.clone())
+                        .collect(),
+                    _ => Vec::new(),
+                };
+                Some(KernelHolder { kind: file.kind, path: file.path, effect, mounted_at })
+            })
+            .collect()
+    }
+
+    fn suspects(&mut self, walk: &Walk) -> Vec<Suspect> {
+        let mut ending: Vec<u32> = walk.ending.iter().copied().collect();
+        ending.sort_unstable();
+        let comm =
+            |pid| walk.tasks.get(&(pid, pid)).map(|known| known.about.comm.clone()).unwrap_or_default();
+        let suspect = |pid| Suspect { pid, comm: comm(pid), fd: None, carries: Carries::Rest };
+        let ending: Vec<_> = ending.into_iter().take(MOST_SUSPECTS).map(suspect).collect();
+        let proc_dir = self.proc_dir;
+        let carriers = walk.carriers.iter().take_while(|_| !self.is_late());
+        carriers
+            .filter_map(|carrier| {
+                let (process, text) = fdinfo::read(proc_dir, carrier.pid, carrier.fd)?;
+                let carries = if carrier.is_ring {
+                    Carries::Registered(fdinfo::field(&text, "UserFiles:")?)
+                } else {
+                    Carries::InFlight(fdinfo::field(&text, "scm_fds:")?)
+                };
+                if matches!(carries, Carries::Registered(0) | Carries::InFlight(0)) {
+                    return None;
+                }
+                let comm = task::about_task(process.as_fd()).comm;
+                Some(Suspect { pid: carrier.pid, comm, fd: Some(carrier.fd), carries })
+            })
+            .take(MOST_SUSPECTS)
+            .chain(ending)
+            .collect()
+    }
+}

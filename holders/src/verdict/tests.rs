@@ -1,0 +1,147 @@
+//! What a report comes to, for every pattern, and how it is said.
+
+use super::*;
+use crate::report::samples::*;
+use crate::report::{Holder, Unseen};
+
+#[test]
+fn names_the_pattern() {
+    let held_by = |holders| Report { holders, ..mounted() };
+    let other = |effect| holder(35259, Relation::Other, effect);
+    let submount = mount("90 61 0:50 / /srv/merged/sub rw - tmpfs t rw");
+    let copies = |fate| Report { copies: vec![copy(Some(fate))], ..mounted() };
+    let in_flight = Suspect { pid: 7, comm: "a".to_owned(), fd: Some(4), carries: Carries::InFlight(1) };
+    let cut_short = || Unseen { cut_short: Some(CutShort { processes: 9, left: 1 }), ..mounted().unseen };
+    let cut = |report: Report| Report { unseen: cut_short(), ..report };
+    let cases: [(&str, Report, &str); 28] = [
+        ("nobody", mounted(), "nothing-in-the-way"),
+        ("a process", held_by(vec![other(Effect::BlocksUmount)]), "held-by-process"),
+        ("the caller", held_by(vec![holder(1, Relation::Caller, Effect::BlocksUmount)]), "held-by-yourself"),
+        (
+            "an ancestor",
+            held_by(vec![holder(1, Relation::Ancestor, Effect::BlocksUmount)]),
+            "held-by-yourself",
+        ),
+        (
+            "the caller and another",
+            held_by(vec![holder(1, Relation::Caller, Effect::BlocksUmount), other(Effect::BlocksUmount)]),
+            "held-by-process",
+        ),
+        // The caller's own harmless reference makes nothing of another's.
+        (
+            "another, while the caller is in a private copy",
+            held_by(vec![holder(1, Relation::Caller, Effect::KeepsSuperblock), other(Effect::BlocksUmount)]),
+            "held-by-process",
+        ),
+        ("a process in a private copy", held_by(vec![other(Effect::KeepsSuperblock)]), "outlives"),
+        ("the same path, another mount", held_by(vec![other(Effect::Harmless)]), "nothing-in-the-way"),
+        ("what can't be told is no accusation", held_by(vec![other(Effect::Unclear)]), "nothing-in-the-way"),
+        (
+            "a loop device",
+            Report { kernel_holders: vec![loop_device(Effect::BlocksUmount)], ..mounted() },
+            "held-by-kernel",
+        ),
+        (
+            "a loop device on a copy",
+            Report { kernel_holders: vec![loop_device(Effect::KeepsSuperblock)], ..mounted() },
+            "outlives",
+        ),
+        ("a submount", Report { submounts: vec![submount.clone()], ..mounted() }, "submounts"),
+        (
+            "a submount in use",
+            Report { submounts: vec![submount], holders: vec![other(Effect::BlocksSubmount)], ..mounted() },
+            "submounts",
+        ),
+        ("a copy that goes along", copies(Fate::UnmountedAlong), "only-listed"),
+        ("a private copy", copies(Fate::Survives(Reason::NotPropagated)), "outlives"),
+        ("refused", Report { refused: true, ..mounted() }, "not-visible"),
+        (
+            "refused, and a copy that goes along",
+            Report { refused: true, suspects: vec![in_flight], ..copies(Fate::UnmountedAlong) },
+            "not-visible",
+        ),
+        (
+            "nobody who may be looked at",
+            Report { unseen: Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
+            "not-allowed",
+        ),
+        ("nobody so far", cut(mounted()), "cut-short"),
+        ("nobody so far, and refused", cut(Report { refused: true, ..mounted() }), "cut-short"),
+        ("nobody so far at a path", cut(not_mounted()), "cut-short"),
+        ("a private copy so far", cut(copies(Fate::Survives(Reason::NotPropagated))), "cut-short"),
+        (
+            "the caller, so far",
+            cut(held_by(vec![holder(1, Relation::Caller, Effect::BlocksUmount)])),
+            "cut-short",
+        ),
+        ("a process, and perhaps others", cut(held_by(vec![other(Effect::BlocksUmount)])), "held-by-process"),
+        (
+            "some could not be reached, others not looked at",
+            Report { unseen: Unseen { processes: 3, ..cut_short() }, ..mounted() },
+            "cut-short",
+        ),
+        ("not mounted", not_mounted(), "not-mounted"),
+        (
+            "not mounted, but elsewhere",
+            Report { copies: vec![copy(None)], ..not_mounted() },
+            "alive-elsewhere",
+        ),
+        (
+            "not mounted, but in use",
+            Report { holders: vec![other(Effect::KeepsSuperblock)], ..not_mounted() },
+            "alive-elsewhere",
+        ),
+    ];
+    for (name, report, word) in cases {
+        let verdict = report.verdict();
+        assert_eq!(verdict.word(), word, "{name}");
+        let line = verdict.line();
+        assert!(!line.is_empty() && !line.contains('\n') && !line.ends_with('.'), "{name}: {line}");
+        if let Verdict::CutShort { .. } = verdict {
+            assert!(line.starts_with("the scan was cut short after 9 processes, with 1 more to look at; "));
+            assert!(!line.contains("nothing blocks") && verdict.blocks_umount() != Some(false), "{line}");
+        }
+    }
+}
+
+#[test]
+fn lines_for_a_person() {
+    let by = |relation| Report { holders: vec![holder(35259, relation, Effect::BlocksUmount)], ..mounted() };
+    let in_its_end = Holder { phase: Phase::Ending, ..holder(35260, Relation::Other, Effect::BlocksUmount) };
+    let ending = Suspect { pid: 7, comm: "srcds_linux".to_owned(), fd: None, carries: Carries::Rest };
+    let lines: Vec<String> = [
+        by(Relation::Other),
+        by(Relation::Caller),
+        by(Relation::Ancestor),
+        Report { holders: vec![in_its_end], ..mounted() },
+        Report { kernel_holders: vec![loop_device(Effect::BlocksUmount)], ..mounted() },
+        Report {
+            copies: vec![copy(Some(Fate::UnmountedAlong))],
+            namespaces: vec![unit_namespace()],
+            ..mounted()
+        },
+        Report { copies: vec![private_copy()], ..mounted() },
+        Report { refused: true, ..mounted() },
+        Report { refused: true, suspects: vec![ending], ..mounted() },
+        Report { unseen: Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
+        Report {
+            unseen: Unseen {
+                processes: 3,
+                cut_short: Some(CutShort { processes: 312, left: 40 }),
+                ..mounted().unseen
+            },
+            ..mounted()
+        },
+        not_mounted(),
+        Report { copies: vec![copy(None)], ..not_mounted() },
+        mounted(),
+    ]
+    .iter()
+    .flat_map(|report| {
+        let verdict = report.verdict();
+        let advice = verdict.advice().into_iter().map(|advice| format!("  - {advice}"));
+        std::iter::once(verdict.line()).chain(advice).collect::<Vec<_>>()
+    })
+    .collect();
+    insta::assert_snapshot!(lines.join("\n"));
+}
