@@ -19,7 +19,7 @@ use left4me_helper::error::HelperError;
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
 use left4me_helper::unit_end::{Next, Plan, Wait};
-use left4me_helper::{account, busy, journal, layers, mountinfo, overlay, purge};
+use left4me_helper::{account, busy_note, journal, layers, mountinfo, overlay, purge};
 
 mod control;
 
@@ -124,9 +124,9 @@ pub fn journal(data: &[u8]) {
 /// The note of a refused unmount: a line of it, if it is of the time that is asked about.
 pub fn busy_note(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    if let Some(line) = busy::parse_note(&text, &(1..=9)) {
+    if let Some(line) = busy_note::parse_note(&text, &(1..=9)) {
         assert!(text.contains(&line) && !line.ends_with('\n'));
-        assert_eq!(busy::parse_note(&text, &(10..=u64::MAX)), None);
+        assert_eq!(busy_note::parse_note(&text, &(10..=u64::MAX)), None);
     }
 }
 

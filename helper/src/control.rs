@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 
 use holders::shown;
 
-use crate::busy;
-use crate::error::{HelperError, chain};
+use crate::busy_note;
+use crate::chain::chain;
+use crate::error::HelperError;
 use crate::instance::{Instance, STATE_DIR};
 use crate::purge;
 use crate::report::{Exec, Exit, OverlayUnit, Phases, Report, SCHEMA_VERSION};
@@ -450,7 +451,7 @@ impl Run<'_> {
     fn busy_note(&self, run: &ExecRun) -> Option<String> {
         let state = self.state().ok()?;
         let runtime = directory_beneath(state.runtime().ok()??, Path::new(self.instance.as_str())).ok()?;
-        busy::note_of(runtime, &(run.started_us..=run.exited_us))
+        busy_note::note_of(runtime, &(run.started_us..=run.exited_us))
     }
 
     /// Makes a success of a reset that did all it is for: that the server failed in it, or before, is a note, and the

@@ -63,11 +63,15 @@ pub enum HelperError {
     TooManyLayers {
         /// How many there are, the installation among them.
         count: usize,
+        /// How many it takes.
+        most: usize,
     },
     /// The options do not fit in the page `mount(2)` copies, on a kernel that takes layers no other way.
     TooLongOptions {
         /// Length of the option string, bytes.
         bytes: usize,
+        /// How many `mount(2)` copies.
+        most: usize,
     },
     /// Somebody other than root could swap what lies in a directory on the way to the overlay.
     NotRoots {
@@ -225,16 +229,14 @@ impl fmt::Display for HelperError {
                  move the directory there, or bind-mount it there",
                 path.display()
             ),
-            Self::TooManyLayers { count } => write!(
+            Self::TooManyLayers { count, most } => write!(
                 f,
-                "too many overlays: they and the installation are {count} layers, and overlayfs takes {}",
-                crate::overlay::MAX_LAYERS
+                "too many overlays: they and the installation are {count} layers, and overlayfs takes {most}"
             ),
-            Self::TooLongOptions { bytes } => write!(
+            Self::TooLongOptions { bytes, most } => write!(
                 f,
-                "too many overlays for this kernel: the mount options take {bytes} bytes and mount(2) copies {} at \
-                 most; list fewer overlays, give them shorter names, or use Linux 6.8 or newer",
-                crate::overlay::MAX_OPTIONS
+                "too many overlays for this kernel: the mount options take {bytes} bytes and mount(2) copies {most} at \
+                 most; list fewer overlays, give them shorter names, or use Linux 6.8 or newer"
             ),
             Self::NotRoots { path, uid, mode } => write!(
                 f,
@@ -332,19 +334,6 @@ impl Error for HelperError {
     }
 }
 
-/// The whole chain of an error in one line, outermost first.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(cause.to_string().trim_end());
-        next = cause.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,11 +366,5 @@ mod tests {
         for (error, code) in cases {
             assert_eq!(error.exit_code(), code, "{error}");
         }
-    }
-
-    #[test]
-    fn the_chain_is_printed_once() {
-        let error = HelperError::Umount { path: "/m".into(), source: Errno::PERM };
-        assert_eq!(chain(&error), "umount /m: Operation not permitted (os error 1)");
     }
 }

@@ -6,8 +6,9 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::chain::chain;
 use crate::control::{Action, Host, run};
-use crate::error::{HelperError, chain};
+use crate::error::HelperError;
 use crate::instance::Instance;
 use crate::report::Report;
 use crate::state::StateDir;

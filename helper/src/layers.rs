@@ -121,7 +121,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::error::chain;
+    use crate::chain::chain;
 
     #[test]
     fn the_order_of_the_file_is_the_order_of_the_layers() {

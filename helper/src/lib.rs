@@ -7,12 +7,13 @@
 //! The feature `control` adds what `l4d2ctl` decides, `dbus` (on by default) what talks to systemd; the helper is built
 //! without either.
 
-pub mod error;
-
 pub mod account;
 pub mod arguments;
 pub mod busy;
+pub mod busy_note;
 pub mod cgroup;
+pub mod chain;
+pub mod error;
 pub mod instance;
 pub mod journal;
 pub mod layers;

@@ -21,8 +21,9 @@ use rustix::mount::{
 };
 
 use crate::account::Account;
-use crate::busy;
-use crate::error::{HelperError, chain};
+use crate::busy_note;
+use crate::chain::chain;
+use crate::error::HelperError;
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
 use crate::mountinfo;
@@ -98,7 +99,7 @@ pub struct MountPlan {
 /// [`HelperError::TooManyLayers`] if there are more than overlayfs takes.
 pub fn plan(paths: &Paths, lower: Vec<PathBuf>) -> Result<MountPlan, HelperError> {
     if lower.len() > MAX_LAYERS {
-        return Err(HelperError::TooManyLayers { count: lower.len() });
+        return Err(HelperError::TooManyLayers { count: lower.len(), most: MAX_LAYERS });
     }
     let joined: Vec<_> = lower.iter().map(|path| escape(path)).collect();
     let options = format!(
@@ -176,7 +177,7 @@ pub fn mount_by(
     }
     let lower = opened.map_or_else(lower, Ok)?;
     // What an earlier unmount was refused for is not so any more.
-    busy::remove_note(&runtime, &paths.runtime)?;
+    busy_note::remove_note(&runtime, &paths.runtime)?;
     let [upper, work, merged] = [&DIRECTORIES[0], &DIRECTORIES[1], &DIRECTORIES[2]]
         .map(|directory| ensure_directory(&runtime, directory, paths, server));
     attach(&Layers { lower, upper: upper?, work: work?, merged: merged? }, paths, plan, methods)?;
@@ -212,8 +213,8 @@ pub fn umount(
             // Somebody else unmounted it since the table was read: EINVAL is 'not a mountpoint'.
             Err(Errno::INVAL | Errno::NOENT) => Outcome::Already,
             Err(Errno::BUSY) => {
-                let verdict = busy::verdict(&paths.merged);
-                if let Err(error) = busy::leave_note(&runtime, &paths.runtime, &verdict) {
+                let verdict = busy_note::verdict(&paths.merged);
+                if let Err(error) = busy_note::leave_note(&runtime, &paths.runtime, &verdict) {
                     note(chain(&error));
                 }
                 return Err(HelperError::Busy { path: paths.merged.clone(), verdict });
@@ -364,7 +365,7 @@ fn attach_by(method: Method, layers: &Layers, paths: &Paths, plan: &MountPlan) -
 
 fn attach_by_options(layers: &Layers, paths: &Paths, plan: &MountPlan) -> Result<(), HelperError> {
     if plan.options.len() > MAX_OPTIONS {
-        return Err(HelperError::TooLongOptions { bytes: plan.options.len() });
+        return Err(HelperError::TooLongOptions { bytes: plan.options.len(), most: MAX_OPTIONS });
     }
     let failed = |source| mount_error(paths, plan, source, String::new());
     let options = CString::new(plan.options.as_str()).map_err(|_nul| failed(Errno::INVAL))?;

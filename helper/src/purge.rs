@@ -136,7 +136,7 @@ pub fn sweep(state: &StateDir, paths: &Paths, note: &mut dyn FnMut(String)) {
     let mut tell = |error: &HelperError| {
         note(format!(
             "what an interrupted reset left stays for the next one: {}",
-            crate::error::chain(error)
+            crate::chain::chain(error)
         ));
     };
     let runtimes = match state.runtime() {
@@ -621,7 +621,7 @@ mod tests {
         fs::write(&paths.trash, "").unwrap();
         fs::create_dir(paths.all_runtimes.join(".purge-3.2")).unwrap();
         let error = reset(&paths, &table(directory.path(), "")).unwrap_err();
-        assert!(crate::error::chain(&error).contains("runtime/.purge-3: "), "{error}");
+        assert!(crate::chain::chain(&error).contains("runtime/.purge-3: "), "{error}");
         let left: Vec<_> =
             fs::read_dir(&paths.all_runtimes).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, [".purge-3"]);

@@ -296,7 +296,7 @@ mod tests {
                 break error;
             }
         };
-        assert!(crate::error::chain(&full).contains("write "), "{full}");
+        assert!(crate::chain::chain(&full).contains("write "), "{full}");
     }
 
     #[test]

@@ -282,7 +282,7 @@ fn inside_every_way_to_mount_takes_any_name() {
                 Ok(outcome) => assert_eq!(outcome, Outcome::Done),
                 // This kernel does not know the method.
                 Err(HelperError::Mount { source: rustix::io::Errno::NOSYS, .. }) => continue,
-                Err(error) => panic!("{method:?} {name:?}: {}", left4me_helper::error::chain(&error)),
+                Err(error) => panic!("{method:?} {name:?}: {}", left4me_helper::chain::chain(&error)),
             }
             tried += 1;
             assert_eq!(fs::read_to_string(paths.merged.join("game")).unwrap(), name, "{method:?}");

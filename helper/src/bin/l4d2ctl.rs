@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde::Serialize;
 
+use left4me_helper::chain::chain;
 use left4me_helper::cli::{Cli, Command, How, ResetTarget, StatusTarget, StopTarget, Target};
 use left4me_helper::control::{self, Action, Host};
 use left4me_helper::doctor::{self, Finding, Mountpoint, UnitSetup};
-use left4me_helper::error::chain;
 use left4me_helper::fleet::{self, Times};
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::neighbours::{self, Neighbours};
