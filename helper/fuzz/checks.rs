@@ -1,5 +1,5 @@
 //! What must hold for any input, one function a parser or planner. The fuzz targets call these with what libFuzzer
-//! makes up; `helper/tests/corpus.rs` calls them with the corpus, as an ordinary test.
+//! makes up; `ctl/tests/corpus.rs` calls them with the corpus, as an ordinary test.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 pub use control::control;
 pub use holders::checks::{kernel_files, propagation, statmount, task, verdict};
+use left4me_ctl::cli;
+use left4me_ctl::doctor::{self, Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
+use left4me_ctl::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
 use left4me_helper::arguments::{Action, Command, MAX_WAIT};
 use left4me_helper::cgroup::UnitCgroup;
-use left4me_helper::cli;
-use left4me_helper::doctor::{self, Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::{Instance, STATE_DIR};
-use left4me_helper::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
 use left4me_helper::unit_end::{Next, Plan, Wait};
 use left4me_helper::{account, busy_note, journal, layers, mountinfo, overlay, purge};
 

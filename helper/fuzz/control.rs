@@ -7,11 +7,9 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use left4me_helper::control::{self, Action, Host};
-use left4me_helper::report::{self, Exit, Report};
-use left4me_helper::units::{
-    Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError,
-};
+use left4me_ctl::control::{self, Action, Host};
+use left4me_ctl::report::{self, Exit, Report};
+use left4me_ctl::units::{Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError};
 
 const SERVER: &str = "left4me-server@3.service";
 const OVERLAY: &str = "left4me-overlay@3.service";

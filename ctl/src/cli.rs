@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use left4me_helper::instance::Instance;
 
 use crate::control::DEFAULT_TIMEOUT;
-use crate::instance::Instance;
 
 /// What the manual page and the help of a command say besides its options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::time::Instant;
 
-use crate::instance::Instance;
+use left4me_helper::instance::Instance;
 
 /// Something of each of an instance's two units.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -12,14 +12,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use holders::shown;
+use left4me_helper::busy_note;
+use left4me_helper::chain::chain;
+use left4me_helper::error::HelperError;
+use left4me_helper::instance::{Instance, STATE_DIR};
+use left4me_helper::purge;
+use left4me_helper::state::{StateDir, directory_beneath};
 
-use crate::busy_note;
-use crate::chain::chain;
-use crate::error::HelperError;
-use crate::instance::{Instance, STATE_DIR};
-use crate::purge;
 use crate::report::{Exec, Exit, OverlayUnit, Phases, Report, SCHEMA_VERSION};
-use crate::state::{StateDir, directory_beneath};
 use crate::units::{
     CLD_DUMPED, CLD_EXITED, CLD_KILLED, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError,
 };

@@ -1,4 +1,4 @@
-//! Writes the manual pages of `l4d2ctl` and its completions into `deploy/files`: `cargo run -p left4me-helper --example
+//! Writes the manual pages of `l4d2ctl` and its completions into `deploy/files`: `cargo run -p left4me-ctl --example
 //! generate`. A test compares what lies there with what this makes, so that neither is forgotten. The page of
 //! `left4me-overlay` is written by hand: its command line is not clap's.
 
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap_complete::Shell;
 use clap_mangen::Man;
 use clap_mangen::roff::{Roff, bold, roman};
-use left4me_helper::cli::{self, Page};
+use left4me_ctl::cli::{self, Page};
 
 fn main() -> std::io::Result<()> {
     for (path, content) in files() {

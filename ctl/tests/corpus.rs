@@ -1,10 +1,10 @@
 //! The fuzz targets' corpus as an ordinary test: what libFuzzer has found once stays found.
 
-#[path = "../fuzz/checks.rs"]
+#[path = "../../helper/fuzz/checks.rs"]
 #[expect(unreachable_pub, reason = "a library of its own for the fuzz targets")]
 mod checks;
 // The trees that the purge is given hold links to `/` and `..`.
-#[path = "support/playground.rs"]
+#[path = "../../helper/tests/support/playground.rs"]
 mod playground;
 
 use std::path::Path;
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 #[test]
 fn every_file_of_the_corpus_passes_its_check() {
     playground::run("every_file_of_the_corpus_passes_its_check", || {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helper/fuzz/corpus");
         for (name, check) in checks::CHECKS {
             let files: Vec<_> = std::fs::read_dir(corpus.join(name))
                 .expect(name)
@@ -32,7 +32,7 @@ fn every_file_of_the_corpus_passes_its_check() {
 
 #[test]
 fn every_directory_of_the_corpus_and_every_target_is_a_checks() {
-    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz");
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helper/fuzz");
     let mut names: Vec<_> = checks::CHECKS.iter().map(|(name, _)| (*name).to_owned()).collect();
     names.sort();
     for (directory, suffix) in [("corpus", ""), ("fuzz_targets", ".rs")] {
@@ -50,7 +50,7 @@ fn every_directory_of_the_corpus_and_every_target_is_a_checks() {
 #[test]
 fn what_is_like_the_corpus_passes_its_check() {
     playground::run("what_is_like_the_corpus_passes_its_check", || {
-        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus");
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../helper/fuzz/corpus");
         for (name, check) in checks::CHECKS {
             let files: Vec<Vec<u8>> = std::fs::read_dir(corpus.join(name))
                 .expect(name)

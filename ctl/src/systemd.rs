@@ -17,13 +17,13 @@ use std::time::{Duration, Instant};
 use async_io::{Timer, block_on};
 use futures_lite::{StreamExt, future};
 use futures_util::future::{try_join, try_join_all, try_join3, try_join4, try_join5};
+use left4me_helper::instance::Instance;
 use zbus::connection::Builder;
 use zbus::message::Body;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 use zbus::{Connection, Message, MessageStream};
 
 use crate::doctor::{Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
-use crate::instance::Instance;
 use crate::job::{Heard, JobWatch, Question};
 use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
 use crate::units::{

@@ -10,13 +10,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use left4me_helper::error::HelperError;
+use left4me_helper::instance::Instance;
+use left4me_helper::purge::MAX_DEPTH;
+use left4me_helper::state::{StateDir, beneath, directory_beneath, proc_path};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
-
-use crate::error::HelperError;
-use crate::instance::Instance;
-use crate::purge::MAX_DEPTH;
-use crate::state::{StateDir, beneath, directory_beneath, proc_path};
 
 /// How many entries of any kind are looked at: where there are more, their number does not matter.
 pub const MAX_ENTRIES: u64 = 10_000;
@@ -296,7 +295,7 @@ mod tests {
                 break error;
             }
         };
-        assert!(crate::chain::chain(&full).contains("write "), "{full}");
+        assert!(left4me_helper::chain::chain(&full).contains("write "), "{full}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! `l4d2ctl start|stop|reset|status|doctor <id>...`: the printing. The command line is `left4me_helper::cli`, the work
-//! `left4me_helper::control` and `left4me_helper::fleet`.
+//! `l4d2ctl start|stop|reset|status|doctor <id>...`: the printing. The command line is `left4me_ctl::cli`, the work
+//! `left4me_ctl::control` and `left4me_ctl::fleet`.
 //!
 //! Nothing that is printed stops what is being done: what cannot be printed is status 1 at the end.
 
@@ -13,17 +13,17 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde::Serialize;
 
+use left4me_ctl::cli::{Cli, Command, How, ResetTarget, StatusTarget, StopTarget, Target};
+use left4me_ctl::control::{self, Action, Host};
+use left4me_ctl::doctor::{self, Finding, Mountpoint, UnitSetup};
+use left4me_ctl::fleet::{self, Times};
+use left4me_ctl::neighbours::{self, Neighbours};
+use left4me_ctl::report::{self, Exit, Problem, Report, SCHEMA_VERSION};
+use left4me_ctl::systemd::Systemd;
+use left4me_ctl::units::UnitsError;
+use left4me_ctl::warning;
 use left4me_helper::chain::chain;
-use left4me_helper::cli::{Cli, Command, How, ResetTarget, StatusTarget, StopTarget, Target};
-use left4me_helper::control::{self, Action, Host};
-use left4me_helper::doctor::{self, Finding, Mountpoint, UnitSetup};
-use left4me_helper::fleet::{self, Times};
 use left4me_helper::instance::{Instance, STATE_DIR};
-use left4me_helper::neighbours::{self, Neighbours};
-use left4me_helper::report::{self, Exit, Problem, Report, SCHEMA_VERSION};
-use left4me_helper::systemd::Systemd;
-use left4me_helper::units::UnitsError;
-use left4me_helper::warning;
 
 /// What questions may take on top of the job itself.
 const MARGIN: Duration = Duration::from_secs(10);

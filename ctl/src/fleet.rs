@@ -6,12 +6,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::chain::chain;
+use left4me_helper::chain::chain;
+use left4me_helper::error::HelperError;
+use left4me_helper::instance::Instance;
+use left4me_helper::state::StateDir;
+
 use crate::control::{Action, Host, run};
-use crate::error::HelperError;
-use crate::instance::Instance;
 use crate::report::Report;
-use crate::state::StateDir;
 use crate::units::{Activity, Units, UnitsError, is_down};
 use crate::warning::{self, Running};
 

@@ -8,11 +8,11 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use left4me_helper::instance::Instance;
+use left4me_helper::unit_end::DEFAULT_WAIT;
 use serde::Serialize;
 
 use crate::control::DEFAULT_TIMEOUT;
-use crate::instance::Instance;
-use crate::unit_end::DEFAULT_WAIT;
 
 /// How much longer than the helper's own wait a stop phase has to be: the unmount itself, and the writing back of what
 /// is dirty.
@@ -22,7 +22,7 @@ const MARGIN: Duration = Duration::from_secs(3);
 pub(crate) const MS_PRIVATE: u64 = 1 << 18;
 
 /// An instance's mountpoint, by each name that a setting may have for it: the one below
-/// [`STATE_DIR`](crate::instance::STATE_DIR), and, where that is a link, the one that the mount table has.
+/// [`STATE_DIR`](left4me_helper::instance::STATE_DIR), and, where that is a link, the one that the mount table has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Mountpoint(Vec<PathBuf>);
 
