@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::Instance;
-use left4me_helper::purge::MAX_DEPTH;
 use left4me_helper::state::{StateDir, beneath, directory_beneath, proc_path};
+use left4me_helper::tree::MAX_DEPTH;
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, RawDir, ResolveFlags};
 use rustix::io::Errno;
 

@@ -19,7 +19,7 @@ use left4me_helper::cgroup::UnitCgroup;
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::{Instance, STATE_DIR};
 use left4me_helper::unit_end::{Next, Plan, Wait};
-use left4me_helper::{account, busy_note, journal, layers, mountinfo, overlay, purge};
+use left4me_helper::{account, busy_note, journal, layers, mountinfo, overlay, tree};
 
 mod control;
 
@@ -176,7 +176,7 @@ pub fn purge(data: &[u8]) {
         let name = at.join(["a", ".moved-0", ".moved-1", "b\nc"][usize::from(byte >> 6)]);
         let down = match byte % 8 {
             0..=2 => name,
-            3 => (0..purge::MAX_DEPTH + 2).fold(name, |path, _| path.join("d")),
+            3 => (0..tree::MAX_DEPTH + 2).fold(name, |path, _| path.join("d")),
             // What has the name already keeps it.
             4 | 5 => {
                 drop(fs::File::create_new(name));
@@ -197,7 +197,7 @@ pub fn purge(data: &[u8]) {
         }
     }
     let parent = fs::File::open(place.path()).expect("open");
-    let delete = |deadline| purge::remove_tree(&parent, "t", &tree, deadline);
+    let delete = |deadline| tree::remove_tree(&parent, "t", &tree, deadline);
     match delete(Instant::now()) {
         Ok(()) => assert!(!tree.exists()),
         Err(error) => assert!(matches!(error, HelperError::OutOfTime(_)) && tree.exists(), "{error}"),

@@ -22,4 +22,5 @@ pub mod overlay;
 pub mod privileges;
 pub mod purge;
 pub mod state;
+pub mod tree;
 pub mod unit_end;

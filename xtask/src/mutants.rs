@@ -209,12 +209,12 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "purge-follows-links-and-crosses-mounts",
-        file: "helper/src/purge.rs",
+        file: "helper/src/tree.rs",
         change: Change::Replace {
             find: "resolve: ResolveFlags::NO_XDEV.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::BENEATH),",
             replace: "resolve: ResolveFlags::empty(),",
         },
-        red: &[Run::Cargo(&["-p", "left4me-helper", "--lib", "purge::"])],
+        red: &[Run::Cargo(&["-p", "left4me-helper", "--lib", "tree::"])],
     },
     Mutant {
         name: "holders-sees-no-threads",
