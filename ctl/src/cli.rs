@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use left4me_helper::instance::Instance;
 
-use crate::control::DEFAULT_TIMEOUT;
+use crate::actions::DEFAULT_TIMEOUT;
 
 /// What the manual page and the help of a command say besides its options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

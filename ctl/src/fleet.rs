@@ -11,7 +11,8 @@ use left4me_helper::error::HelperError;
 use left4me_helper::instance::Instance;
 use left4me_helper::state::StateDir;
 
-use crate::control::{Action, Host, run};
+use crate::actions::{Action, Host};
+use crate::control::run;
 use crate::report::Report;
 use crate::units::{Activity, Units, UnitsError, is_down};
 use crate::warning::{self, Running};
@@ -192,7 +193,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::control::DEFAULT_TIMEOUT;
+    use crate::actions::DEFAULT_TIMEOUT;
     use crate::units::{Ended, Job, Lines, Names, Pair, UnitState};
 
     /// Plays systemd: of the servers those run that are listed, until they are stopped; and what it is asked.

@@ -4,6 +4,7 @@
 //! Paths, names, the lock and the delete are the root helper's ([`left4me_helper`]). What is decided is pure values over
 //! [`units::Units`], with tests beside them; only `systemd` and `job` speak D-Bus.
 
+pub mod actions;
 pub mod cli;
 pub mod control;
 pub mod doctor;

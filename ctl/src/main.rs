@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde::Serialize;
 
+use left4me_ctl::actions::{Action, Host};
 use left4me_ctl::cli::{Cli, Command, How, ResetTarget, StatusTarget, StopTarget, Target};
-use left4me_ctl::control::{self, Action, Host};
+use left4me_ctl::control;
 use left4me_ctl::doctor::{self, Finding, Mountpoint, UnitSetup};
 use left4me_ctl::fleet::{self, Times};
 use left4me_ctl::neighbours::{self, Neighbours};

@@ -7,7 +7,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use left4me_ctl::control::{self, Action, Host};
+use left4me_ctl::actions::{Action, Host};
+use left4me_ctl::control;
 use left4me_ctl::report::{self, Exit, Report};
 use left4me_ctl::units::{Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError};
 

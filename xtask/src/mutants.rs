@@ -125,7 +125,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "reset-goes-on-while-it-is-mounted",
-        file: "ctl/src/control.rs",
+        file: "ctl/src/control/stop.rs",
         change: Change::Replace {
             find: "        if !self.report.still_mounted.is_empty() {\n            return Err(self.left_mounted(&stop, \" and nothing",
             replace: "        if false {\n            return Err(self.left_mounted(&stop, \" and nothing",
@@ -135,7 +135,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "reset-deletes-after-a-cancelled-stop",
-        file: "ctl/src/control.rs",
+        file: "ctl/src/control/stop.rs",
         change: Change::Replace {
             find: "        if let Some(refused) = stop.refused {\n            // A server can run",
             replace: "        if let Some(refused) = stop.refused.clone().filter(|_| false) {\n            // A server can run",
