@@ -2,15 +2,13 @@
 //! their units defeats the design.
 //!
 //! Paths, names, the lock and the delete are the root helper's ([`left4me_helper`]). What is decided is pure values over
-//! [`units::Units`], with tests beside them; only `systemd` and `job` speak D-Bus.
+//! [`units::Units`], with tests beside them; only `systemd` speaks D-Bus.
 
 pub mod actions;
 pub mod cli;
 pub mod control;
 pub mod doctor;
 pub mod fleet;
-#[cfg(feature = "dbus")]
-mod job;
 pub mod neighbours;
 pub mod report;
 #[cfg(feature = "dbus")]

@@ -147,7 +147,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a-job-ends-by-anybodys-word",
-        file: "ctl/src/job.rs",
+        file: "ctl/src/systemd/job.rs",
         change: Change::Replace {
             find: "    one == other\n",
             replace: "    one == other || other.is_some()\n",

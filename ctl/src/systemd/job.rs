@@ -16,12 +16,12 @@ use zbus::message::{self, Message};
 use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::zvariant::OwnedObjectPath;
 
-use crate::systemd::{MANAGER, MANAGER_PATH, explain, listed};
+use super::bus::{MANAGER, MANAGER_PATH, explain, listed};
 use crate::units::{Ended, Names, Pair, UnitsError};
 
 /// What was asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Question {
+pub(super) enum Question {
     /// The bus, to pass on the ends of the unit's jobs.
     Match,
     /// To keep a unit loaded: an inactive one is forgotten as soon as its job is done, with the exit statuses that
@@ -39,7 +39,7 @@ pub(crate) enum Question {
 
 /// What a message comes to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Heard {
+pub(super) enum Heard {
     /// Nothing yet.
     Nothing,
     /// Somebody else than the one who queued the job says that it has ended: the bus has to be asked who systemd is.
@@ -59,7 +59,7 @@ struct Told {
 /// The wait for a job's end: it is given every message that comes, and says when that was it. Over a connection
 /// without a bus no message has a sender, and all are the other end's.
 #[derive(Debug)]
-pub(crate) struct JobWatch {
+pub(super) struct JobWatch {
     names: Names,
     unit: String,
     asked: Vec<(NonZeroU32, Question)>,
@@ -75,7 +75,7 @@ pub(crate) struct JobWatch {
 
 impl JobWatch {
     /// The wait for the end of a job of `unit`, one of the two.
-    pub(crate) fn new(names: &Names, unit: &str) -> Self {
+    pub(super) fn new(names: &Names, unit: &str) -> Self {
         Self {
             names: names.clone(),
             unit: unit.to_owned(),
@@ -88,7 +88,7 @@ impl JobWatch {
     }
 
     /// Says that a call was sent.
-    pub(crate) fn asked(&mut self, question: Question, serial: NonZeroU32) {
+    pub(super) fn asked(&mut self, question: Question, serial: NonZeroU32) {
         self.asked.push((serial, question));
     }
 
@@ -96,7 +96,7 @@ impl JobWatch {
     ///
     /// # Errors
     /// It is a reply that says no.
-    pub(crate) fn hear(&mut self, message: &Message) -> Result<Heard, UnitsError> {
+    pub(super) fn hear(&mut self, message: &Message) -> Result<Heard, UnitsError> {
         match message.message_type() {
             message::Type::Signal => Ok(self.signal(message)),
             message::Type::MethodReturn | message::Type::Error => self.reply(message),
@@ -211,7 +211,7 @@ mod tests {
     use zbus::zvariant::DynamicType;
 
     use super::*;
-    use crate::systemd::ListedUnit;
+    use crate::systemd::bus::ListedUnit;
 
     const UNIT: &str = "left4me-overlay@3.service";
     const SYSTEMD: &str = ":1.2";
