@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use left4me_helper::instance::STATE_DIR;
 use left4me_helper::purge;
+use serde::{Deserialize, Serialize};
 
 /// How long a job may take unless told otherwise: the stop timeouts of both units, and as much in hand as a slow machine
 /// may want.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// What is asked of an instance.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Action {
     /// Mount the overlay and start the server.
     Start,

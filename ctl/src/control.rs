@@ -90,7 +90,7 @@ pub fn not_begun(action: Action, instance: &Instance, error: &UnitsError) -> Rep
 fn empty(action: Action, instance: &Instance) -> Report {
     Report {
         schema_version: SCHEMA_VERSION,
-        action: action.word(),
+        action,
         instance: instance.to_string(),
         unit: instance.unit(),
         ok: false,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use left4me_helper::instance::Instance;
 use left4me_helper::unit_end::DEFAULT_WAIT;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::actions::DEFAULT_TIMEOUT;
 
@@ -179,12 +179,12 @@ pub struct ExecLine {
 }
 
 /// Something that defeats the design.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// The unit that has the setting, if it is not the server's own.
     pub unit: Option<String>,
     /// The setting.
-    pub setting: &'static str,
+    pub setting: String,
     /// What it does.
     pub problem: String,
     /// What to write instead.
@@ -204,12 +204,17 @@ impl fmt::Display for Finding {
 #[must_use]
 pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
     let mut found = Vec::new();
-    server_rules(setup, &mut |setting, problem, remedy: &str| {
-        found.push(Finding { unit: None, setting, problem, remedy: remedy.to_owned() });
+    server_rules(setup, &mut |setting: &str, problem, remedy: &str| {
+        found.push(Finding { unit: None, setting: setting.to_owned(), problem, remedy: remedy.to_owned() });
     });
     let unit = &setup.overlay.unit;
     overlay_rules(&setup.overlay, &setup.merged, &mut |setting, problem, remedy: &str| {
-        found.push(Finding { unit: Some(unit.clone()), setting, problem, remedy: remedy.to_owned() });
+        found.push(Finding {
+            unit: Some(unit.clone()),
+            setting: setting.to_owned(),
+            problem,
+            remedy: remedy.to_owned(),
+        });
     });
     found
 }

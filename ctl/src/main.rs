@@ -19,7 +19,7 @@ use left4me_ctl::control;
 use left4me_ctl::doctor::{self, Finding, Mountpoint, UnitSetup};
 use left4me_ctl::fleet::{self, Times};
 use left4me_ctl::neighbours::{self, Neighbours};
-use left4me_ctl::report::{self, Exit, Problem, Report, SCHEMA_VERSION};
+use left4me_ctl::report::{self, Diagnosis, Exit, Files, Problem, Report};
 use left4me_ctl::systemd::Systemd;
 use left4me_ctl::units::UnitsError;
 use left4me_ctl::warning;
@@ -96,7 +96,7 @@ impl Output {
     }
 
     /// That nothing was done, and why.
-    fn problem(&mut self, action: &'static str, error: impl Display, how: &How, is_one: bool) -> Exit {
+    fn problem(&mut self, action: &str, error: impl Display, how: &How, is_one: bool) -> Exit {
         if how.json {
             self.json(&[Problem::new(action, &error)], is_one);
         }
@@ -250,26 +250,6 @@ impl Progress {
     }
 }
 
-/// The JSON of one instance's doctor.
-#[derive(Serialize)]
-struct Diagnosis {
-    schema_version: u32,
-    unit: String,
-    fragment: String,
-    drop_ins: Vec<String>,
-    overlay: Files,
-    findings: Vec<Finding>,
-    error: Option<String>,
-}
-
-/// A unit and what it is read from.
-#[derive(Serialize)]
-struct Files {
-    unit: String,
-    fragment: String,
-    drop_ins: Vec<String>,
-}
-
 fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
     const ACTION: &str = "doctor";
     let is_one = ids.len() == 1;
@@ -291,19 +271,7 @@ fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
     let diagnoses: Vec<_> = instances
         .iter()
         .map(|instance| {
-            let diagnosis = Diagnosis {
-                schema_version: SCHEMA_VERSION,
-                unit: instance.unit(),
-                fragment: String::new(),
-                drop_ins: Vec::new(),
-                overlay: Files {
-                    unit: instance.overlay_unit(),
-                    fragment: String::new(),
-                    drop_ins: Vec::new(),
-                },
-                findings: Vec::new(),
-                error: None,
-            };
+            let diagnosis = Diagnosis::of(instance.unit(), instance.overlay_unit());
             match systemd.setup(instance, Mountpoint::of(instance, state_dir)) {
                 Ok(setup) => Diagnosis {
                     findings: findings(&setup, around.as_ref().ok()),

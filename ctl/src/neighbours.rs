@@ -82,13 +82,18 @@ pub fn lint(setup: &UnitSetup, neighbours: &Neighbours) -> Vec<Finding> {
         let told_of_itself =
             setup.sandbox.mount_flags & MS_PRIVATE != 0 && template(&service.unit) == template(&setup.unit);
         service_rules(&service.sandbox, &setup.merged, told_of_itself, &mut |setting, problem, remedy| {
-            found.push(Finding { unit: Some(service.unit.clone()), setting, problem, remedy: remedy.into() });
+            found.push(Finding {
+                unit: Some(service.unit.clone()),
+                setting: setting.into(),
+                problem,
+                remedy: remedy.into(),
+            });
         });
     }
     for mount in &neighbours.mounts {
         if let Some((problem, remedy)) = mount_rule(mount, &setup.merged) {
             let unit = Some(mount.unit.clone());
-            found.push(Finding { unit, setting: "Where", problem, remedy: remedy.into() });
+            found.push(Finding { unit, setting: "Where".into(), problem, remedy: remedy.into() });
         }
     }
     found

@@ -1,22 +1,25 @@
-//! What one action of `l4d2ctl` came to: the JSON shape, which is stable, and the text for people.
+//! What one action of `l4d2ctl` came to: the JSON shape, which is stable and can be read back, and the text for people.
 
 use std::fmt;
 use std::path::PathBuf;
 
 use holders::shown;
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::actions::Action;
+use crate::doctor::Finding;
 
 /// The number in every object that `--json` prints. It goes up if a key is taken away or changes its meaning; a new key
 /// leaves it as it is.
 pub const SCHEMA_VERSION: u32 = 1;
 
 /// What `--json` prints if there is no report to print: the instances could not be listed, or nothing could begin.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Problem {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
     /// What was asked for: `start`, `stop`, `reset`, `status` or `doctor`.
-    pub action: &'static str,
+    pub action: String,
     /// False.
     pub ok: bool,
     /// Why not, in sentences.
@@ -26,18 +29,18 @@ pub struct Problem {
 impl Problem {
     /// The problem that kept `action` from beginning.
     #[must_use]
-    pub fn new(action: &'static str, error: impl fmt::Display) -> Self {
-        Self { schema_version: SCHEMA_VERSION, action, ok: false, error: error.to_string() }
+    pub fn new(action: &str, error: impl fmt::Display) -> Self {
+        Self { schema_version: SCHEMA_VERSION, action: action.into(), ok: false, error: error.to_string() }
     }
 }
 
 /// The action's outcome. The keys are an interface: new ones may be added, none changes its meaning.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
     /// `start`, `stop`, `reset` or `status`.
-    pub action: &'static str,
+    pub action: Action,
     /// The instance's name.
     pub instance: String,
     /// The unit's name.
@@ -68,13 +71,12 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Why it is not ok, in sentences; null if it is.
     pub error: Option<String>,
-    /// The exit status of `l4d2ctl`.
-    #[serde(skip)]
+    /// The exit status of `l4d2ctl`, if it was for this alone: 0, 1, 3 or 4.
     pub exit: Exit,
 }
 
 /// The overlay's unit, in the same words as the server's.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OverlayUnit {
     /// The unit's name.
     pub unit: String,
@@ -87,12 +89,12 @@ pub struct OverlayUnit {
 }
 
 /// The last run of one command of a unit.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exec {
     /// Whose command it is: the server's unit or the overlay's.
     pub unit: String,
     /// The setting: `ExecStartPre`, `ExecStart`, `ExecStop` or `ExecStopPost`.
-    pub line: &'static str,
+    pub line: String,
     /// The command with its arguments.
     pub argv: Vec<String>,
     /// The exit status; null if it has not ended, has not run, or was killed by a signal.
@@ -103,8 +105,54 @@ pub struct Exec {
     pub duration_us: Option<u64>,
 }
 
+/// What the doctor found about one instance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnosis {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The server's unit.
+    pub unit: String,
+    /// The file that it is read from.
+    pub fragment: String,
+    /// And its drop-ins.
+    pub drop_ins: Vec<String>,
+    /// The overlay's unit.
+    pub overlay: Files,
+    /// What defeats the design.
+    pub findings: Vec<Finding>,
+    /// Why nothing could be found out; null if it could.
+    pub error: Option<String>,
+}
+
+/// A unit and what it is read from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Files {
+    /// The unit's name.
+    pub unit: String,
+    /// The file.
+    pub fragment: String,
+    /// The drop-ins.
+    pub drop_ins: Vec<String>,
+}
+
+impl Diagnosis {
+    /// Nothing yet, of a server's unit and its overlay's.
+    #[must_use]
+    pub fn of(unit: impl Into<String>, overlay: impl Into<String>) -> Self {
+        Self {
+            schema_version: SCHEMA_VERSION,
+            unit: unit.into(),
+            fragment: String::new(),
+            drop_ins: Vec::new(),
+            overlay: Files { unit: overlay.into(), ..Files::default() },
+            findings: Vec::new(),
+            error: None,
+        }
+    }
+}
+
 /// How long each phase took, microseconds; null where the action has no such phase.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phases {
     /// From the warning of the players until none of the servers ran or the grace was over; one time for all that are
     /// stopped at once.
@@ -120,7 +168,8 @@ pub struct Phases {
 }
 
 /// The exit status of `l4d2ctl`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
 pub enum Exit {
     /// All done.
     Ok,
@@ -157,13 +206,28 @@ impl Exit {
     }
 }
 
+impl From<Exit> for u8 {
+    fn from(exit: Exit) -> Self {
+        exit.code()
+    }
+}
+
+impl TryFrom<u8> for Exit {
+    type Error = String;
+
+    fn try_from(code: u8) -> Result<Self, String> {
+        let all = [Self::Ok, Self::Failed, Self::NotRunning, Self::NoSuchUnit];
+        all.into_iter().find(|exit| exit.code() == code).ok_or_else(|| format!("no exit status {code}"))
+    }
+}
+
 impl Report {
     /// One word or two for how it went.
     fn verdict(&self) -> &'static str {
         match (self.action, self.ok) {
-            ("status", true) => "running",
-            ("status", false) if self.error.is_some() => "unknown",
-            ("status", false) => "not running",
+            (Action::Status, true) => "running",
+            (Action::Status, false) if self.error.is_some() => "unknown",
+            (Action::Status, false) => "not running",
             (_, true) => "ok",
             (_, false) => "failed",
         }
@@ -173,7 +237,7 @@ impl Report {
 /// The text for people, without the error: that goes where errors go.
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{} {}: {}", self.action, self.unit, self.verdict())?;
+        writeln!(f, "{} {}: {}", self.action.word(), self.unit, self.verdict())?;
         if !self.active_state.is_empty() {
             let restarts = match self.restarts {
                 0 => String::new(),
@@ -203,7 +267,7 @@ impl fmt::Display for Report {
             ("stop", self.phases.stop_us),
             ("umount", self.phases.umount_us),
             ("purge", self.phases.purge_us),
-            ("total", Some(self.phases.total_us).filter(|_| self.action != "status")),
+            ("total", Some(self.phases.total_us).filter(|_| self.action != Action::Status)),
         ];
         for (name, took) in phases {
             if let Some(took) = took {
@@ -235,7 +299,8 @@ pub fn table(reports: &[Report]) -> String {
             (Some(false), true) => "no",
             (Some(false), false) | (None, true) => "-",
         };
-        let total = if report.action == "status" { "-".into() } else { milliseconds(report.phases.total_us) };
+        let total =
+            if report.action == Action::Status { "-".into() } else { milliseconds(report.phases.total_us) };
         [
             report.instance.clone(),
             report.verdict().to_owned(),
@@ -279,9 +344,9 @@ mod tests {
     /// The report of a reset whose umount found somebody in the mount.
     fn busy() -> Report {
         let (server, overlay) = ("left4me-server@3.service", "left4me-overlay@3.service");
-        let exec = |unit: &str, line, argv: &[&str], status, duration_us| Exec {
+        let exec = |unit: &str, line: &str, argv: &[&str], status, duration_us| Exec {
             unit: unit.into(),
-            line,
+            line: String::from(line),
             argv: argv.iter().map(ToString::to_string).collect(),
             status,
             signal: None,
@@ -289,7 +354,7 @@ mod tests {
         };
         Report {
             schema_version: SCHEMA_VERSION,
-            action: "reset",
+            action: Action::Reset,
             instance: "3".into(),
             unit: server.into(),
             ok: false,
@@ -331,7 +396,7 @@ mod tests {
     #[test]
     fn tables() {
         let running = Report {
-            action: "status",
+            action: Action::Status,
             ok: true,
             instance: "eu-1".into(),
             active_state: "active".into(),
@@ -375,6 +440,33 @@ mod tests {
     #[test]
     fn json() {
         insta::assert_snapshot!(serde_json::to_string_pretty(&busy()).unwrap());
+    }
+
+    #[test]
+    fn what_is_printed_as_json_is_read_back_equal() {
+        let started = Report {
+            action: Action::Start,
+            ok: true,
+            phases: Phases::default(),
+            still_mounted: vec![],
+            mounted: Some(false),
+            error: None,
+            exit: Exit::Ok,
+            ..busy()
+        };
+        let reports = [busy(), started, Report { exit: Exit::NoSuchUnit, ..busy() }];
+        let back: Vec<Report> = serde_json::from_str(&serde_json::to_string(&reports).unwrap()).unwrap();
+        assert_eq!(back, reports);
+        let problem = Problem::new("doctor", "no bus");
+        let back: Problem = serde_json::from_str(&serde_json::to_string(&problem).unwrap()).unwrap();
+        assert_eq!(back, problem);
+        let finding =
+            Finding { unit: None, setting: "Where".into(), problem: "p".into(), remedy: "r".into() };
+        let diagnosis =
+            Diagnosis { error: Some("x".into()), findings: vec![finding], ..Diagnosis::of("s", "o") };
+        let back: Diagnosis = serde_json::from_str(&serde_json::to_string(&diagnosis).unwrap()).unwrap();
+        assert_eq!(back, diagnosis);
+        assert!(serde_json::from_str::<Exit>("2").is_err(), "a usage error has no report");
     }
 
     proptest! {

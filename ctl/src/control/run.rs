@@ -107,7 +107,7 @@ pub(super) fn is_missing(place: &Path) -> bool {
 fn reported(unit: &str, run: &ExecRun) -> Exec {
     Exec {
         unit: unit.to_owned(),
-        line: run.line,
+        line: run.line.to_owned(),
         argv: run.argv.clone(),
         status: (run.code == CLD_EXITED).then_some(run.status),
         signal: matches!(run.code, CLD_KILLED | CLD_DUMPED).then_some(run.status),

@@ -314,7 +314,8 @@ impl Run<'_> {
         }
         sentences.push(format!(
             "once nobody uses it, `sudo l4d2ctl {} {}` {what_it_does}",
-            self.report.action, self.instance
+            self.report.action.word(),
+            self.instance
         ));
         Failure::new(sentences.join("; "))
     }

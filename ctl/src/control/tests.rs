@@ -164,7 +164,7 @@ fn a_clean_reset_stops_the_overlay_and_deletes() {
     assert!(report.phases.stop_us.is_some() && report.phases.purge_us.is_some());
     assert!(!host.state_dir.join("runtime/3").exists());
     assert_eq!(play.asked, [format!("Stop {OVERLAY}")]);
-    let told: Vec<_> = report.exec.iter().map(|exec| (exec.unit.as_str(), exec.line)).collect();
+    let told: Vec<_> = report.exec.iter().map(|exec| (exec.unit.as_str(), exec.line.as_str())).collect();
     assert_eq!(told, [(OVERLAY, "ExecStopPost")]);
 }
 

@@ -138,7 +138,7 @@ fn each_rule_finds_what_it_is_for() {
         let mut setup = shipped();
         change(&mut setup);
         let found = lint(&setup);
-        let settings: Vec<_> = found.iter().map(|finding| finding.setting).collect();
+        let settings: Vec<_> = found.iter().map(|finding| finding.setting.as_str()).collect();
         assert_eq!(settings, expected, "row {number}: {found:?}");
         assert!(found.iter().all(|finding| finding.unit.as_deref() == of), "row {number}: {found:?}");
         assert!(found.iter().all(|finding| !finding.to_string().contains('\n')));
@@ -150,7 +150,7 @@ fn each_rule_finds_what_it_is_for() {
 #[test]
 fn several_at_once_are_all_told() {
     let setup = UnitSetup { kill_mode: "none".into(), ..UnitSetup::default() };
-    let settings: Vec<_> = lint(&setup).iter().map(|finding| finding.setting).collect();
+    let settings: Vec<_> = lint(&setup).into_iter().map(|finding| finding.setting).collect();
     let expected = ["Requires", "After", "KillMode", "SendSIGKILL", "TimeoutStopSec", "LoadState"];
     assert_eq!(settings, expected);
 }

@@ -376,7 +376,11 @@ fn the_setup_comes_off_the_wire() {
     assert_eq!(setup.overlay.namespaced, ["ReadWritePaths", "BindPaths", "TemporaryFileSystem"]);
     let found = crate::doctor::lint(&setup);
     let of = |unit: Option<&str>| -> Vec<_> {
-        found.iter().filter(|found| found.unit.as_deref() == unit).map(|found| found.setting).collect()
+        found
+            .iter()
+            .filter(|found| found.unit.as_deref() == unit)
+            .map(|found| found.setting.as_str())
+            .collect()
     };
     assert_eq!(
         of(None),
