@@ -342,6 +342,61 @@ mod tests {
         Verdict::Found(holders::Verdict::NotVisible { suspects: vec![] })
     }
 
+    /// One of each, two where the text has two forms.
+    fn all() -> Vec<HelperError> {
+        let path = || PathBuf::from("/p");
+        let source = Errno::PERM;
+        let mount = |said: &str| HelperError::Mount {
+            path: path(),
+            options: "index=off".into(),
+            said: said.into(),
+            source,
+        };
+        vec![
+            HelperError::Name("../x".parse::<crate::instance::Instance>().unwrap_err()),
+            HelperError::Namespace,
+            HelperError::Pid1Hidden { path: path(), source },
+            HelperError::NoInstanceFile(path()),
+            HelperError::InstanceFile {
+                path: path(),
+                source: Box::new(toml::from_str::<toml::Table>("x").unwrap_err()),
+            },
+            HelperError::Twice { path: path(), overlay: "o".into() },
+            HelperError::NoLayer { path: path(), hint: "install it" },
+            HelperError::LinkedLayer(path()),
+            HelperError::TooManyLayers { count: 501, most: 500 },
+            HelperError::TooLongOptions { bytes: 4096, most: 4095 },
+            HelperError::NotRoots { path: path(), uid: 7, mode: 0o777 },
+            HelperError::NoAccount { path: "/etc/passwd", user: "left4me-3".into() },
+            HelperError::ForeignUpper { path: path(), uid: 7, user: "left4me-3".into() },
+            HelperError::Mountinfo {
+                path: path(),
+                source: holders::mountinfo::parse(b"garbage\n").unwrap_err(),
+            },
+            HelperError::Occupied { path: path(), fs_type: "tmpfs".into() },
+            HelperError::Locked(path()),
+            mount(""),
+            mount("no"),
+            HelperError::Busy { path: path(), verdict: nobody() },
+            HelperError::Umount { path: path(), source },
+            HelperError::NotGone { path: path(), id: 7 },
+            HelperError::Stacked { path: path(), left: 2 },
+            HelperError::StillMounted(vec!["/a".into(), "/b\nc".into()]),
+            HelperError::Gate { path: path(), source: Errno::NOTEMPTY },
+            HelperError::Gate { path: path(), source: Errno::BUSY },
+            HelperError::Crossing(path()),
+            HelperError::OutOfTime(path()),
+            HelperError::Protected(path()),
+            HelperError::Call { call: "open", path: path(), source },
+        ]
+    }
+
+    #[test]
+    fn every_error_has_its_text_and_its_cause() {
+        let lines: Vec<_> = all().iter().map(|error| crate::chain::chain(error)).collect();
+        insta::assert_snapshot!(lines.join("\n"));
+    }
+
     #[test]
     fn a_refused_system_call_of_mount_exits_as_mount_does() {
         let path = PathBuf::from("/m");
