@@ -1,7 +1,6 @@
 //! What `l4d2ctl` needs of systemd: the trait [`Units`], and the types it speaks in. `systemd.rs` does it over D-Bus, a
 //! test plays it.
 
-use std::fmt;
 use std::time::Instant;
 
 use left4me_helper::instance::Instance;
@@ -152,41 +151,27 @@ impl ExecRun {
 }
 
 /// Why systemd did not do it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitsError {
     /// It cannot be reached.
+    #[error("systemd cannot be reached over D-Bus: {0}")]
     Unreachable(String),
     /// We have not the rights.
+    #[error(
+        "no rights to do this: use sudo, or let a polkit rule allow org.freedesktop.systemd1.manage-units to start and stop \
+         ({0})"
+    )]
     Denied(String),
     /// It has no such unit.
+    #[error("systemd: {0}")]
     NoSuchUnit(String),
     /// The job had not ended by the deadline.
+    #[error("the job has not ended by the deadline; systemd goes on with it (`systemctl list-jobs`)")]
     Deadline,
     /// Anything else, in its own words.
+    #[error("systemd: {0}")]
     Other(String),
 }
-
-impl fmt::Display for UnitsError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unreachable(why) => write!(f, "systemd cannot be reached over D-Bus: {why}"),
-            Self::Denied(why) => write!(
-                f,
-                "no rights to do this: use sudo, or let a polkit rule allow org.freedesktop.systemd1.manage-units to \
-                 start and stop ({why})"
-            ),
-            Self::NoSuchUnit(why) | Self::Other(why) => write!(f, "systemd: {why}"),
-            Self::Deadline => {
-                write!(
-                    f,
-                    "the job has not ended by the deadline; systemd goes on with it (`systemctl list-jobs`)"
-                )
-            }
-        }
-    }
-}
-
-impl std::error::Error for UnitsError {}
 
 /// Whether a unit runs, and since when.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
