@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use left4me_helper::busy_note::monotonic_us;
 use left4me_helper::instance::STATE_DIR;
 use left4me_helper::purge;
 use serde::{Deserialize, Serialize};
@@ -57,9 +58,4 @@ impl Default for Host {
             now_us: monotonic_us,
         }
     }
-}
-
-fn monotonic_us() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    u64::try_from(now.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or(0) / 1_000
 }

@@ -134,8 +134,7 @@ impl Run<'_> {
         } else {
             (server, &state.server)
         };
-        let is_of_start = |run: &&ExecRun| ["ExecStartPre", "ExecStart"].contains(&run.line);
-        if let Some(failed) = of.exec.iter().filter(is_of_start).find(|run| run.has_failed()) {
+        if let Some(failed) = of.exec.iter().find(|run| run.is_of_start() && run.has_failed()) {
             text.push_str(&format!("; {} ({}) ended with {}", failed.line, program(failed), failed.ending()));
         }
         text.push_str(&format!("; its journal says why: `journalctl -u {unit}`"));

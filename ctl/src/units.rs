@@ -134,6 +134,12 @@ pub const CLD_KILLED: i32 = 2;
 pub const CLD_DUMPED: i32 = 3;
 
 impl ExecRun {
+    /// Whether it is of a start: the server lives between the overlay's start and its stop.
+    #[must_use]
+    pub fn is_of_start(&self) -> bool {
+        matches!(self.line, "ExecStartPre" | "ExecStart")
+    }
+
     /// Whether it has ended otherwise than with status 0.
     #[must_use]
     pub fn has_failed(&self) -> bool {

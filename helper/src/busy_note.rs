@@ -80,8 +80,9 @@ pub fn parse_note(text: &str, within: &RangeInclusive<u64>) -> Option<String> {
     within.contains(&time.parse().ok()?).then(|| line.trim_end().to_owned())
 }
 
-/// CLOCK_MONOTONIC now, the clock that systemd tells the times of commands by.
-fn monotonic_us() -> u64 {
+/// CLOCK_MONOTONIC now, the clock that systemd tells the times of commands by, microseconds.
+#[must_use]
+pub fn monotonic_us() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1000
 }

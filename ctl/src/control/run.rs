@@ -82,19 +82,12 @@ impl Run<'_> {
         self.report.overlay.active_state.clone_from(&overlay.active_state);
         self.report.overlay.sub_state.clone_from(&overlay.sub_state);
         self.report.overlay.result.clone_from(&overlay.result);
-        // The server lives between the overlay's start and its stop.
-        let is_of_start = |run: &&ExecRun| ["ExecStartPre", "ExecStart"].contains(&run.line);
-        let of = |unit: &str, run: &ExecRun| reported(unit, run);
-        self.report.exec = overlay
-            .exec
-            .iter()
-            .filter(is_of_start)
-            .map(|run| of(&self.names.overlay, run))
-            .chain(server.exec.iter().map(|run| of(&self.names.server, run)))
-            .chain(
-                overlay.exec.iter().filter(|run| !is_of_start(run)).map(|run| of(&self.names.overlay, run)),
-            )
-            .collect();
+        let of_overlay = |is_of_start| {
+            let runs = overlay.exec.iter().filter(move |run| run.is_of_start() == is_of_start);
+            runs.map(|run| reported(&self.names.overlay, run))
+        };
+        let of_server = server.exec.iter().map(|run| reported(&self.names.server, run));
+        self.report.exec = of_overlay(true).chain(of_server).chain(of_overlay(false)).collect();
         Ok(state)
     }
 }

@@ -14,6 +14,11 @@ pub(super) const SERVICE: &str = "org.freedesktop.systemd1.Service";
 pub(super) const UNITS_PATH: &str = "/org/freedesktop/systemd1/unit/";
 pub(super) const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
+/// What a call can carry.
+pub(super) trait Arguments: serde::Serialize + zbus::zvariant::DynamicType {}
+
+impl<T: serde::Serialize + zbus::zvariant::DynamicType> Arguments for T {}
+
 /// An entry of an `Exec*Ex` property, `(sasasttttuii)`: path, argv, flags, start and exit time each by the wall and
 /// the monotonic clock (microseconds), PID, code and status; org.freedesktop.systemd1(5).
 pub(super) type ExecEntry = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32, i32);
@@ -33,7 +38,7 @@ pub(super) struct Listed {
 /// Both units of a `ListUnitsByNames` that named the server's, then the overlay's. A unit may be listed under another
 /// name than the one that was asked for, but all are in the order in which they were.
 pub(super) fn listed(names: &Names, body: &Body) -> Result<Pair<Listed>, UnitsError> {
-    let units: Vec<ListedUnit> = body.deserialize().map_err(|error| explain(&error))?;
+    let units: Vec<ListedUnit> = body.deserialize()?;
     let mut units = units.into_iter().map(|(_, _, load_state, active_state, sub_state, ..)| Listed {
         load_state,
         active_state,
@@ -63,42 +68,37 @@ pub(super) fn unit_path(unit: &str) -> Result<OwnedObjectPath, UnitsError> {
 }
 
 /// A call of systemd's manager.
-pub(super) fn manager_call<B>(method: &str, body: &B) -> Result<Message, UnitsError>
-where
-    B: serde::Serialize + zbus::zvariant::DynamicType,
-{
+pub(super) fn manager_call(method: &str, body: &impl Arguments) -> Result<Message, UnitsError> {
     call(SYSTEMD, MANAGER_PATH, MANAGER, method, body)
 }
 
 /// A call of the bus itself.
-pub(super) fn bus_call<B>(method: &str, body: &B) -> Result<Message, UnitsError>
-where
-    B: serde::Serialize + zbus::zvariant::DynamicType,
-{
+pub(super) fn bus_call(method: &str, body: &impl Arguments) -> Result<Message, UnitsError> {
     call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus", method, body)
 }
 
-fn call<B>(to: &str, path: &str, interface: &str, method: &str, body: &B) -> Result<Message, UnitsError>
-where
-    B: serde::Serialize + zbus::zvariant::DynamicType,
-{
-    Message::method_call(path, method)
-        .and_then(|call| call.destination(to))
-        .and_then(|call| call.interface(interface))
-        .and_then(|call| call.build(body))
-        .map_err(|error| explain(&error))
+fn call(
+    to: &str,
+    path: &str,
+    interface: &str,
+    method: &str,
+    body: &impl Arguments,
+) -> Result<Message, UnitsError> {
+    Ok(Message::method_call(path, method)?.destination(to)?.interface(interface)?.build(body)?)
 }
 
 pub(super) fn gone() -> UnitsError {
     UnitsError::Unreachable("the connection ended before the job did".into())
 }
 
-pub(super) fn explain(error: &zbus::Error) -> UnitsError {
-    match error {
-        zbus::Error::MethodError(name, detail, _) => {
-            explain_reply(name.as_str(), detail.as_deref().unwrap_or_else(|| name.as_str()))
+impl From<zbus::Error> for UnitsError {
+    fn from(error: zbus::Error) -> Self {
+        match error {
+            zbus::Error::MethodError(name, detail, _) => {
+                explain_reply(name.as_str(), detail.as_deref().unwrap_or_else(|| name.as_str()))
+            }
+            other => Self::Other(other.to_string()),
         }
-        other => UnitsError::Other(other.to_string()),
     }
 }
 

@@ -9,7 +9,7 @@ use zbus::connection::Builder;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue};
 use zbus::{Connection, Message};
 
-use super::bus::{Listed, MANAGER, MANAGER_PATH, PROPERTIES, SYSTEMD, explain, listed};
+use super::bus::{Arguments, Listed, MANAGER, MANAGER_PATH, PROPERTIES, SYSTEMD, listed};
 use crate::units::{Names, Pair, UnitsError};
 
 /// How many questions are under way at once where each is about another unit: dbus-daemon lets a connection wait for 128
@@ -53,18 +53,22 @@ impl Systemd {
         block_on(future::or(by(deadline, answer), work))
     }
 
-    pub(super) async fn manager<B>(&self, method: &str, body: &B) -> Result<Message, UnitsError>
-    where
-        B: serde::Serialize + zbus::zvariant::DynamicType,
-    {
-        self.connection
-            .call_method(Some(SYSTEMD), MANAGER_PATH, Some(MANAGER), method, body)
-            .await
-            .map_err(|error| explain(&error))
+    pub(super) async fn ask(
+        &self,
+        path: &str,
+        interface: &str,
+        method: &str,
+        body: &impl Arguments,
+    ) -> Result<Message, UnitsError> {
+        Ok(self.connection.call_method(Some(SYSTEMD), path, Some(interface), method, body).await?)
+    }
+
+    pub(super) async fn manager(&self, method: &str, body: &impl Arguments) -> Result<Message, UnitsError> {
+        self.ask(MANAGER_PATH, MANAGER, method, body).await
     }
 
     pub(super) async fn send(&self, call: &Message) -> Result<(), UnitsError> {
-        self.connection.send(call).await.map_err(|error| explain(&error))
+        Ok(self.connection.send(call).await?)
     }
 
     /// Has systemd keep the unit loaded. Who may not ask for that gets the same answers, each after systemd has read the
@@ -89,12 +93,8 @@ impl Systemd {
     where
         T: TryFrom<OwnedValue, Error = zbus::zvariant::Error>,
     {
-        let reply = self
-            .connection
-            .call_method(Some(SYSTEMD), path, Some(PROPERTIES), "Get", &(interface, name))
-            .await
-            .map_err(|error| explain(&error))?;
-        let value: OwnedValue = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let value: OwnedValue =
+            self.ask(path, PROPERTIES, "Get", &(interface, name)).await?.body().deserialize()?;
         T::try_from(value).map_err(|error| UnitsError::Other(format!("property {name}: {error}")))
     }
 }

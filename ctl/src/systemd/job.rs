@@ -16,7 +16,7 @@ use zbus::message::{self, Message};
 use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::zvariant::OwnedObjectPath;
 
-use super::bus::{MANAGER, MANAGER_PATH, explain, listed};
+use super::bus::{MANAGER, MANAGER_PATH, listed};
 use crate::units::{Ended, Names, Pair, UnitsError};
 
 /// What was asked.
@@ -113,7 +113,7 @@ impl JobWatch {
         };
         let (_serial, question) = self.asked.swap_remove(at);
         if message.message_type() == message::Type::Error {
-            let error = explain(&zbus::Error::from(message.clone()));
+            let error = UnitsError::from(zbus::Error::from(message.clone()));
             return match (question, &error) {
                 // A unit that is not loaded has no failed state.
                 (Question::Keep | Question::Owner, _) | (Question::Count, UnitsError::NoSuchUnit(_)) => {
@@ -135,7 +135,7 @@ impl JobWatch {
                 Ok(Heard::Nothing)
             }
             Question::Queue => {
-                self.queued = Some((by, body.deserialize().map_err(|error| explain(&error))?));
+                self.queued = Some((by, body.deserialize()?));
                 for told in std::mem::take(&mut self.early) {
                     let heard = self.weigh(told);
                     if heard != Heard::Nothing {
@@ -145,7 +145,7 @@ impl JobWatch {
                 Ok(Heard::Nothing)
             }
             Question::Owner => {
-                let owner: String = body.deserialize().map_err(|error| explain(&error))?;
+                let owner: String = body.deserialize()?;
                 Ok(match self.doubted.take() {
                     Some(told) if told.by.as_ref().is_some_and(|by| by.as_str() == owner) => self.ended(told),
                     _ => Heard::Nothing,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use futures_util::future::try_join_all;
 
-use super::bus::{ListedUnit, UNIT, explain};
+use super::bus::{ListedUnit, UNIT};
 use super::connection::{QUESTIONS_AT_ONCE, Systemd};
 use crate::neighbours::{MountUnit, Neighbours, Service, mountpoint};
 use crate::units::{UnitsError, is_down};
@@ -26,7 +26,7 @@ impl Systemd {
         let any_state: &[&str] = &[];
         let patterns = &["*.service", "*.mount", "*.automount"][..];
         let reply = self.manager("ListUnitsByPatterns", &(any_state, patterns)).await?;
-        let mut listed: Vec<ListedUnit> = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let mut listed: Vec<ListedUnit> = reply.body().deserialize()?;
         listed.retain(|(_name, _description, load_state, ..)| load_state == "loaded");
         // systemd's order is that of a hash table.
         listed.sort_by(|one, other| one.0.cmp(&other.0));
@@ -36,7 +36,7 @@ impl Systemd {
         for some in services.chunks(SERVICES_AT_ONCE) {
             let asked = some.iter().map(|(unit, _, _, _, _, _, path, ..)| async move {
                 let sandbox = still_there(self.read_sandbox(path).await)?;
-                Ok(sandbox.map(|sandbox| Service { unit: unit.clone(), sandbox }))
+                Ok::<_, UnitsError>(sandbox.map(|sandbox| Service { unit: unit.clone(), sandbox }))
             });
             neighbours.services.extend(try_join_all(asked).await?.into_iter().flatten());
         }
@@ -52,7 +52,7 @@ impl Systemd {
         for some in mounts.chunks(QUESTIONS_AT_ONCE) {
             let asked = some.iter().map(|(path, unit, at, active)| async move {
                 let fragment = still_there(self.property::<String>(path, UNIT, "FragmentPath").await)?;
-                Ok(fragment.map(|fragment| MountUnit {
+                Ok::<_, UnitsError>(fragment.map(|fragment| MountUnit {
                     unit: unit.clone(),
                     at: at.clone(),
                     configured: !fragment.is_empty(),

@@ -8,7 +8,7 @@ use futures_util::future::{try_join, try_join_all, try_join3, try_join4, try_joi
 use left4me_helper::instance::Instance;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 
-use super::bus::{ExecEntry, PROPERTIES, SERVICE, SYSTEMD, UNIT, explain, unit_path};
+use super::bus::{ExecEntry, PROPERTIES, SERVICE, UNIT, unit_path};
 use super::connection::Systemd;
 use crate::doctor::{Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
 use crate::units::UnitsError;
@@ -97,12 +97,8 @@ impl Systemd {
             return Ok(OverlaySetup { unit: unit.to_owned(), load_state, ..OverlaySetup::default() });
         }
         // What gives a namespace is in so many settings that all are asked for at once.
-        let reply = self
-            .connection
-            .call_method(Some(SYSTEMD), &path, Some(PROPERTIES), "GetAll", &(SERVICE))
-            .await
-            .map_err(|error| explain(&error))?;
-        let settings: Settings = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let reply = self.ask(&path, PROPERTIES, "GetAll", &(SERVICE)).await?;
+        let settings: Settings = reply.body().deserialize()?;
         let directory: String = setting(&settings, "WorkingDirectory")?;
         Ok(OverlaySetup {
             unit: unit.to_owned(),

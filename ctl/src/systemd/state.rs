@@ -14,7 +14,7 @@ use zbus::{Message, MessageStream};
 
 use super::bus::{
     ExecEntry, Listed, ListedUnit, MANAGER, MANAGER_PATH, PROPERTIES, SERVICE, SYSTEMD, UNIT, UNITS_PATH,
-    bus_call, explain, gone, manager_call, unit_path,
+    bus_call, gone, manager_call, unit_path,
 };
 use super::connection::{QUESTIONS_AT_ONCE, Systemd};
 use super::job::{Heard, JobWatch, Question};
@@ -66,7 +66,7 @@ impl Systemd {
             self.send(call).await?;
         }
         let ended = loop {
-            let message = messages.next().await.ok_or_else(gone)?.map_err(|error| explain(&error))?;
+            let message = messages.next().await.ok_or_else(gone)??;
             match watch.hear(&message)? {
                 Heard::Nothing => {}
                 Heard::Doubt if self.connection.is_bus() => {
@@ -87,7 +87,7 @@ impl Systemd {
 
     async fn active_states(&self, units: &[String]) -> Result<Vec<String>, UnitsError> {
         let reply = self.manager("ListUnitsByNames", &(units)).await?;
-        let listed: Vec<ListedUnit> = reply.body().deserialize().map_err(|error| explain(&error))?;
+        let listed: Vec<ListedUnit> = reply.body().deserialize()?;
         Ok(listed.into_iter().map(|(_, _, _, active_state, ..)| active_state).collect())
     }
 
@@ -98,7 +98,7 @@ impl Systemd {
             let asked = some.iter().map(|(unit, active_state)| async move {
                 let active_state = active_state.clone();
                 if is_down(&active_state) {
-                    return Ok(Activity { active_state, since_us: 0 });
+                    return Ok::<_, UnitsError>(Activity { active_state, since_us: 0 });
                 }
                 let path = unit_path(unit)?;
                 let since_us = self.property(&path, UNIT, "ActiveEnterTimestampMonotonic").await?;
@@ -143,7 +143,7 @@ impl Systemd {
             }
             // Whoever tells it: it is asked again, and systemd answers.
             while !has_changed {
-                let message = messages.next().await.ok_or_else(gone)?.map_err(|error| explain(&error))?;
+                let message = messages.next().await.ok_or_else(gone)??;
                 has_changed = is_change(&message);
             }
         }
