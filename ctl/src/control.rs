@@ -8,6 +8,7 @@
 //! would stop the overlay because nothing needs it any more, some time later, and whoever waits for the server's job
 //! looks too early.
 
+use std::cell::OnceCell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,7 @@ pub fn run(
         host,
         instance,
         names: Names::of(instance),
+        place: OnceCell::new(),
         asked: match action {
             Action::Stop | Action::Reset => Lines::OfStop,
             Action::Start | Action::Status => Lines::All,

@@ -27,7 +27,7 @@ use crate::error::HelperError;
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
 use crate::mountinfo;
-use crate::state::{StateDir, directory_beneath, proc_path, require_roots};
+use crate::state::{InstanceDir, StateDir, directory_beneath, proc_path, require_roots};
 use crate::tree::remove_tree;
 use crate::unit_end::{self, Processes, Wait};
 
@@ -138,13 +138,12 @@ pub enum Outcome {
 /// # Errors
 /// A layer is missing, something else is mounted there, another helper is still at work, or a system call failed.
 pub fn mount(
-    state: &StateDir,
-    paths: &Paths,
+    place: &InstanceDir,
     plan: &MountPlan,
     server: Account,
     deadline: Instant,
 ) -> Result<Outcome, HelperError> {
-    mount_by(&METHODS, state, paths, plan, server, deadline)
+    mount_by(&METHODS, place, plan, server, deadline)
 }
 
 /// [`mount`], by the first of `methods` that the kernel knows.
@@ -153,8 +152,7 @@ pub fn mount(
 /// As [`mount`].
 pub fn mount_by(
     methods: &[Method],
-    state: &StateDir,
-    paths: &Paths,
+    InstanceDir { state, paths }: &InstanceDir,
     plan: &MountPlan,
     server: Account,
     deadline: Instant,
@@ -190,8 +188,7 @@ pub fn mount_by(
 /// # Errors
 /// [`HelperError::Busy`] with the holders; any other refusal of `umount2(2)`; residue that cannot be removed.
 pub fn umount(
-    state: &StateDir,
-    paths: &Paths,
+    InstanceDir { state, paths }: &InstanceDir,
     server: &mut impl Processes,
     wait: &Wait,
     note: &mut dyn FnMut(String),

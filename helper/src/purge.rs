@@ -19,7 +19,7 @@ use crate::error::HelperError;
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
 use crate::mountinfo;
-use crate::state::{StateDir, require_roots};
+use crate::state::{InstanceDir, require_roots};
 use crate::tree::remove_tree;
 
 /// The tables that must not list the directory: what the system has mounted, and what we would delete through. They
@@ -56,12 +56,8 @@ pub fn still_mounted(paths: &Paths, tables: &[PathBuf]) -> Result<Vec<PathBuf>, 
 /// # Errors
 /// [`HelperError::StillMounted`], [`HelperError::Gate`] and [`HelperError::Locked`] say that nothing was deleted.
 /// Later ones leave the rest as `runtime/.purge-<id>`, or another of its names, which the next reset deletes.
-pub fn purge(
-    state: &StateDir,
-    paths: &Paths,
-    tables: &[PathBuf],
-    deadline: Instant,
-) -> Result<(), HelperError> {
+pub fn purge(place: &InstanceDir, tables: &[PathBuf], deadline: Instant) -> Result<(), HelperError> {
+    let InstanceDir { state, paths } = place;
     let Some(runtimes) = state.runtime()? else { return Ok(()) };
     let lock = RuntimeLock::take(&runtimes, &paths.name, &paths.runtime, deadline)?;
     let mounted = still_mounted(paths, tables)?;
@@ -119,7 +115,7 @@ fn delete_trashes(runtimes: &OwnedFd, paths: &Paths, deadline: Instant) -> Resul
 
 /// Deletes what a killed reset has left of the instance, for a mount: not for long, not if somebody is at it, and
 /// nothing that fails here keeps the server from starting. `note` gets a line about that.
-pub fn sweep(state: &StateDir, paths: &Paths, note: &mut dyn FnMut(String)) {
+pub fn sweep(InstanceDir { state, paths }: &InstanceDir, note: &mut dyn FnMut(String)) {
     let mut tell = |error: &HelperError| {
         note(format!("what an interrupted reset left stays for the next one: {}", chain(error)));
     };
@@ -176,9 +172,12 @@ mod tests {
         paths
     }
 
+    fn place(paths: &Paths) -> InstanceDir {
+        InstanceDir::open(paths.all_runtimes.parent().unwrap(), &paths.name.parse().unwrap()).unwrap()
+    }
+
     fn reset(paths: &Paths, tables: &[PathBuf]) -> Result<(), HelperError> {
-        let state = paths.all_runtimes.parent().unwrap();
-        purge(&StateDir::open(state).unwrap(), paths, tables, soon())
+        purge(&place(paths), tables, soon())
     }
 
     fn table(state: &Path, text: &str) -> Vec<PathBuf> {
@@ -225,12 +224,8 @@ mod tests {
         assert!(matches!(error, HelperError::Gate { source: Errno::NOTEMPTY, .. }), "{error}");
         fs::remove_file(paths.merged.join("stray")).unwrap();
         let lock = RuntimeLock::take(open(&paths.all_runtimes), "3", &paths.runtime, Instant::now()).unwrap();
-        let held = purge(
-            &StateDir::open(state.path()).unwrap(),
-            &paths,
-            &table(state.path(), ""),
-            Instant::now() + Duration::from_millis(20),
-        );
+        let held =
+            purge(&place(&paths), &table(state.path(), ""), Instant::now() + Duration::from_millis(20));
         assert!(matches!(held, Err(HelperError::Locked(_))));
         assert!(paths.upper.join("precious").exists());
         drop(lock);
@@ -242,14 +237,13 @@ mod tests {
     fn what_an_interrupted_reset_left_is_swept_unless_somebody_is_at_it() {
         let directory = tempfile::tempdir().unwrap();
         let paths = instance(directory.path());
-        let state = StateDir::open(directory.path()).unwrap();
         let mut notes = Vec::new();
         fs::create_dir_all(paths.trash.join("upper/d")).unwrap();
         let busy = RuntimeLock::take(open(&paths.all_runtimes), ".purge-3", &paths.trash, soon()).unwrap();
-        sweep(&state, &paths, &mut |note| notes.push(note));
+        sweep(&place(&paths), &mut |note| notes.push(note));
         assert!(paths.trash.exists());
         drop(busy);
-        sweep(&state, &paths, &mut |note| notes.push(note));
+        sweep(&place(&paths), &mut |note| notes.push(note));
         assert!(!paths.trash.exists() && paths.upper.join("precious").exists());
         assert_eq!(notes, Vec::<String>::new());
     }
@@ -304,8 +298,7 @@ mod tests {
         assert_eq!(left(), MAX_TRASHES + 1);
         // A mount sweeps them all, and leaves another instance's.
         fs::create_dir(paths.all_runtimes.join(".purge-30")).unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        sweep(&state, &paths, &mut |note| panic!("{note}"));
+        sweep(&place(&paths), &mut |note| panic!("{note}"));
         assert_eq!(left(), 2);
         // A reset finds a name though all are taken, and deletes them all.
         fill();

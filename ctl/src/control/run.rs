@@ -1,5 +1,6 @@
 //! One action under way: its systemd, its deadline and the report that it fills, and what every action does with them.
 
+use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,7 @@ use left4me_helper::chain::chain;
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::Instance;
 use left4me_helper::purge;
-use left4me_helper::state::StateDir;
+use left4me_helper::state::InstanceDir;
 
 use crate::actions::Host;
 use crate::report::{Exec, Exit, Report};
@@ -45,6 +46,7 @@ pub(super) struct Run<'a> {
     pub(super) host: &'a Host,
     pub(super) instance: &'a Instance,
     pub(super) names: Names,
+    pub(super) place: OnceCell<InstanceDir>,
     /// What is reported of the units.
     pub(super) asked: Lines,
     pub(super) timeout: Duration,
@@ -54,11 +56,18 @@ pub(super) struct Run<'a> {
 
 impl Run<'_> {
     pub(super) fn still_mounted(&self) -> Result<Vec<PathBuf>, HelperError> {
-        purge::still_mounted(&self.state()?.paths(self.instance), &self.host.mount_tables)
+        purge::still_mounted(&self.place()?.paths, &self.host.mount_tables)
     }
 
-    pub(super) fn state(&self) -> Result<StateDir, HelperError> {
-        StateDir::open(&self.host.state_dir)
+    /// The instance's place, opened once.
+    pub(super) fn place(&self) -> Result<&InstanceDir, HelperError> {
+        match self.place.get() {
+            Some(place) => Ok(place),
+            None => {
+                let place = InstanceDir::open(&self.host.state_dir, self.instance)?;
+                Ok(self.place.get_or_init(|| place))
+            }
+        }
     }
 
     pub(super) fn job(&mut self, job: Job) -> Result<Ended, Failure> {

@@ -8,7 +8,7 @@ use left4me_helper::busy_note;
 use left4me_helper::chain::chain;
 use left4me_helper::error::HelperError;
 use left4me_helper::purge;
-use left4me_helper::state::directory_beneath;
+use left4me_helper::state::{InstanceDir, directory_beneath};
 
 use super::run::{Failure, Run, is_missing};
 use crate::report::Exit;
@@ -179,9 +179,9 @@ impl Run<'_> {
     /// Whether what is mounted was left by an earlier stop: all is down, the overlay is still there, and no unmount was
     /// tried since this stop began. One that was tried and refused is not tried again.
     fn is_left_from_before(&self, state: &Pair<UnitState>, begun: u64) -> bool {
-        let Ok(merged) = self.state().map(|state| state.paths(self.instance).merged) else { return false };
+        let Ok(InstanceDir { paths, .. }) = self.place() else { return false };
         let was_tried = state.each().into_iter().any(|state| ran_since(state, begun).next().is_some());
-        self.report.still_mounted.contains(&merged) && !was_tried
+        self.report.still_mounted.contains(&paths.merged) && !was_tried
     }
 
     /// Unmounts, once, what an earlier stop has left: the overlay's unit, which is down, is started and stopped. That
@@ -216,8 +216,8 @@ impl Run<'_> {
 
     /// What the helper found out when its unmount was refused, if it was this run of it.
     fn busy_note(&self, run: &ExecRun) -> Option<String> {
-        let state = self.state().ok()?;
-        let runtime = directory_beneath(state.runtime().ok()??, Path::new(self.instance.as_str())).ok()?;
+        let runtimes = self.place().ok()?.state.runtime().ok()??;
+        let runtime = directory_beneath(runtimes, Path::new(self.instance.as_str())).ok()?;
         busy_note::note_of(runtime, &(run.started_us..=run.exited_us))
     }
 
@@ -281,20 +281,18 @@ impl Run<'_> {
     }
 
     fn purge(&self) -> Result<(), HelperError> {
-        let state = self.state()?;
-        let deadline = Instant::now() + self.timeout;
-        purge::purge(&state, &state.paths(self.instance), &self.host.mount_tables, deadline)
+        purge::purge(self.place()?, &self.host.mount_tables, Instant::now() + self.timeout)
     }
 
     /// The failure of a stop that left something mounted: what went wrong with it, if anything else did, and what to do.
     fn left_mounted(&self, stop: &Stop, and: &str, what_it_does: &str) -> Failure {
         let mounts: Vec<_> = self.report.still_mounted.iter().map(|path| shown(path)).collect();
-        let merged = self.state().map(|state| state.paths(self.instance).merged);
+        let merged = self.place().map(|place| &place.paths.merged);
         let others: Vec<_> = self
             .report
             .still_mounted
             .iter()
-            .filter(|mount| merged.as_ref().is_ok_and(|merged| merged != *mount))
+            .filter(|mount| merged.as_ref().is_ok_and(|merged| merged != mount))
             .map(|mount| shown(mount))
             .collect();
         let mut sentences = stop.failed.clone();
