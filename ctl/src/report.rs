@@ -71,7 +71,7 @@ pub struct Report {
     pub notes: Vec<String>,
     /// Why it is not ok, in sentences; null if it is.
     pub error: Option<String>,
-    /// The exit status of `l4d2ctl`, if it was for this alone: 0, 1, 3 or 4.
+    /// How `l4d2ctl` ends if it was for this alone: `ok`, `failed`, `not-running` or `no-such-unit`.
     pub exit: Exit,
 }
 
@@ -106,7 +106,7 @@ pub struct Exec {
 }
 
 /// What the doctor found about one instance.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Diagnosis {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
@@ -142,11 +142,8 @@ impl Diagnosis {
         Self {
             schema_version: SCHEMA_VERSION,
             unit: unit.into(),
-            fragment: String::new(),
-            drop_ins: Vec::new(),
             overlay: Files { unit: overlay.into(), ..Files::default() },
-            findings: Vec::new(),
-            error: None,
+            ..Self::default()
         }
     }
 }
@@ -169,7 +166,7 @@ pub struct Phases {
 
 /// The exit status of `l4d2ctl`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(into = "u8", try_from = "u8")]
+#[serde(rename_all = "kebab-case")]
 pub enum Exit {
     /// All done.
     Ok,
@@ -203,21 +200,6 @@ impl Exit {
             Self::NotRunning => 3,
             Self::NoSuchUnit => 4,
         }
-    }
-}
-
-impl From<Exit> for u8 {
-    fn from(exit: Exit) -> Self {
-        exit.code()
-    }
-}
-
-impl TryFrom<u8> for Exit {
-    type Error = String;
-
-    fn try_from(code: u8) -> Result<Self, String> {
-        let all = [Self::Ok, Self::Failed, Self::NotRunning, Self::NoSuchUnit];
-        all.into_iter().find(|exit| exit.code() == code).ok_or_else(|| format!("no exit status {code}"))
     }
 }
 
@@ -466,7 +448,6 @@ mod tests {
             Diagnosis { error: Some("x".into()), findings: vec![finding], ..Diagnosis::of("s", "o") };
         let back: Diagnosis = serde_json::from_str(&serde_json::to_string(&diagnosis).unwrap()).unwrap();
         assert_eq!(back, diagnosis);
-        assert!(serde_json::from_str::<Exit>("2").is_err(), "a usage error has no report");
     }
 
     proptest! {
