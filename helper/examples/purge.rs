@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use left4me_helper::error::chain;
+use left4me_helper::chain::chain;
 use left4me_helper::instance::Instance;
 use left4me_helper::purge::{MOUNT_TABLES, purge};
-use left4me_helper::state::StateDir;
+use left4me_helper::state::InstanceDir;
 
 fn main() -> ExitCode {
     match run() {
@@ -29,10 +29,9 @@ fn run() -> Result<Duration, String> {
         return Err("usage: purge <state directory> <instance>".into());
     };
     let instance: Instance = name.parse().map_err(|error| format!("{error}"))?;
-    let state = StateDir::open(Path::new(&state)).map_err(|error| chain(&error))?;
+    let place = InstanceDir::open(Path::new(&state), &instance).map_err(|error| chain(&error))?;
     let begun = Instant::now();
     let deadline = begun + Duration::from_secs(600);
-    purge(&state, &state.paths(&instance), &MOUNT_TABLES.map(PathBuf::from), deadline)
-        .map_err(|error| chain(&error))?;
+    purge(&place, &MOUNT_TABLES.map(PathBuf::from), deadline).map_err(|error| chain(&error))?;
     Ok(begun.elapsed())
 }

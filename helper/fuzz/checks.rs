@@ -1,5 +1,5 @@
 //! What must hold for any input, one function a parser or planner. The fuzz targets call these with what libFuzzer
-//! makes up; `helper/tests/corpus.rs` calls them with the corpus, as an ordinary test.
+//! makes up; `ctl/tests/corpus.rs` calls them with the corpus, as an ordinary test.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -11,15 +11,15 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 pub use control::control;
 pub use holders::checks::{kernel_files, propagation, statmount, task, verdict};
+use left4me_ctl::cli;
+use left4me_ctl::doctor::{self, Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
+use left4me_ctl::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
 use left4me_helper::arguments::{Action, Command, MAX_WAIT};
 use left4me_helper::cgroup::UnitCgroup;
-use left4me_helper::cli;
-use left4me_helper::doctor::{self, Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::{Instance, STATE_DIR};
-use left4me_helper::neighbours::{self, MountUnit, Neighbours, Service, mountpoint};
 use left4me_helper::unit_end::{Next, Plan, Wait};
-use left4me_helper::{account, busy, journal, layers, mountinfo, overlay, purge};
+use left4me_helper::{account, busy_note, journal, layers, mountinfo, overlay, tree};
 
 mod control;
 
@@ -124,9 +124,9 @@ pub fn journal(data: &[u8]) {
 /// The note of a refused unmount: a line of it, if it is of the time that is asked about.
 pub fn busy_note(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    if let Some(line) = busy::parse_note(&text, &(1..=9)) {
+    if let Some(line) = busy_note::parse_note(&text, &(1..=9)) {
         assert!(text.contains(&line) && !line.ends_with('\n'));
-        assert_eq!(busy::parse_note(&text, &(10..=u64::MAX)), None);
+        assert_eq!(busy_note::parse_note(&text, &(10..=u64::MAX)), None);
     }
 }
 
@@ -176,7 +176,7 @@ pub fn purge(data: &[u8]) {
         let name = at.join(["a", ".moved-0", ".moved-1", "b\nc"][usize::from(byte >> 6)]);
         let down = match byte % 8 {
             0..=2 => name,
-            3 => (0..purge::MAX_DEPTH + 2).fold(name, |path, _| path.join("d")),
+            3 => (0..tree::MAX_DEPTH + 2).fold(name, |path, _| path.join("d")),
             // What has the name already keeps it.
             4 | 5 => {
                 drop(fs::File::create_new(name));
@@ -197,7 +197,7 @@ pub fn purge(data: &[u8]) {
         }
     }
     let parent = fs::File::open(place.path()).expect("open");
-    let delete = |deadline| purge::remove_tree(&parent, "t", &tree, deadline);
+    let delete = |deadline| tree::remove_tree(&parent, "t", &tree, deadline);
     match delete(Instant::now()) {
         Ok(()) => assert!(!tree.exists()),
         Err(error) => assert!(matches!(error, HelperError::OutOfTime(_)) && tree.exists(), "{error}"),

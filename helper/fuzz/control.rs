@@ -7,11 +7,10 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use left4me_helper::control::{self, Action, Host};
-use left4me_helper::report::{self, Exit, Report};
-use left4me_helper::units::{
-    Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError,
-};
+use left4me_ctl::actions::{Action, Host};
+use left4me_ctl::control;
+use left4me_ctl::report::{self, Exit, Report};
+use left4me_ctl::units::{Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError};
 
 const SERVER: &str = "left4me-server@3.service";
 const OVERLAY: &str = "left4me-overlay@3.service";
@@ -482,8 +481,11 @@ fn what_is_reported(action: Action, report: &Report, calls: &[Call], place: &Pat
     let text = report.to_string();
     assert!(!text.contains(|one: char| one.is_control() && one != '\n'), "{text}");
     assert!(text.lines().skip(1).all(|line| line.starts_with("  ")), "{text}");
-    assert!(serde_json::to_string(report).is_ok());
-    assert!(text.starts_with(&format!("{} {SERVER}: ", report.action)));
+    let json = serde_json::to_string(report).expect("JSON");
+    let back: Report = serde_json::from_str(&json).expect("a report");
+    // JSON has text only, and a mount's place may be other bytes.
+    assert_eq!(Report { still_mounted: report.still_mounted.clone(), ..back }, *report);
+    assert!(text.starts_with(&format!("{} {SERVER}: ", report.action.word())));
     assert_eq!(report::table(std::slice::from_ref(report)).lines().count(), 2);
 }
 

@@ -1,11 +1,10 @@
 //! Why the helper failed, and the exit status that says so.
 
-use std::error::Error;
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use holders::mountinfo::ParseError;
 use rustix::io::Errno;
+use thiserror::Error;
 
 use crate::busy::Verdict;
 use crate::instance::NameError;
@@ -21,13 +20,21 @@ pub const EXIT_USAGE: u8 = 2;
 pub const EXIT_MOUNT: u8 = 32;
 
 /// What went wrong. Each text names the call, the path and what to do about it; the cause is the `source`.
-#[derive(Debug)]
+#[derive(Debug, Error)]
 pub enum HelperError {
     /// The instance name on the command line is not one.
+    #[error(transparent)]
     Name(NameError),
     /// This process does not run in the mount namespace of PID 1.
+    #[error(
+        "not in the mount namespace of PID 1: a mount made or removed here would not be the one the system sees; run it by \
+         `systemctl start` or `stop` of left4me-overlay@.service, or as `/usr/bin/nsenter --mount=/proc/1/ns/mnt -- \
+         /usr/local/libexec/left4me/left4me-overlay ...` (a setting of that unit that gives it a namespace of its own is \
+         named by `l4d2ctl doctor`)"
+    )]
     Namespace,
     /// PID 1's mount namespace may not be looked at.
+    #[error("stat {path}: run this as root (sudo)")]
     Pid1Hidden {
         /// The namespace file.
         path: PathBuf,
@@ -35,8 +42,12 @@ pub enum HelperError {
         source: Errno,
     },
     /// The instance has no file.
+    #[error(
+        "no instance file {0}: create it with the list of overlays, topmost first, for example `overlays = []`"
+    )]
     NoInstanceFile(PathBuf),
     /// The instance file cannot be understood.
+    #[error("read {path}")]
     InstanceFile {
         /// Which file.
         path: PathBuf,
@@ -44,6 +55,7 @@ pub enum HelperError {
         source: Box<toml::de::Error>,
     },
     /// An overlay is listed twice; overlayfs would answer ELOOP.
+    #[error("read {path}: overlay \"{overlay}\" is listed twice")]
     Twice {
         /// The instance file.
         path: PathBuf,
@@ -51,6 +63,7 @@ pub enum HelperError {
         overlay: String,
     },
     /// A layer's directory is missing.
+    #[error("no layer directory {path}: {hint}")]
     NoLayer {
         /// The layer's directory.
         path: PathBuf,
@@ -58,18 +71,35 @@ pub enum HelperError {
         hint: &'static str,
     },
     /// A layer's directory, or something on the way to it, is a symlink.
+    #[error(
+        "open directory {0}: it is a symlink or lies behind one, and a layer is never reached through one; move the directory \
+         there, or bind-mount it there"
+    )]
     LinkedLayer(PathBuf),
     /// More lower layers than overlayfs takes.
+    #[error("too many overlays: they and the installation are {count} layers, and overlayfs takes {most}")]
     TooManyLayers {
         /// How many there are, the installation among them.
         count: usize,
+        /// How many it takes.
+        most: usize,
     },
     /// The options do not fit in the page `mount(2)` copies, on a kernel that takes layers no other way.
+    #[error(
+        "too many overlays for this kernel: the mount options take {bytes} bytes and mount(2) copies {most} at most; list \
+         fewer overlays, give them shorter names, or use Linux 6.8 or newer"
+    )]
     TooLongOptions {
         /// Length of the option string, bytes.
         bytes: usize,
+        /// How many `mount(2)` copies.
+        most: usize,
     },
     /// Somebody other than root could swap what lies in a directory on the way to the overlay.
+    #[error(
+        "{path} belongs to uid {uid} with mode {mode:o}: nobody but root may write in it; `chown root:root` and `chmod go-w` \
+         it, or run `systemd-tmpfiles --create`"
+    )]
     NotRoots {
         /// The directory.
         path: PathBuf,
@@ -79,6 +109,10 @@ pub enum HelperError {
         mode: u32,
     },
     /// The server's user is not in the user database.
+    #[error(
+        "no user \"{user}\" in {path}: left4me-overlay@.service makes it before it mounts; by hand: `sudo systemd-sysusers \
+         --inline \"u {user} -\"`"
+    )]
     NoAccount {
         /// The database.
         path: &'static str,
@@ -86,6 +120,10 @@ pub enum HelperError {
         user: String,
     },
     /// The server's own layer belongs to another user, so the server could not write what lies there.
+    #[error(
+        "{path} belongs to uid {uid}, and the server runs as {user}: `sudo chown --recursive --no-dereference {user}:{user} \
+         {path}` gives it what lies there, `sudo l4d2ctl reset` deletes it"
+    )]
     ForeignUpper {
         /// The layer.
         path: PathBuf,
@@ -95,6 +133,7 @@ pub enum HelperError {
         user: String,
     },
     /// A mount table cannot be understood, so nothing can be said about what is mounted.
+    #[error("read {path}")]
     Mountinfo {
         /// Which table.
         path: PathBuf,
@@ -102,6 +141,7 @@ pub enum HelperError {
         source: ParseError,
     },
     /// Something that is not an overlay is mounted where the overlay belongs.
+    #[error("{path} carries a {fs_type} mount that is not ours: unmount it by hand if nobody needs it")]
     Occupied {
         /// The mountpoint.
         path: PathBuf,
@@ -109,8 +149,13 @@ pub enum HelperError {
         fs_type: String,
     },
     /// Another helper or a reset works on the same instance at this moment.
+    #[error(
+        "lock {0}: another left4me-overlay or l4d2ctl reset still works on this instance; `fuser -v` of that directory says \
+         which"
+    )]
     Locked(PathBuf),
     /// The overlay could not be mounted.
+    #[error("mount overlay on {path} with {options} ({})", of_the_kernel(said))]
     Mount {
         /// The mountpoint.
         path: PathBuf,
@@ -122,6 +167,7 @@ pub enum HelperError {
         source: Errno,
     },
     /// `umount2(2)` failed with EBUSY.
+    #[error("umount {path}: EBUSY: {verdict}")]
     Busy {
         /// The mountpoint.
         path: PathBuf,
@@ -129,6 +175,7 @@ pub enum HelperError {
         verdict: Verdict,
     },
     /// `umount2(2)` failed otherwise.
+    #[error("umount {path}")]
     Umount {
         /// The mountpoint.
         path: PathBuf,
@@ -136,6 +183,7 @@ pub enum HelperError {
         source: Errno,
     },
     /// `umount2(2)` returned 0, or said that nothing is mounted there, and the mount is still there.
+    #[error("umount {path}: it was called and the mount with id {id} is still there; nothing was deleted")]
     NotGone {
         /// The mountpoint.
         path: PathBuf,
@@ -143,6 +191,7 @@ pub enum HelperError {
         id: u64,
     },
     /// `umount2(2)` returned 0 and the mountpoint still carries a mount: several were stacked.
+    #[error("umount {path}: one mount is gone and {left} more lie at the same place; run it again for each")]
     Stacked {
         /// The mountpoint.
         path: PathBuf,
@@ -150,8 +199,10 @@ pub enum HelperError {
         left: usize,
     },
     /// Deleting would go through a mount.
+    #[error("nothing was deleted, since something is still mounted there: {}", listed(.0))]
     StillMounted(Vec<PathBuf>),
     /// The mountpoint is not an empty directory: the gate before every delete.
+    #[error("rmdir {path}: nothing was deleted, {}", what_is_there(*source))]
     Gate {
         /// The mountpoint.
         path: PathBuf,
@@ -159,12 +210,21 @@ pub enum HelperError {
         source: Errno,
     },
     /// Something in a tree to delete is a mountpoint.
+    #[error("delete {0}: stopped at a mount; what lies there is untouched")]
     Crossing(PathBuf),
     /// A delete that had not ended by its deadline.
+    #[error(
+        "delete {0}: not done by the deadline; the rest goes with the next reset (is somebody still writing there?)"
+    )]
     OutOfTime(PathBuf),
     /// A file or directory that not even root may delete.
+    #[error(
+        "delete {0}: it, or the directory that it lies in, is immutable or append-only, which only root can have made it; \
+         `chattr -R -i -a` that directory if it may go, then reset again"
+    )]
     Protected(PathBuf),
     /// Any other system call.
+    #[error("{call} {path}")]
     Call {
         /// Its name.
         call: &'static str,
@@ -196,153 +256,26 @@ impl HelperError {
     }
 }
 
-impl fmt::Display for HelperError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(error) => error.fmt(f),
-            Self::Namespace => write!(
-                f,
-                "not in the mount namespace of PID 1: a mount made or removed here would not be the one the system \
-                 sees; run it by `systemctl start` or `stop` of left4me-overlay@.service, or as \
-                 `/usr/bin/nsenter --mount=/proc/1/ns/mnt -- /usr/local/libexec/left4me/left4me-overlay ...` \
-                 (a setting of that unit that gives it a namespace of its own is named by `l4d2ctl doctor`)"
-            ),
-            Self::Pid1Hidden { path, .. } => write!(f, "stat {}: run this as root (sudo)", path.display()),
-            Self::NoInstanceFile(path) => write!(
-                f,
-                "no instance file {}: create it with the list of overlays, topmost first, \
-                 for example `overlays = []`",
-                path.display()
-            ),
-            Self::InstanceFile { path, .. } => write!(f, "read {}", path.display()),
-            Self::Twice { path, overlay } => {
-                write!(f, "read {}: overlay \"{overlay}\" is listed twice", path.display())
-            }
-            Self::NoLayer { path, hint } => write!(f, "no layer directory {}: {hint}", path.display()),
-            Self::LinkedLayer(path) => write!(
-                f,
-                "open directory {}: it is a symlink or lies behind one, and a layer is never reached through one; \
-                 move the directory there, or bind-mount it there",
-                path.display()
-            ),
-            Self::TooManyLayers { count } => write!(
-                f,
-                "too many overlays: they and the installation are {count} layers, and overlayfs takes {}",
-                crate::overlay::MAX_LAYERS
-            ),
-            Self::TooLongOptions { bytes } => write!(
-                f,
-                "too many overlays for this kernel: the mount options take {bytes} bytes and mount(2) copies {} at \
-                 most; list fewer overlays, give them shorter names, or use Linux 6.8 or newer",
-                crate::overlay::MAX_OPTIONS
-            ),
-            Self::NotRoots { path, uid, mode } => write!(
-                f,
-                "{} belongs to uid {uid} with mode {mode:o}: nobody but root may write in it; \
-                 `chown root:root` and `chmod go-w` it, or run `systemd-tmpfiles --create`",
-                path.display()
-            ),
-            Self::NoAccount { path, user } => write!(
-                f,
-                "no user \"{user}\" in {path}: left4me-overlay@.service makes it before it mounts; by hand: \
-                 `sudo systemd-sysusers --inline \"u {user} -\"`"
-            ),
-            Self::ForeignUpper { path, uid, user } => write!(
-                f,
-                "{path} belongs to uid {uid}, and the server runs as {user}: `sudo chown --recursive --no-dereference \
-                 {user}:{user} {path}` gives it what lies there, `sudo l4d2ctl reset` deletes it",
-                path = path.display()
-            ),
-            Self::Mountinfo { path, .. } => write!(f, "read {}", path.display()),
-            Self::Occupied { path, fs_type } => write!(
-                f,
-                "{} carries a {fs_type} mount that is not ours: unmount it by hand if nobody needs it",
-                path.display()
-            ),
-            Self::Locked(path) => write!(
-                f,
-                "lock {}: another left4me-overlay or l4d2ctl reset still works on this instance; \
-                 `fuser -v` of that directory says which",
-                path.display()
-            ),
-            Self::Mount { path, options, said, .. } => {
-                write!(f, "mount overlay on {} with {options}", path.display())?;
-                if said.is_empty() {
-                    f.write_str(" (the kernel log may say more: `journalctl -k`)")
-                } else {
-                    write!(f, " (the kernel says: {said})")
-                }
-            }
-            Self::Busy { path, verdict } => write!(f, "umount {}: EBUSY: {verdict}", path.display()),
-            Self::Umount { path, .. } => write!(f, "umount {}", path.display()),
-            Self::NotGone { path, id } => write!(
-                f,
-                "umount {}: it was called and the mount with id {id} is still there; nothing was deleted",
-                path.display()
-            ),
-            Self::Stacked { path, left } => write!(
-                f,
-                "umount {}: one mount is gone and {left} more lie at the same place; run it again for each",
-                path.display()
-            ),
-            Self::StillMounted(mounts) => {
-                write!(f, "nothing was deleted, since something is still mounted there:")?;
-                mounts.iter().try_for_each(|mount| write!(f, " {}", holders::shown(mount)))
-            }
-            Self::Gate { path, source } => {
-                let why = if *source == Errno::NOTEMPTY {
-                    "files lie in the mountpoint itself; move them away"
-                } else {
-                    "something is mounted or in use there"
-                };
-                write!(f, "rmdir {}: nothing was deleted, {why}", path.display())
-            }
-            Self::Crossing(path) => {
-                write!(f, "delete {}: stopped at a mount; what lies there is untouched", path.display())
-            }
-            Self::OutOfTime(path) => write!(
-                f,
-                "delete {}: not done by the deadline; the rest goes with the next reset (is somebody still writing \
-                 there?)",
-                path.display()
-            ),
-            Self::Protected(path) => write!(
-                f,
-                "delete {}: it, or the directory that it lies in, is immutable or append-only, which only root can \
-                 have made it; `chattr -R -i -a` that directory if it may go, then reset again",
-                path.display()
-            ),
-            Self::Call { call, path, .. } => write!(f, "{call} {}", path.display()),
-        }
+/// What the kernel said to a refused mount, or where it may have said it.
+fn of_the_kernel(said: &str) -> String {
+    if said.is_empty() {
+        "the kernel log may say more: `journalctl -k`".into()
+    } else {
+        format!("the kernel says: {said}")
     }
 }
 
-impl Error for HelperError {
-    fn source(&self) -> Option<&(dyn Error + 'static)> {
-        match self {
-            Self::InstanceFile { source, .. } => Some(source.as_ref()),
-            Self::Mountinfo { source, .. } => Some(source),
-            Self::Mount { source, .. }
-            | Self::Umount { source, .. }
-            | Self::Gate { source, .. }
-            | Self::Pid1Hidden { source, .. }
-            | Self::Call { source, .. } => Some(source),
-            _ => None,
-        }
-    }
+fn listed(mounts: &[PathBuf]) -> String {
+    mounts.iter().map(|mount| holders::shown(mount)).collect::<Vec<_>>().join(" ")
 }
 
-/// The whole chain of an error in one line, outermost first.
-#[must_use]
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(cause.to_string().trim_end());
-        next = cause.source();
+/// What makes the gate refuse.
+fn what_is_there(errno: Errno) -> &'static str {
+    if errno == Errno::NOTEMPTY {
+        "files lie in the mountpoint itself; move them away"
+    } else {
+        "something is mounted or in use there"
     }
-    text
 }
 
 #[cfg(test)]
@@ -351,6 +284,61 @@ mod tests {
 
     fn nobody() -> Verdict {
         Verdict::Found(holders::Verdict::NotVisible { suspects: vec![] })
+    }
+
+    /// One of each, two where the text has two forms.
+    fn all() -> Vec<HelperError> {
+        let path = || PathBuf::from("/p");
+        let source = Errno::PERM;
+        let mount = |said: &str| HelperError::Mount {
+            path: path(),
+            options: "index=off".into(),
+            said: said.into(),
+            source,
+        };
+        vec![
+            HelperError::Name("../x".parse::<crate::instance::Instance>().unwrap_err()),
+            HelperError::Namespace,
+            HelperError::Pid1Hidden { path: path(), source },
+            HelperError::NoInstanceFile(path()),
+            HelperError::InstanceFile {
+                path: path(),
+                source: Box::new(toml::from_str::<toml::Table>("x").unwrap_err()),
+            },
+            HelperError::Twice { path: path(), overlay: "o".into() },
+            HelperError::NoLayer { path: path(), hint: "install it" },
+            HelperError::LinkedLayer(path()),
+            HelperError::TooManyLayers { count: 501, most: 500 },
+            HelperError::TooLongOptions { bytes: 4096, most: 4095 },
+            HelperError::NotRoots { path: path(), uid: 7, mode: 0o777 },
+            HelperError::NoAccount { path: "/etc/passwd", user: "left4me-3".into() },
+            HelperError::ForeignUpper { path: path(), uid: 7, user: "left4me-3".into() },
+            HelperError::Mountinfo {
+                path: path(),
+                source: holders::mountinfo::parse(b"garbage\n").unwrap_err(),
+            },
+            HelperError::Occupied { path: path(), fs_type: "tmpfs".into() },
+            HelperError::Locked(path()),
+            mount(""),
+            mount("no"),
+            HelperError::Busy { path: path(), verdict: nobody() },
+            HelperError::Umount { path: path(), source },
+            HelperError::NotGone { path: path(), id: 7 },
+            HelperError::Stacked { path: path(), left: 2 },
+            HelperError::StillMounted(vec!["/a".into(), "/b\nc".into()]),
+            HelperError::Gate { path: path(), source: Errno::NOTEMPTY },
+            HelperError::Gate { path: path(), source: Errno::BUSY },
+            HelperError::Crossing(path()),
+            HelperError::OutOfTime(path()),
+            HelperError::Protected(path()),
+            HelperError::Call { call: "open", path: path(), source },
+        ]
+    }
+
+    #[test]
+    fn every_error_has_its_text_and_its_cause() {
+        let lines: Vec<_> = all().iter().map(|error| crate::chain::chain(error)).collect();
+        insta::assert_snapshot!(lines.join("\n"));
     }
 
     #[test]
@@ -377,11 +365,5 @@ mod tests {
         for (error, code) in cases {
             assert_eq!(error.exit_code(), code, "{error}");
         }
-    }
-
-    #[test]
-    fn the_chain_is_printed_once() {
-        let error = HelperError::Umount { path: "/m".into(), source: Errno::PERM };
-        assert_eq!(chain(&error), "umount /m: Operation not permitted (os error 1)");
     }
 }

@@ -21,23 +21,14 @@ const USER_PREFIX: &str = "left4me-";
 pub struct Instance(String);
 
 /// Why a text is not an instance name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "instance name {name:?}: must be 1 to {} characters of a-z, 0-9, _ and -, the first a letter or a digit",
+    MAX_NAME
+)]
 pub struct NameError {
     name: String,
 }
-
-impl fmt::Display for NameError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "instance name {:?}: must be 1 to {MAX_NAME} characters of a-z, 0-9, _ and -, \
-             the first a letter or a digit",
-            self.name
-        )
-    }
-}
-
-impl std::error::Error for NameError {}
 
 impl FromStr for Instance {
     type Err = NameError;

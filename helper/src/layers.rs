@@ -17,8 +17,7 @@ use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::error::HelperError;
-use crate::instance::Paths;
-use crate::state::StateDir;
+use crate::state::InstanceDir;
 
 /// The longest overlay name, bytes.
 pub const MAX_NAME: usize = 64;
@@ -70,7 +69,7 @@ const MAX_FILE: u64 = 256 * 1024;
 ///
 /// # Errors
 /// No such file, one that lies behind a link or is none, or one that does not parse or lists an overlay twice.
-pub fn read(state: &StateDir, paths: &Paths) -> Result<InstanceFile, HelperError> {
+pub fn read(InstanceDir { state, paths }: &InstanceDir) -> Result<InstanceFile, HelperError> {
     let path = &paths.file;
     let relative = path.strip_prefix(state.path()).unwrap_or(path);
     state.require_roots_above(relative)?;
@@ -121,7 +120,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::error::chain;
+    use crate::chain::chain;
 
     #[test]
     fn the_order_of_the_file_is_the_order_of_the_layers() {
@@ -135,25 +134,25 @@ mod tests {
     #[test]
     fn a_file_is_read_from_where_it_belongs() {
         let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        let paths = state.paths(&"3".parse().unwrap());
+        let place = InstanceDir::open(directory.path(), &"3".parse().unwrap()).unwrap();
+        let paths = &place.paths;
         let instances = directory.path().join("instances");
         fs::create_dir(&instances).unwrap();
-        assert!(matches!(read(&state, &paths), Err(HelperError::NoInstanceFile(_))));
+        assert!(matches!(read(&place), Err(HelperError::NoInstanceFile(_))));
         fs::write(instances.join("x"), "overlays = []").unwrap();
         let mode = |mode| fs::set_permissions(&instances, fs::Permissions::from_mode(mode)).unwrap();
         mode(0o777);
-        assert!(matches!(read(&state, &paths), Err(HelperError::NotRoots { .. })));
+        assert!(matches!(read(&place), Err(HelperError::NotRoots { .. })));
         mode(0o755);
         std::os::unix::fs::symlink("x", &paths.file).unwrap();
-        assert!(matches!(read(&state, &paths), Err(HelperError::Call { source: Errno::LOOP, .. })));
+        assert!(matches!(read(&place), Err(HelperError::Call { source: Errno::LOOP, .. })));
         fs::rename(instances.join("x"), &paths.file).unwrap();
-        assert!(read(&state, &paths).unwrap().overlays.is_empty());
+        assert!(read(&place).unwrap().overlays.is_empty());
         fs::write(&paths.file, " ".repeat(300_000)).unwrap();
-        assert!(matches!(read(&state, &paths), Err(HelperError::Call { source: Errno::FBIG, .. })));
+        assert!(matches!(read(&place), Err(HelperError::Call { source: Errno::FBIG, .. })));
         fs::remove_file(&paths.file).unwrap();
         fs::create_dir(&paths.file).unwrap();
-        assert!(matches!(read(&state, &paths), Err(HelperError::Call { source: Errno::INVAL, .. })));
+        assert!(matches!(read(&place), Err(HelperError::Call { source: Errno::INVAL, .. })));
     }
 
     proptest::proptest! {

@@ -1,18 +1,17 @@
-//! What the root helper `left4me-overlay` and the control command `l4d2ctl` are made of.
+//! What the root helper `left4me-overlay` is made of, and what `l4d2ctl` shares with it: names and paths of an instance,
+//! the lock, and the delete.
 //!
 //! The rule of the crate: text and plans are pure values with tests beside them; a system call is made in one
 //! short function that says why it is safe. Nothing here waits by the clock, retries a mount, or deletes a path
 //! by name without holding its directory.
-//!
-//! The feature `control` adds what `l4d2ctl` decides, `dbus` (on by default) what talks to systemd; the helper is built
-//! without either.
-
-pub mod error;
 
 pub mod account;
 pub mod arguments;
 pub mod busy;
+pub mod busy_note;
 pub mod cgroup;
+pub mod chain;
+pub mod error;
 pub mod instance;
 pub mod journal;
 pub mod layers;
@@ -23,25 +22,5 @@ pub mod overlay;
 pub mod privileges;
 pub mod purge;
 pub mod state;
+pub mod tree;
 pub mod unit_end;
-
-#[cfg(feature = "control")]
-pub mod cli;
-#[cfg(feature = "control")]
-pub mod control;
-#[cfg(feature = "control")]
-pub mod doctor;
-#[cfg(feature = "control")]
-pub mod fleet;
-#[cfg(feature = "dbus")]
-mod job;
-#[cfg(feature = "control")]
-pub mod neighbours;
-#[cfg(feature = "control")]
-pub mod report;
-#[cfg(feature = "dbus")]
-pub mod systemd;
-#[cfg(feature = "control")]
-pub mod units;
-#[cfg(feature = "control")]
-pub mod warning;

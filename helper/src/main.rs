@@ -1,6 +1,7 @@
 //! `left4me-overlay mount|umount <id>`: the root helper that a server's unit runs before and after it.
 //!
-//! What is left to this file: the order of the checks and the text that is printed. It starts no thread and no process.
+//! What is left to this file: the order of the checks and the text that is printed. It starts no process, and
+//! no thread but one that waits for a lock (`lock.rs`).
 //! Everything with a decision in it lives in the library.
 
 use std::path::Path;
@@ -10,10 +11,11 @@ use std::time::Instant;
 use rustix::fs::Mode;
 
 use left4me_helper::arguments::{self, Action, Command, HELP, Request};
-use left4me_helper::error::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, HelperError, chain};
+use left4me_helper::chain::chain;
+use left4me_helper::error::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, HelperError};
 use left4me_helper::instance::STATE_DIR;
 use left4me_helper::overlay::{self, Outcome};
-use left4me_helper::state::StateDir;
+use left4me_helper::state::InstanceDir;
 use left4me_helper::unit_end::OfUnit;
 use left4me_helper::{account, journal, layers, namespace, privileges, purge};
 
@@ -70,18 +72,18 @@ fn run(request: &Request) -> Result<String, HelperError> {
     if !namespace::is_pid1s()? {
         return Err(HelperError::Namespace);
     }
-    let state = StateDir::open(Path::new(STATE_DIR))?;
-    let paths = state.paths(instance);
+    let place = InstanceDir::open(Path::new(STATE_DIR), instance)?;
+    let InstanceDir { state, paths } = &place;
     let merged = paths.merged.display();
     // Lines of what is waited for go to the journal as they come.
     let mut note = |line: String| say(std::io::stderr(), &format!("left4me-overlay: {line}\n"));
     match action {
         Action::Mount => {
-            let file = layers::read(&state, &paths)?;
-            let plan = overlay::plan(&paths, layers::lower(&file, state.path()))?;
+            let file = layers::read(&place)?;
+            let plan = overlay::plan(paths, layers::lower(&file, state.path()))?;
             let deadline = Instant::now() + wait.limit;
-            let outcome = overlay::mount(&state, &paths, &plan, account::of(&paths.user)?, deadline)?;
-            purge::sweep(&state, &paths, &mut note);
+            let outcome = overlay::mount(&place, &plan, account::of(&paths.user)?, deadline)?;
+            purge::sweep(&place, &mut note);
             Ok(match outcome {
                 Outcome::Done => format!("mounted {merged} ({} lower layers)", plan.lower.len()),
                 Outcome::Already => format!("{merged} is mounted already; nothing done"),
@@ -90,7 +92,7 @@ fn run(request: &Request) -> Result<String, HelperError> {
         Action::Umount => {
             privileges::keep_only(privileges::FOR_UMOUNT)?;
             let mut server = OfUnit::new(&instance.unit());
-            Ok(match overlay::umount(&state, &paths, &mut server, wait, &mut note)? {
+            Ok(match overlay::umount(&place, &mut server, wait, &mut note)? {
                 Outcome::Done => format!("unmounted {merged}"),
                 Outcome::Already => format!("{merged} is not mounted; nothing to unmount"),
             })

@@ -21,13 +21,14 @@ use rustix::mount::{
 };
 
 use crate::account::Account;
-use crate::busy;
-use crate::error::{HelperError, chain};
+use crate::busy_note;
+use crate::chain::chain;
+use crate::error::HelperError;
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
 use crate::mountinfo;
-use crate::purge;
-use crate::state::{StateDir, directory_beneath, proc_path, require_roots};
+use crate::state::{InstanceDir, StateDir, directory_beneath, proc_path, require_roots};
+use crate::tree::remove_tree;
 use crate::unit_end::{self, Processes, Wait};
 
 /// The longest option string `mount(2)` takes, bytes: one page less the final NUL
@@ -98,7 +99,7 @@ pub struct MountPlan {
 /// [`HelperError::TooManyLayers`] if there are more than overlayfs takes.
 pub fn plan(paths: &Paths, lower: Vec<PathBuf>) -> Result<MountPlan, HelperError> {
     if lower.len() > MAX_LAYERS {
-        return Err(HelperError::TooManyLayers { count: lower.len() });
+        return Err(HelperError::TooManyLayers { count: lower.len(), most: MAX_LAYERS });
     }
     let joined: Vec<_> = lower.iter().map(|path| escape(path)).collect();
     let options = format!(
@@ -137,13 +138,12 @@ pub enum Outcome {
 /// # Errors
 /// A layer is missing, something else is mounted there, another helper is still at work, or a system call failed.
 pub fn mount(
-    state: &StateDir,
-    paths: &Paths,
+    place: &InstanceDir,
     plan: &MountPlan,
     server: Account,
     deadline: Instant,
 ) -> Result<Outcome, HelperError> {
-    mount_by(&METHODS, state, paths, plan, server, deadline)
+    mount_by(&METHODS, place, plan, server, deadline)
 }
 
 /// [`mount`], by the first of `methods` that the kernel knows.
@@ -152,8 +152,7 @@ pub fn mount(
 /// As [`mount`].
 pub fn mount_by(
     methods: &[Method],
-    state: &StateDir,
-    paths: &Paths,
+    InstanceDir { state, paths }: &InstanceDir,
     plan: &MountPlan,
     server: Account,
     deadline: Instant,
@@ -176,7 +175,7 @@ pub fn mount_by(
     }
     let lower = opened.map_or_else(lower, Ok)?;
     // What an earlier unmount was refused for is not so any more.
-    busy::remove_note(&runtime, &paths.runtime)?;
+    busy_note::remove_note(&runtime, &paths.runtime)?;
     let [upper, work, merged] = [&DIRECTORIES[0], &DIRECTORIES[1], &DIRECTORIES[2]]
         .map(|directory| ensure_directory(&runtime, directory, paths, server));
     attach(&Layers { lower, upper: upper?, work: work?, merged: merged? }, paths, plan, methods)?;
@@ -189,8 +188,7 @@ pub fn mount_by(
 /// # Errors
 /// [`HelperError::Busy`] with the holders; any other refusal of `umount2(2)`; residue that cannot be removed.
 pub fn umount(
-    state: &StateDir,
-    paths: &Paths,
+    InstanceDir { state, paths }: &InstanceDir,
     server: &mut impl Processes,
     wait: &Wait,
     note: &mut dyn FnMut(String),
@@ -212,8 +210,8 @@ pub fn umount(
             // Somebody else unmounted it since the table was read: EINVAL is 'not a mountpoint'.
             Err(Errno::INVAL | Errno::NOENT) => Outcome::Already,
             Err(Errno::BUSY) => {
-                let verdict = busy::verdict(&paths.merged);
-                if let Err(error) = busy::leave_note(&runtime, &paths.runtime, &verdict) {
+                let verdict = busy_note::verdict(&paths.merged);
+                if let Err(error) = busy_note::leave_note(&runtime, &paths.runtime, &verdict) {
                     note(chain(&error));
                 }
                 return Err(HelperError::Busy { path: paths.merged.clone(), verdict });
@@ -364,7 +362,7 @@ fn attach_by(method: Method, layers: &Layers, paths: &Paths, plan: &MountPlan) -
 
 fn attach_by_options(layers: &Layers, paths: &Paths, plan: &MountPlan) -> Result<(), HelperError> {
     if plan.options.len() > MAX_OPTIONS {
-        return Err(HelperError::TooLongOptions { bytes: plan.options.len() });
+        return Err(HelperError::TooLongOptions { bytes: plan.options.len(), most: MAX_OPTIONS });
     }
     let failed = |source| mount_error(paths, plan, source, String::new());
     let options = CString::new(plan.options.as_str()).map_err(|_nul| failed(Errno::INVAL))?;
@@ -493,131 +491,10 @@ fn clear_work(runtime: &RuntimeLock, paths: &Paths) -> Result<(), HelperError> {
     };
     match rustix::fs::unlinkat(&work, "work", AtFlags::REMOVEDIR) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::NOTEMPTY) => {
-            purge::remove_tree(&work, "work", &paths.work.join("work"), Instant::now() + CLEAR)
-        }
+        Err(Errno::NOTEMPTY) => remove_tree(&work, "work", &paths.work.join("work"), Instant::now() + CLEAR),
         Err(source) => Err(HelperError::call("rmdir", paths.work.join("work"))(source)),
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::instance::{Instance, STATE_DIR};
-    use crate::layers;
-
-    fn plan_for(id: &str, file: &str) -> Result<MountPlan, HelperError> {
-        let state = Path::new(STATE_DIR);
-        let paths = id.parse::<Instance>().unwrap().paths(state);
-        plan(&paths, layers::lower(&layers::parse(file, &paths.file).unwrap(), state))
-    }
-
-    #[test]
-    fn plans() {
-        for (id, file, options) in [
-            (
-                "3",
-                "overlays = []",
-                "lowerdir=/var/lib/left4me/installation,upperdir=/var/lib/left4me/runtime/3/upper,\
-                 workdir=/var/lib/left4me/runtime/3/work,index=off",
-            ),
-            (
-                "eu-1",
-                "overlays = [\"top\", \"base.v2\"]",
-                "lowerdir=/var/lib/left4me/overlays/top:/var/lib/left4me/overlays/base.v2:\
-                 /var/lib/left4me/installation,upperdir=/var/lib/left4me/runtime/eu-1/upper,\
-                 workdir=/var/lib/left4me/runtime/eu-1/work,index=off",
-            ),
-        ] {
-            assert_eq!(plan_for(id, file).unwrap().options, options);
-        }
-    }
-
-    #[test]
-    fn what_overlayfs_splits_at_is_escaped() {
-        for (path, escaped) in [
-            ("/a b", "/a b"),
-            ("/a:b", "/a\\:b"),
-            ("/a,x=1", "/a\\,x=1"),
-            ("/a\\:b", "/a\\\\\\:b"),
-            ("/\\", "/\\\\"),
-        ] {
-            assert_eq!(escape(Path::new(path)), escaped, "{path}");
-        }
-    }
-
-    #[test]
-    fn more_layers_than_overlayfs_takes_are_refused() {
-        let many = |count: usize| {
-            let names: Vec<_> = (0..count).map(|index| format!("\"{index}\"")).collect();
-            format!("overlays = [{}]", names.join(","))
-        };
-        assert!(plan_for("3", &many(499)).is_ok());
-        let error = plan_for("3", &many(500)).unwrap_err();
-        assert!(error.to_string().contains("501 layers"), "{error}");
-    }
-
-    #[test]
-    fn only_the_servers_own_layer_is_the_servers() {
-        let servers: Vec<_> =
-            DIRECTORIES.iter().filter(|entry| entry.owner == Owner::Server).map(|entry| entry.name).collect();
-        assert_eq!(servers, ["upper"]);
-    }
-
-    #[test]
-    fn a_missing_layer_says_what_to_do() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        let text = open_layer(&state, &state.path().join("installation")).unwrap_err().to_string();
-        assert!(text.ends_with("/installation: install the game there first"), "{text}");
-        std::fs::write(directory.path().join("f"), "").unwrap();
-        let file = open_layer(&state, &state.path().join("f"));
-        assert!(matches!(file, Err(HelperError::Call { source: Errno::NOTDIR, .. })));
-        std::os::unix::fs::symlink("/", directory.path().join("l")).unwrap();
-        assert!(matches!(open_layer(&state, &state.path().join("l/etc")), Err(HelperError::LinkedLayer(_))));
-    }
-
-    /// What overlayfs makes of an option string: it splits at a `,`, then at a `:`, and takes one level of `\` away.
-    fn overlayfs_reads(options: &str) -> Vec<(String, Vec<String>)> {
-        let mut parsed = vec![(String::new(), vec![String::new()])];
-        let mut characters = options.chars();
-        let mut in_key = true;
-        while let Some(character) = characters.next() {
-            let (key, values) = parsed.last_mut().unwrap();
-            match character {
-                '=' if in_key => in_key = false,
-                ',' => {
-                    parsed.push((String::new(), vec![String::new()]));
-                    in_key = true;
-                }
-                _ if in_key => key.push(character),
-                ':' => values.push(String::new()),
-                '\\' => values.last_mut().unwrap().extend(characters.next()),
-                _ => values.last_mut().unwrap().push(character),
-            }
-        }
-        parsed
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_name_becomes_another_option_or_another_layer(
-            state in "/[a:,\\\\ =\n\"]{0,8}", names in proptest::collection::vec("[a-z0-9:,\\\\ =]{1,8}", 0..4)
-        ) {
-            let paths = "3".parse::<Instance>().unwrap().paths(Path::new(&state));
-            let lower: Vec<_> = names.iter().map(|name| paths.all_runtimes.join(name)).collect();
-            let plan = plan(&paths, lower.clone()).unwrap();
-            let text = |path: &PathBuf| path.to_str().unwrap().to_owned();
-            let mut layers: Vec<_> = lower.iter().map(text).collect();
-            if layers.is_empty() {
-                layers.push(String::new());
-            }
-            proptest::prop_assert_eq!(overlayfs_reads(&plan.options), vec![
-                ("lowerdir".to_owned(), layers),
-                ("upperdir".to_owned(), vec![text(&paths.upper)]),
-                ("workdir".to_owned(), vec![text(&paths.work)]),
-                ("index".to_owned(), vec!["off".to_owned()]),
-            ]);
-        }
-    }
-}
+mod tests;

@@ -17,6 +17,27 @@ use rustix::io::Errno;
 use crate::error::HelperError;
 use crate::instance::{Instance, Paths};
 
+/// The place of one instance: the state directory, open, and the names of what is the instance's in it, for messages and to
+/// compare with the mount table.
+#[derive(Debug)]
+pub struct InstanceDir {
+    /// The state directory.
+    pub state: StateDir,
+    /// The instance's names, without links in them.
+    pub paths: Paths,
+}
+
+impl InstanceDir {
+    /// Opens `state_dir`, as [`StateDir::open`] does, for `instance`.
+    ///
+    /// # Errors
+    /// As [`StateDir::open`].
+    pub fn open(state_dir: &Path, instance: &Instance) -> Result<Self, HelperError> {
+        let state = StateDir::open(state_dir)?;
+        Ok(Self { paths: state.paths(instance), state })
+    }
+}
+
 /// The state directory, open.
 #[derive(Debug)]
 pub struct StateDir {

@@ -1,7 +1,7 @@
 //! The built programs against a server's user gone bad, on the machine's own kernel: he swaps directories in `upper` for
 //! links, as fast as the machine can, while root mounts, unmounts and resets.
 //!
-//! That the same attacker wins against a delete without its flags is shown in `src/purge.rs`. It takes root, for an overlay
+//! That the same attacker wins against a delete without its flags is shown in `src/tree.rs`. It takes root, for an overlay
 //! and for another user; without it a test says that it did not run.
 
 #[path = "support/playground.rs"]

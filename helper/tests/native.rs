@@ -20,7 +20,7 @@ use left4me_helper::account::Account;
 use left4me_helper::error::HelperError;
 use left4me_helper::mountinfo;
 use left4me_helper::overlay::{self, METHODS, Outcome};
-use left4me_helper::state::StateDir;
+use left4me_helper::state::InstanceDir;
 use left4me_helper::unit_end::{OfUnit, Wait};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
@@ -273,16 +273,16 @@ fn inside_every_way_to_mount_takes_any_name() {
             fs::create_dir_all(path.join(part)).unwrap();
         }
         fs::write(path.join("installation/game"), name).unwrap();
-        let state = StateDir::open(&path).unwrap();
-        let paths = state.paths(&"3".parse().unwrap());
-        let plan = overlay::plan(&paths, vec![state.path().join("installation")]).unwrap();
+        let place = InstanceDir::open(&path, &"3".parse().unwrap()).unwrap();
+        let InstanceDir { state, paths } = &place;
+        let plan = overlay::plan(paths, vec![state.path().join("installation")]).unwrap();
         for method in METHODS {
             let deadline = Instant::now() + Duration::from_secs(10);
-            match overlay::mount_by(&[method], &state, &paths, &plan, SERVER, deadline) {
+            match overlay::mount_by(&[method], &place, &plan, SERVER, deadline) {
                 Ok(outcome) => assert_eq!(outcome, Outcome::Done),
                 // This kernel does not know the method.
                 Err(HelperError::Mount { source: rustix::io::Errno::NOSYS, .. }) => continue,
-                Err(error) => panic!("{method:?} {name:?}: {}", left4me_helper::error::chain(&error)),
+                Err(error) => panic!("{method:?} {name:?}: {}", left4me_helper::chain::chain(&error)),
             }
             tried += 1;
             assert_eq!(fs::read_to_string(paths.merged.join("game")).unwrap(), name, "{method:?}");
@@ -291,7 +291,7 @@ fn inside_every_way_to_mount_takes_any_name() {
             fs::remove_file(paths.merged.join("written")).unwrap();
             let mut nobody = OfUnit::new("left4me-test@nobody.service");
             let umounted =
-                overlay::umount(&state, &paths, &mut nobody, &Wait::default(), &mut |note| panic!("{note}"));
+                overlay::umount(&place, &mut nobody, &Wait::default(), &mut |note| panic!("{note}"));
             assert_eq!(umounted.unwrap(), Outcome::Done, "{method:?} {name:?}");
         }
     }

@@ -2,6 +2,23 @@
 
 use std::path::Path;
 
+/// The text of a file that the threats name: by its path, a test of the helper, or a module of the helper or `l4d2ctl`
+/// with its tests.
+fn source(root: &Path, file: &str) -> String {
+    let stem = file.trim_end_matches(".rs");
+    let places = match file {
+        "native.rs" => vec![format!("tests/{file}")],
+        elsewhere if elsewhere.contains('/') => vec![format!("../{file}")],
+        _ => ["src", "../ctl/src"]
+            .map(|src| ["", "/mod", "/tests"].map(|end| format!("{src}/{stem}{end}.rs")))
+            .concat(),
+    };
+    let found: Vec<_> =
+        places.iter().filter_map(|place| std::fs::read_to_string(root.join(place)).ok()).collect();
+    assert!(!found.is_empty(), "no file {file}");
+    found.concat()
+}
+
 #[test]
 fn every_test_that_the_threats_name_is_there() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -29,12 +46,7 @@ fn every_test_that_the_threats_name_is_there() {
                 continue;
             }
             let file = words.next().unwrap_or_else(|| panic!("no test: {row}"));
-            let directory = match file {
-                "native.rs" => "tests",
-                elsewhere if elsewhere.contains('/') => "..",
-                _ => "src",
-            };
-            let source = std::fs::read_to_string(root.join(directory).join(file)).expect(file);
+            let source = source(root, file);
             let mut functions = 0;
             for function in words {
                 assert!(source.contains(&format!("fn {function}(")), "{file} has no {function}");

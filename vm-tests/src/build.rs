@@ -20,8 +20,17 @@ use crate::process::{self, Program, Sink};
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 
 /// What goes into every guest: packages, and the features they need for it.
-const GUEST: &[&str] =
-    &["--bins", "--package", "vm-agent", "--package", "left4me-helper", "--features", "vm-agent/guest"];
+const GUEST: &[&str] = &[
+    "--bins",
+    "--package",
+    "vm-agent",
+    "--package",
+    "left4me-helper",
+    "--package",
+    "left4me-ctl",
+    "--features",
+    "vm-agent/guest",
+];
 
 /// What [`crate::truth`] runs in a guest: the command, and the fixture that plants and judges.
 const TRUTH: &[&str] = &["--package", "holders", "--bin", "holders", "--example", "planter"];

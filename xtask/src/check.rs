@@ -66,7 +66,7 @@ const STEPS: [(&str, &[&str]); 5] = [
         ],
     ),
     // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
-    // the lock file that they have, is what is asked. Their corpus is a test of the helper.
+    // the lock file that they have, is what is asked. Their corpus is a test of `ctl`.
     (
         "lints of the fuzz targets",
         &[

@@ -125,34 +125,34 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "reset-goes-on-while-it-is-mounted",
-        file: "helper/src/control.rs",
+        file: "ctl/src/control/stop.rs",
         change: Change::Replace {
             find: "        if !self.report.still_mounted.is_empty() {\n            return Err(self.left_mounted(&stop, \" and nothing",
             replace: "        if false {\n            return Err(self.left_mounted(&stop, \" and nothing",
         },
         // On a machine purge() refuses it once more.
-        red: &[Run::Cargo(&["-p", "left4me-helper", "--lib", "control::"])],
+        red: &[Run::Cargo(&["-p", "left4me-ctl", "--lib", "control::"])],
     },
     Mutant {
         name: "reset-deletes-after-a-cancelled-stop",
-        file: "helper/src/control.rs",
+        file: "ctl/src/control/stop.rs",
         change: Change::Replace {
             find: "        if let Some(refused) = stop.refused {\n            // A server can run",
             replace: "        if let Some(refused) = stop.refused.clone().filter(|_| false) {\n            // A server can run",
         },
         red: &[
-            Run::Cargo(&["-p", "left4me-helper", "--lib", "control::"]),
+            Run::Cargo(&["-p", "left4me-ctl", "--lib", "control::"]),
             on_trixie("product-reset-cancelled"),
         ],
     },
     Mutant {
         name: "a-job-ends-by-anybodys-word",
-        file: "helper/src/job.rs",
+        file: "ctl/src/systemd/job.rs",
         change: Change::Replace {
             find: "    one == other\n",
             replace: "    one == other || other.is_some()\n",
         },
-        red: &[Run::Cargo(&["-p", "left4me-helper", "--lib", "job::"])],
+        red: &[Run::Cargo(&["-p", "left4me-ctl", "--lib", "job::"])],
     },
     Mutant {
         name: "helper-waits-for-nobody",
@@ -209,12 +209,12 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "purge-follows-links-and-crosses-mounts",
-        file: "helper/src/purge.rs",
+        file: "helper/src/tree.rs",
         change: Change::Replace {
             find: "resolve: ResolveFlags::NO_XDEV.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::BENEATH),",
             replace: "resolve: ResolveFlags::empty(),",
         },
-        red: &[Run::Cargo(&["-p", "left4me-helper", "--lib", "purge::"])],
+        red: &[Run::Cargo(&["-p", "left4me-helper", "--lib", "tree::"])],
     },
     Mutant {
         name: "holders-sees-no-threads",

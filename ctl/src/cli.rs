@@ -1,0 +1,333 @@
+//! The command line of `l4d2ctl`: here and not in its binary, as the manual page and the completions of the shells are
+//! made from it too (`examples/generate.rs`).
+
+use std::time::Duration;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use left4me_helper::instance::Instance;
+
+use crate::actions::DEFAULT_TIMEOUT;
+
+/// What the manual page and the help of a command say besides its options.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Page {
+    /// The exit statuses and what each means.
+    pub exit: &'static [(u8, &'static str)],
+    /// Who may do it.
+    pub rights: &'static str,
+}
+
+const USAGE: (u8, &str) = (2, "the command line makes no sense");
+
+/// That of `l4d2ctl` itself.
+pub const PAGE: Page = Page {
+    exit: &[
+        (0, "ok"),
+        (
+            1,
+            "failed, refused at the question, or doctor has found something; or the report could not be printed",
+        ),
+        USAGE,
+        (3, "status of a server that does not run"),
+        (4, "no such instance or unit"),
+    ],
+    rights: "status and doctor: anybody. start and stop: root, or whom polkit allows \
+             org.freedesktop.systemd1.manage-units. reset: root.",
+};
+
+const START: Page = Page {
+    exit: &[
+        (0, "the servers run"),
+        (1, "one does not: the message has the unit whose journal says why"),
+        USAGE,
+        (4, "no such instance: it has no file in /var/lib/left4me/instances; or no such unit"),
+    ],
+    rights: "Root, or whom polkit allows org.freedesktop.systemd1.manage-units for both units of the instance.",
+};
+
+const STOP: Page = Page {
+    exit: &[
+        (0, "the servers are down and the overlays unmounted"),
+        (
+            1,
+            "one is not: something is still mounted, somebody asked for something else meanwhile, or the server had to be \
+             killed and may have lost what it was saving",
+        ),
+        USAGE,
+        (4, "no such unit"),
+    ],
+    rights: "Root, or whom polkit allows org.freedesktop.systemd1.manage-units for both units of the instance. Only root \
+             can warn by --grace, and is told who keeps an overlay mounted.",
+};
+
+const RESET: Page = Page {
+    exit: &[
+        (
+            0,
+            "the servers are down and all they wrote is deleted; that one had to be killed is a note then, and its failed \
+             state is cleared",
+        ),
+        (1, "not so, or refused at the question: the message says whether anything was deleted"),
+        USAGE,
+        (4, "no such instance: nothing of it is there, and it does not run; or no such unit"),
+    ],
+    rights: "Root, as it deletes root's directories. Without root nothing is begun.",
+};
+
+const STATUS: Page = Page {
+    exit: &[
+        (0, "the servers run; without an ID: it could be said how they are"),
+        (1, "systemd could not be asked"),
+        USAGE,
+        (3, "one that was named does not run"),
+        (4, "no such unit"),
+    ],
+    rights: "Anybody. Whether something is mounted is shown to those who may read /proc/1/mountinfo.",
+};
+
+const DOCTOR: Page = Page {
+    exit: &[(0, "nothing found"), (1, "something found, or a unit could not be read"), USAGE],
+    rights: "Anybody.",
+};
+
+/// That of a subcommand, by its name.
+#[must_use]
+pub fn page(subcommand: &str) -> Option<&'static Page> {
+    match subcommand {
+        "start" => Some(&START),
+        "stop" => Some(&STOP),
+        "reset" => Some(&RESET),
+        "status" => Some(&STATUS),
+        "doctor" => Some(&DOCTOR),
+        _ => None,
+    }
+}
+
+impl Page {
+    /// It as the end of a help text.
+    fn help(&self) -> String {
+        let exit: String =
+            self.exit.iter().map(|(status, meaning)| format!("  {status}  {meaning}\n")).collect();
+        format!("Exit status, the worst of all instances:\n{exit}\nRights: {}", self.rights)
+    }
+}
+
+/// Starts, stops and resets Left 4 Dead 2 servers
+#[derive(Debug, Parser)]
+#[command(name = "l4d2ctl", version, after_help = PAGE.help(), term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Mount the overlays and start the servers
+    #[command(after_help = START.help())]
+    Start(Target),
+    /// Stop the servers and unmount the overlays
+    ///
+    /// An overlay that an earlier stop has left mounted is unmounted as well.
+    #[command(after_help = STOP.help())]
+    Stop(StopTarget),
+    /// Stop the servers and delete their runtime directories, with all they wrote
+    ///
+    /// Nothing is deleted unless the stop is one and nothing is mounted there any more. An overlay that an earlier stop
+    /// has left mounted is unmounted first. On a terminal it asks before servers that run are reset.
+    #[command(after_help = RESET.help())]
+    Reset(ResetTarget),
+    /// Say how the servers' units are
+    ///
+    /// One instance is shown in full, several as a table. Without any, all are shown, and one that does not run is no
+    /// failure.
+    #[command(after_help = STATUS.help())]
+    Status(StatusTarget),
+    /// Say what in the loaded units and their drop-ins defeats the design
+    ///
+    /// Not only in the servers' own: also what another service or mount unit has that keeps a server's overlay busy, or
+    /// alive behind a successful umount. Without an instance, all are looked at.
+    #[command(after_help = DOCTOR.help())]
+    Doctor(StatusTarget),
+}
+
+/// Which instances, and how.
+#[derive(Debug, Args)]
+pub struct Target {
+    /// The instances: each 1 to 23 characters of a-z, 0-9, _ and -
+    #[arg(required_unless_present = "all", value_name = "ID")]
+    pub ids: Vec<Instance>,
+    /// All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory;
+    /// for reset also what an interrupted one has left
+    #[arg(long, conflicts_with = "ids")]
+    pub all: bool,
+    /// How to do it.
+    #[command(flatten)]
+    pub how: How,
+}
+
+/// Which instances to stop, and how.
+#[derive(Debug, Args)]
+pub struct StopTarget {
+    /// Which.
+    #[command(flatten)]
+    pub target: Target,
+    /// What comes before.
+    #[command(flatten)]
+    pub before: Before,
+}
+
+/// Which instances to reset, and how.
+#[derive(Debug, Args)]
+pub struct ResetTarget {
+    /// Which.
+    #[command(flatten)]
+    pub target: Target,
+    /// What comes before.
+    #[command(flatten)]
+    pub before: Before,
+    /// Do not ask. Without a terminal on stdin and stderr nothing is asked anyway
+    #[arg(long, short)]
+    pub yes: bool,
+}
+
+/// What comes before a stop.
+#[derive(Debug, Args)]
+pub struct Before {
+    /// Warn the players and wait so long: 30s, 2m, or seconds. `say Server restarts in 30 s` is written to each server's
+    /// console, the FIFO `console` in its directory, if it has one. All wait together, and no longer than they run
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    pub grace: Option<Duration>,
+}
+
+/// The longest `--grace`.
+const MAX_GRACE: Duration = Duration::from_secs(3600);
+
+/// Reads a time: digits and `s`, `m`, `h` or nothing.
+fn time(text: &str) -> Result<Duration, String> {
+    let (digits, unit) = match text.char_indices().next_back() {
+        Some((at, 's')) => (&text[..at], 1),
+        Some((at, 'm')) => (&text[..at], 60),
+        Some((at, 'h')) => (&text[..at], 3600),
+        _ => (text, 1),
+    };
+    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    is_number
+        .then(|| digits.parse::<u64>().ok()?.checked_mul(unit))
+        .flatten()
+        .map(Duration::from_secs)
+        .filter(|time| (Duration::from_secs(1)..=MAX_GRACE).contains(time))
+        .ok_or_else(|| "expected a time from 1s to 1h, such as 30s, 2m or 30".to_owned())
+}
+
+/// Which instances, or all, and how.
+#[derive(Debug, Args)]
+pub struct StatusTarget {
+    /// The instances: each 1 to 23 characters of a-z, 0-9, _ and -
+    #[arg(value_name = "ID")]
+    pub ids: Vec<Instance>,
+    /// How to do it.
+    #[command(flatten)]
+    pub how: How,
+}
+
+/// How to do it.
+#[derive(Debug, Args)]
+pub struct How {
+    /// Print the report as JSON on stdout: an object for one ID, an array for several, --all or none
+    #[arg(long)]
+    pub json: bool,
+    /// How long systemd's job, and then deleting, may take for each instance
+    #[arg(long, value_name = "SECS", default_value_t = DEFAULT_TIMEOUT.as_secs(),
+          value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+}
+
+/// The command line as clap sees it.
+#[must_use]
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        command().debug_assert();
+        for good in [
+            &["l4d2ctl", "reset", "3", "--json", "--timeout", "5"][..],
+            &["l4d2ctl", "reset", "1", "2", "3"],
+            &["l4d2ctl", "stop", "--all"],
+            &["l4d2ctl", "status"],
+            &["l4d2ctl", "doctor", "3"],
+            &["l4d2ctl", "reset", "--all", "--yes", "--grace", "30s"],
+            &["l4d2ctl", "stop", "3", "--grace=2m"],
+        ] {
+            assert!(Cli::try_parse_from(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            &["l4d2ctl", "reset", "../3"][..],
+            &["l4d2ctl", "reset", "3", "../4"],
+            &["l4d2ctl", "reset"],
+            &["l4d2ctl", "reset", "3", "--all"],
+            &["l4d2ctl", "stop", "3", "--timeout", "0"],
+            &["l4d2ctl", "stop", "3", "--yes"],
+            &["l4d2ctl", "start", "3", "--grace", "30s"],
+            &["l4d2ctl", "stop", "3", "--grace", "2 m"],
+        ] {
+            assert_eq!(Cli::try_parse_from(bad).unwrap_err().exit_code(), 2, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn every_subcommand_has_a_page() {
+        for subcommand in command().get_subcommands() {
+            let page = page(subcommand.get_name()).expect("a page");
+            let statuses: Vec<_> = page.exit.iter().map(|(status, _meaning)| *status).collect();
+            assert!(statuses.is_sorted() && statuses.starts_with(&[0, 1, 2]), "{statuses:?}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        for (text, seconds) in [("30s", 30), ("2m", 120), ("1h", 3600), ("45", 45), ("1", 1)] {
+            assert_eq!(time(text), Ok(Duration::from_secs(seconds)), "{text}");
+        }
+        for bad in ["", "s", "0", "0m", "2h", "61m", "-1s", "+1", "1.5m", "1d", "1é", "18446744073709551615m"]
+        {
+            assert!(time(bad).is_err(), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_is_checked_names_or_all_and_a_bounded_time(
+            words in prop::collection::vec("start|stop|reset|status|doctor|--all|--json|--yes|--grace=[0-9]{0,5}[smhé]?|--timeout(=[0-9]{0,6})?|[0-9]{1,3}|[a-z./é-]{0,8}", 0..6)
+        ) {
+            let words = std::iter::once("l4d2ctl").chain(words.iter().map(String::as_str));
+            let Ok(Cli { command }) = Cli::try_parse_from(words.clone()) else { return Ok(()) };
+            let grace = match &command {
+                Command::Stop(stop) => stop.before.grace,
+                Command::Reset(reset) => reset.before.grace,
+                _ => None,
+            };
+            prop_assert!(grace.is_none_or(|grace| grace <= MAX_GRACE));
+            let how = match &command {
+                Command::Start(target)
+                | Command::Stop(StopTarget { target, .. })
+                | Command::Reset(ResetTarget { target, .. }) => {
+                    prop_assert_eq!(target.all, target.ids.is_empty(), "either names or all");
+                    prop_assert!(target.ids.iter().all(|id| words.clone().any(|word| word == id.as_str())));
+                    &target.how
+                }
+                Command::Status(target) | Command::Doctor(target) => &target.how,
+            };
+            prop_assert!((1..=86_400).contains(&how.timeout));
+        }
+    }
+}

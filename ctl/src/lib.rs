@@ -1,0 +1,17 @@
+//! What the control command `l4d2ctl` is made of: it starts, stops and resets servers through systemd, and says what in
+//! their units defeats the design.
+//!
+//! Paths, names, the lock and the delete are the root helper's ([`left4me_helper`]). What is decided is pure values over
+//! [`units::Units`], with tests beside them; only `systemd` speaks D-Bus.
+
+pub mod actions;
+pub mod cli;
+pub mod control;
+pub mod doctor;
+pub mod fleet;
+pub mod neighbours;
+pub mod report;
+#[cfg(feature = "dbus")]
+pub mod systemd;
+pub mod units;
+pub mod warning;
