@@ -321,7 +321,7 @@ async fn wait_for(file: File, path: &Path) -> anyhow::Result<File> {
         tokio::select! {
             biased;
             got = &mut locked => return Ok(got.context("the thread that waits for a lock ended")??),
-            signal = interrupts.next() => return Err(Interrupted { signal }.into()),
+            signal = interrupts.next() => return Err(Interrupted::by(signal).into()),
             holder = died => {
                 let holder = holder.context("watch who has the lock")?;
                 if let Some(group) = holder.group {

@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::guest::{Guest, GuestError, Output};
-use crate::process::{self, Child, Program, Sink};
+use crate::process::{self, Child, Interrupted, Program, Sink};
 use crate::qemu::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
 use crate::qmp::{Qmp, QmpError, QmpEvent};
 
@@ -69,7 +69,7 @@ pub enum MachineError {
         console: String,
     },
     /// The user interrupted.
-    Interrupted,
+    Interrupted(Interrupted),
     /// The agent refused or failed.
     Guest(GuestError),
     /// QEMU refused a command.
@@ -94,7 +94,7 @@ impl std::fmt::Display for MachineError {
                 after.as_secs_f64(),
                 quoted("console", console)
             ),
-            Self::Interrupted => write!(f, "interrupted"),
+            Self::Interrupted(_) => write!(f, "the machine was ended"),
             Self::Guest(_) => write!(f, "the guest's agent"),
             Self::Qmp(_) => write!(f, "the machine's monitor"),
         }
@@ -104,6 +104,7 @@ impl std::fmt::Display for MachineError {
 impl std::error::Error for MachineError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
+            Self::Interrupted(interrupted) => Some(interrupted),
             Self::Guest(error) => Some(error),
             Self::Qmp(error) => Some(error),
             _ => None,
@@ -261,7 +262,7 @@ impl Machine {
         tokio::select! {
             biased;
             migrated = ended => migrated,
-            () = cancelled(&mut cancel) => Err(MachineError::Interrupted),
+            () = cancelled(&mut cancel) => Err(MachineError::Interrupted(Interrupted::default())),
             () = passed(QMP_DEADLINE) => Err(MachineError::Silent {
                 waiting_for: "the end of a migration".to_owned(),
                 after: QMP_DEADLINE,
@@ -325,7 +326,7 @@ impl Machine {
             },
             fatal = fatal_event(events) => Ok(fatal),
             status = child.wait() => return Err(exited(status, directory)),
-            () = cancelled(cancel) => return Err(MachineError::Interrupted),
+            () = cancelled(cancel) => return Err(MachineError::Interrupted(Interrupted::default())),
             () = passed(deadline) => {
                 let console = console_tail(directory);
                 return Err(MachineError::Silent { waiting_for: waiting_for.to_owned(), after: deadline, console });
@@ -425,7 +426,7 @@ impl Starting<'_> {
                 connected => return Ok(connected?),
             },
             status = self.child.wait() => return Err(exited(status, self.directory)),
-            () = cancelled(&mut self.cancel) => return Err(MachineError::Interrupted),
+            () = cancelled(&mut self.cancel) => return Err(MachineError::Interrupted(Interrupted::default())),
             () = passed(QMP_DEADLINE) => return Err(MachineError::Silent {
                 waiting_for: "QEMU's monitor".to_owned(),
                 after: QMP_DEADLINE,

@@ -608,7 +608,7 @@ pub async fn run_noted(
 
     let stderr_tail = tail(&err.all);
     match ended {
-        Ended::Interrupted(signal) => Err(Error::Interrupted(Interrupted { signal })),
+        Ended::Interrupted(signal) => Err(Error::Interrupted(Interrupted::by(signal))),
         Ended::Deadline => Err(Error::Deadline { argv, after: started.elapsed(), stderr_tail }),
         Ended::Itself if !status.success() => Err(Error::Failed { argv, status, stderr_tail }),
         Ended::Itself if !drained => Err(Error::PipeHeld { argv }),
@@ -740,15 +740,26 @@ impl Interrupts {
 }
 
 /// We were told to stop, and did, with everything that was under way cleaned up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Interrupted {
-    /// By which signal.
-    pub signal: Signal,
+    /// By which signal; `None` where another part of the program heard it.
+    pub signal: Option<Signal>,
+}
+
+impl Interrupted {
+    /// By a signal that we heard.
+    #[must_use]
+    pub fn by(signal: Signal) -> Self {
+        Self { signal: Some(signal) }
+    }
 }
 
 impl fmt::Display for Interrupted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "interrupted by {}", self.signal)
+        match self.signal {
+            Some(signal) => write!(f, "interrupted by {signal}"),
+            None => write!(f, "interrupted"),
+        }
     }
 }
 
@@ -757,11 +768,9 @@ impl std::error::Error for Interrupted {}
 /// Whether an error says that we were interrupted, at whatever depth: the exit code is 130 then.
 #[must_use]
 pub fn is_interrupt(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.is::<Interrupted>()
-            || matches!(cause.downcast_ref(), Some(Error::Interrupted(_)))
-            || matches!(cause.downcast_ref(), Some(crate::machine::MachineError::Interrupted))
-    })
+    error
+        .chain()
+        .any(|cause| cause.is::<Interrupted>() || matches!(cause.downcast_ref(), Some(Error::Interrupted(_))))
 }
 
 /// A command line, printed so that it can be pasted into a shell.
@@ -850,11 +859,7 @@ impl fmt::Display for Error {
         };
         match self {
             Self::NotFound { program } => {
-                write!(f, "program {program} is not installed")?;
-                match crate::tools::hint(program) {
-                    Some(hint) => write!(f, ": {hint}"),
-                    None => Ok(()),
-                }
+                write!(f, "program {program} is not installed")
             }
             Self::Spawn { argv, .. } => write!(f, "start {argv}"),
             Self::Failed { argv, status, stderr_tail } => {

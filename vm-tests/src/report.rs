@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::outcome::{self, Cycle, Holder};
 use crate::run::{Prepared, Run, Stages};
 use crate::scenario::{History, Scenario};
+use crate::tools;
 use vm_agent::wire::Exit;
 
 /// Goes up when a key of [`Report`] changes its meaning or goes away.
@@ -116,7 +117,7 @@ impl ScenarioReport {
     pub fn of_error(guest: &str, scenario: &Scenario, error: &anyhow::Error) -> Self {
         let verdict =
             if crate::process::is_interrupt(error) { Verdict::Interrupted } else { Verdict::Infrastructure };
-        Self::without_result(guest, scenario, verdict, vec![format!("{error:#}")])
+        Self::without_result(guest, scenario, verdict, vec![tools::explain(error)])
     }
 
     fn without_result(guest: &str, scenario: &Scenario, verdict: Verdict, why: Vec<String>) -> Self {

@@ -222,9 +222,20 @@ impl Distro {
     }
 }
 
+/// An error and its causes in one line and, where a program is missing that we know, the command that installs it.
+#[must_use]
+pub fn explain(error: &anyhow::Error) -> String {
+    let missing = error.chain().find_map(|cause| match cause.downcast_ref() {
+        Some(process::Error::NotFound { program }) => hint(program),
+        _ => None,
+    });
+    let hint = missing.map(|hint| format!(": {hint}")).unwrap_or_default();
+    format!("{error:#}{hint}")
+}
+
 /// What to do about a program that is missing, if we know it: the command that installs its package.
 #[must_use]
-pub fn hint(program: &str) -> Option<String> {
+fn hint(program: &str) -> Option<String> {
     let name = Path::new(program).file_name()?.to_str()?;
     let tool = TOOLS.iter().find(|tool| matches!(tool.sign, Sign::Program(known) if known == name))?;
     let distro = Distro::of_host();
@@ -403,6 +414,12 @@ mod tests {
         assert!(hint("sqfstar").expect("known").contains("squashfs"));
         assert!(hint("/usr/bin/mmdebstrap").expect("known by its name").contains("mmdebstrap"));
         assert_eq!(hint("frobnicate"), None);
+        let missing = |program: &str| process::Error::NotFound { program: program.to_owned() };
+        let error = anyhow::Error::from(missing("sqfstar")).context("make the image");
+        let (explained, hint) = (explain(&error), hint("sqfstar").expect("known"));
+        assert_eq!(explained, format!("make the image: program sqfstar is not installed: {hint}"));
+        let unknown = explain(&missing("frobnicate").into());
+        assert_eq!(unknown, "program frobnicate is not installed");
     }
 
     #[test]

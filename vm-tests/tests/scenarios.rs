@@ -14,12 +14,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::watch;
 use vm_tests::accel::Clock;
 use vm_tests::image::Suite;
-use vm_tests::machine::{Cancel, MachineError};
+use vm_tests::machine::Cancel;
 use vm_tests::pins::{self, Pins, Update};
+use vm_tests::process::{self, Interrupted};
 use vm_tests::report::{self, ScenarioReport, Verdict};
 use vm_tests::run::{self, Prepared, Run};
 use vm_tests::scenario::{self, Scenario};
-use vm_tests::{cache, outcome, process, stretches};
+use vm_tests::{cache, outcome, stretches, tools};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -61,7 +62,7 @@ fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
             tests.extend(expected.into_iter().map(|(_, test)| test));
         }
         Err(error) => {
-            let why = format!("{error:#}");
+            let why = tools::explain(&error);
             for scenario in scenario::discover(&workspace.join("vm-tests/scenarios"))? {
                 let (name, why) = (format!("{}/{}", Suite::default(), scenario.name), why.clone());
                 tests.push(Trial::test(name, move || Err(Failed::from(why))));
@@ -112,7 +113,7 @@ fn judge(prepared: &Prepared, scenario: &Scenario, cancelled: Cancel) -> Result<
     let directory = prepared.results_of(&scenario.name);
     let outcome = runtime().and_then(|runtime| {
         if *cancelled.borrow() {
-            return Err(MachineError::Interrupted.into());
+            return Err(Interrupted::default().into());
         }
         let outcome = runtime.block_on(run::run(prepared, scenario, cancelled));
         runtime.shutdown_timeout(Duration::from_secs(1));
@@ -127,7 +128,7 @@ fn judge(prepared: &Prepared, scenario: &Scenario, cancelled: Cancel) -> Result<
         }
         Err(error) => (ScenarioReport::of_error(&prepared.guest, scenario, &error), None),
     };
-    report::write_scenario(&directory, &report, run.as_ref()).map_err(|error| format!("{error:#}"))?;
+    report::write_scenario(&directory, &report, run.as_ref()).map_err(|error| tools::explain(&error))?;
     if report.verdict == Verdict::Passed {
         return Ok(());
     }

@@ -14,15 +14,15 @@ use vm_tests::accel::{Accel, Clock, Wish};
 use vm_tests::bench::{self, Boot, BusyHost, Channel, Host, IDLE_SECS, Report, Requests, Row, Samples, Unit};
 use vm_tests::build;
 use vm_tests::cache::{self, Lock};
-use vm_tests::machine::{Cancel, MachineError};
-use vm_tests::process::{self, Program, Sink};
+use vm_tests::machine::Cancel;
+use vm_tests::process::{self, Interrupted, Program, Sink};
 use vm_tests::run::Prepared;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
 use vm_tests::tools;
 use vm_tests::truth::{self, Rounds};
 
+use crate::exit::{FAILED, PASSED};
 use crate::prepare::{self, MachineArgs, Wanted};
-use crate::{FAILED, PASSED};
 
 /// The scenario whose Reset is measured.
 const SCENARIO: &str = "5eac51a";
@@ -528,7 +528,7 @@ impl Bench {
             }
             None => {
                 child.kill_group(STOP_GRACE).await?;
-                Err(MachineError::Interrupted.into())
+                Err(Interrupted::default().into())
             }
         }
     }

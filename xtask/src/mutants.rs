@@ -23,7 +23,7 @@ use vm_tests::cache::{self, Lock};
 use vm_tests::process::{self, Error, Program};
 use vm_tests::report::{Report, Verdict};
 
-use crate::{FAILED, INFRASTRUCTURE, PASSED};
+use crate::exit::{FAILED, INFRASTRUCTURE, PASSED};
 
 /// One change that must be noticed.
 #[derive(Debug)]

@@ -58,7 +58,7 @@ pub(crate) async fn run(args: &ShellArgs) -> Result<u8> {
     machine.stop().await?;
     cache::remove_tree(&directory)?;
     match ended? {
-        Exit::Code(code) => Ok(u8::try_from(code).unwrap_or(crate::FAILED)),
+        Exit::Code(code) => Ok(u8::try_from(code).unwrap_or(crate::exit::FAILED)),
         Exit::Signal(signal) => Ok(128 | u8::try_from(signal).unwrap_or(0)),
     }
 }

@@ -13,8 +13,8 @@ use vm_tests::report::{self, Report, Verdict};
 use vm_tests::run::{PREPARED_VAR, Prepared};
 use vm_tests::scenario::{self, Scenario};
 
+use crate::exit::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};
 use crate::prepare::{self, MachineArgs, Wanted};
-use crate::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};
 
 /// How many runs a checkout bears at once before something is wrong.
 const MOST_RUNS: u32 = 16;
@@ -307,7 +307,7 @@ pub(crate) async fn all(machine: MachineArgs) -> Result<()> {
     };
     match run_with(&args, Accept::Never).await? {
         PASSED => Ok(()),
-        INTERRUPTED => Err(Interrupted { signal: Signal::SIGINT }.into()),
+        INTERRUPTED => Err(Interrupted::by(Signal::SIGINT).into()),
         code => bail!("vm-test: exit code {code}"),
     }
 }
