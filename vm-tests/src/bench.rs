@@ -19,11 +19,12 @@ use tokio::task::JoinSet;
 use vm_agent::recording::{Plan, Recording, Step, What};
 use vm_agent::wire::{Body, Session};
 
+use crate::base::Base;
 use crate::bundle;
 use crate::machine::{Cancel, Machine};
 use crate::outcome::{self, Cycle};
 use crate::qemu::Ram;
-use crate::run::{self, Base, Prepared};
+use crate::run::{self, Prepared};
 use crate::saved::Saved;
 use crate::scenario::Scenario;
 

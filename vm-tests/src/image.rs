@@ -130,6 +130,9 @@ impl FromStr for Suite {
     }
 }
 
+/// The name of a guest that somebody else built.
+pub const FOREIGN: &str = "own";
+
 /// Which image is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {

@@ -1,6 +1,7 @@
 //! The VM harness: boots QEMU machines with systemd, deploys, runs a scenario's cycles, records and judges.
 
 pub mod accel;
+pub mod base;
 pub mod bench;
 pub mod build;
 pub mod bundle;
@@ -22,3 +23,4 @@ pub mod scenario;
 pub mod stretches;
 pub mod tools;
 pub mod truth;
+pub mod verdict;

@@ -13,6 +13,7 @@ use vm_agent::recording::{
 use vm_agent::wire::Exit;
 
 use crate::scenario::{Expect, ExpectedExit};
+use crate::verdict::MountVerdict;
 
 /// One cycle, as far as it was recorded.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -46,7 +47,7 @@ pub struct Cycle {
     /// the mount, and held nothing in it, at the last look at all of `/proc` that saw the mount.
     pub listed: Vec<String>,
     /// What kept the mount, in one word.
-    pub verdict: Hold,
+    pub verdict: MountVerdict,
     /// Whether the watched path was a mount point when the reset had ended.
     pub mounted: bool,
     /// What was left when the reset had ended; `None` for one that never ran.
@@ -72,57 +73,6 @@ pub struct MountUnit {
     pub name: String,
     /// Its state.
     pub state: UnitState,
-}
-
-/// The verdict on who kept the mount, or its file system behind a umount that succeeded.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Hold {
-    /// A umount2 was EBUSY, and a process other than the caller's family had a reference inside.
-    HeldByProcess,
-    /// A umount2 was EBUSY, and all who had a reference inside were the caller or of its family: the control
-    /// process that runs the Exec line, and what it started.
-    HeldByYourself,
-    /// A umount2 was EBUSY, and `/proc` showed nobody.
-    NotVisible,
-    /// umount2 succeeded although somebody held a copy, or the file system is mounted elsewhere afterwards, or the
-    /// next mount of the same layers finds them in use.
-    AliveElsewhere,
-    /// Nobody held it. Some were in a mount namespace with a copy of it, which blocks nothing.
-    OnlyListed,
-    /// Nobody held it, nobody had a copy.
-    None,
-}
-
-impl Hold {
-    /// All of them.
-    pub const ALL: [Self; 6] = [
-        Self::HeldByProcess,
-        Self::HeldByYourself,
-        Self::NotVisible,
-        Self::AliveElsewhere,
-        Self::OnlyListed,
-        Self::None,
-    ];
-
-    /// As in manifests, tables and snapshots.
-    #[must_use]
-    pub fn words(self) -> &'static str {
-        match self {
-            Self::HeldByProcess => "held by a process",
-            Self::HeldByYourself => "held by yourself",
-            Self::NotVisible => "not visible",
-            Self::AliveElsewhere => "alive elsewhere",
-            Self::OnlyListed => "only listed",
-            Self::None => "none",
-        }
-    }
-
-    /// Whether nobody kept the mount: what a scenario that declares no verdict expects.
-    #[must_use]
-    pub fn is_clean(self) -> bool {
-        matches!(self, Self::OnlyListed | Self::None)
-    }
 }
 
 /// One run of one Exec line.
@@ -371,23 +321,32 @@ fn lives_on(end: &EndState) -> bool {
     remount_in_use || !end.mounted_in.is_empty()
 }
 
-fn verdict(calls: &[(u64, &UmountCall)], holders: &[Holder], listed: &[String], lives_on: bool) -> Hold {
+fn verdict(
+    calls: &[(u64, &UmountCall)],
+    holders: &[Holder],
+    listed: &[String],
+    lives_on: bool,
+) -> MountVerdict {
     let is_busy = |call: &UmountCall| call.result == -i64::from(nix::libc::EBUSY);
     let is_control = |role: Role| matches!(role, Role::Control | Role::ControlChild);
     match calls.iter().find(|(_, call)| is_busy(call)) {
-        Some(_) if holders.is_empty() => Hold::NotVisible,
+        Some(_) if holders.is_empty() => MountVerdict::NotVisible,
         Some((_, call)) => {
             let is_caller = |holder: &Holder| {
                 holder.pid == call.pid || (is_control(holder.role) && is_control(call.role))
             };
-            if holders.iter().all(is_caller) { Hold::HeldByYourself } else { Hold::HeldByProcess }
+            if holders.iter().all(is_caller) {
+                MountVerdict::HeldByYourself
+            } else {
+                MountVerdict::HeldByProcess
+            }
         }
         None => {
             let unmounted = calls.iter().any(|(_, call)| call.result == 0);
             match () {
-                () if lives_on || (unmounted && !holders.is_empty()) => Hold::AliveElsewhere,
-                () if !listed.is_empty() => Hold::OnlyListed,
-                () => Hold::None,
+                () if lives_on || (unmounted && !holders.is_empty()) => MountVerdict::AliveElsewhere,
+                () if !listed.is_empty() => MountVerdict::OnlyListed,
+                () => MountVerdict::None,
             }
         }
     }
@@ -759,10 +718,10 @@ impl Cycle {
                 format!("umount2: {} instead of ok", umount.unwrap_or("none")),
             ),
         }
-        match &expect.verdict {
+        match expect.verdict {
             Some(expected) => check(
-                self.verdict.words() == expected,
-                format!("verdict: {} instead of {expected}", self.verdict.words()),
+                self.verdict == expected,
+                format!("verdict: {} instead of {}", self.verdict.words(), expected.words()),
             ),
             None => check(
                 self.verdict.is_clean(),
@@ -879,7 +838,7 @@ pub(crate) mod samples {
             holders_at_stop: Vec::new(),
             holders_at_umount: Vec::new(),
             listed: Vec::new(),
-            verdict: Hold::OnlyListed,
+            verdict: MountVerdict::OnlyListed,
             mounted: false,
             end: Some(EndState {
                 mounted_in: Vec::new(),
@@ -946,25 +905,46 @@ mod tests {
         let listed = vec!["udevd.service".to_owned()];
         let none: Vec<String> = Vec::new();
         let cases = [
-            ("the helper's own", vec![&failed], vec![helper.clone()], &listed, false, Hold::HeldByYourself),
+            (
+                "the helper's own",
+                vec![&failed],
+                vec![helper.clone()],
+                &listed,
+                false,
+                MountVerdict::HeldByYourself,
+            ),
             (
                 "and its child's",
                 vec![&failed],
                 vec![helper.clone(), its_child],
                 &none,
                 false,
-                Hold::HeldByYourself,
+                MountVerdict::HeldByYourself,
             ),
-            ("the server's child", vec![&failed], vec![server.clone()], &listed, false, Hold::HeldByProcess),
-            ("both", vec![&failed], vec![helper.clone(), server.clone()], &none, false, Hold::HeldByProcess),
-            ("nobody is seen", vec![&failed], vec![], &listed, false, Hold::NotVisible),
+            (
+                "the server's child",
+                vec![&failed],
+                vec![server.clone()],
+                &listed,
+                false,
+                MountVerdict::HeldByProcess,
+            ),
+            (
+                "both",
+                vec![&failed],
+                vec![helper.clone(), server.clone()],
+                &none,
+                false,
+                MountVerdict::HeldByProcess,
+            ),
+            ("nobody is seen", vec![&failed], vec![], &listed, false, MountVerdict::NotVisible),
             (
                 "lazily in the end",
                 vec![&failed, &ok],
                 vec![helper.clone()],
                 &none,
                 false,
-                Hold::HeldByYourself,
+                MountVerdict::HeldByYourself,
             ),
             (
                 "a copy that does not block",
@@ -972,12 +952,12 @@ mod tests {
                 vec![helper.clone()],
                 &none,
                 false,
-                Hold::AliveElsewhere,
+                MountVerdict::AliveElsewhere,
             ),
-            ("a copy that stays", vec![&ok], vec![], &listed, true, Hold::AliveElsewhere),
-            ("bare namespaces", vec![&ok], vec![], &listed, false, Hold::OnlyListed),
-            ("nothing at all", vec![&ok], vec![], &none, false, Hold::None),
-            ("no umount seen", vec![], vec![server.clone()], &none, false, Hold::None),
+            ("a copy that stays", vec![&ok], vec![], &listed, true, MountVerdict::AliveElsewhere),
+            ("bare namespaces", vec![&ok], vec![], &listed, false, MountVerdict::OnlyListed),
+            ("nothing at all", vec![&ok], vec![], &none, false, MountVerdict::None),
+            ("no umount seen", vec![], vec![server.clone()], &none, false, MountVerdict::None),
         ];
         for (what, calls, holders, listed, lives_on, expected) in cases {
             let calls: Vec<(u64, &UmountCall)> = calls.iter().map(|(at, call)| (*at, call)).collect();
@@ -985,8 +965,8 @@ mod tests {
         }
         // A person at a prompt in the mount, and one elsewhere.
         let (_, by_hand) = call(8, Role::Outside, BUSY);
-        assert_eq!(verdict(&[(1, &by_hand)], &[stranger], &none, false), Hold::HeldByYourself);
-        assert_eq!(verdict(&[(1, &by_hand)], &[helper], &none, false), Hold::HeldByProcess);
+        assert_eq!(verdict(&[(1, &by_hand)], &[stranger], &none, false), MountVerdict::HeldByYourself);
+        assert_eq!(verdict(&[(1, &by_hand)], &[helper], &none, false), MountVerdict::HeldByProcess);
     }
 
     #[test]
@@ -1132,7 +1112,7 @@ mod tests {
             (mutate(|cycle| cycle.unit.active = "failed".to_owned()), "the unit is failed"),
             (mutate(|cycle| cycle.unit.restarts = 1), "NRestarts 1"),
             (mutate(|cycle| cycle.umounts[0].result = "EBUSY".to_owned()), "umount2: EBUSY"),
-            (mutate(|cycle| cycle.verdict = Hold::NotVisible), "verdict: not visible"),
+            (mutate(|cycle| cycle.verdict = MountVerdict::NotVisible), "verdict: not visible"),
             (mutate(|cycle| cycle.holders_at_umount = vec![holder(1, Role::Main)]), "main x (cwd)"),
             (mutate(|cycle| cycle.mounted = true), "still there"),
             (mutate(|cycle| cycle.left_over = vec!["/x".to_owned()]), "left over"),
@@ -1161,7 +1141,7 @@ mod tests {
                         remount = \"in use\"\nexec_stop_post = \"SIGTERM\"\nreset_from_ms = 50\n\
                         reset_stderr = [\"held by {pid} (x)\", \"EBUSY\"]";
         let mut cycle = clean();
-        cycle.verdict = Hold::HeldByYourself;
+        cycle.verdict = MountVerdict::HeldByYourself;
         cycle.listed = vec!["a.service".to_owned(), "b.service".to_owned()];
         cycle.umounts[0].result = "EBUSY".to_owned();
         cycle.reset_stderr = "EBUSY: held by 7 (x) of y.service".to_owned();
@@ -1179,8 +1159,8 @@ mod tests {
         assert_eq!(cycle.deviations(&expect), [""; 0]);
         type Change = fn(&mut Cycle);
         let changes: [(Change, &str); 8] = [
-            (|cycle| cycle.verdict = Hold::HeldByProcess, "verdict: held by a process instead of"),
-            (|cycle| cycle.verdict = Hold::OnlyListed, "verdict: only listed instead of"),
+            (|cycle| cycle.verdict = MountVerdict::HeldByProcess, "verdict: held by a process instead of"),
+            (|cycle| cycle.verdict = MountVerdict::OnlyListed, "verdict: only listed instead of"),
             (|cycle| cycle.umounts[0].result = "EINVAL".to_owned(), "umount2: EINVAL instead of EBUSY"),
             (|cycle| cycle.umounts.clear(), "umount2: none instead of EBUSY"),
             (|cycle| cycle.listed.truncate(1), "b.service was not"),

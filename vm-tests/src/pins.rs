@@ -20,8 +20,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::image::FOREIGN;
 use crate::outcome::Cycle;
-use crate::run::FOREIGN;
 
 /// How far a median may be from its pin, as a part of it.
 ///

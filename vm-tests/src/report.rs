@@ -367,7 +367,8 @@ fn aligned(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{ExecOutcome, Hold, MountUnit, Umount, samples};
+    use crate::outcome::{ExecOutcome, MountUnit, Umount, samples};
+    use crate::verdict::MountVerdict;
     use vm_agent::recording::{Kind, Remount, Role, UnitState};
 
     fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
@@ -397,7 +398,7 @@ mod tests {
         };
         if busy {
             cycle.holders_at_umount = vec![holder];
-            cycle.verdict = Hold::HeldByYourself;
+            cycle.verdict = MountVerdict::HeldByYourself;
             cycle.mounted = true;
             let end = cycle.end.as_mut().expect("a clean cycle was looked at");
             end.remount = Remount::NotTried { why: "still mounted".to_owned() };

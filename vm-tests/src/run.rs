@@ -10,68 +10,23 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
-use crate::accel::{Accel, Clock};
+use crate::accel::Clock;
+use crate::base::Base;
 use crate::bundle::{self, Bundle};
 use crate::machine::{Cancel, Machine};
 use crate::outcome::{self, Cycle};
-use crate::qemu::{Abilities, Config, DEPLOY_BYTES, Ram};
+use crate::qemu::{Config, DEPLOY_BYTES, Ram};
 use crate::saved::Saved;
 use crate::scenario::Scenario;
 
 /// From a restored machine's first instruction to the end of its set-up, in wall time.
 const SETUP_DEADLINE: Duration = Duration::from_secs(300);
 
-/// What every machine is made of.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Base {
-    /// QEMU.
-    pub qemu: PathBuf,
-    /// What it can do.
-    pub abilities: Abilities,
-    /// The guest's root file system.
-    pub root: PathBuf,
-    /// The hash of what the image consists of.
-    pub root_key: String,
-    /// Its size in bytes.
-    pub root_bytes: u64,
-    /// The guest's kernel.
-    pub kernel: PathBuf,
-    /// Our initramfs for it.
-    pub initramfs: PathBuf,
-    /// What executes the guest's instructions.
-    pub accel: Accel,
-    /// What its time is.
-    pub clock: Clock,
-    /// Guest RAM, in MiB.
-    pub memory_mib: u32,
-}
-
-impl Base {
-    /// The configuration of a machine.
-    #[must_use]
-    pub fn config(&self, ram: Ram, deploy: PathBuf) -> Config {
-        Config {
-            abilities: self.abilities,
-            accel: self.accel,
-            clock: self.clock,
-            memory_mib: self.memory_mib,
-            ram,
-            kernel: self.kernel.clone(),
-            initramfs: self.initramfs.clone(),
-            root: (self.root.clone(), self.root_bytes),
-            deploy,
-            keeps: false,
-            serial_log: PathBuf::new(),
-            kernel_args: Vec::new(),
-        }
-    }
-}
-
 /// Everything that runs on one guest need and that must be there before them: made by `cargo xtask vm-test`, read by the
 /// tests.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Prepared {
-    /// The guest's short name: its Debian suite, or [`FOREIGN`].
+    /// The guest's short name: its Debian suite, or [`FOREIGN`](crate::image::FOREIGN).
     pub guest: String,
     /// What every machine is made of.
     pub base: Base,
@@ -92,9 +47,6 @@ pub struct Prepared {
     /// The scenarios, by their directories.
     pub scenarios: Vec<PathBuf>,
 }
-
-/// The name of a guest that somebody else built.
-pub const FOREIGN: &str = "own";
 
 /// The variable by which the tests find the file that holds a list of [`Prepared`] as JSON, one for each guest.
 pub const PREPARED_VAR: &str = "VM_TESTS_PREPARED";

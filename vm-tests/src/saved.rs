@@ -22,11 +22,11 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::accel::Accel;
+use crate::base::Base;
 use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::machine::{Cancel, Machine};
 use crate::process::{self, Progress};
 use crate::qemu::{Config, DEPLOY_BYTES, Ram};
-use crate::run::Base;
 
 /// Goes up when the way a machine is saved changes and its inputs do not.
 const RECIPE: u32 = 2;

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Plan;
 use vm_agent::wire::Exit;
 
-use crate::outcome::Hold;
+use crate::verdict::MountVerdict;
 
 /// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
 /// uses 120 MiB of it.
@@ -135,9 +135,9 @@ pub struct Expect {
     /// mount is meant to stay, anything.
     #[serde(default)]
     pub umount: Option<String>,
-    /// The verdict on who kept the mount, in [`Hold::words`]. Left out: nobody.
-    #[serde(default)]
-    pub verdict: Option<String>,
+    /// The verdict on who kept the mount, in [`MountVerdict::words`]. Left out: nobody.
+    #[serde(default, deserialize_with = "MountVerdict::from_words")]
+    pub verdict: Option<MountVerdict>,
     /// Units that must be seen in a namespace with a copy of the mount, and nothing held in it.
     #[serde(default)]
     pub listed: Vec<String>,
@@ -399,10 +399,6 @@ fn check(manifest: &Manifest) -> Result<()> {
             signal.is_some(),
             "exec_stop_post = {name:?}: give an exit status or a signal, as \"SIGTERM\""
         );
-    }
-    if let Some(verdict) = &manifest.expect.verdict {
-        let known: Vec<_> = Hold::ALL.iter().map(|hold| hold.words()).collect();
-        ensure!(known.contains(&verdict.as_str()), "verdict = {verdict:?}: there are {}", known.join(", "));
     }
     ensure!(manifest.unit.contains('.'), "unit = {:?}: give the full name, with .service", manifest.unit);
     ensure!(

@@ -417,6 +417,7 @@ mod tests {
         let missing = |program: &str| process::Error::NotFound { program: program.to_owned() };
         let error = anyhow::Error::from(missing("sqfstar")).context("make the image");
         let (explained, hint) = (explain(&error), hint("sqfstar").expect("known"));
+        assert!(explained.contains("squashfs-tools"), "{explained}");
         assert_eq!(explained, format!("make the image: program sqfstar is not installed: {hint}"));
         let unknown = explain(&missing("frobnicate").into());
         assert_eq!(unknown, "program frobnicate is not installed");
