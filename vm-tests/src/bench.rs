@@ -21,8 +21,9 @@ use vm_agent::wire::{Body, Session};
 
 use crate::base::Base;
 use crate::bundle;
+use crate::judge::cycle::Cycle;
+use crate::judge::{Judgement, fold};
 use crate::machine::{Cancel, Machine};
-use crate::outcome::{self, Cycle};
 use crate::qemu::Ram;
 use crate::run::{self, Prepared};
 use crate::saved::Saved;
@@ -372,8 +373,9 @@ pub async fn idle(prepared: &Prepared, rounds: usize, directory: &Path, cancel: 
 /// As [`run::run`]; a run that is not as its manifest expects has other durations, and is one too.
 pub async fn resets(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Result<Vec<u64>> {
     let run = run::run(prepared, scenario, cancel).await?;
-    ensure!(run.deviations.is_empty(), "{}: {}", scenario.name, run.deviations.join("; "));
-    Ok(run.cycles.iter().map(|cycle| cycle.reset_ns).collect())
+    let Judgement { cycles, deviations, .. } = run.judgement;
+    ensure!(deviations.is_empty(), "{}: {}", scenario.name, deviations.join("; "));
+    Ok(cycles.iter().map(|cycle| cycle.reset_ns).collect())
 }
 
 /// Guest times of ways to bring a unit down, in seconds, taken by turns, without umount2(2) and the recorder's looks.
@@ -461,7 +463,7 @@ async fn one_cycle(machine: &mut Machine, plan: &Plan) -> Result<Recorded> {
         Body::Recorded(recording) => *recording,
         other => bail!("unexpected answer from the guest: {other:?}"),
     };
-    let mut cycles = outcome::cycles(&recording);
+    let mut cycles = fold::cycles(&recording);
     let (Some(cycle), true) = (cycles.pop(), cycles.is_empty()) else {
         bail!("not one cycle was recorded");
     };

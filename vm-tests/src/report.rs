@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::outcome::{self, Cycle, Holder};
+use crate::judge::cycle::{Cycle, Holder};
+use crate::probe;
 use crate::run::{Prepared, Run, Stages};
 use crate::scenario::{History, Scenario};
 use crate::tools;
@@ -32,7 +33,7 @@ pub const SCHEMA: u32 = 2;
 ///       "why": ["…"],                                      empty if passed
 ///       "kernel": "6.12…", "systemd": "257…", "os": "…",
 ///       "stages": { "restore_ms", "session_ms" },              wall time of the host
-///       "cycles": [ … ]                                    see outcome::Cycle; raw numbers, guest nanoseconds
+///       "cycles": [ … ]                                    see judge::cycle::Cycle; raw numbers, guest nanoseconds
 ///   } ] }
 /// ```
 ///
@@ -95,10 +96,10 @@ pub enum Verdict {
 }
 
 impl ScenarioReport {
-    /// The report of a run that has a result; `mismatches` are what snapshot and pins say against it.
+    /// The report of a run that has a result.
     #[must_use]
-    pub fn of_run(guest: &str, scenario: &Scenario, run: &Run, mismatches: Vec<String>) -> Self {
-        let why: Vec<String> = run.deviations.iter().cloned().chain(mismatches).collect();
+    pub fn of_run(guest: &str, scenario: &Scenario, run: &Run) -> Self {
+        let why = run.judgement.why();
         let verdict = if why.is_empty() { Verdict::Passed } else { Verdict::Failed };
         Self {
             verdict,
@@ -107,7 +108,7 @@ impl ScenarioReport {
             systemd: run.recording.systemd.clone(),
             os: run.recording.os.clone(),
             stages: run.stages,
-            cycles: run.cycles.clone(),
+            cycles: run.judgement.cycles.clone(),
             ..Self::without_result(guest, scenario, Verdict::Infrastructure, Vec::new())
         }
     }
@@ -153,11 +154,11 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
     if let Some(run) = run {
         write("recording.json", serde_json::to_string(&run.recording)?)?;
         let mut lines = String::new();
-        for cycle in &run.cycles {
+        for cycle in &run.judgement.cycles {
             lines.push_str(&format!(
                 "# cycle {}\n{}",
                 cycle.number,
-                outcome::probe_lines(&run.recording, cycle.number)
+                probe::probe_lines(&run.recording, cycle.number)
             ));
         }
         write("probe.txt", lines)?;
@@ -367,7 +368,8 @@ fn aligned(rows: &[Vec<String>]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::outcome::{ExecOutcome, MountUnit, Umount, samples};
+    use crate::judge::cycle::{ExecOutcome, MountUnit, Umount};
+    use crate::judge::samples;
     use crate::verdict::MountVerdict;
     use vm_agent::recording::{Kind, Remount, Role, UnitState};
 

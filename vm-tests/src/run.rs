@@ -13,8 +13,9 @@ use vm_agent::wire::{Body, Session};
 use crate::accel::Clock;
 use crate::base::Base;
 use crate::bundle::{self, Bundle};
+use crate::judge::baselines::Baselines;
+use crate::judge::{Judgement, judge};
 use crate::machine::{Cancel, Machine};
-use crate::outcome::{self, Cycle};
 use crate::qemu::{Config, DEPLOY_BYTES, Ram};
 use crate::saved::Saved;
 use crate::scenario::Scenario;
@@ -99,10 +100,8 @@ impl Prepared {
 pub struct Run {
     /// What was recorded.
     pub recording: Recording,
-    /// Its fold.
-    pub cycles: Vec<Cycle>,
-    /// What is not as the manifest expects; empty if all is.
-    pub deviations: Vec<String>,
+    /// The verdict on it.
+    pub judgement: Judgement,
     /// The host's time for each stage.
     pub stages: Stages,
 }
@@ -266,8 +265,9 @@ async fn give_up(mut machine: Machine, error: anyhow::Error, scenario: Option<&S
 ///
 /// # Errors
 /// Whatever kept the run from having a result. A result that is not as expected is no error: see
-/// [`Run::deviations`].
+/// [`Judgement::why`].
 pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Result<Run> {
+    let baselines = Baselines::load(&scenario.directory, &prepared.guest, prepared.base.clock)?;
     let directory = prepared.results_of(&scenario.name);
     let mut stages = Stages::default();
     let begun = Instant::now();
@@ -292,13 +292,12 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
         }
         Err(error) => return Err(give_up(machine, error, Some(scenario)).await),
     };
-    let cycles = outcome::cycles(&recording);
-    let deviations = outcome::deviations(&recording, &cycles, &scenario.manifest.expect);
-    if !deviations.is_empty() {
+    let judgement = judge(&recording, scenario, &baselines);
+    if !judgement.deviations.is_empty() {
         machine.save_evidence(&scenario.units(), &scenario.manifest.mount).await;
     }
     machine.stop().await?;
-    Ok(Run { recording, cycles, deviations, stages })
+    Ok(Run { recording, judgement, stages })
 }
 
 /// A scenario's files: its trees, its own files, its programs.

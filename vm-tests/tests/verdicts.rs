@@ -14,7 +14,7 @@ use vm_agent::recording::UmountCall;
 use vm_agent::recording::{
     self, EndState, Event, Plan, Recording, Remount, Role, Scan, Step, Task, Trigger, What,
 };
-use vm_tests::outcome;
+use vm_tests::judge::fold;
 use vm_tests::verdict::MountVerdict;
 
 const MERGED: &str = "/srv/merged";
@@ -127,7 +127,7 @@ impl Situation {
             sample_us: 1,
         };
         let (kernel, systemd, os) = (String::new(), String::new(), String::new());
-        let cycles = outcome::cycles(&Recording { plan, kernel, systemd, os, events });
+        let cycles = fold::cycles(&Recording { plan, kernel, systemd, os, events });
         cycles.first().expect("a cycle").verdict
     }
 

@@ -13,8 +13,7 @@ const SHORTEST: Duration = Duration::from_millis(200);
 const TOLD: usize = 3;
 
 /// A line for each of the longest stretches of a cycle's reset in which nothing happened, the longest first.
-#[must_use]
-pub fn longest(recording: &Recording, cycle: u32) -> Vec<String> {
+pub(super) fn longest(recording: &Recording, cycle: u32) -> Vec<String> {
     let mut moments: Vec<(u64, String)> = recording
         .events
         .iter()
