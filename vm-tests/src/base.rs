@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::accel::{Accel, Clock};
+use crate::host::accel::{Accel, Clock};
 use crate::qemu::{Abilities, Config, Ram};
 
 /// What every machine is made of.

@@ -14,7 +14,7 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 
 use crate::cache;
-use crate::process::{self, Program, Sink};
+use crate::host::process::{self, Program, Sink};
 
 /// A cold build takes two minutes on two old cores.
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);

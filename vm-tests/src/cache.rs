@@ -20,7 +20,7 @@ use rustix::fs::{AtFlags, CWD, FlockOperation, Mode, OFlags, RenameFlags, Resolv
 use rustix::io::Errno;
 use sha2::{Digest as _, Sha256};
 
-use crate::process::{self, Identity, Interrupted, Interrupts};
+use crate::host::process::{self, Identity, Interrupted, Interrupts};
 
 /// The variable that moves the cache elsewhere.
 pub const CACHE_VAR: &str = "VM_TESTS_CACHE";

@@ -23,9 +23,9 @@ use anyhow::{Context as _, bail, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::cache::{self, Inputs, Key, Lock, Staging};
+use crate::host::process::{self, Program, Progress, Stream};
+use crate::host::tools::{self, Need};
 use crate::kernel;
-use crate::process::{self, Program, Progress, Stream};
-use crate::tools::{self, Need};
 
 /// Goes up when the way an image is made changes and its inputs do not.
 const RECIPE: u32 = 3;

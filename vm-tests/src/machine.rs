@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::guest::{Guest, GuestError, Output};
-use crate::process::{self, Child, Interrupted, Program, Sink};
+use crate::host::process::{self, Child, Interrupted, Program, Sink};
 use crate::qemu::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
 use crate::qmp::{Qmp, QmpError, QmpEvent};
 

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use vm_agent::wire::FIXED_SEED;
 
-use crate::accel::{Accel, Clock};
-use crate::process;
+use crate::host::accel::{Accel, Clock};
+use crate::host::process;
 
 /// The file descriptor on which QEMU finds its end of the agent's channel.
 pub const AGENT_FD: i32 = 3;

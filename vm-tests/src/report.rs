@@ -8,11 +8,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::host::tools;
 use crate::judge::cycle::{Cycle, Holder};
 use crate::probe;
 use crate::run::{Prepared, Run, Stages};
 use crate::scenario::{History, Scenario};
-use crate::tools;
 use vm_agent::wire::Exit;
 
 /// Goes up when a key of [`Report`] changes its meaning or goes away.
@@ -116,8 +116,11 @@ impl ScenarioReport {
     /// The report of a run that has no result.
     #[must_use]
     pub fn of_error(guest: &str, scenario: &Scenario, error: &anyhow::Error) -> Self {
-        let verdict =
-            if crate::process::is_interrupt(error) { Verdict::Interrupted } else { Verdict::Infrastructure };
+        let verdict = if crate::host::process::is_interrupt(error) {
+            Verdict::Interrupted
+        } else {
+            Verdict::Infrastructure
+        };
         Self::without_result(guest, scenario, verdict, vec![tools::explain(error)])
     }
 

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
-use crate::accel::Clock;
 use crate::base::Base;
 use crate::bundle::{self, Bundle};
+use crate::host::accel::Clock;
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
 use crate::machine::{Cancel, Machine};

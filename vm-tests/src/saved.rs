@@ -21,11 +21,11 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::accel::Accel;
 use crate::base::Base;
 use crate::cache::{self, Inputs, Key, Lock, Staging};
+use crate::host::accel::Accel;
+use crate::host::process::{self, Progress};
 use crate::machine::{Cancel, Machine};
-use crate::process::{self, Progress};
 use crate::qemu::{Config, DEPLOY_BYTES, Ram};
 
 /// Goes up when the way a machine is saved changes and its inputs do not.

@@ -12,15 +12,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::watch;
+use vm_tests::cache;
+use vm_tests::host::process::{self, Interrupted};
+use vm_tests::host::tools;
 use vm_tests::image::Suite;
 use vm_tests::judge::Judgement;
 use vm_tests::judge::baselines::Baselines;
 use vm_tests::machine::Cancel;
-use vm_tests::process::{self, Interrupted};
 use vm_tests::report::{self, ScenarioReport, Verdict};
 use vm_tests::run::{self, Prepared};
 use vm_tests::scenario::{self, Scenario};
-use vm_tests::{cache, tools};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();

@@ -10,15 +10,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use vm_tests::accel::{Accel, Clock, Wish};
 use vm_tests::bench::{self, Boot, BusyHost, Channel, Host, IDLE_SECS, Report, Requests, Row, Samples, Unit};
 use vm_tests::build;
 use vm_tests::cache::{self, Lock};
+use vm_tests::host::accel::{Accel, Clock, Wish};
+use vm_tests::host::process::{self, Interrupted, Program, Sink};
+use vm_tests::host::tools;
 use vm_tests::machine::Cancel;
-use vm_tests::process::{self, Interrupted, Program, Sink};
 use vm_tests::run::Prepared;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
-use vm_tests::tools;
 use vm_tests::truth::{self, Rounds};
 
 use crate::exit::{FAILED, PASSED};

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use vm_tests::cache;
+use vm_tests::host::process::{Interrupted, Interrupts, Program, Sink, describe};
+use vm_tests::host::tools;
 use vm_tests::image::Suite;
-use vm_tests::process::{Interrupted, Interrupts, Program, Sink, describe};
-use vm_tests::tools;
 
 use crate::exit::{FAILED, PASSED};
 use crate::prepare::MachineArgs;
@@ -136,7 +136,7 @@ async fn step(name: &'static str, work: impl Future<Output = Result<()>>, tally:
             println!("check: {name} passed in {:.1} s", begun.elapsed().as_secs_f64());
             tally.passed += 1;
         }
-        Err(error) if vm_tests::process::is_interrupt(&error) => return Err(error),
+        Err(error) if vm_tests::host::process::is_interrupt(&error) => return Err(error),
         Err(error) => {
             println!("check: {name} failed: {}", tools::explain(&error));
             tally.failed.push(name);

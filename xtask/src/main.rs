@@ -16,8 +16,9 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
-use vm_tests::process::{self, Interrupts};
-use vm_tests::{accel, tools};
+use vm_tests::host::accel;
+use vm_tests::host::process::{self, Interrupts};
+use vm_tests::host::tools;
 
 use cli::{Cli, Command};
 use exit::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};

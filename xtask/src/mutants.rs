@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use vm_tests::cache::{self, Lock};
-use vm_tests::process::{self, Error, Program};
+use vm_tests::host::process::{self, Error, Program};
 use vm_tests::report::{Report, Verdict};
 
 use crate::exit::{FAILED, INFRASTRUCTURE, PASSED};

@@ -7,17 +7,20 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use tokio::sync::watch;
-use vm_tests::accel::{self, Clock, Wish};
 use vm_tests::base::Base;
+use vm_tests::build;
+use vm_tests::cache;
 use vm_tests::cache::Key;
+use vm_tests::host::accel::{self, Clock, Wish};
+use vm_tests::host::process::Interrupts;
+use vm_tests::host::tools::{self, Need};
 use vm_tests::image::{self, FOREIGN, Foreign, Request, Suite};
+use vm_tests::initramfs;
 use vm_tests::machine::Cancel;
-use vm_tests::process::Interrupts;
 use vm_tests::qemu::Abilities;
 use vm_tests::run::Prepared;
+use vm_tests::saved;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
-use vm_tests::tools::{self, Need};
-use vm_tests::{build, cache, initramfs, saved};
 
 /// What a machine is made of.
 #[derive(Debug, Clone, Args)]

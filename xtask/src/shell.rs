@@ -8,10 +8,11 @@ use clap::Args;
 use rustix::termios::{self, OptionalActions, Termios};
 use tokio::sync::mpsc;
 use vm_agent::wire::{Body, Call, Command, Exit, Stream, Streams};
-use vm_tests::accel::Clock;
+use vm_tests::cache;
 use vm_tests::guest::{Guest, GuestError};
+use vm_tests::host::accel::Clock;
+use vm_tests::run;
 use vm_tests::scenario::{self, DEFAULT_MEMORY_MIB};
-use vm_tests::{cache, run};
 
 use crate::prepare::{self, MachineArgs, Wanted};
 

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
 use vm_tests::cache::{self, Lock};
-use vm_tests::process::{self, Interrupted, Interrupts, Program, Sink};
+use vm_tests::host::process::{self, Interrupted, Interrupts, Program, Sink};
 use vm_tests::report::{self, Report, Verdict};
 use vm_tests::run::{PREPARED_VAR, Prepared};
 use vm_tests::scenario::{self, Scenario};

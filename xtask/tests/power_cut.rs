@@ -17,9 +17,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use vm_tests::host::process::{self, Program};
 use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, Machine};
-use vm_tests::process::{self, Program};
 use vm_tests::run::{self, Prepared};
 use vm_tests::scenario::Scenario;
 

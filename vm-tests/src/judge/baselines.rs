@@ -24,7 +24,7 @@ use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
 use super::cycle::Cycle;
-use crate::accel::Clock;
+use crate::host::accel::Clock;
 use crate::image::{FOREIGN, Suite};
 
 /// How far a median may be from its pin, as a part of it.

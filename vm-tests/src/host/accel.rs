@@ -16,7 +16,7 @@ use anyhow::{Context as _, bail};
 
 use serde::{Deserialize, Serialize};
 
-use crate::process::{self, Program};
+use crate::host::process::{self, Program};
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -5,7 +5,7 @@
 //! number that signals go to cannot have been given to somebody else meanwhile.
 //!
 //! A program that leaves its group (`setsid`) is out of reach of this module; none that we start does.
-//! What programs there are, and which package has them, is [`crate::tools`]' business.
+//! What programs there are, and which package has them, is [`crate::host::tools`]' business.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

@@ -2,7 +2,7 @@
 //!
 //! On Debian and its descendants [`ensure`] runs that command itself where it may (root, or sudo that asks for no
 //! password); elsewhere the error says what to type. What the host can do beyond programs (KVM) is
-//! [`crate::accel`]'s business.
+//! [`crate::host::accel`]'s business.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use crate::cache;
-use crate::process::{self, Program, Progress, Sink};
+use crate::host::process::{self, Program, Progress, Sink};
 
 /// What a program is needed for. Each use asks for no more than it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
