@@ -19,14 +19,14 @@ use tokio::task::JoinSet;
 use vm_agent::recording::{Plan, Recording, Step, What};
 use vm_agent::wire::{Body, Session};
 
-use crate::base::Base;
 use crate::bundle;
 use crate::judge::cycle::Cycle;
 use crate::judge::{Judgement, fold};
+use crate::machine::base::Base;
+use crate::machine::config::Ram;
+use crate::machine::saved::Saved;
 use crate::machine::{Cancel, Machine};
-use crate::qemu::Ram;
 use crate::run::{self, Prepared};
-use crate::saved::Saved;
 use crate::scenario::Scenario;
 
 /// The longest a boot, or a guest's command, may take. A measurement is no deadline: this ends what hangs.

@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use vm_agent::wire::{self, Call, Put, Request, SESSION_ID, Session};
 
-use crate::qemu::DEPLOY_BYTES;
+use crate::machine::config::DEPLOY_BYTES;
 
 /// The files that a guest gets, in order: a later one replaces an earlier one of the same path.
 #[derive(Debug, Default)]

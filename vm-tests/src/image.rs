@@ -9,7 +9,7 @@
 //!
 //! An image is named by the hash of its inputs and never rebuilt for its age: an archive that moved on is a
 //! reason to ask for `--rebuild`, not for a test to change under one's feet. Booting is [`crate::initramfs`]' and
-//! [`crate::qemu`]'s business.
+//! [`crate::machine::config`]'s business.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -473,7 +473,7 @@ async fn pack(tar: &Path, squashfs: &Path) -> anyhow::Result<()> {
     process::run(program, PACK_LIMIT, |_, _| {}).await?;
     // A guest has it as persistent memory, whose size must be a multiple of this.
     let length = output.metadata().with_context(what)?.len();
-    output.set_len(length.next_multiple_of(crate::qemu::PMEM_ALIGN)).with_context(what)?;
+    output.set_len(length.next_multiple_of(crate::machine::config::PMEM_ALIGN)).with_context(what)?;
     output.set_permissions(Permissions::from_mode(0o644)).with_context(what)
 }
 
@@ -694,7 +694,7 @@ pub async fn adopt(foreign: &Foreign) -> anyhow::Result<Adopted> {
     );
     let root_key = Inputs::new("foreign-root", 1).file("root", root)?.key();
     let length = std::fs::metadata(root).with_context(|| format!("look at {}", root.display()))?.len();
-    let wanted = length.next_multiple_of(crate::qemu::PMEM_ALIGN);
+    let wanted = length.next_multiple_of(crate::machine::config::PMEM_ALIGN);
     if length == wanted {
         return Ok(Adopted { root: root.clone(), root_key });
     }
@@ -743,7 +743,7 @@ mod tests {
         File::options()
             .write(true)
             .open(&foreign.root)
-            .and_then(|file| file.set_len(crate::qemu::PMEM_ALIGN))
+            .and_then(|file| file.set_len(crate::machine::config::PMEM_ALIGN))
             .expect("length");
         let adopted = block_on(adopt(&foreign)).expect("all is there");
         assert_eq!(adopted.root, foreign.root, "it is mapped as it is");

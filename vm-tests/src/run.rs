@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
-use crate::base::Base;
 use crate::bundle::{self, Bundle};
 use crate::host::accel::Clock;
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
+use crate::machine::base::Base;
+use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
+use crate::machine::saved::Saved;
 use crate::machine::{Cancel, Machine};
-use crate::qemu::{Config, DEPLOY_BYTES, Ram};
-use crate::saved::Saved;
 use crate::scenario::Scenario;
 
 /// From a restored machine's first instruction to the end of its set-up, in wall time.

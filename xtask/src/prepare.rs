@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use tokio::sync::watch;
-use vm_tests::base::Base;
 use vm_tests::build;
 use vm_tests::cache;
 use vm_tests::cache::Key;
@@ -17,9 +16,10 @@ use vm_tests::host::tools::{self, Need};
 use vm_tests::image::{self, FOREIGN, Foreign, Request, Suite};
 use vm_tests::initramfs;
 use vm_tests::machine::Cancel;
-use vm_tests::qemu::Abilities;
+use vm_tests::machine::base::Base;
+use vm_tests::machine::config::Abilities;
+use vm_tests::machine::saved;
 use vm_tests::run::Prepared;
-use vm_tests::saved;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
 
 /// What a machine is made of.

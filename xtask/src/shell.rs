@@ -9,8 +9,8 @@ use rustix::termios::{self, OptionalActions, Termios};
 use tokio::sync::mpsc;
 use vm_agent::wire::{Body, Call, Command, Exit, Stream, Streams};
 use vm_tests::cache;
-use vm_tests::guest::{Guest, GuestError};
 use vm_tests::host::accel::Clock;
+use vm_tests::machine::guest::{Guest, GuestError};
 use vm_tests::run;
 use vm_tests::scenario::{self, DEFAULT_MEMORY_MIB};
 

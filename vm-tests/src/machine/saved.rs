@@ -21,12 +21,12 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::base::Base;
 use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::host::accel::Accel;
 use crate::host::process::{self, Progress};
+use crate::machine::base::Base;
+use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
 use crate::machine::{Cancel, Machine};
-use crate::qemu::{Config, DEPLOY_BYTES, Ram};
 
 /// Goes up when the way a machine is saved changes and its inputs do not.
 const RECIPE: u32 = 2;

@@ -4,6 +4,12 @@
 //! to die has its own message and none can hang. [`Machine::stop`] ends QEMU in bounded steps and proves that
 //! nothing is left; `Drop` of the process is only the safety net.
 
+pub mod base;
+pub mod config;
+pub mod guest;
+pub mod qmp;
+pub mod saved;
+
 use std::fs::File;
 use std::future::Future;
 use std::io::Write as _;
@@ -17,10 +23,10 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::guest::{Guest, GuestError, Output};
 use crate::host::process::{self, Child, Interrupted, Program, Sink};
-use crate::qemu::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
-use crate::qmp::{Qmp, QmpError, QmpEvent};
+use crate::machine::config::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
+use crate::machine::guest::{Guest, GuestError, Output};
+use crate::machine::qmp::{Qmp, QmpError, QmpEvent};
 
 /// From QEMU's start to the QMP greeting; it takes 0.05 s, loaded hosts included this is ample.
 const QMP_DEADLINE: Duration = Duration::from_secs(20);

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::host::accel::{Accel, Clock};
-use crate::qemu::{Abilities, Config, Ram};
+use crate::machine::config::{Abilities, Config, Ram};
 
 /// What every machine is made of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
