@@ -1,14 +1,11 @@
 //! The VM harness: boots QEMU machines with systemd, deploys, runs a scenario's cycles, records and judges.
 
 pub mod bench;
-pub mod build;
 pub mod bundle;
 pub mod cache;
 pub mod host;
 pub mod image;
-pub mod initramfs;
 pub mod judge;
-pub mod kernel;
 pub mod machine;
 mod probe;
 pub mod report;

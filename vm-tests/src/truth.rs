@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 use vm_agent::wire::{Body, Session};
 
 use crate::bench::Samples;
-use crate::build::GuestBinaries;
 use crate::bundle::Bundle;
+use crate::image::programs::GuestBinaries;
 use crate::machine::{Cancel, Machine};
 use crate::run::{self, Prepared};
 

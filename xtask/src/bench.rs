@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 use vm_tests::bench::{self, Boot, BusyHost, Channel, Host, IDLE_SECS, Report, Requests, Row, Samples, Unit};
-use vm_tests::build;
 use vm_tests::cache::{self, Lock};
 use vm_tests::host::accel::{Accel, Clock, Wish};
 use vm_tests::host::process::{self, Interrupted, Program, Sink};
 use vm_tests::host::tools;
+use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::run::Prepared;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
@@ -605,7 +605,7 @@ impl Bench {
 /// The benchmark of truth: three tables, what is kept of the bounds, and what is wrong with `holders`.
 async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
     let cancel = prepare::cancel_on_interrupt()?;
-    let programs = build::truth_binaries().await?;
+    let programs = programs::truth_binaries().await?;
     let wanted = Wanted {
         scenarios: &[],
         memory_mib: BTreeSet::from([DEFAULT_MEMORY_MIB]),

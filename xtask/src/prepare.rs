@@ -7,14 +7,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use tokio::sync::watch;
-use vm_tests::build;
 use vm_tests::cache;
 use vm_tests::cache::Key;
 use vm_tests::host::accel::{self, Clock, Wish};
 use vm_tests::host::process::Interrupts;
 use vm_tests::host::tools::{self, Need};
+use vm_tests::image::initramfs;
+use vm_tests::image::programs;
 use vm_tests::image::{self, FOREIGN, Foreign, Request, Suite};
-use vm_tests::initramfs;
 use vm_tests::machine::Cancel;
 use vm_tests::machine::base::Base;
 use vm_tests::machine::config::Abilities;
@@ -132,7 +132,7 @@ pub(crate) async fn prepare(
         None => tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?,
     };
     let abilities = Abilities::ask(&qemu).await?;
-    let programs = build::guest_binaries().await?;
+    let programs = programs::guest_binaries().await?;
     let mut all = Vec::new();
     for system in systems(machine).await? {
         let results = wanted.results.join(&system.name);

@@ -104,7 +104,7 @@ pub struct Config {
     pub ram: Ram,
     /// bzImage or vmlinux.
     pub kernel: PathBuf,
-    /// See [`crate::initramfs`].
+    /// See [`crate::image::initramfs`].
     pub initramfs: PathBuf,
     /// The root file system and its size in bytes, a multiple of [`PMEM_ALIGN`]; never written.
     pub root: (PathBuf, u64),

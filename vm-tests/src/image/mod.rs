@@ -8,8 +8,12 @@
 //! and 160 MB is little; lz4 would make it 95 MB. It is one file that any number of machines read at once.
 //!
 //! An image is named by the hash of its inputs and never rebuilt for its age: an archive that moved on is a
-//! reason to ask for `--rebuild`, not for a test to change under one's feet. Booting is [`crate::initramfs`]' and
+//! reason to ask for `--rebuild`, not for a test to change under one's feet. Booting is [`crate::image::initramfs`]' and
 //! [`crate::machine::config`]'s business.
+
+pub mod initramfs;
+pub mod kernel;
+pub mod programs;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,7 +29,6 @@ use serde::{Deserialize, Serialize};
 use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::host::process::{self, Program, Progress, Stream};
 use crate::host::tools::{self, Need};
-use crate::kernel;
 
 /// Goes up when the way an image is made changes and its inputs do not.
 const RECIPE: u32 = 3;

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::kernel;
+use crate::image::kernel;
 
 /// The modules a machine needs before its root is there, and what later code relies on. `overlay` is the file
 /// system under test and the machine's own root; `brd` gives the RAM disk for state directories.
