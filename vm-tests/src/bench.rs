@@ -19,7 +19,6 @@ use tokio::task::JoinSet;
 use vm_agent::recording::{Plan, Recording, Step, What};
 use vm_agent::wire::{Body, Session};
 
-use crate::bundle;
 use crate::judge::cycle::Cycle;
 use crate::judge::{Judgement, fold};
 use crate::machine::base::Base;
@@ -28,6 +27,7 @@ use crate::machine::saved::Saved;
 use crate::machine::{Cancel, Machine};
 use crate::run::{self, Prepared};
 use crate::scenario::Scenario;
+use crate::scenario::bundle;
 
 /// The longest a boot, or a guest's command, may take. A measurement is no deadline: this ends what hangs.
 const DEADLINE: Duration = Duration::from_secs(300);

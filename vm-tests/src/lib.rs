@@ -1,7 +1,6 @@
 //! The VM harness: boots QEMU machines with systemd, deploys, runs a scenario's cycles, records and judges.
 
 pub mod bench;
-pub mod bundle;
 pub mod cache;
 pub mod host;
 pub mod image;
@@ -12,4 +11,3 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod truth;
-pub mod verdict;

@@ -373,7 +373,7 @@ mod tests {
     use super::*;
     use crate::judge::cycle::{ExecOutcome, MountUnit, Umount};
     use crate::judge::samples;
-    use crate::verdict::MountVerdict;
+    use crate::scenario::verdict::MountVerdict;
     use vm_agent::recording::{Kind, Remount, Role, UnitState};
 
     fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {

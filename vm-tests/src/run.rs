@@ -10,7 +10,6 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
-use crate::bundle::{self, Bundle};
 use crate::host::accel::Clock;
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
@@ -19,6 +18,7 @@ use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
 use crate::machine::saved::Saved;
 use crate::machine::{Cancel, Machine};
 use crate::scenario::Scenario;
+use crate::scenario::bundle::{self, Bundle};
 
 /// From a restored machine's first instruction to the end of its set-up, in wall time.
 const SETUP_DEADLINE: Duration = Duration::from_secs(300);

@@ -14,10 +14,10 @@ use serde::{Deserialize, Serialize};
 use vm_agent::wire::{Body, Session};
 
 use crate::bench::Samples;
-use crate::bundle::Bundle;
 use crate::image::programs::GuestBinaries;
 use crate::machine::{Cancel, Machine};
 use crate::run::{self, Prepared};
+use crate::scenario::bundle::Bundle;
 
 /// The longest that the guest may take for one of the three parts.
 const DEADLINE: Duration = Duration::from_secs(1800);

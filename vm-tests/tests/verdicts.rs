@@ -15,7 +15,7 @@ use vm_agent::recording::{
     self, EndState, Event, Plan, Recording, Remount, Role, Scan, Step, Task, Trigger, What,
 };
 use vm_tests::judge::fold;
-use vm_tests::verdict::MountVerdict;
+use vm_tests::scenario::verdict::MountVerdict;
 
 const MERGED: &str = "/srv/merged";
 const BUSY: i64 = -16;

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::{EndState, Kind, Remount, Role, Task, UnitState};
 use vm_agent::wire::Exit;
 
-use crate::verdict::MountVerdict;
+use crate::scenario::verdict::MountVerdict;
 
 /// One cycle, as far as it was recorded.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use vm_agent::recording::{
 
 use super::contradictions::contradictions;
 use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit, Umount, result_words};
-use crate::verdict::MountVerdict;
+use crate::scenario::verdict::MountVerdict;
 
 /// One holder per process: threads and repeated looks say the same again.
 pub(crate) fn holders<'a>(scans: impl IntoIterator<Item = &'a Scan>) -> Vec<Holder> {

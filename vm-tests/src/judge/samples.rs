@@ -4,7 +4,7 @@ use vm_agent::recording::{EndState, Remount, UnitState};
 use vm_agent::wire::Exit;
 
 use super::cycle::{Cycle, Umount};
-use crate::verdict::MountVerdict;
+use crate::scenario::verdict::MountVerdict;
 
 /// A cycle in which all went well.
 pub(crate) fn clean() -> Cycle {

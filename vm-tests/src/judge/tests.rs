@@ -12,7 +12,7 @@ use super::fold::{cycles, listed, lives_on, scans_at_umount, verdict};
 use super::samples::clean;
 use super::snapshot::{runs, settled_states, shape};
 use crate::scenario::Expect;
-use crate::verdict::MountVerdict;
+use crate::scenario::verdict::MountVerdict;
 
 const BUSY: i64 = -16;
 

@@ -8,6 +8,9 @@
 //!
 //! Scenarios that differ in a line or two share the rest: `base` names a manifest that one begins with.
 
+pub mod bundle;
+pub mod verdict;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Plan;
 use vm_agent::wire::Exit;
 
-use crate::verdict::MountVerdict;
+use crate::scenario::verdict::MountVerdict;
 
 /// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
 /// uses 120 MiB of it.
