@@ -6,7 +6,6 @@ pub mod host;
 pub mod image;
 pub mod judge;
 pub mod machine;
-mod probe;
 pub mod report;
 pub mod run;
 pub mod scenario;

@@ -1,6 +1,8 @@
 //! What is written and printed after a run: `report.json`, the postmortem's table, the whole history as one table, the
 //! probe's lines.
 
+mod probe;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
@@ -10,7 +12,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::tools;
 use crate::judge::cycle::{Cycle, Holder};
-use crate::probe;
 use crate::run::{Prepared, Run, Stages};
 use crate::scenario::{History, Scenario};
 use vm_agent::wire::Exit;
