@@ -9,4 +9,3 @@ pub mod machine;
 pub mod report;
 pub mod run;
 pub mod scenario;
-pub mod truth;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
+use vm_tests::bench::holders::{self, Rounds};
 use vm_tests::bench::{self, Boot, BusyHost, Channel, Host, IDLE_SECS, Report, Requests, Row, Samples, Unit};
 use vm_tests::cache::{self, Lock};
 use vm_tests::host::accel::{Accel, Clock, Wish};
@@ -19,7 +20,6 @@ use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::run::Prepared;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
-use vm_tests::truth::{self, Rounds};
 
 use crate::exit::{FAILED, PASSED};
 use crate::prepare::{self, MachineArgs, Wanted};
@@ -617,7 +617,7 @@ async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
     let rounds = if args.quick { QUICK_TRUTH_ROUNDS } else { TRUTH_ROUNDS };
     let mut truths = Vec::new();
     for prepared in &guests {
-        truths.push(truth::measure(prepared, &programs, rounds, &prepared.results, cancel.clone()).await?);
+        truths.push(holders::measure(prepared, &programs, rounds, &prepared.results, cancel.clone()).await?);
     }
     let path = results.join("holders.json");
     std::fs::write(&path, serde_json::to_string_pretty(&truths)?)
@@ -632,9 +632,14 @@ async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
             truth.cases.len()
         );
     }
-    println!("\n{}\n\n{}\n\n{}\n", truth::cases(&truths), truth::summary(&truths), truth::costs(&truths));
+    println!(
+        "\n{}\n\n{}\n\n{}\n",
+        holders::cases(&truths),
+        holders::summary(&truths),
+        holders::costs(&truths)
+    );
     for truth in &truths {
-        for bound in truth::bounds(truth) {
+        for bound in holders::bounds(truth) {
             let verdict = if bound.is_kept() { "reached" } else { "not reached" };
             println!(
                 "{}: {}: {:.3}, target ≤ {}: {verdict}",

@@ -23,7 +23,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 const GUEST: &[&str] =
     &["--bins", "--package", "vm-agent", "--package", "left4me-helper", "--features", "vm-agent/guest"];
 
-/// What [`crate::truth`] runs in a guest: the command, and the fixture that plants and judges.
+/// What [`crate::bench::holders`] runs in a guest: the command, and the fixture that plants and judges.
 const TRUTH: &[&str] = &["--package", "holders", "--bin", "holders", "--example", "planter"];
 
 /// The guest's binaries, each proved to be static.

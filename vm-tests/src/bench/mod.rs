@@ -4,6 +4,8 @@
 //! Nothing here prints, compares with a target or decides how often: that is `cargo xtask bench`. Times are the
 //! host's (CLOCK_MONOTONIC) unless a name says that they are the guest's.
 
+pub mod holders;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
