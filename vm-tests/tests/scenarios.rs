@@ -13,7 +13,8 @@ use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::watch;
 use vm_tests::cache;
-use vm_tests::host::process::{self, Interrupted};
+use vm_tests::host::process;
+use vm_tests::host::signals::{Interrupted, Interrupts};
 use vm_tests::host::tools;
 use vm_tests::image::Suite;
 use vm_tests::judge::Judgement;
@@ -87,7 +88,7 @@ fn listen(cancel: watch::Sender<bool>) -> Result<()> {
     let wait = move || {
         let waited = runtime().and_then(|runtime| {
             runtime.block_on(async {
-                let mut interrupts = process::Interrupts::listen().context("install the handlers")?;
+                let mut interrupts = Interrupts::listen().context("install the handlers")?;
                 ready.send(Ok(()))?;
                 loop {
                     interrupts.next().await;

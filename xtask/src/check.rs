@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use vm_tests::cache;
-use vm_tests::host::process::{Interrupted, Interrupts, Program, Sink, describe};
+use vm_tests::host::process::{Program, Sink, describe};
+use vm_tests::host::signals::{Interrupted, Interrupts};
 use vm_tests::host::tools;
 use vm_tests::image::Suite;
 

@@ -17,7 +17,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::{CommandFactory as _, Parser as _};
 use vm_tests::host::accel;
-use vm_tests::host::process::{self, Interrupts};
+use vm_tests::host::process;
+use vm_tests::host::signals::Interrupts;
 use vm_tests::host::tools;
 
 use cli::{Cli, Command};

@@ -10,11 +10,12 @@ use tokio::sync::watch;
 use vm_tests::cache;
 use vm_tests::cache::Key;
 use vm_tests::host::accel::{self, Clock, Wish};
-use vm_tests::host::process::Interrupts;
+use vm_tests::host::signals::Interrupts;
 use vm_tests::host::tools::{self, Need};
+use vm_tests::image::external::{self, Foreign};
 use vm_tests::image::initramfs;
 use vm_tests::image::programs;
-use vm_tests::image::{self, FOREIGN, Foreign, Request, Suite};
+use vm_tests::image::{self, FOREIGN, Request, Suite};
 use vm_tests::machine::Cancel;
 use vm_tests::machine::base::Base;
 use vm_tests::machine::config::Abilities;
@@ -194,7 +195,7 @@ struct System {
 /// The systems that are asked for, built where they are not there.
 async fn systems(machine: &MachineArgs) -> Result<Vec<System>> {
     if let Some(foreign) = machine.foreign()? {
-        let adopted = image::adopt(&foreign).await?;
+        let adopted = external::adopt(&foreign).await?;
         let description = format!("{}, kernel {}", foreign.root.display(), foreign.kernel.display());
         return Ok(vec![System {
             name: FOREIGN.to_owned(),

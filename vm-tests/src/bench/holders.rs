@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 use vm_agent::wire::{Body, Session};
 
-use crate::bench::Samples;
+use super::samples::Samples;
 use crate::image::programs::GuestBinaries;
 use crate::machine::{Cancel, Machine};
 use crate::run::{self, Prepared};

@@ -2,4 +2,6 @@
 
 pub mod accel;
 pub mod process;
+pub mod progress;
+pub mod signals;
 pub mod tools;

@@ -23,7 +23,8 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::host::process::{self, Child, Interrupted, Program, Sink};
+use crate::host::process::{self, Child, Program, Sink};
+use crate::host::signals::Interrupted;
 use crate::machine::config::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
 use crate::machine::guest::{Guest, GuestError, Output};
 use crate::machine::qmp::{Qmp, QmpError, QmpEvent};

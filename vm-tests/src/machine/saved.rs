@@ -23,7 +23,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::host::accel::Accel;
-use crate::host::process::{self, Progress};
+use crate::host::process;
+use crate::host::progress::Progress;
 use crate::machine::base::Base;
 use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
 use crate::machine::{Cancel, Machine};
