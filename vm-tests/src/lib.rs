@@ -13,6 +13,8 @@
 //!
 //! [`bench`] measures what all this costs, and how accurate `holders` is.
 
+#![deny(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod bench;
 pub mod cache;
 pub mod host;

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::watch;
 use vm_tests::cache;
-use vm_tests::host::process;
+use vm_tests::host::events::{self, Event};
 use vm_tests::host::signals::{Interrupted, Interrupts};
 use vm_tests::host::tools;
 use vm_tests::image::Suite;
@@ -26,6 +26,10 @@ use vm_tests::scenario::{self, Scenario};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    events::listen(|event| match event {
+        Event::Over => {}
+        _ => eprintln!("{event}"),
+    });
     let (cancel, cancelled) = watch::channel(false);
     let tests = match tests(&cancelled) {
         Ok(tests) => tests,

@@ -10,6 +10,7 @@ mod image;
 mod mutants;
 mod prepare;
 mod shell;
+mod show;
 mod vm_test;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ use exit::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};
 fn main() -> ExitCode {
     accel::child_main_if_asked();
     let cli = Cli::parse();
+    show::events();
     // Programs are spawned by this thread, and it lives as long as they do: a parent-death signal follows it.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -17,6 +17,7 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use vm_tests::host::events::{self, Event};
 use vm_tests::host::process::{self, Program};
 use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, Machine};
@@ -38,6 +39,10 @@ const LEAST: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    events::listen(|event| match event {
+        Event::Over => {}
+        _ => eprintln!("{event}"),
+    });
     // One for each image.
     let cases = Suite::ALL.map(|suite| {
         let image = suite.as_str();

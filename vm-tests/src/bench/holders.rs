@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use vm_agent::wire::{Body, Session};
 
 use super::samples::Samples;
+use crate::host::events::{self, Event};
 use crate::image::programs::GuestBinaries;
 use crate::machine::{Cancel, Machine};
 use crate::run::{self, Prepared};
@@ -169,7 +170,7 @@ pub async fn measure(
     let (scans, events) = (rounds.scans.to_string(), rounds.events.to_string());
     let mut texts = Vec::new();
     for (name, args) in [("judge", vec![]), ("cost", vec![&scans, &more]), ("watch", vec![&events])] {
-        eprintln!("{}: {name}", prepared.guest);
+        events::tell(Event::Measuring { guest: prepared.guest.clone(), part: name });
         let command = format!(
             "{PLANTER} {name} {HOLDERS} {}",
             args.iter().map(|arg| arg.as_str()).collect::<Vec<_>>().join(" ")

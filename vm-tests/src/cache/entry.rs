@@ -9,6 +9,7 @@ use rustix::io::Errno;
 
 use super::lock::Lock;
 use super::remove::remove_tree;
+use crate::host::events::{self, Event};
 
 /// An entry being made, beside its final place. Dropping it takes away what is there so far.
 #[derive(Debug)]
@@ -87,7 +88,7 @@ impl Drop for Staging {
         if self.live
             && let Err(error) = remove_tree(&self.dir)
         {
-            eprintln!("warning: {error:#}; the next build tries again");
+            events::tell(Event::Warning(format!("{error:#}; the next build tries again")));
         }
     }
 }

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
+use crate::host::events::{self, Event};
 use crate::host::process::{self, Identity};
 use crate::host::signals::{Interrupted, Interrupts};
 
@@ -156,7 +157,7 @@ async fn wait_for(file: File, path: &Path) -> anyhow::Result<File> {
             holder = died => {
                 let holder = holder.context("watch who has the lock")?;
                 if let Some(group) = holder.group {
-                    eprintln!("{holder} is gone; ending what it left, process group {group}");
+                    events::tell(Event::Orphans { holder: holder.to_string(), group });
                     process::end_orphans(group).await?;
                 }
                 dead = Some(holder);

@@ -9,6 +9,7 @@
 //! asks for [`probe_in_child`] calls [`child_main_if_asked`] first thing in its `main`.
 
 use std::fmt;
+use std::io::Write as _;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -189,12 +190,13 @@ pub fn child_main_if_asked() {
     if std::env::var_os(PROBE_VAR).is_none() {
         return;
     }
-    match probe::run() {
-        Kvm::Usable => println!("yes"),
-        Kvm::Unusable(reason) => println!("no: {reason}"),
-    }
+    let answer = match probe::run() {
+        Kvm::Usable => "yes\n".to_owned(),
+        Kvm::Unusable(reason) => format!("no: {reason}\n"),
+    };
+    let written = std::io::stdout().write_all(answer.as_bytes());
     #[expect(clippy::exit, reason = "the process exists for this answer alone")]
-    std::process::exit(0);
+    std::process::exit(written.is_err().into());
 }
 
 /// Runs the probe in a child of its own, which is this same binary again.

@@ -11,8 +11,8 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 use crate::cache;
+use crate::host::events::Progress;
 use crate::host::process::{self, Program, Sink};
-use crate::host::progress::Progress;
 
 /// What a program is needed for. Each use asks for no more than it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -14,8 +14,8 @@ use super::kernel;
 use super::lent::check_user;
 use super::scratch::{PACK_LIMIT, SCRATCH, Scratch, mapped, remove_scratch, remove_scratch_of};
 use crate::cache::{self, Lock, Staging};
+use crate::host::events::{self, Event, Progress};
 use crate::host::process::{self, Program, Stream};
-use crate::host::progress::Progress;
 use crate::host::tools::{self, Need};
 
 /// How long mmdebstrap may take: a minute from a near mirror, far more over a bad line.
@@ -34,13 +34,18 @@ pub async fn ensure(request: &Request) -> anyhow::Result<Image> {
     if !request.rebuild && dir.exists() {
         match Image::load(&dir) {
             Ok(image) => return Ok(image),
-            Err(error) => eprintln!("image {} is damaged, building it anew: {error:#}", dir.display()),
+            Err(error) => events::tell(Event::Damaged {
+                entry: format!("image {}", dir.display()),
+                remedy: "building",
+                error,
+            }),
         }
     }
     tools::ensure(&[Need::Image]).await?;
     check_user()?;
     let lock = Lock::exclusive(&dir.with_extension("lock"), |who| {
-        eprintln!("image {}: waiting for {who}, which builds it", request.suite);
+        let (what, who) = (format!("image {}", request.suite), who.to_owned());
+        events::tell(Event::Waiting { what, who, does: "builds" });
     })
     .await?;
     // Whoever we waited for may have built it.

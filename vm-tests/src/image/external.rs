@@ -8,6 +8,7 @@ use anyhow::{Context as _, ensure};
 
 use super::entry::ROOT;
 use crate::cache::{self, Inputs, Key, Lock, Staging};
+use crate::host::events::{self, Event};
 
 /// The parts of a system that somebody else built, as they were given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,11 +64,12 @@ pub async fn adopt(foreign: &Foreign) -> anyhow::Result<Adopted> {
     let whole = || std::fs::metadata(&copy).is_ok_and(|meta| meta.len() == wanted);
     if !whole() {
         let lock = Lock::exclusive(&dir.with_extension("lock"), |who| {
-            eprintln!("{}: waiting for {who}, which copies it", root.display());
+            let (what, who) = (root.display().to_string(), who.to_owned());
+            events::tell(Event::Waiting { what, who, does: "copies" });
         })
         .await?;
         if !whole() {
-            eprintln!("copying {} to a size that a guest can map", root.display());
+            events::tell(Event::Copying(root.clone()));
             let staging = Staging::begin(&dir, &lock, |_dead: &Path| async { Ok(()) }).await?;
             let to = staging.path().join(ROOT);
             let what = || format!("copy {} to {}", root.display(), to.display());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 
 use crate::cache::{self, Inputs};
+use crate::host::events::{self, Event};
 use crate::host::process::{self, Program};
 
 /// How long packing and unpacking may take; a second each on a good disk.
@@ -50,7 +51,7 @@ impl Scratch {
 
 /// Removes the scratch directory of a build that died, found by its working directory.
 pub(super) async fn remove_scratch_of(work: &Path) -> anyhow::Result<()> {
-    eprintln!("removing what an earlier build left in {}", work.display());
+    events::tell(Event::Removing(work.to_owned()));
     match std::fs::read_to_string(work.join(SCRATCH)) {
         Ok(dir) => remove_scratch(Path::new(dir.trim())).await,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),

@@ -23,6 +23,7 @@ use tokio::net::UnixStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::host::events::{self, Event};
 use crate::host::process::{self, Child, Program, Sink};
 use crate::host::signals::Interrupted;
 use crate::machine::config::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
@@ -395,7 +396,7 @@ impl Machine {
             let Ok(Ok(output)) = answer.await else { continue };
             let path = self.directory.join(file);
             if let Err(error) = std::fs::write(&path, [output.stdout, output.stderr].concat()) {
-                eprintln!("evidence: write {}: {error}", path.display());
+                events::tell(Event::NoEvidence { path, error });
             }
         }
     }

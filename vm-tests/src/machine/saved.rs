@@ -23,8 +23,8 @@ use sha2::{Digest as _, Sha256};
 
 use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::host::accel::Accel;
+use crate::host::events::{self, Event, Progress};
 use crate::host::process;
-use crate::host::progress::Progress;
 use crate::machine::base::Base;
 use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
 use crate::machine::{Cancel, Machine};
@@ -83,13 +83,16 @@ pub async fn ensure(base: &Base, cancel: Cancel) -> Result<Saved> {
     if directory.exists() {
         match load(&directory, &key) {
             Ok(saved) => return Ok(saved),
-            Err(error) => {
-                eprintln!("saved machine {} is damaged, making it anew: {error:#}", directory.display())
-            }
+            Err(error) => events::tell(Event::Damaged {
+                entry: format!("saved machine {}", directory.display()),
+                remedy: "making",
+                error,
+            }),
         }
     }
     let lock = Lock::exclusive(&directory.with_extension("lock"), |who| {
-        eprintln!("saved machine: waiting for {who}, which makes it");
+        let (what, who) = ("saved machine".to_owned(), who.to_owned());
+        events::tell(Event::Waiting { what, who, does: "makes" });
     })
     .await?;
     // Whoever we waited for may have made it.

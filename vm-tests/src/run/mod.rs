@@ -11,6 +11,7 @@ use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
 use crate::host::accel::Clock;
+use crate::host::events::{self, Event};
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
 use crate::machine::base::Base;
@@ -271,7 +272,8 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     let directory = prepared.results_of(&scenario.name);
     let mut stages = Stages::default();
     let begun = Instant::now();
-    eprintln!("{}/{}: restoring", prepared.guest, scenario.name);
+    let test = format!("{}/{}", prepared.guest, scenario.name);
+    events::tell(Event::Restoring { test: test.clone() });
     let plan = scenario.plan(prepared.cycles);
     let planned = plan.cycles;
     let wanted = Session { plan: Some(plan), ..preparation(prepared, scenario)? };
@@ -280,7 +282,7 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
     stages.restore_ms = millis(begun);
 
     let begun = Instant::now();
-    eprintln!("{}/{}: recording {planned} cycles", prepared.guest, scenario.name);
+    events::tell(Event::Recording { test, cycles: planned });
     let deadline = Duration::from_secs(prepared.deadline_secs);
     let answer = session(&mut machine, prepared.base.clock, "the recording", deadline).await;
     stages.session_ms = millis(begun);

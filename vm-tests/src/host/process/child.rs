@@ -12,6 +12,7 @@ use tokio::net::unix::pipe;
 
 use super::error::{Argv, Error};
 use super::group::{end_group, kill_all};
+use crate::host::events::{self, Event};
 
 /// How long a program may take to answer SIGTERM before SIGKILL follows.
 ///
@@ -130,10 +131,11 @@ impl Drop for Child {
         match rustix::event::poll(&mut fds, Some(&timeout)) {
             Ok(1..) => match self.inner.try_wait() {
                 Ok(_) => {}
-                Err(error) => eprintln!("warning: reap {}: {error}", self.argv),
+                Err(error) => events::tell(Event::Warning(format!("reap {}: {error}", self.argv))),
             },
             Ok(0) | Err(_) => {
-                eprintln!("warning: {} (pid {}) is still there after SIGKILL", self.argv, self.pid)
+                let what = format!("{} (pid {}) is still there after SIGKILL", self.argv, self.pid);
+                events::tell(Event::Warning(what));
             }
         }
     }

@@ -9,6 +9,8 @@ use nix::unistd::Pid;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::host::events::{self, Event};
+
 /// How long processes may take to vanish after SIGKILL. Longer means that the kernel cannot let go of them.
 const AFTER_KILL: Duration = Duration::from_secs(5);
 
@@ -33,7 +35,7 @@ pub(super) fn kill_all(group: Pid, signal: Signal) {
     match killpg(group, signal) {
         Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
         // Somebody changed identity (sudo): the bounded wait that follows says who is left.
-        Err(errno) => eprintln!("warning: kill {signal} process group {group}: {errno}"),
+        Err(errno) => events::tell(Event::Warning(format!("kill {signal} process group {group}: {errno}"))),
     }
 }
 
