@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use vm_tests::bench::holders::{self};
+use vm_tests::bench::holders;
 use vm_tests::bench::{self, Boot, BusyHost, Host, IDLE_SECS, Report, Row, Samples, Unit};
 use vm_tests::cache::{self, Lock};
 use vm_tests::host::accel::{Clock, Wish};
