@@ -12,17 +12,24 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
 use tokio::sync::watch;
-use vm_tests::accel::Clock;
+use vm_tests::cache;
+use vm_tests::host::events::{self, Event};
+use vm_tests::host::signals::{Interrupted, Interrupts};
+use vm_tests::host::tools;
 use vm_tests::image::Suite;
-use vm_tests::machine::{Cancel, MachineError};
-use vm_tests::pins::{self, Pins, Update};
+use vm_tests::judge::Judgement;
+use vm_tests::judge::baselines::Baselines;
+use vm_tests::machine::Cancel;
 use vm_tests::report::{self, ScenarioReport, Verdict};
-use vm_tests::run::{self, Prepared, Run};
+use vm_tests::run::{self, Prepared};
 use vm_tests::scenario::{self, Scenario};
-use vm_tests::{cache, outcome, process, stretches};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    events::listen(|event| match event {
+        Event::Over => {}
+        _ => eprintln!("{event}"),
+    });
     let (cancel, cancelled) = watch::channel(false);
     let tests = match tests(&cancelled) {
         Ok(tests) => tests,
@@ -51,8 +58,8 @@ fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
                     let scenario = Scenario::load(directory)?;
                     let (prepared, cancelled) = (Arc::clone(&prepared), cancelled.clone());
                     let name = format!("{}/{}", prepared.guest, scenario.name);
-                    let secs = expected_secs(&scenario, &prepared.guest)?;
-                    let test = Trial::test(name, move || judge(&prepared, &scenario, cancelled));
+                    let secs = expected_secs(&scenario, &prepared)?;
+                    let test = Trial::test(name, move || test(&prepared, &scenario, cancelled));
                     expected.push((secs, test));
                 }
             }
@@ -61,7 +68,7 @@ fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
             tests.extend(expected.into_iter().map(|(_, test)| test));
         }
         Err(error) => {
-            let why = format!("{error:#}");
+            let why = tools::explain(&error);
             for scenario in scenario::discover(&workspace.join("vm-tests/scenarios"))? {
                 let (name, why) = (format!("{}/{}", Suite::default(), scenario.name), why.clone());
                 tests.push(Trial::test(name, move || Err(Failed::from(why))));
@@ -71,10 +78,10 @@ fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
     Ok(tests)
 }
 
-/// Guest time of all cycles, as pinned; 0 if it is not.
-fn expected_secs(scenario: &Scenario, guest: &str) -> Result<f64> {
-    let pins = pins::read(&scenario.directory)?;
-    let cycle = pins.get(guest).map_or(0.0, |pins| pins.start_ms + pins.reset_ms);
+/// Guest time of all cycles, by the durations of an earlier run; 0 if there are none.
+fn expected_secs(scenario: &Scenario, prepared: &Prepared) -> Result<f64> {
+    let baselines = Baselines::load(&scenario.directory, &prepared.guest, prepared.base.clock)?;
+    let cycle = baselines.durations.map_or(0.0, |median| median.start_ms + median.reset_ms);
     Ok(cycle * f64::from(scenario.manifest.cycles) / 1000.0)
 }
 
@@ -85,7 +92,7 @@ fn listen(cancel: watch::Sender<bool>) -> Result<()> {
     let wait = move || {
         let waited = runtime().and_then(|runtime| {
             runtime.block_on(async {
-                let mut interrupts = process::Interrupts::listen().context("install the handlers")?;
+                let mut interrupts = Interrupts::listen().context("install the handlers")?;
                 ready.send(Ok(()))?;
                 loop {
                     interrupts.next().await;
@@ -108,85 +115,55 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")
 }
 
-fn judge(prepared: &Prepared, scenario: &Scenario, cancelled: Cancel) -> Result<(), Failed> {
+fn test(prepared: &Prepared, scenario: &Scenario, cancelled: Cancel) -> Result<(), Failed> {
     let directory = prepared.results_of(&scenario.name);
-    let outcome = runtime().and_then(|runtime| {
+    let ran = runtime().and_then(|runtime| {
         if *cancelled.borrow() {
-            return Err(MachineError::Interrupted.into());
+            return Err(Interrupted::default().into());
         }
-        let outcome = runtime.block_on(run::run(prepared, scenario, cancelled));
+        let ran = runtime.block_on(run::run(prepared, scenario, cancelled));
         runtime.shutdown_timeout(Duration::from_secs(1));
-        outcome
+        ran
     });
-    let (report, run) = match outcome {
-        Ok(run) => {
-            let mut mismatches: Vec<String> =
-                compare(scenario, &prepared.guest, &outcome::snapshot(&run.cycles)).into_iter().collect();
-            mismatches.extend(durations(prepared, scenario, &run)?);
-            (ScenarioReport::of_run(&prepared.guest, scenario, &run, mismatches), Some(run))
+    let (report, run) = match ran {
+        Ok(mut run) => {
+            accept(prepared, scenario, &mut run.judgement).map_err(|error| tools::explain(&error))?;
+            (ScenarioReport::of_run(&prepared.guest, scenario, &run), Some(run))
         }
         Err(error) => (ScenarioReport::of_error(&prepared.guest, scenario, &error), None),
     };
-    report::write_scenario(&directory, &report, run.as_ref()).map_err(|error| format!("{error:#}"))?;
+    report::write_scenario(&directory, &report, run.as_ref()).map_err(|error| tools::explain(&error))?;
     if report.verdict == Verdict::Passed {
         return Ok(());
     }
-    for line in run.iter().flat_map(where_the_time_went) {
+    for line in run.iter().flat_map(|run| &run.judgement.stretches) {
         eprintln!("{}/{}: {line}", prepared.guest, scenario.name);
     }
     Err(report.why.join("\n").into())
 }
 
-/// Of every cycle: who reads of it in a job's log has no recording.
-fn where_the_time_went(run: &Run) -> Vec<String> {
-    run.cycles.iter().flat_map(|cycle| stretches::longest(&run.recording, cycle.number)).collect()
-}
-
-/// Compares the medians with the pinned ones, where the clock is virtual.
-fn durations(prepared: &Prepared, scenario: &Scenario, run: &Run) -> Result<Vec<String>, Failed> {
-    // One cycle more or less moves a median: the first is not as the others.
-    let as_pinned = prepared.cycles.is_none_or(|cycles| cycles == scenario.manifest.cycles);
-    match Pins::of(&run.cycles) {
-        // What deviates already has other durations, which nobody wants pinned.
-        Some(measured) if prepared.base.clock == Clock::Virtual && as_pinned && run.deviations.is_empty() => {
-            let update = if accepting() { Update::Always } else { Update::Never };
-            pins::compare(&scenario.directory, &prepared.guest, &measured, update)
-                .map_err(|error| Failed::from(format!("{error:#}")))
+/// Shows how a run's text differs from its snapshot, by insta, and takes from the judgement what is accepted.
+fn accept(prepared: &Prepared, scenario: &Scenario, judgement: &mut Judgement) -> Result<()> {
+    let accepting = std::env::var("INSTA_UPDATE").is_ok_and(|how| how == "always" || how == "force");
+    let outcome = &mut judgement.outcome;
+    if !outcome.redundant {
+        let mut settings = insta::Settings::clone_current();
+        settings.set_snapshot_path(&scenario.directory);
+        settings.set_prepend_module_to_snapshot(false);
+        settings.set_omit_expression(true);
+        settings.set_description(scenario.manifest.description.clone());
+        let name = if accepting { &outcome.accepted } else { &outcome.compared };
+        // Nothing that a failed comparison leaves half done is looked at again.
+        let compare =
+            AssertUnwindSafe(|| settings.bind(|| insta::assert_snapshot!(name.clone(), &outcome.text)));
+        if std::panic::catch_unwind(compare).is_ok() {
+            outcome.mismatch = None;
         }
-        _ => Ok(Vec::new()),
     }
-}
-
-/// Whether whoever runs this asks for what is new to be accepted.
-fn accepting() -> bool {
-    std::env::var("INSTA_UPDATE").is_ok_and(|how| how == "always" || how == "force")
-}
-
-/// Compares with the snapshot in the scenario's directory: the guest's own `outcome.<guest>.snap` if there is one, else
-/// the one that all guests share, `outcome.snap`. insta prints the difference.
-fn compare(scenario: &Scenario, guest: &str, snapshot: &str) -> Option<String> {
-    let shared = scenario.directory.join("outcome.snap");
-    let own = scenario.directory.join(format!("outcome.{guest}.snap"));
-    // The text of a snapshot has no white space at its end.
-    let as_shared = insta::Snapshot::from_file(&shared)
-        .is_ok_and(|shared| shared.as_text().is_some_and(|text| text.to_string() == snapshot.trim_end()));
-    let reference = guest == Suite::default().as_str();
-    // One that is accepted becomes the shared one if there is none yet, or if it is the reference's.
-    let name = if own.exists() || (accepting() && !reference && shared.exists() && !as_shared) {
-        format!("outcome.{guest}")
-    } else {
-        "outcome".to_owned()
-    };
-    if own.exists() && as_shared {
-        return Some(format!("{} says what outcome.snap says: delete it", own.display()));
+    if let Some(measured) = judgement.measured.filter(|_| accepting && !judgement.durations.is_empty()) {
+        Baselines::load(&scenario.directory, &prepared.guest, prepared.base.clock)?
+            .accept_durations(&measured)?;
+        judgement.durations.clear();
     }
-    let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path(&scenario.directory);
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_omit_expression(true);
-    settings.set_description(scenario.manifest.description.clone());
-    // Nothing that a failed comparison leaves half done is looked at again.
-    let compare = AssertUnwindSafe(|| settings.bind(|| insta::assert_snapshot!(name.clone(), snapshot)));
-    let mismatch = std::panic::catch_unwind(compare).err();
-    mismatch.map(|_panic| format!("the outcome is not that of {}/{name}.snap", scenario.directory.display()))
+    Ok(())
 }

@@ -14,7 +14,8 @@ use vm_agent::recording::UmountCall;
 use vm_agent::recording::{
     self, EndState, Event, Plan, Recording, Remount, Role, Scan, Step, Task, Trigger, What,
 };
-use vm_tests::outcome::{self, Hold};
+use vm_tests::judge::fold;
+use vm_tests::scenario::verdict::MountVerdict;
 
 const MERGED: &str = "/srv/merged";
 const BUSY: i64 = -16;
@@ -61,7 +62,7 @@ fn unmounted() -> Situation {
 
 impl Situation {
     /// The harness's verdict: that of a cycle whose recording says this.
-    fn recorded(&self) -> Hold {
+    fn recorded(&self) -> MountVerdict {
         let namespace = recording::Namespace { inode: 2, id: None };
         let task = |held: &Held| Task {
             pid: held.pid,
@@ -126,7 +127,7 @@ impl Situation {
             sample_us: 1,
         };
         let (kernel, systemd, os) = (String::new(), String::new(), String::new());
-        let cycles = outcome::cycles(&Recording { plan, kernel, systemd, os, events });
+        let cycles = fold::cycles(&Recording { plan, kernel, systemd, os, events });
         cycles.first().expect("a cycle").verdict
     }
 
@@ -195,17 +196,19 @@ fn mount(line: &str) -> Mount {
 
 /// What the harness calls a verdict of `holders`. The recorder looks at processes only, so that what the kernel holds
 /// by itself, or a mount on the mount, shows it nobody.
-fn in_the_harness_words(verdict: &holders::Verdict) -> Hold {
+fn in_the_harness_words(verdict: &holders::Verdict) -> MountVerdict {
     match verdict {
-        holders::Verdict::HeldByYourself { .. } => Hold::HeldByYourself,
-        holders::Verdict::HeldByProcess { .. } => Hold::HeldByProcess,
+        holders::Verdict::HeldByYourself { .. } => MountVerdict::HeldByYourself,
+        holders::Verdict::HeldByProcess { .. } => MountVerdict::HeldByProcess,
         holders::Verdict::HeldByKernel { .. }
         | holders::Verdict::Submounts { .. }
-        | holders::Verdict::NotVisible { .. } => Hold::NotVisible,
+        | holders::Verdict::NotVisible { .. } => MountVerdict::NotVisible,
         // Before the unmount, and after it.
-        holders::Verdict::Outlives { .. } | holders::Verdict::AliveElsewhere { .. } => Hold::AliveElsewhere,
-        holders::Verdict::OnlyListed { .. } => Hold::OnlyListed,
-        holders::Verdict::NothingInTheWay | holders::Verdict::NotMounted { .. } => Hold::None,
+        holders::Verdict::Outlives { .. } | holders::Verdict::AliveElsewhere { .. } => {
+            MountVerdict::AliveElsewhere
+        }
+        holders::Verdict::OnlyListed { .. } => MountVerdict::OnlyListed,
+        holders::Verdict::NothingInTheWay | holders::Verdict::NotMounted { .. } => MountVerdict::None,
         // The recorder is root and sees all, and has all the time that it takes.
         holders::Verdict::NotAllowed { otherwise, .. } | holders::Verdict::CutShort { otherwise, .. } => {
             in_the_harness_words(otherwise)
@@ -220,46 +223,46 @@ fn both_say_the_same_of_the_same_situation() {
     let private = |held: Held| Held { effect: Effect::KeepsSuperblock, ..held };
     let along = Some(Fate::UnmountedAlong);
     let stays = Some(Fate::Survives(Reason::NotPropagated));
-    let cases: Vec<(&str, Situation, Hold)> = vec![
-        ("the helper's own directory", refused(helper()), Hold::HeldByYourself),
+    let cases: Vec<(&str, Situation, MountVerdict)> = vec![
+        ("the helper's own directory", refused(helper()), MountVerdict::HeldByYourself),
         (
             "the Exec line's shell, whose child calls umount2",
             Situation { by: Some(Role::ControlChild), ..refused(by(8, Role::Control, Relation::Ancestor)) },
-            Hold::HeldByYourself,
+            MountVerdict::HeldByYourself,
         ),
         (
             "umount2's caller in the mount, by hand",
             Situation { by: Some(Role::Outside), ..refused(by(CALLER, Role::Outside, Relation::Caller)) },
-            Hold::HeldByYourself,
+            MountVerdict::HeldByYourself,
         ),
-        ("a child of the server that stays", refused(child()), Hold::HeldByProcess),
-        ("somebody outside", refused(by(40, Role::Outside, Relation::Other)), Hold::HeldByProcess),
-        ("the helper and a child", refused([helper(), child()].concat()), Hold::HeldByProcess),
+        ("a child of the server that stays", refused(child()), MountVerdict::HeldByProcess),
+        ("somebody outside", refused(by(40, Role::Outside, Relation::Other)), MountVerdict::HeldByProcess),
+        ("the helper and a child", refused([helper(), child()].concat()), MountVerdict::HeldByProcess),
         (
             "a child, and bystanders with a copy",
             Situation { copy: along, ..refused(child()) },
-            Hold::HeldByProcess,
+            MountVerdict::HeldByProcess,
         ),
-        ("nobody who is seen", refused(Vec::new()), Hold::NotVisible),
+        ("nobody who is seen", refused(Vec::new()), MountVerdict::NotVisible),
         (
             "nobody who is seen, and bystanders with a copy",
             Situation { copy: along, ..refused(Vec::new()) },
-            Hold::NotVisible,
+            MountVerdict::NotVisible,
         ),
-        ("a loop device", Situation { kernel: true, ..refused(Vec::new()) }, Hold::NotVisible),
-        ("a mount on it", Situation { submount: true, ..refused(Vec::new()) }, Hold::NotVisible),
-        ("nothing", unmounted(), Hold::None),
-        ("bystanders with a copy", Situation { copy: along, ..unmounted() }, Hold::OnlyListed),
-        ("a private copy", Situation { copy: stays, ..unmounted() }, Hold::AliveElsewhere),
+        ("a loop device", Situation { kernel: true, ..refused(Vec::new()) }, MountVerdict::NotVisible),
+        ("a mount on it", Situation { submount: true, ..refused(Vec::new()) }, MountVerdict::NotVisible),
+        ("nothing", unmounted(), MountVerdict::None),
+        ("bystanders with a copy", Situation { copy: along, ..unmounted() }, MountVerdict::OnlyListed),
+        ("a private copy", Situation { copy: stays, ..unmounted() }, MountVerdict::AliveElsewhere),
         (
             "a process in a private copy",
             Situation { held: child().into_iter().map(private).collect(), copy: stays, ..unmounted() },
-            Hold::AliveElsewhere,
+            MountVerdict::AliveElsewhere,
         ),
         (
             "a process in a detached copy, and layers in use afterwards",
             Situation { held: child().into_iter().map(private).collect(), in_use: true, ..unmounted() },
-            Hold::AliveElsewhere,
+            MountVerdict::AliveElsewhere,
         ),
     ];
     for (what, situation, expected) in cases {
@@ -275,41 +278,41 @@ fn both_say_the_same_of_the_same_situation() {
 #[test]
 fn where_they_differ_it_is_known() {
     let private = Held { effect: Effect::KeepsSuperblock, ..by(30, Role::Child, Relation::Other)[0] };
-    let cases: Vec<(&str, Situation, Hold, Hold)> = vec![
+    let cases: Vec<(&str, Situation, MountVerdict, MountVerdict)> = vec![
         // All that an Exec line started is the caller's family for the harness: what the unit file is to blame for.
         // `holders` advises the one who asks, and that can't leave for its sibling.
         (
             "a sibling that the same Exec line started",
             refused(by(31, Role::ControlChild, Relation::Other)),
-            Hold::HeldByYourself,
-            Hold::HeldByProcess,
+            MountVerdict::HeldByYourself,
+            MountVerdict::HeldByProcess,
         ),
         // Outside the unit the recorder knows no families.
         (
             "a person's shell, whose child calls umount2",
             Situation { by: Some(Role::Outside), ..refused(by(41, Role::Outside, Relation::Ancestor)) },
-            Hold::HeldByProcess,
-            Hold::HeldByYourself,
+            MountVerdict::HeldByProcess,
+            MountVerdict::HeldByYourself,
         ),
         // The recorder goes by the path, which is the same in a private copy.
         (
             "refused, and the one who is seen is in a private copy",
             refused(vec![private]),
-            Hold::HeldByProcess,
-            Hold::NotVisible,
+            MountVerdict::HeldByProcess,
+            MountVerdict::NotVisible,
         ),
         // The harness says what happened, `holders` what would.
         (
             "a process, and nobody tried to unmount",
             Situation { held: by(30, Role::Child, Relation::Other), ..Situation::default() },
-            Hold::None,
-            Hold::HeldByProcess,
+            MountVerdict::None,
+            MountVerdict::HeldByProcess,
         ),
         (
             "layers in use afterwards, by something that nothing shows",
             Situation { in_use: true, ..unmounted() },
-            Hold::AliveElsewhere,
-            Hold::None,
+            MountVerdict::AliveElsewhere,
+            MountVerdict::None,
         ),
     ];
     for (what, situation, recorded, reported) in cases {

@@ -3,6 +3,12 @@
 //! The measurements are [`vm_tests::bench`]; here is what is measured how often, in which order, and how it is shown
 //! and kept. What is compared is taken by turns (A B A B), so that a host whose load changes changes both.
 
+mod counts;
+mod rows;
+
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,62 +16,34 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
-use vm_tests::accel::{Accel, Clock, Wish};
-use vm_tests::bench::{self, Boot, BusyHost, Channel, Host, IDLE_SECS, Report, Requests, Row, Samples, Unit};
-use vm_tests::build;
+use vm_tests::bench::holders;
+use vm_tests::bench::{self, Boot, BusyHost, Host, IDLE_SECS, Report, Row, Samples, Unit};
 use vm_tests::cache::{self, Lock};
-use vm_tests::machine::{Cancel, MachineError};
-use vm_tests::process::{self, Program, Sink};
+use vm_tests::host::accel::{Clock, Wish};
+use vm_tests::host::process::{self, Program, Sink};
+use vm_tests::host::signals::Interrupted;
+use vm_tests::host::tools;
+use vm_tests::image::programs;
+use vm_tests::machine::Cancel;
 use vm_tests::run::Prepared;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
-use vm_tests::tools;
-use vm_tests::truth::{self, Rounds};
 
+use counts::{CYCLES, Counts, PURGES, QUICK_TRUTH_ROUNDS, SIDE_BY_SIDE, TRUTH_ROUNDS, What, runs};
+use rows::{boot_rows, channel_rows, cpu, line, load, peers, restore_rows, spread_rows, target, word};
+
+use crate::exit::{FAILED, PASSED};
 use crate::prepare::{self, MachineArgs, Wanted};
-use crate::{FAILED, PASSED};
 
 /// The scenario whose Reset is measured.
 const SCENARIO: &str = "5eac51a";
 /// What the whole of `vm-test` is measured with.
 const SUITE: [&str; 4] = ["--cycles", "10", "5eac51a", "936c8bb"];
-/// Cycles of a run of it.
-const CYCLES: u32 = 2;
 /// The longest a run of it may take, in seconds.
 const RUN_DEADLINE_SECS: u64 = 900;
 /// The longest a whole `vm-test`, or a peer's job, may take.
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(1800);
 /// How long `vm-test` may take to end its machines after an interrupt.
 const STOP_GRACE: Duration = Duration::from_secs(40);
-/// How often 100,000 files are made and purged, at most: a minute or two of the host each.
-const PURGES: usize = 2;
-/// How many machines are restored side by side.
-const SIDE_BY_SIDE: [usize; 4] = [1, 2, 4, 8];
-
-/// How often `holders` is measured: in virtual time one run is as the next, so these are for what is different within
-/// one.
-const TRUTH_ROUNDS: Rounds = Rounds { scans: 5, events: 20 };
-/// The same with `--quick`.
-const QUICK_TRUTH_ROUNDS: Rounds = Rounds { scans: 1, events: 3 };
-
-/// The targets, of the medians: seconds, but for those whose name says otherwise.
-mod target {
-    pub(super) const RESTORE: f64 = 0.4;
-    pub(super) const RESTORE_RATIO: f64 = 1.0 / 20.0;
-    pub(super) const BOOT_REAL: f64 = 8.0;
-    pub(super) const BOOT_VIRTUAL: f64 = 18.0;
-    pub(super) const PING: f64 = 0.001;
-    pub(super) const COMMAND: f64 = 0.015;
-    pub(super) const PUT: f64 = 1.0;
-    pub(super) const IDLE: f64 = 0.7;
-    pub(super) const SPREAD_PERCENT: f64 = 0.1;
-    pub(super) const MEDIANS_PERCENT: f64 = 0.01;
-    pub(super) const SAVED_MIB: f64 = 200.0;
-    pub(super) const SUITE: f64 = 20.0;
-    pub(super) const RESET_RATIO: f64 = 1.5;
-    pub(super) const UMOUNT: f64 = 0.002;
-    pub(super) const PURGE_RATIO: f64 = 1.2;
-}
-
 /// Measures the harness: boots, restores, requests, guest time, resets. Or, by `holders`, the truth.
 ///
 /// Prints minimum, median and maximum of each beside its target, and writes all samples to
@@ -87,61 +65,6 @@ pub(crate) struct BenchArgs {
 
     #[command(flatten)]
     machine: MachineArgs,
-}
-
-fn runs(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("there is no median of nothing".to_owned()),
-        Ok(runs) => Ok(runs),
-        Err(error) => Err(format!("{error}")),
-    }
-}
-
-/// What can be measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum What {
-    /// Cold boot to the agent, and where its time goes
-    Boot,
-    /// The saved machine to its first answer, 1, 2, 4 and 8 at once, against a cold boot
-    Restore,
-    /// A null request, a command, a file of 10 MiB
-    Channel,
-    /// What an idle and a busy guest second cost in virtual time
-    Idle,
-    /// How much a Reset's guest time differs from run to run, with the host idle and busy
-    Spread,
-    /// A Reset against a `systemctl stop` of a service that does nothing
-    Reset,
-    /// What the helper's unmount costs
-    Helper,
-    /// Deleting 100,000 files by a Reset, and by `rm -rf`; some minutes
-    Purge,
-    /// The whole of `cargo xtask vm-test`, everything cached
-    Suite,
-    /// Other tools that boot machines, where they are installed
-    Peers,
-    /// A mount pinned in every way there is: what holders, fuser, lsof and lsns say; what a scan costs; how soon the
-    /// watch tells. On each --image, by itself
-    Holders,
-}
-
-/// How many samples.
-#[derive(Debug, Clone, Copy)]
-struct Counts {
-    machines: usize,
-    spread: usize,
-    requests: Requests,
-}
-
-impl Counts {
-    fn of(args: &BenchArgs) -> Self {
-        let (machines, spread) = match (args.quick, args.runs) {
-            (true, _) => (2, 3),
-            (false, Some(runs)) => (runs, runs),
-            (false, None) => (5, 20),
-        };
-        Self { machines, spread, requests: Requests { pings: 1000, commands: 30, puts: machines } }
-    }
 }
 
 /// What is the same for all measurements.
@@ -193,7 +116,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<u8> {
 
 impl Bench {
     async fn prepare(args: BenchArgs, results: PathBuf) -> Result<Self> {
-        let counts = Counts::of(&args);
+        let counts = Counts::of(args.quick, args.runs);
         let cancel = prepare::cancel_on_interrupt()?;
         let mut clocks = Vec::new();
         for clock in [Clock::Real, Clock::Virtual] {
@@ -528,7 +451,7 @@ impl Bench {
             }
             None => {
                 child.kill_group(STOP_GRACE).await?;
-                Err(MachineError::Interrupted.into())
+                Err(Interrupted::default().into())
             }
         }
     }
@@ -605,7 +528,7 @@ impl Bench {
 /// The benchmark of truth: three tables, what is kept of the bounds, and what is wrong with `holders`.
 async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
     let cancel = prepare::cancel_on_interrupt()?;
-    let programs = build::truth_binaries().await?;
+    let programs = programs::truth_binaries().await?;
     let wanted = Wanted {
         scenarios: &[],
         memory_mib: BTreeSet::from([DEFAULT_MEMORY_MIB]),
@@ -617,7 +540,7 @@ async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
     let rounds = if args.quick { QUICK_TRUTH_ROUNDS } else { TRUTH_ROUNDS };
     let mut truths = Vec::new();
     for prepared in &guests {
-        truths.push(truth::measure(prepared, &programs, rounds, &prepared.results, cancel.clone()).await?);
+        truths.push(holders::measure(prepared, &programs, rounds, &prepared.results, cancel.clone()).await?);
     }
     let path = results.join("holders.json");
     std::fs::write(&path, serde_json::to_string_pretty(&truths)?)
@@ -632,9 +555,14 @@ async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
             truth.cases.len()
         );
     }
-    println!("\n{}\n\n{}\n\n{}\n", truth::cases(&truths), truth::summary(&truths), truth::costs(&truths));
+    println!(
+        "\n{}\n\n{}\n\n{}\n",
+        holders::cases(&truths),
+        holders::summary(&truths),
+        holders::costs(&truths)
+    );
     for truth in &truths {
-        for bound in truth::bounds(truth) {
+        for bound in holders::bounds(truth) {
             let verdict = if bound.is_kept() { "reached" } else { "not reached" };
             println!(
                 "{}: {}: {:.3}, target ≤ {}: {verdict}",
@@ -658,204 +586,10 @@ fn scenario() -> Result<Scenario> {
     Scenario::load(&prepare::scenarios_root()?.join(SCENARIO))
 }
 
-fn boot_rows(prepared: &Prepared, boots: &[Boot]) -> Vec<Row> {
-    let clock = prepared.base.clock;
-    let row = |what: &str, of: fn(&Boot) -> f64| {
-        Row::new("boot", format!("{clock}: {what}"), Unit::Seconds, boots.iter().map(of).collect())
-    };
-    let target = match clock {
-        Clock::Real => target::BOOT_REAL,
-        Clock::Virtual => target::BOOT_VIRTUAL,
-    };
-    let mut rows = vec![
-        row("QEMU's start to the agent", |boot| boot.agent.as_secs_f64()).target(target),
-        row("QEMU's start to its greeting", |boot| boot.greeting.as_secs_f64()),
-        row("QEMU's start to systemd running", |boot| boot.running.as_secs_f64()),
-        row("guest time: kernel", |boot| boot.guest.kernel_secs),
-        row("guest time: initramfs", |boot| boot.guest.initramfs_secs),
-        row("guest time: systemd to the agent", |boot| boot.guest.agent_secs),
-        row("guest time: the agent to the end", |boot| boot.guest.rest_secs),
-    ];
-    if clock == Clock::Real {
-        // Its clock runs as the host's does, so the rest is what came before it.
-        rows.push(row("firmware and decompression", |boot| {
-            let guest = boot.guest;
-            boot.agent.as_secs_f64() - guest.kernel_secs - guest.initramfs_secs - guest.agent_secs
-        }));
-    }
-    rows
-}
-
-fn restore_rows(prepared: &Prepared, boots: &[Boot], restores: [Samples; 4]) -> Result<Vec<Row>> {
-    let clock = prepared.base.clock;
-    let cold: Samples = boots.iter().map(|boot| boot.agent.as_secs_f64()).collect();
-    let mut rows = Vec::new();
-    for (machines, samples) in SIDE_BY_SIDE.into_iter().zip(restores) {
-        let ratio = samples.over(&cold);
-        let name = match machines {
-            1 => format!("{clock}: one machine to its answer"),
-            _ => format!("{clock}: {machines} at once, to the last answer"),
-        };
-        let time = Row::new("restore", name, Unit::Seconds, samples);
-        let ratio = Row::new("restore", "  / a cold boot to the agent", Unit::Ratio, ratio);
-        rows.extend(match machines {
-            1 => [time.target(target::RESTORE), ratio.target(target::RESTORE_RATIO)],
-            _ => [time, ratio],
-        });
-    }
-    #[expect(clippy::cast_precision_loss, reason = "a file's size is far below 2^52")]
-    let mib = bench::disk_bytes(prepared.saved()?)? as f64 / f64::from(1 << 20);
-    let saved =
-        Row::new("restore", format!("{clock}: saved machine on disk"), Unit::Mebibytes, Samples(vec![mib]));
-    rows.push(saved.target(target::SAVED_MIB));
-    Ok(rows)
-}
-
-fn channel_rows(prepared: &Prepared, channel: Channel) -> [Row; 4] {
-    let clock = prepared.base.clock;
-    let row = |what, samples, target| {
-        Row::new("channel", format!("{clock}: {what}"), Unit::Seconds, samples).target(target)
-    };
-    [
-        row("null request", channel.ping, target::PING),
-        row("/bin/true", channel.truth, target::COMMAND),
-        row("echo and its output", channel.echo, target::COMMAND),
-        row("a file of 10 MiB", channel.put, target::PUT),
-    ]
-}
-
-/// Durations in nanoseconds, a list of cycles for each run.
-fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Row>> {
-    let seconds = |runs: &[Vec<u64>]| -> Samples {
-        runs.iter().flatten().map(|ns| Duration::from_nanos(*ns).as_secs_f64()).collect()
-    };
-    let row = |what: String, unit, sample: f64| Row::new("spread", what, unit, Samples(vec![sample]));
-    let (quiet, loaded) = (seconds(idle), seconds(busy));
-    let all: Vec<Vec<u64>> = idle.iter().chain(busy).cloned().collect();
-    let together = seconds(&all);
-    let medians = (loaded.median() - quiet.median()).abs() / quiet.median();
-    let mut rows = vec![
-        Row::new("spread", "Reset, host idle (guest time)", Unit::Seconds, quiet),
-        Row::new("spread", "Reset, host busy (guest time)", Unit::Seconds, loaded),
-        // The cycles of a run differ by what they find done already: the target is a cycle's, over the runs.
-        row("(max - min) / median, all cycles as one".to_owned(), Unit::Percent, together.spread() * 100.0),
-        row("difference of the two medians".to_owned(), Unit::Percent, medians * 100.0)
-            .target(target::MEDIANS_PERCENT),
-    ];
-    let cycles = all.iter().map(Vec::len).min().context("a run")?;
-    for cycle in 0..cycles {
-        let mut values: Vec<u64> = all.iter().filter_map(|run| run.get(cycle)).copied().collect();
-        let of_cycle = seconds(&[values.clone()]).spread();
-        let n = values.len();
-        values.sort_unstable();
-        values.dedup();
-        let distinct = f64::from(u32::try_from(values.len()).unwrap_or(u32::MAX));
-        let number = cycle + 1;
-        let spread = row(format!("cycle {number}: (max - min) / median"), Unit::Percent, of_cycle * 100.0);
-        rows.push(spread.target(target::SPREAD_PERCENT));
-        rows.push(row(format!("cycle {number}: distinct values to the ns, of {n}"), Unit::Count, distinct));
-    }
-    Ok(rows)
-}
-
-/// Other tools, and how they are asked for the same: `true` on a machine with our kernel.
-fn peers(ours: &Prepared) -> [(&'static str, Vec<String>); 2] {
-    let kernel = ours.base.kernel.display().to_string();
-    let memory = format!("{}M", ours.base.memory_mib);
-    // Without it vng is silent about what went wrong.
-    let mut vng =
-        ["--verbose", "--run", &kernel, "--memory", &memory, "--exec", "true"].map(str::to_owned).to_vec();
-    if ours.base.accel == Accel::Tcg {
-        vng.push("--disable-kvm".to_owned());
-    }
-    [("vng", vng), ("vmtest", ["--kernel", &kernel, "true"].map(str::to_owned).to_vec())]
-}
-
-fn word(clock: Clock) -> &'static str {
-    match clock {
-        Clock::Real => "real",
-        Clock::Virtual => "virtual",
-    }
-}
-
 fn wish(wish: Wish) -> &'static str {
     match wish {
         Wish::Auto => "auto",
         Wish::Kvm => "kvm",
         Wish::Tcg => "tcg",
-    }
-}
-
-/// One row of the table.
-fn line(row: &Row) -> String {
-    let number = |value| number(value, row.unit);
-    let numbers = format!(
-        "{:8} {:48} {:>4} {:>9} {:>9} {:>9}",
-        row.measurement,
-        row.what,
-        row.samples.0.len(),
-        number(row.min),
-        number(row.median),
-        number(row.max)
-    );
-    match (row.target, row.reached) {
-        (Some(target), Some(reached)) => {
-            let verdict = if reached { "reached" } else { "not reached" };
-            format!("{numbers}  target ≤ {}: {verdict}", number(target))
-        }
-        _ => numbers,
-    }
-}
-
-fn number(value: f64, unit: Unit) -> String {
-    match unit {
-        Unit::Seconds if value.abs() >= 1.0 => format!("{value:.2} s"),
-        Unit::Seconds if value.abs() >= 0.001 => format!("{:.1} ms", value * 1e3),
-        Unit::Seconds => format!("{:.0} µs", value * 1e6),
-        Unit::Mebibytes => format!("{value:.0} MiB"),
-        Unit::Ratio if value < 10.0 => format!("{value:.3}"),
-        Unit::Ratio => format!("{value:.1}"),
-        Unit::Percent => format!("{value:.4} %"),
-        Unit::Count => format!("{value:.0}"),
-    }
-}
-
-/// The load averages of /proc/loadavg; see proc_loadavg(5).
-fn load() -> Result<String> {
-    let text = read("/proc/loadavg")?;
-    Ok(text.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
-}
-
-fn cpu() -> Result<String> {
-    let text = read("/proc/cpuinfo")?;
-    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-    Ok(model.map_or("a processor without a name", |(_, name)| name).to_owned())
-}
-
-fn read(path: &str) -> Result<String> {
-    std::fs::read_to_string(Path::new(path)).with_context(|| format!("read {path}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn rows_say_whether_their_target_is_reached() {
-        let row = Row::new("channel", "null request", Unit::Seconds, Samples(vec![0.0004, 0.0006, 0.002]));
-        let shown = line(&row.clone().target(0.001));
-        assert!(shown.ends_with("400 µs    600 µs    2.0 ms  target ≤ 1.0 ms: reached"), "{shown}");
-        let shown = line(&row.target(0.000_5));
-        assert!(shown.ends_with("target ≤ 500 µs: not reached"), "{shown}");
-    }
-
-    #[test]
-    fn the_spread_is_of_all_runs_together() {
-        let rows = spread_rows(&[vec![100, 200], vec![100, 200]], &[vec![110, 200]]).expect("rows");
-        let of = |what: &str| rows.iter().find(|row| row.what.starts_with(what)).expect(what).median;
-        assert!((of("(max - min)") - 100.0 * 100.0 / 155.0).abs() < 1e-6);
-        assert!((of("cycle 1: (max") - 10.0).abs() < 1e-6);
-        assert!((of("cycle 1: distinct") - 2.0).abs() < 1e-6);
-        assert!((of("cycle 2: distinct") - 1.0).abs() < 1e-6);
     }
 }

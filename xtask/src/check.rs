@@ -5,11 +5,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Args;
 use vm_tests::cache;
+use vm_tests::host::process::{Program, Sink, describe};
+use vm_tests::host::signals::{Interrupted, Interrupts};
+use vm_tests::host::tools;
 use vm_tests::image::Suite;
-use vm_tests::process::{Interrupted, Interrupts, Program, Sink, describe};
 
+use crate::exit::{FAILED, PASSED};
 use crate::prepare::MachineArgs;
-use crate::{FAILED, PASSED, docs, mutants, vm_test};
+use crate::{docs, mutants, vm_test};
 
 /// Runs what CI runs: format, lints, documents, all tests, the VM suite.
 ///
@@ -94,12 +97,14 @@ const SUITES: [(&str, &[&str]); 2] = [
 ];
 
 /// Runs every step, then says which failed: one bad step does not hide another.
-pub(crate) async fn run(args: &CheckArgs) -> Result<u8> {
+///
+/// `commands` is the parser that the documents' commands are checked with.
+pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8> {
     if let Some(names) = &args.mutants {
         return mutants::run(names).await;
     }
     let mut tally = Tally::default();
-    step("docs", async { docs::check() }, &mut tally).await?;
+    step("docs", async { docs::check(&commands) }, &mut tally).await?;
     for (name, arguments) in STEPS {
         step(name, cargo(arguments), &mut tally).await?;
     }
@@ -132,9 +137,9 @@ async fn step(name: &'static str, work: impl Future<Output = Result<()>>, tally:
             println!("check: {name} passed in {:.1} s", begun.elapsed().as_secs_f64());
             tally.passed += 1;
         }
-        Err(error) if vm_tests::process::is_interrupt(&error) => return Err(error),
+        Err(error) if vm_tests::host::process::is_interrupt(&error) => return Err(error),
         Err(error) => {
-            println!("check: {name} failed: {error:#}");
+            println!("check: {name} failed: {}", tools::explain(&error));
             tally.failed.push(name);
         }
     }
@@ -156,7 +161,7 @@ async fn cargo(arguments: &[&str]) -> Result<()> {
         status = child.wait() => status?,
         signal = interrupts.next() => {
             child.kill_group(Duration::from_secs(60)).await?;
-            return Err(Interrupted { signal }.into());
+            return Err(Interrupted::by(signal).into());
         }
     };
     anyhow::ensure!(status.success(), "cargo {}: {}", arguments.join(" "), describe(status));

@@ -10,11 +10,9 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use clap::Parser as _;
+use clap::Command;
 use clap::error::ErrorKind;
 use vm_tests::cache;
-
-use crate::cli::Cli;
 
 /// The documents at the root; those below `docs/` are added to them.
 const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
@@ -25,25 +23,25 @@ const ARCHITECTURE: &str = "ARCHITECTURE.md";
 /// A path that ends so is meant to be a file, wherever its first directory is.
 const FILE_EXTENSIONS: [&str; 5] = ["rs", "md", "toml", "yml", "snap"];
 
-/// Checks everything.
+/// Checks everything; `commands` is the parser of `cargo xtask`.
 ///
 /// # Errors
 /// All that is wrong, a line each: document, line number, what.
-pub(crate) fn check() -> Result<()> {
+pub(crate) fn check(commands: &Command) -> Result<()> {
     let root = cache::workspace()?;
-    let problems = problems(&root)?;
+    let problems = problems(&root, commands)?;
     ensure!(problems.is_empty(), "\n  {}", problems.join("\n  "));
     Ok(())
 }
 
-fn problems(root: &Path) -> Result<Vec<String>> {
+fn problems(root: &Path, parser: &Command) -> Result<Vec<String>> {
     let repository = Repository::read(root)?;
     let mut problems = Vec::new();
     for document in &repository.documents {
         let text = read(&root.join(document))?;
         let shown = document.display();
         problems.extend(
-            text_problems(&text, &repository, document)
+            text_problems(&text, &repository, document, parser)
                 .into_iter()
                 .map(|(line, what)| format!("{shown}:{line}: {what}")),
         );
@@ -132,10 +130,15 @@ fn walk(root: &Path, below: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
 }
 
 /// What is wrong in a document, by line number.
-fn text_problems(text: &str, repository: &Repository, document: &Path) -> Vec<(usize, String)> {
+fn text_problems(
+    text: &str,
+    repository: &Repository,
+    document: &Path,
+    parser: &Command,
+) -> Vec<(usize, String)> {
     let mut problems = Vec::new();
     for (line, command) in commands(text) {
-        if let Some(why) = refused(&command) {
+        if let Some(why) = refused(parser, &command) {
             problems.push((line, format!("`{command}`: {why}")));
         }
     }
@@ -205,14 +208,14 @@ fn command(line: &str) -> Option<&str> {
 }
 
 /// Why the parser does not take a command, in its own words.
-fn refused(command: &str) -> Option<String> {
+fn refused(parser: &Command, command: &str) -> Option<String> {
     let words = match words(command) {
         Some(words) => words,
         None => return Some("a quote is not closed".to_owned()),
     };
     // `cargo` and `xtask` are the program's name.
     let arguments = std::iter::once("cargo xtask".to_owned()).chain(words.into_iter().skip(2));
-    let error = Cli::try_parse_from(arguments).err()?;
+    let error = parser.clone().try_get_matches_from(arguments).err()?;
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return None;
     }
@@ -341,7 +344,10 @@ fn code_map(text: &str) -> Vec<(&str, Vec<&str>)> {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+    use crate::cli::Cli;
 
     const TEXT: &str = "\
 # Title with `cargo xtask doctor`
@@ -362,13 +368,15 @@ The files are `xtask/src/cli.rs`, `vm-tests/scenarios/<name>/files` and `target/
         let found = commands(TEXT);
         let lines: Vec<usize> = found.iter().map(|(line, _)| *line).collect();
         assert_eq!(lines, [1, 3, 4, 5]);
-        let wrong: Vec<_> =
-            found.iter().filter_map(|(line, command)| Some((line, refused(command)?))).collect();
+        let wrong: Vec<_> = found
+            .iter()
+            .filter_map(|(line, command)| Some((line, refused(&Cli::command(), command)?)))
+            .collect();
         assert_eq!(wrong, [(&5, "unexpected argument '--cycels' found".to_owned())]);
-        assert_eq!(refused("cargo xtask --help"), None);
-        assert!(refused("cargo xtask frobnicate").is_some());
-        assert!(refused("cargo xtask image --suite potato").is_some());
-        assert!(refused("cargo xtask vm-test 'x").expect("no").contains("quote"));
+        assert_eq!(refused(&Cli::command(), "cargo xtask --help"), None);
+        assert!(refused(&Cli::command(), "cargo xtask frobnicate").is_some());
+        assert!(refused(&Cli::command(), "cargo xtask image --suite potato").is_some());
+        assert!(refused(&Cli::command(), "cargo xtask vm-test 'x").expect("no").contains("quote"));
     }
 
     #[test]

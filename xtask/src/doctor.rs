@@ -2,9 +2,9 @@
 
 use anyhow::Context as _;
 use clap::Args;
-use vm_tests::accel::{self, Wish};
 use vm_tests::cache;
-use vm_tests::tools::{self, Distro, Need};
+use vm_tests::host::accel::{self, Wish};
+use vm_tests::host::tools::{self, Distro, Need};
 
 /// Room for the guest binaries (300 MB), an image while it is built (600 MB), a saved machine (130 MB), and runs.
 const DISK_MB: u64 = 2000;

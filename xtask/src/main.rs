@@ -1,37 +1,34 @@
-//! The commands people type: `cargo xtask …`. One file a subcommand; here only the match and the exit codes.
+//! The commands people type: `cargo xtask …`. One file a subcommand; here only the match.
 
 mod bench;
 mod check;
 mod cli;
 mod docs;
 mod doctor;
+mod exit;
 mod image;
 mod mutants;
 mod prepare;
 mod shell;
+mod show;
 mod vm_test;
 
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser as _;
-use vm_tests::accel;
-use vm_tests::process::{self, Interrupts};
+use clap::{CommandFactory as _, Parser as _};
+use vm_tests::host::accel;
+use vm_tests::host::process;
+use vm_tests::host::signals::Interrupts;
+use vm_tests::host::tools;
 
 use cli::{Cli, Command};
-
-/// All is well.
-pub(crate) const PASSED: u8 = 0;
-/// It ran, and something is not as it should be.
-pub(crate) const FAILED: u8 = 1;
-/// There is no result: a tool, the machine, the guest or the harness failed (sysexits.h: EX_UNAVAILABLE).
-pub(crate) const INFRASTRUCTURE: u8 = 69;
-/// Interrupted by the user (128 + SIGINT). Wrong usage is 2, by clap.
-pub(crate) const INTERRUPTED: u8 = 130;
+use exit::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};
 
 fn main() -> ExitCode {
     accel::child_main_if_asked();
     let cli = Cli::parse();
+    show::events();
     // Programs are spawned by this thread, and it lives as long as they do: a parent-death signal follows it.
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -50,7 +47,7 @@ fn main() -> ExitCode {
             INTERRUPTED.into()
         }
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", tools::explain(&error));
             INFRASTRUCTURE.into()
         }
     }
@@ -63,7 +60,7 @@ async fn run(cli: Cli) -> anyhow::Result<u8> {
         Command::Shell(args) => shell::run(&args).await,
         Command::Image(args) => image::run(&args).await.map(|()| PASSED),
         Command::Doctor(args) => doctor::run(&args).await.map(|well| if well { PASSED } else { FAILED }),
-        Command::Check(args) => check::run(&args).await,
+        Command::Check(args) => check::run(&args, Cli::command()).await,
         Command::Bench(args) => bench::run(args).await,
     }
 }

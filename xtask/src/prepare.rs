@@ -7,16 +7,21 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 use tokio::sync::watch;
-use vm_tests::accel::{self, Clock, Wish};
+use vm_tests::cache;
 use vm_tests::cache::Key;
-use vm_tests::image::{self, Foreign, Request, Suite};
+use vm_tests::host::accel::{self, Clock, Wish};
+use vm_tests::host::signals::Interrupts;
+use vm_tests::host::tools::{self, Need};
+use vm_tests::image::external::{self, Foreign};
+use vm_tests::image::initramfs;
+use vm_tests::image::programs;
+use vm_tests::image::{self, FOREIGN, Request, Suite};
 use vm_tests::machine::Cancel;
-use vm_tests::process::Interrupts;
-use vm_tests::qemu::Abilities;
-use vm_tests::run::{Base, FOREIGN, Prepared};
+use vm_tests::machine::base::Base;
+use vm_tests::machine::config::Abilities;
+use vm_tests::machine::saved;
+use vm_tests::run::Prepared;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
-use vm_tests::tools::{self, Need};
-use vm_tests::{build, cache, initramfs, saved};
 
 /// What a machine is made of.
 #[derive(Debug, Clone, Args)]
@@ -128,7 +133,7 @@ pub(crate) async fn prepare(
         None => tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?,
     };
     let abilities = Abilities::ask(&qemu).await?;
-    let programs = build::guest_binaries().await?;
+    let programs = programs::guest_binaries().await?;
     let mut all = Vec::new();
     for system in systems(machine).await? {
         let results = wanted.results.join(&system.name);
@@ -190,7 +195,7 @@ struct System {
 /// The systems that are asked for, built where they are not there.
 async fn systems(machine: &MachineArgs) -> Result<Vec<System>> {
     if let Some(foreign) = machine.foreign()? {
-        let adopted = image::adopt(&foreign).await?;
+        let adopted = external::adopt(&foreign).await?;
         let description = format!("{}, kernel {}", foreign.root.display(), foreign.kernel.display());
         return Ok(vec![System {
             name: FOREIGN.to_owned(),

@@ -8,10 +8,11 @@ use clap::Args;
 use rustix::termios::{self, OptionalActions, Termios};
 use tokio::sync::mpsc;
 use vm_agent::wire::{Body, Call, Command, Exit, Stream, Streams};
-use vm_tests::accel::Clock;
-use vm_tests::guest::{Guest, GuestError};
+use vm_tests::cache;
+use vm_tests::host::accel::Clock;
+use vm_tests::machine::guest::{Guest, GuestError};
+use vm_tests::run;
 use vm_tests::scenario::{self, DEFAULT_MEMORY_MIB};
-use vm_tests::{cache, run};
 
 use crate::prepare::{self, MachineArgs, Wanted};
 
@@ -58,7 +59,7 @@ pub(crate) async fn run(args: &ShellArgs) -> Result<u8> {
     machine.stop().await?;
     cache::remove_tree(&directory)?;
     match ended? {
-        Exit::Code(code) => Ok(u8::try_from(code).unwrap_or(crate::FAILED)),
+        Exit::Code(code) => Ok(u8::try_from(code).unwrap_or(crate::exit::FAILED)),
         Exit::Signal(signal) => Ok(128 | u8::try_from(signal).unwrap_or(0)),
     }
 }

@@ -8,13 +8,14 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use nix::sys::signal::Signal;
 use vm_tests::cache::{self, Lock};
-use vm_tests::process::{self, Interrupted, Interrupts, Program, Sink};
+use vm_tests::host::process::{self, Program, Sink};
+use vm_tests::host::signals::{Interrupted, Interrupts};
 use vm_tests::report::{self, Report, Verdict};
 use vm_tests::run::{PREPARED_VAR, Prepared};
 use vm_tests::scenario::{self, Scenario};
 
+use crate::exit::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};
 use crate::prepare::{self, MachineArgs, Wanted};
-use crate::{FAILED, INFRASTRUCTURE, INTERRUPTED, PASSED};
 
 /// How many runs a checkout bears at once before something is wrong.
 const MOST_RUNS: u32 = 16;
@@ -307,7 +308,7 @@ pub(crate) async fn all(machine: MachineArgs) -> Result<()> {
     };
     match run_with(&args, Accept::Never).await? {
         PASSED => Ok(()),
-        INTERRUPTED => Err(Interrupted { signal: Signal::SIGINT }.into()),
+        INTERRUPTED => Err(Interrupted::by(Signal::SIGINT).into()),
         code => bail!("vm-test: exit code {code}"),
     }
 }

@@ -19,10 +19,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vm_tests::cache;
-use vm_tests::process::{Child, Identity, Program, describe};
+use vm_tests::host::process::{Child, Identity, Program, describe};
+use vm_tests::host::tools;
 use vm_tests::report::{Report, ScenarioReport, Verdict};
 use vm_tests::run::PREPARED_VAR;
-use vm_tests::tools;
 
 /// From the start of `xtask` to a machine at work: the first run builds the guest's programs, the image, the suite.
 const READY: Duration = Duration::from_secs(1800);

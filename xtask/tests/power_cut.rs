@@ -17,9 +17,10 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::watch;
 use tokio::time::timeout;
+use vm_tests::host::events::{self, Event};
+use vm_tests::host::process::{self, Program};
 use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, Machine};
-use vm_tests::process::{self, Program};
 use vm_tests::run::{self, Prepared};
 use vm_tests::scenario::Scenario;
 
@@ -38,6 +39,10 @@ const LEAST: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    events::listen(|event| match event {
+        Event::Over => {}
+        _ => eprintln!("{event}"),
+    });
     // One for each image.
     let cases = Suite::ALL.map(|suite| {
         let image = suite.as_str();

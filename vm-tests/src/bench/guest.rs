@@ -1,0 +1,45 @@
+//! A guest that is measured: restored, asked, and ended whatever came of it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::machine::{Cancel, Machine};
+use crate::run::{self, Prepared};
+
+/// The longest a boot, or a guest's command, may take. A measurement is no deadline: this ends what hangs.
+pub(super) const DEADLINE: Duration = Duration::from_secs(300);
+
+pub(super) async fn answer(machine: &mut Machine) -> Result<()> {
+    machine.resume().await?;
+    let guest = machine.guest();
+    Ok(machine.race("the answer to a ping", DEADLINE, guest.ping()).await?)
+}
+
+/// Restores a machine that runs and has answered.
+pub(super) async fn restored(prepared: &Prepared, directory: &Path, cancel: Cancel) -> Result<Machine> {
+    let mut machine = run::restore(prepared, None, directory, cancel).await?;
+    match answer(&mut machine).await {
+        Ok(()) => Ok(machine),
+        Err(error) => stop(machine, Err(error)).await,
+    }
+}
+
+/// Runs a command that must succeed and returns what it wrote to stdout.
+pub(super) async fn text(machine: &mut Machine, argv: &[&str]) -> Result<String> {
+    let output = machine.run(argv, DEADLINE).await?;
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.exit.success(), "{}: {}: {}", argv.join(" "), output.exit, complaint.trim());
+    Ok(output.text())
+}
+
+/// Ends a machine whatever was measured; says both if both went wrong.
+pub(super) async fn stop<T>(machine: Machine, measured: Result<T>) -> Result<T> {
+    match (measured, machine.stop().await) {
+        (Ok(value), Ok(())) => Ok(value),
+        (Ok(_), Err(left)) => Err(left),
+        (Err(error), Ok(())) => Err(error),
+        (Err(error), Err(left)) => Err(error.context(format!("and cleaning up failed: {left:#}"))),
+    }
+}

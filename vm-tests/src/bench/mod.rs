@@ -1,0 +1,22 @@
+//! What the harness costs, measured: each function takes samples of one thing and ends every machine it started, on
+//! errors too.
+//!
+//! Nothing here prints, compares with a target or decides how often: that is `cargo xtask bench`. Times are the
+//! host's (CLOCK_MONOTONIC) unless a name says that they are the guest's.
+
+mod boot;
+mod busy;
+mod channel;
+mod guest;
+pub mod holders;
+mod product;
+mod samples;
+
+#[cfg(test)]
+mod tests;
+
+pub use boot::{Boot, Phases, boot, disk_bytes, restore};
+pub use busy::{BusyHost, cores};
+pub use channel::{Channel, IDLE_SECS, Idle, PUT_BYTES, Requests, channel, idle, one_true};
+pub use product::{PURGED_FILES, Programs, Purges, ResetAndStop, programs, purges, reset_and_stop, resets};
+pub use samples::{Host, Report, Row, Samples, Unit};

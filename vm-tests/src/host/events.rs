@@ -1,0 +1,138 @@
+//! What the harness tells while it works. The library prints nothing: a program shows the events, or drops them.
+//!
+//! A process has one listener, as with `log` and `tracing`: much of this comes from a `Drop` or a leaf, to which no listener
+//! could be passed.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+/// Something that whoever waits wants to know.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// Something is being made from now on, and this is what: see [`Progress`].
+    Begun(String),
+    /// What is going on with it now.
+    Now(String),
+    /// It is made, or given up.
+    Over,
+    /// A scenario's machine is being restored.
+    Restoring {
+        /// The guest and the scenario.
+        test: String,
+    },
+    /// It is running its cycles.
+    Recording {
+        /// The guest and the scenario.
+        test: String,
+        /// How many.
+        cycles: u32,
+    },
+    /// A part of a benchmark begins in a guest.
+    Measuring {
+        /// The guest.
+        guest: String,
+        /// The part.
+        part: &'static str,
+    },
+    /// Somebody else has the lock.
+    Waiting {
+        /// For what.
+        what: String,
+        /// Who has it.
+        who: String,
+        /// What that one does with it.
+        does: &'static str,
+    },
+    /// An entry of the cache is not whole, and is made again.
+    Damaged {
+        /// Which.
+        entry: String,
+        /// How it is made again.
+        remedy: &'static str,
+        /// What is wrong with it.
+        error: anyhow::Error,
+    },
+    /// The holder of a lock is dead, and what it started is being ended.
+    Orphans {
+        /// The holder.
+        holder: String,
+        /// The process group.
+        group: u32,
+    },
+    /// What a dead build left is being removed.
+    Removing(PathBuf),
+    /// A root is being copied, because of its size.
+    Copying(PathBuf),
+    /// A piece of evidence could not be written.
+    NoEvidence {
+        /// Where.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Something could not be cleaned up.
+    Warning(String),
+}
+
+/// The event's line; empty where there is nothing to read.
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Begun(what) => write!(f, "{what}"),
+            Self::Now(message) => write!(f, "  {message}"),
+            Self::Over => Ok(()),
+            Self::Restoring { test } => write!(f, "{test}: restoring"),
+            Self::Recording { test, cycles } => write!(f, "{test}: recording {cycles} cycles"),
+            Self::Measuring { guest, part } => write!(f, "{guest}: {part}"),
+            Self::Waiting { what, who, does } => write!(f, "{what}: waiting for {who}, which {does} it"),
+            Self::Damaged { entry, remedy, error } => {
+                write!(f, "{entry} is damaged, {remedy} it anew: {error:#}")
+            }
+            Self::Orphans { holder, group } => {
+                write!(f, "{holder} is gone; ending what it left, process group {group}")
+            }
+            Self::Removing(path) => write!(f, "removing what an earlier build left in {}", path.display()),
+            Self::Copying(root) => write!(f, "copying {} to a size that a guest can map", root.display()),
+            Self::NoEvidence { path, error } => write!(f, "evidence: write {}: {error}", path.display()),
+            Self::Warning(what) => write!(f, "warning: {what}"),
+        }
+    }
+}
+
+type Listener = Box<dyn Fn(&Event) + Send + Sync>;
+
+static LISTENER: OnceLock<Listener> = OnceLock::new();
+
+/// Sets who is told, for the rest of the process. Once: a second listener is told nothing.
+pub fn listen(listener: impl Fn(&Event) + Send + Sync + 'static) {
+    LISTENER.get_or_init(|| Box::new(listener));
+}
+
+pub(crate) fn tell(event: Event) {
+    if let Some(listener) = LISTENER.get() {
+        listener(&event);
+    }
+}
+
+/// Tells of something that is being made, from its beginning until this is dropped.
+#[derive(Debug)]
+pub(crate) struct Progress(());
+
+impl Progress {
+    pub(crate) fn start(what: &str) -> Self {
+        tell(Event::Begun(what.to_owned()));
+        Self(())
+    }
+
+    pub(crate) fn now(&self, message: &str) {
+        tell(Event::Now(message.to_owned()));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        tell(Event::Over);
+    }
+}

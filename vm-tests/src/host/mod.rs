@@ -1,0 +1,7 @@
+//! The host: programs, processes, signals, the accelerator.
+
+pub mod accel;
+pub mod events;
+pub mod process;
+pub mod signals;
+pub mod tools;

@@ -1,0 +1,109 @@
+//! The recipe of a Debian root: its packages, what is left out, and the options that say so.
+
+use std::path::PathBuf;
+
+use super::suite::Suite;
+use crate::cache::{self, Inputs, Key};
+
+/// Goes up when the way an image is made changes and its inputs do not.
+pub(super) const RECIPE: u32 = 3;
+
+/// The variable that names the mirror, as `--mirror` does.
+pub const MIRROR_VAR: &str = "VM_TESTS_MIRROR";
+
+/// What is in an image beyond Debian's essential packages and apt.
+pub(super) const PACKAGES: &[&str] = &[
+    // What the whole thing is about, as init.
+    "systemd-sysv",
+    // Units and properties over the system bus.
+    "dbus",
+    // Devices and modules, as a production host has them.
+    "udev",
+    "kmod",
+    // A real disk file system for upper layers.
+    "e2fsprogs",
+    // ps for people in `xtask shell`; fuser and lsof as witnesses beside our own diagnosis. 4 MB together.
+    "procps",
+    "psmisc",
+    "lsof",
+    // The smaller of Debian's kernels: virtio and file systems, no hardware drivers.
+    "linux-image-cloud-amd64",
+];
+
+/// What dpkg leaves out: nobody reads it in a guest.
+const EXCLUDED: &[&str] =
+    &["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*"];
+
+/// mmdebstrap copies the host's name and resolver into the root; neither belongs there.
+const FORGET_HOST: &str = r#"--customize-hook=echo guest >"$1/etc/hostname" && : >"$1/etc/resolv.conf""#;
+
+/// How sqfstar packs: nothing compressed (inodes, data, fragments, xattrs), the root directory as tar has it
+/// (sqfstar skips the entry `./` and would make it 0777), no bar, into a file that is there, xattrs kept (file capabilities).
+pub(super) const SQUASHFS: &[&str] =
+    &["-noI", "-noD", "-noF", "-noX", "-xattrs", "-no-progress", "-quiet", "-force", "-root-mode", "0755"];
+
+/// No file is newer than this and generated ones have this date, in seconds since 1970: 2026-01-01, UTC. The
+/// same packages then give the same bytes, whoever builds. See SOURCE_DATE_EPOCH in mmdebstrap(1).
+pub(super) const EPOCH: &str = "1767225600";
+
+/// Which image is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Request {
+    /// Of what.
+    pub suite: Suite,
+    /// Where packages come from; `None` is what mmdebstrap takes by itself, with security and point updates.
+    pub mirror: Option<String>,
+    /// Build it even if it is there.
+    pub rebuild: bool,
+}
+
+impl Request {
+    /// A suite from the mirror that `$VM_TESTS_MIRROR` names, if it does.
+    #[must_use]
+    pub fn from_env(suite: Suite) -> Self {
+        let mirror = std::env::var(MIRROR_VAR).ok().filter(|mirror| !mirror.is_empty());
+        Self { suite, mirror, rebuild: false }
+    }
+
+    /// What the image is named by.
+    #[must_use]
+    pub fn key(&self) -> Key {
+        Inputs::new("image", RECIPE)
+            .text("suite", self.suite.as_str())
+            .list("mmdebstrap", &self.options())
+            .list("sqfstar", SQUASHFS)
+            .text("epoch", EPOCH)
+            // An empty mirror is not a mirror.
+            .text("mirror", self.mirror.as_deref().unwrap_or_default())
+            .key()
+    }
+
+    /// Where the image is or will be.
+    ///
+    /// # Errors
+    /// As [`cache::root`].
+    pub fn dir(&self) -> anyhow::Result<PathBuf> {
+        Ok(cache::root()?.join("images").join(format!("{}-{}", self.suite, self.key().short())))
+    }
+
+    /// mmdebstrap's options; suite, output and mirror follow them.
+    pub(super) fn options(&self) -> Vec<String> {
+        let mut options = vec![
+            "--variant=minbase".to_owned(),
+            // As root too: in namespaces of its own it cannot leave a mount on the host.
+            "--mode=unshare".to_owned(),
+            "--format=tar".to_owned(),
+            "--architectures=amd64".to_owned(),
+            format!("--include={}", PACKAGES.join(",")),
+            "--aptopt=Apt::Install-Recommends \"false\"".to_owned(),
+            FORGET_HOST.to_owned(),
+        ];
+        if self.suite == Suite::Sid {
+            // Its index is good for a week, and a mirror that is further behind is no reason to have no guest. The
+            // signature is checked all the same: what is given up is to notice an archive that is held back.
+            options.push("--aptopt=Acquire::Check-Valid-Until \"false\"".to_owned());
+        }
+        options.extend(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));
+        options
+    }
+}

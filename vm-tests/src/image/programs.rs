@@ -1,0 +1,235 @@
+//! The static binaries that run inside a guest: built by cargo, and proved to be static.
+//!
+//! They are the harness's own (`vm-agent`, `vm-init`) and the deployed software's. All are linked statically, so
+//! that one build runs in every guest, whatever libc it has, and before there is any root file system. Cargo
+//! decides what is out of date; a target directory of its own keeps the other flags from rebuilding the
+//! workspace, and cargo from waiting for the cargo that runs us.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use serde::Deserialize;
+
+use crate::cache;
+use crate::host::process::{self, Program, Sink};
+
+/// A cold build takes two minutes on two old cores.
+const BUILD_LIMIT: Duration = Duration::from_secs(1800);
+
+/// What goes into every guest: packages, and the features they need for it.
+const GUEST: &[&str] = &[
+    "--bins",
+    "--package",
+    "vm-agent",
+    "--package",
+    "left4me-helper",
+    "--package",
+    "left4me-ctl",
+    "--features",
+    "vm-agent/guest",
+];
+
+/// What [`crate::bench::holders`] runs in a guest: the command, and the fixture that plants and judges.
+const TRUTH: &[&str] = &["--package", "holders", "--bin", "holders", "--example", "planter"];
+
+/// The guest's binaries, each proved to be static.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GuestBinaries {
+    by_name: BTreeMap<String, PathBuf>,
+}
+
+impl GuestBinaries {
+    /// The path of one of them.
+    ///
+    /// # Errors
+    /// If cargo built no such binary.
+    pub fn path(&self, name: &str) -> anyhow::Result<&Path> {
+        let known = || self.by_name.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
+        let path = self
+            .by_name
+            .get(name)
+            .with_context(|| format!("no guest binary {name}; there are {}", known()))?;
+        Ok(path)
+    }
+
+    /// All of them, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.by_name.iter().map(|(name, path)| (name.as_str(), path.as_path()))
+    }
+}
+
+/// Builds the guest's binaries where they are out of date.
+///
+/// Cargo's progress and diagnostics go to stderr as they come.
+///
+/// # Errors
+/// If the build fails (cargo has said why), if a binary is not static, or on an interrupt.
+pub async fn guest_binaries() -> anyhow::Result<GuestBinaries> {
+    build(GUEST).await
+}
+
+/// Builds what the benchmark of truth runs in a guest: `holders` and `planter`.
+///
+/// # Errors
+/// As [`guest_binaries`].
+pub async fn truth_binaries() -> anyhow::Result<GuestBinaries> {
+    build(TRUTH).await
+}
+
+async fn build(what: &[&str]) -> anyhow::Result<GuestBinaries> {
+    let workspace = cache::workspace()?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
+    let triple = host_triple().await?;
+    let program = Program::new(&cargo)
+        .current_dir(&workspace)
+        .args(["build", "--profile", "guest"])
+        .args(what)
+        .args(["--target", &triple])
+        .arg("--target-dir")
+        .arg(workspace.join("target/guest"))
+        .arg("--message-format=json-render-diagnostics")
+        .env("RUSTFLAGS", "-C target-feature=+crt-static")
+        // It would win over RUSTFLAGS.
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .stderr(Sink::Inherit);
+    let output =
+        process::run(program, BUILD_LIMIT, |_, _| {}).await.context("build the guest's static binaries")?;
+    let by_name = executables(&output.text()).context("read what cargo built")?;
+    ensure!(!by_name.is_empty(), "cargo built no guest binary");
+    for path in by_name.values() {
+        let elf = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        match interpreter(&elf).with_context(|| format!("read {} as ELF", path.display()))? {
+            None => {}
+            Some(loader) => bail!("{} is not static: it asks for {loader}", path.display()),
+        }
+    }
+    Ok(GuestBinaries { by_name })
+}
+
+/// The triple that rustc builds for by itself, for instance `x86_64-unknown-linux-gnu`.
+///
+/// It is given to cargo as `--target`, since only then are build scripts and macros spared the static flag.
+async fn host_triple() -> anyhow::Result<String> {
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
+    let program = Program::new(rustc).args(["--version", "--verbose"]).current_dir(cache::workspace()?);
+    let output =
+        process::run(program, Duration::from_secs(60), |_, _| {}).await.context("ask rustc for its host")?;
+    let text = output.text();
+    let host =
+        text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not name its host")?;
+    Ok(host.to_owned())
+}
+
+/// A line of cargo's JSON output, as far as it matters here. See "External tools" in the Cargo book.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    executable: Option<PathBuf>,
+    target: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// The executables that a build made or found fresh.
+fn executables(messages: &str) -> anyhow::Result<BTreeMap<String, PathBuf>> {
+    let mut found = BTreeMap::new();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message: Message =
+            serde_json::from_str(line).with_context(|| format!("cargo's message {line}"))?;
+        if let ("compiler-artifact", Some(path), Some(target)) =
+            (message.reason.as_str(), message.executable, message.target)
+        {
+            found.insert(target.name, path);
+        }
+    }
+    Ok(found)
+}
+
+/// The dynamic loader that an ELF file asks for; `None` means that it is static. See elf(5).
+///
+/// # Errors
+/// If it is not a 64-bit little-endian ELF file, or cut short.
+pub fn interpreter(elf: &[u8]) -> anyhow::Result<Option<String>> {
+    ensure!(elf.starts_with(b"\x7fELF\x02\x01"), "not a 64-bit little-endian ELF file");
+    let headers_at = usize::try_from(number(elf, 0x20, 8)?)?;
+    let (size, count) = (usize::try_from(number(elf, 0x36, 2)?)?, usize::try_from(number(elf, 0x38, 2)?)?);
+    for n in 0..count {
+        let at = headers_at.checked_add(n * size).context("a program header is out of bounds")?;
+        const PT_INTERP: u64 = 3;
+        if number(elf, at, 4)? == PT_INTERP {
+            let start = usize::try_from(number(elf, at + 8, 8)?)?;
+            let length = usize::try_from(number(elf, at + 32, 8)?)?;
+            let path = start.checked_add(length).and_then(|end| elf.get(start..end));
+            let path = path.context("the loader's path is out of bounds")?;
+            return Ok(Some(String::from_utf8_lossy(path).trim_end_matches('\0').to_owned()));
+        }
+    }
+    Ok(None)
+}
+
+/// A little-endian number of up to 8 bytes.
+fn number(bytes: &[u8], at: usize, length: usize) -> anyhow::Result<u64> {
+    let field = at.checked_add(length).and_then(|end| bytes.get(at..end)).context("cut short")?;
+    Ok(field.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An ELF header and one program header of a type, which holds a path.
+    fn elf(kind: u8, path: &[u8]) -> Vec<u8> {
+        let mut elf = vec![0; 0x40 + 0x38];
+        elf[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        (elf[0x20], elf[0x36], elf[0x38]) = (0x40, 0x38, 1);
+        elf[0x40] = kind;
+        elf[0x40 + 8] = u8::try_from(elf.len()).expect("small");
+        elf[0x40 + 32] = u8::try_from(path.len()).expect("small");
+        elf.extend_from_slice(path);
+        elf
+    }
+
+    #[test]
+    fn a_loader_shows_that_a_binary_is_not_static() {
+        assert_eq!(interpreter(&elf(1, b"")).expect("an ELF file"), None);
+        let dynamic = elf(3, b"/lib64/ld.so\0");
+        assert_eq!(interpreter(&dynamic).expect("an ELF file").as_deref(), Some("/lib64/ld.so"));
+        interpreter(b"#!/bin/sh").expect_err("a script");
+        for length in 6..dynamic.len() {
+            interpreter(&dynamic[..length]).expect_err("cut short");
+        }
+    }
+
+    #[test]
+    fn this_test_is_an_elf_file() {
+        let own = std::fs::read("/proc/self/exe").expect("our own binary");
+        interpreter(&own).expect("an ELF file");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn nonsense_does_not_panic(mut bytes: Vec<u8>) {
+            bytes.splice(..0, *b"\x7fELF\x02\x01");
+            drop(interpreter(&bytes));
+        }
+    }
+
+    #[test]
+    fn executables_are_read_from_cargos_messages() {
+        let messages = concat!(
+            r#"{"reason":"compiler-artifact","target":{"name":"serde"},"executable":null}"#,
+            "\n",
+            r#"{"reason":"compiler-artifact","target":{"name":"vm-agent"},"executable":"/t/vm-agent"}"#,
+            "\n",
+            r#"{"reason":"build-finished","success":true}"#,
+        );
+        let found = executables(messages).expect("valid");
+        assert_eq!(found, BTreeMap::from([("vm-agent".to_owned(), PathBuf::from("/t/vm-agent"))]));
+    }
+}

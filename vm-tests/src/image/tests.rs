@@ -1,0 +1,146 @@
+//! Keys, the command line, damaged images, and what a build leaves.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::Path;
+
+use super::build::*;
+use super::debian::*;
+use super::entry::*;
+use super::external::*;
+use super::lent::*;
+use super::scratch::*;
+use super::suite::*;
+
+#[test]
+fn a_foreign_root_gets_a_size_that_a_guest_can_map() {
+    let dir = tempfile::tempdir().expect("a temp dir");
+    let at = |name: &str| dir.path().join(name);
+    let foreign = Foreign { kernel: at("vmlinuz"), modules: at("modules"), root: at("root") };
+    let refused = |words: &str| {
+        let error = block_on(adopt(&foreign)).expect_err("a part is missing");
+        assert!(error.to_string().contains(words), "{error:#}");
+    };
+    refused("--kernel");
+    std::fs::write(&foreign.kernel, "").expect("write");
+    refused("no modules.dep");
+    std::fs::create_dir(&foreign.modules).expect("mkdir");
+    std::fs::write(foreign.modules.join("modules.dep"), "").expect("write");
+    refused("mksquashfs");
+    std::fs::write(&foreign.root, "").expect("write");
+    File::options()
+        .write(true)
+        .open(&foreign.root)
+        .and_then(|file| file.set_len(crate::machine::config::PMEM_ALIGN))
+        .expect("length");
+    let adopted = block_on(adopt(&foreign)).expect("all is there");
+    assert_eq!(adopted.root, foreign.root, "it is mapped as it is");
+}
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
+}
+
+#[test]
+fn every_input_has_a_key_of_its_own() {
+    let base = || Request::default();
+    let keys = [
+        base().key(),
+        Request { suite: Suite::Sid, ..base() }.key(),
+        Request { mirror: Some("http://mirror.example/debian".to_owned()), ..base() }.key(),
+    ];
+    assert!(keys[0] != keys[1] && keys[0] != keys[2] && keys[1] != keys[2]);
+    assert_eq!(keys[0], Request { rebuild: true, ..base() }.key(), "a rebuild makes the same image");
+}
+
+#[test]
+fn suites_are_named() {
+    for suite in Suite::ALL {
+        assert_eq!(suite.as_str().parse(), Ok(suite));
+    }
+    assert_eq!("potato".parse::<Suite>(), Err("\"potato\" is none of bookworm, trixie, sid".to_owned()));
+}
+
+#[test]
+fn the_command_line_is_as_agreed() {
+    insta::assert_snapshot!(Request::default().options().join("\n"), @r#"
+    --variant=minbase
+    --mode=unshare
+    --format=tar
+    --architectures=amd64
+    --include=systemd-sysv,dbus,udev,kmod,e2fsprogs,procps,psmisc,lsof,linux-image-cloud-amd64
+    --aptopt=Apt::Install-Recommends "false"
+    --customize-hook=echo guest >"$1/etc/hostname" && : >"$1/etc/resolv.conf"
+    --dpkgopt=path-exclude=/usr/share/doc/*
+    --dpkgopt=path-exclude=/usr/share/man/*
+    --dpkgopt=path-exclude=/usr/share/locale/*
+    --dpkgopt=path-exclude=/usr/share/info/*
+    "#);
+}
+
+#[test]
+fn only_installed_packages_count() {
+    let text = "Package: a\nStatus: install ok installed\nVersion: 1:2-3\nDescription: x\n Package: y\n\n\
+                Package: gone\nStatus: deinstall ok config-files\nVersion: 1\n\n\
+                Package: b\nStatus: install ok installed\nVersion: 4\n";
+    let expected = [("a", "1:2-3"), ("b", "4")].map(|(name, version)| (name.to_owned(), version.to_owned()));
+    assert_eq!(parse_status(text), BTreeMap::from(expected));
+    assert_eq!(parse_status(""), BTreeMap::new());
+}
+
+#[test]
+fn ids_are_lent_by_name_or_number() {
+    assert!(lends_ids("x:1:1\nme:100000:65536\n", "me", 1000));
+    assert!(lends_ids("1000:100000:65536\n", "me", 1000));
+    assert!(!lends_ids("me:100000:1000\n", "me", 1000));
+    assert!(!lends_ids("you:100000:65536\nme\n", "me", 1000));
+}
+
+/// An image of files that are none, in a directory.
+fn fake(dir: &Path) -> Image {
+    let modules = dir.join(MODULES).join("6.1-x");
+    std::fs::create_dir_all(&modules).expect("a directory");
+    std::fs::write(modules.join("modules.dep"), "").expect("write");
+    let file = |name: &str| {
+        std::fs::write(dir.join(name), name).expect("write");
+        (name.to_owned(), FileRecord::of(&dir.join(name)).expect("it is there"))
+    };
+    let manifest = Manifest {
+        recipe: RECIPE,
+        key: Request::default().key().as_str().to_owned(),
+        suite: Suite::Trixie,
+        mirror: None,
+        kernel_version: "6.1-x".to_owned(),
+        packages: BTreeMap::new(),
+        files: [ROOT, KERNEL, CONFIG].map(file).into(),
+        stages_ms: BTreeMap::new(),
+    };
+    std::fs::write(dir.join(MANIFEST), serde_json::to_vec(&manifest).expect("json")).expect("write");
+    Image::load(dir).expect("it is whole")
+}
+
+#[test]
+fn a_damaged_image_is_not_taken_for_whole() {
+    let dir = tempfile::tempdir().expect("a temp dir");
+    let image = fake(dir.path());
+    image.verify().expect("it is what was written");
+    std::fs::write(&image.kernel, "kernal").expect("write");
+    Image::load(dir.path()).expect("the size is the same");
+    let error = image.verify().expect_err("the contents are not");
+    assert!(error.to_string().contains(KERNEL), "{error:#}");
+    std::fs::write(&image.root, "").expect("write");
+    Image::load(dir.path()).expect_err("the size is another");
+    fake(dir.path());
+    std::fs::remove_file(dir.path().join(MANIFEST)).expect("delete");
+    Image::load(dir.path()).expect_err("without a manifest");
+}
+
+#[test]
+fn only_our_own_scratch_is_removed() {
+    block_on(remove_scratch(Path::new("/etc"))).expect_err("not a scratch directory");
+    let dir = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir().expect("a temp dir");
+    std::fs::create_dir(dir.path().join("sub")).expect("a directory");
+    block_on(remove_scratch(dir.path())).expect("ours");
+    assert!(!dir.path().exists());
+    block_on(remove_scratch(dir.path())).expect("gone is fine");
+}

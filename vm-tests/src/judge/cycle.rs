@@ -1,0 +1,211 @@
+//! One [`Cycle`]: what is known of it once its events are folded. Tables, probe lines, JSON and snapshots are all made
+//! from this.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use vm_agent::recording::{EndState, Kind, Remount, Role, Task, UnitState};
+use vm_agent::wire::Exit;
+
+use crate::scenario::verdict::MountVerdict;
+
+/// One cycle, as far as it was recorded.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Cycle {
+    /// From 1.
+    pub number: u32,
+    /// How the start command ended; `None` if it ran into its deadline.
+    pub start_exit: Option<Exit>,
+    /// From fork to wait, nanoseconds of guest time.
+    pub start_ns: u64,
+    /// How the reset command ended; `None` if it ran into its deadline or never ran.
+    pub reset_exit: Option<Exit>,
+    /// From fork to wait, nanoseconds of guest time.
+    pub reset_ns: u64,
+    /// The unit after the reset.
+    pub unit: UnitState,
+    /// The unit that makes and unmakes the mount, after the reset; `None` where the unit under test does that itself.
+    #[serde(default)]
+    pub mount_unit: Option<MountUnit>,
+    /// The unit's states from the start on, `ActiveState/SubState`, repetitions left out.
+    pub states: Vec<String>,
+    /// The runs of Exec lines, in order.
+    pub execs: Vec<ExecOutcome>,
+    /// The calls of umount2(2), up to the reset's end.
+    pub umounts: Vec<Umount>,
+    /// Who held the mount when the reset began.
+    pub holders_at_stop: Vec<Holder>,
+    /// Who held it at the last moment before each umount2.
+    pub holders_at_umount: Vec<Holder>,
+    /// Units, in the order of their names, whose processes were in a mount namespace of their own that had a copy of
+    /// the mount, and held nothing in it, at the last look at all of `/proc` that saw the mount.
+    pub listed: Vec<String>,
+    /// What kept the mount, in one word.
+    pub verdict: MountVerdict,
+    /// Whether the watched path was a mount point when the reset had ended.
+    pub mounted: bool,
+    /// What was left when the reset had ended; `None` for one that never ran.
+    pub end: Option<EndState>,
+    /// What the kernel logged of level warning or worse.
+    pub kernel_warnings: Vec<String>,
+    /// comm of each process that died of a signal that dumps core.
+    pub core_dumps: Vec<String>,
+    /// Paths that the reset was meant to remove and that are still there.
+    pub left_over: Vec<String>,
+    /// What sources of events lost, and where the one says what the other should have said, too.
+    pub lost: Vec<String>,
+    /// What the recorder's own looks took during the reset, nanoseconds of guest time.
+    pub probe_ns: u64,
+    /// What the reset command wrote to stderr.
+    pub reset_stderr: String,
+}
+
+/// The unit that makes and unmakes the mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MountUnit {
+    /// Its name.
+    pub name: String,
+    /// Its state.
+    pub state: UnitState,
+}
+
+/// One run of one Exec line.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ExecOutcome {
+    /// The unit that has the line.
+    #[serde(default)]
+    pub unit: String,
+    /// `ExecStopPost` and the like.
+    pub line: String,
+    /// The first argument's last path component.
+    pub program: String,
+    /// How it ended; `None` while it runs.
+    pub exit: Option<Exit>,
+    /// How long it ran, in nanoseconds of guest time (systemd measures microseconds).
+    pub duration_ns: Option<u64>,
+}
+
+/// A call of umount2(2).
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Umount {
+    /// The caller's comm.
+    pub comm: String,
+    /// `ok` or the name of the errno.
+    pub result: String,
+    /// How long it took, nanoseconds of guest time.
+    pub duration_ns: u64,
+}
+
+/// A task that holds the mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Process id.
+    pub pid: u32,
+    /// comm.
+    pub comm: String,
+    /// Its place in the unit.
+    pub role: Role,
+    /// Kinds of its references.
+    pub kinds: Vec<Kind>,
+    /// The inode number of its mount namespace, which the kernel reuses.
+    pub namespace_inode: u64,
+    /// The unique id of its mount namespace, where the kernel has one.
+    pub namespace_id: Option<u64>,
+}
+
+impl Holder {
+    /// `None` for a task that is listed for its namespace only: it blocks nothing.
+    pub(super) fn of(task: &Task) -> Option<Self> {
+        let kinds: BTreeSet<Kind> = task.references.iter().map(|reference| reference.kind).collect();
+        (!kinds.is_empty()).then(|| Self {
+            pid: task.pid,
+            comm: task.comm.clone(),
+            role: task.role,
+            kinds: kinds.into_iter().collect(),
+            namespace_inode: task.namespace.inode,
+            namespace_id: task.namespace.id,
+        })
+    }
+
+    /// `control left4me-overlay (cwd)`: without the pid, which is another one in every run.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let role = match self.role {
+            Role::Main => "main",
+            Role::Child => "child",
+            Role::Control => "control",
+            Role::ControlChild => "control-child",
+            Role::Outside => "outside",
+        };
+        let kinds: Vec<_> = self.kinds.iter().map(|kind| kind.word()).collect();
+        format!("{role} {} ({})", self.comm, kinds.join(", "))
+    }
+}
+
+pub(super) fn remount_words(remount: &Remount) -> String {
+    match remount {
+        Remount::NotTried { why } => format!("not tried: {why}"),
+        Remount::Tried { result: 0, in_use: false } => "silent".to_owned(),
+        Remount::Tried { result: 0, in_use: true } => "in use".to_owned(),
+        Remount::Tried { result, .. } => result_words(*result),
+    }
+}
+
+/// `ok`, or the name of a negative errno.
+pub(super) fn result_words(result: i64) -> String {
+    match i32::try_from(-result) {
+        Ok(0) => "ok".to_owned(),
+        Ok(errno) => format!("{:?}", nix::errno::Errno::from_raw(errno)),
+        Err(_) => result.to_string(),
+    }
+}
+
+impl Cycle {
+    /// How the last umount2 went, `ok` or the name of its errno; `None` if there was none.
+    #[must_use]
+    pub fn umount_result(&self) -> Option<&str> {
+        self.umounts.last().map(|umount| umount.result.as_str())
+    }
+
+    /// Where the file system is still mounted, as `unit: path`, each once. Empty while it is still mounted at the
+    /// watched path: then every namespace that copied it has it, and says nothing of its own.
+    #[must_use]
+    pub fn mounted_elsewhere(&self) -> Vec<String> {
+        let copies = match &self.end {
+            Some(end) if !self.mounted => end.mounted_in.as_slice(),
+            _ => &[],
+        };
+        let words = copies.iter().flat_map(|copy| {
+            let who = if copy.unit.is_empty() { &copy.comm } else { &copy.unit };
+            copy.mount_points.iter().map(move |path| format!("{who}: {path}"))
+        });
+        words.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// comm of each process that is left in the unit's cgroup, or in that of the mount's unit.
+    #[must_use]
+    pub fn left_processes(&self) -> Vec<String> {
+        let mut comms: Vec<String> =
+            self.end.iter().flat_map(|end| &end.processes).map(|(_, comm)| comm.clone()).collect();
+        comms.sort();
+        comms
+    }
+
+    pub(super) fn failed_units(&self) -> Vec<String> {
+        self.end.as_ref().map(|end| end.failed_units.clone()).unwrap_or_default()
+    }
+
+    /// How the next mount of the same layers went: `silent`, `in use`, the name of an errno, or `not tried: <why>`.
+    #[must_use]
+    pub fn remount(&self) -> String {
+        self.end
+            .as_ref()
+            .map_or_else(|| "not tried: no end state".to_owned(), |end| remount_words(&end.remount))
+    }
+
+    /// How the last ExecStopPost of either unit ended.
+    #[must_use]
+    pub fn exec_stop_post(&self) -> Option<Exit> {
+        self.execs.iter().rev().find(|exec| exec.line == "ExecStopPost").and_then(|exec| exec.exit)
+    }
+}

@@ -1,0 +1,140 @@
+//! What is not as a scenario expects it. Pure.
+
+use std::time::Duration;
+
+use vm_agent::recording::Recording;
+use vm_agent::wire::Exit;
+
+use super::cycle::{Cycle, Holder};
+use super::snapshot::exit_words;
+use crate::scenario::{Expect, ExpectedExit};
+
+/// What is not as expected in a whole run, in words; empty if all is.
+pub(super) fn deviations(recording: &Recording, cycles: &[Cycle], expect: &Expect) -> Vec<String> {
+    let mut deviations: Vec<String> = cycles.iter().flat_map(|cycle| of_cycle(cycle, expect)).collect();
+    let planned = recording.plan.cycles as usize;
+    if cycles.len() != planned {
+        deviations.push(format!("{} of {planned} cycles were run", cycles.len()));
+    }
+    deviations
+}
+
+/// What is not as expected, in words; empty if all is.
+pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
+    let mut wrong = Vec::new();
+    let mut check = |right: bool, words: String| {
+        if !right {
+            wrong.push(format!("cycle {}: {words}", cycle.number));
+        }
+    };
+    let mut equal = |what: &str, is: &[String], expected: &[String]| {
+        check(is == expected, format!("{what}: {is:?} instead of {expected:?}"));
+    };
+    let holders: Vec<String> = cycle.holders_at_umount.iter().map(Holder::words).collect();
+    equal("holders at umount", &holders, &expect.holders);
+    equal("left over after the reset", &cycle.left_over, &expect.left_over);
+    equal("still mounted elsewhere", &cycle.mounted_elsewhere(), &expect.mounted_elsewhere);
+    equal("left in the cgroup", &cycle.left_processes(), &expect.left_processes);
+    equal("failed units", &cycle.failed_units(), &expect.failed_units());
+    equal("kernel warnings", &cycle.kernel_warnings, &expect.kernel_warnings);
+    equal("core dumps", &cycle.core_dumps, &expect.core_dumps);
+    equal("lost events", &cycle.lost, &[]);
+
+    check(cycle.end.is_some(), "what the reset left was not looked at".to_owned());
+    let start = Some(Exit::Code(expect.start_exit));
+    check(cycle.start_exit == start, wrong_exit("start", cycle.start_exit, start));
+    let reset = Some(Exit::Code(expect.reset_exit));
+    check(cycle.reset_exit == reset, wrong_exit("reset", cycle.reset_exit, reset));
+    let (took, from, under) =
+        (Duration::from_nanos(cycle.reset_ns), expect.reset_from(), expect.reset_under());
+    check(
+        (from..under).contains(&took),
+        format!(
+            "reset took {:.3} s, not {:.3} to {:.3} s",
+            took.as_secs_f64(),
+            from.as_secs_f64(),
+            under.as_secs_f64()
+        ),
+    );
+    check(
+        cycle.unit.active == expect.active_state,
+        format!("the unit is {} after the reset, not {}", cycle.unit.active, expect.active_state),
+    );
+    let mount_unit = cycle.mount_unit.as_ref().map(|unit| unit.state.active.as_str());
+    let expected = expect.mount_unit_state();
+    check(
+        mount_unit == expected,
+        format!(
+            "the mount's unit is {} after the reset, not {}",
+            mount_unit.unwrap_or("not there"),
+            expected.unwrap_or("there")
+        ),
+    );
+    check(cycle.unit.restarts == 0, format!("the unit was restarted: NRestarts {}", cycle.unit.restarts));
+    let stop_post = expect.exec_stop_post.as_ref().and_then(ExpectedExit::exit);
+    check(cycle.exec_stop_post() == stop_post, wrong_exit("ExecStopPost", cycle.exec_stop_post(), stop_post));
+    let umount = cycle.umount_result();
+    match &expect.umount {
+        Some(expected) => check(
+            umount.unwrap_or("none") == expected,
+            format!("umount2: {} instead of {expected}", umount.unwrap_or("none")),
+        ),
+        None => check(
+            expect.mounted || umount.is_none_or(|result| result == "ok"),
+            format!("umount2: {} instead of ok", umount.unwrap_or("none")),
+        ),
+    }
+    match expect.verdict {
+        Some(expected) => check(
+            cycle.verdict == expected,
+            format!("verdict: {} instead of {}", cycle.verdict.words(), expected.words()),
+        ),
+        None => check(
+            cycle.verdict.is_clean(),
+            format!("verdict: {}, and nobody was expected to hold the mount", cycle.verdict.words()),
+        ),
+    }
+    for unit in &expect.listed {
+        check(
+            cycle.listed.contains(unit),
+            format!("{unit} was not in a namespace with a copy of the mount; listed: {:?}", cycle.listed),
+        );
+    }
+    check(
+        cycle.mounted == expect.mounted,
+        format!("the mount is {} after the reset", if cycle.mounted { "still there" } else { "gone" }),
+    );
+    for words in &expect.reset_stderr {
+        check(
+            reset_says(cycle, words),
+            format!("the reset's stderr has no {words:?}: {:?}", cycle.reset_stderr.trim_end()),
+        );
+    }
+    let remount = cycle.remount();
+    match &expect.remount {
+        Some(expected) => {
+            check(remount == *expected, format!("remount: {remount} instead of {expected}"));
+        }
+        None => check(
+            remount == "silent" || remount.starts_with("not tried"),
+            format!("the next mount of the same layers: {remount}"),
+        ),
+    }
+    wrong
+}
+
+/// Whether the reset command wrote these words to stderr; see [`Expect::reset_stderr`].
+fn reset_says(cycle: &Cycle, words: &str) -> bool {
+    if !words.contains("{pid}") {
+        return cycle.reset_stderr.contains(words);
+    }
+    let mut holders = cycle.holders_at_umount.iter();
+    holders.any(|holder| cycle.reset_stderr.contains(&words.replace("{pid}", &holder.pid.to_string())))
+}
+
+fn wrong_exit(what: &str, is: Option<Exit>, expected: Option<Exit>) -> String {
+    match expected {
+        Some(_) => format!("{what}: {} instead of {}", exit_words(is), exit_words(expected)),
+        None => format!("{what}: {}, and none was expected", exit_words(is)),
+    }
+}

@@ -1,0 +1,304 @@
+//! The fold over a recording's events, into one [`Cycle`] per cycle. Pure.
+
+use std::collections::BTreeSet;
+
+use vm_agent::recording::{
+    EndState, Event, Exec, Recording, Remount, Role, Scan, Step, StepEnd, Target, Trigger, UmountCall,
+    UnitState, What,
+};
+
+use super::contradictions::contradictions;
+use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit, Umount, result_words};
+use crate::scenario::verdict::MountVerdict;
+
+/// One holder per process: threads and repeated looks say the same again.
+pub(crate) fn holders<'a>(scans: impl IntoIterator<Item = &'a Scan>) -> Vec<Holder> {
+    let mut holders: Vec<Holder> = Vec::new();
+    for holder in scans.into_iter().flat_map(|scan| &scan.tasks).filter_map(Holder::of) {
+        match holders.iter_mut().find(|known| known.pid == holder.pid && known.comm == holder.comm) {
+            Some(known) => {
+                known.kinds.extend(holder.kinds);
+                known.kinds.sort_unstable();
+                known.kinds.dedup();
+            }
+            None => holders.push(holder),
+        }
+    }
+    holders.sort_by(|one, other| (one.role, &one.comm).cmp(&(other.role, &other.comm)));
+    holders
+}
+
+/// Folds a recording into its cycles.
+#[must_use]
+pub fn cycles(recording: &Recording) -> Vec<Cycle> {
+    let last = recording.events.iter().map(|event| event.cycle).max().unwrap_or(0);
+    let contradictions = contradictions(&recording.events);
+    (1..=last)
+        .map(|number| {
+            let events: Vec<&Event> = recording.events.iter().filter(|event| event.cycle == number).collect();
+            let mut cycle = cycle(number, recording.plan.mount_unit.as_deref(), &events);
+            let of_it = contradictions.iter().filter(|(cycle, _)| *cycle == number);
+            cycle.lost.extend(of_it.map(|(_, words)| words.clone()));
+            cycle
+        })
+        .collect()
+}
+
+fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
+    let step = |step: Step| {
+        events.iter().find_map(|event| match &event.what {
+            What::StepEnds(end) if end.step == step => Some(end),
+            _ => None,
+        })
+    };
+    let begin = |wanted: Step| {
+        events
+            .iter()
+            .find(|event| matches!(event.what, What::StepBegins(step) if step == wanted))
+            .map(|event| event.at)
+    };
+    // The reset's window: from its begin to the first recovery, if there is one.
+    let from = begin(Step::Reset).unwrap_or(u64::MAX);
+    let until = begin(Step::Recover).unwrap_or(u64::MAX);
+    let window: Vec<&Event> =
+        events.iter().copied().filter(|event| (from..until).contains(&event.at)).collect();
+    let scans: Vec<(u64, &Scan)> = window.iter().filter_map(|event| scan_of(event)).collect();
+    // A start that fails stops the unit by itself, and unmounts.
+    let before_recovery: Vec<&Event> = events.iter().copied().filter(|event| event.at < until).collect();
+    let calls: Vec<(u64, &UmountCall)> = before_recovery
+        .iter()
+        .filter_map(|event| match &event.what {
+            // The recorder keeps what the unit's own processes call; what they unmount elsewhere is not this mount's.
+            What::UmountCall(call) if call.target != Target::Other => Some((event.at, call)),
+            _ => None,
+        })
+        .collect();
+    let at_umount = match calls.as_slice() {
+        // Without any call (no tracefs): the last look that still saw the mount.
+        [] => scans.iter().rev().find(|(_, scan)| scan.mounted).map(|(_, scan)| *scan).into_iter().collect(),
+        calls => {
+            let scans: Vec<(u64, &Scan)> =
+                before_recovery.iter().filter_map(|event| scan_of(event)).collect();
+            scans_at_umount(&scans, calls)
+        }
+    };
+    let start: Option<&StepEnd> = step(Step::Start);
+    let reset: Option<&StepEnd> = step(Step::Reset);
+    let holders_at_umount = holders(at_umount);
+    let listed = listed(&before_recovery);
+    let mounted = scans
+        .iter()
+        .rev()
+        .find(|(_, scan)| scan.trigger == Trigger::End)
+        .is_some_and(|(_, scan)| scan.mounted);
+    let end = events.iter().find_map(|event| match &event.what {
+        What::EndState(end) => Some(end.clone()),
+        _ => None,
+    });
+    let lives_on = !mounted && end.as_ref().is_some_and(lives_on);
+    Cycle {
+        number,
+        start_exit: start.and_then(|end| end.exit),
+        start_ns: start.map_or(0, |end| end.duration_ns),
+        reset_exit: reset.and_then(|end| end.exit),
+        reset_ns: reset.map_or(0, |end| end.duration_ns),
+        unit: last_unit(&before_recovery),
+        mount_unit: mount_unit
+            .map(|name| MountUnit { name: name.to_owned(), state: last_mount_unit(&before_recovery) }),
+        states: states(&before_recovery),
+        execs: execs(&before_recovery),
+        umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
+        holders_at_stop: holders(scan_at_stop(events, from)),
+        verdict: verdict(&calls, &holders_at_umount, &listed, lives_on),
+        holders_at_umount,
+        listed,
+        mounted,
+        end,
+        kernel_warnings: kernel_warnings(events),
+        core_dumps: core_dumps(events),
+        left_over: left_over(&before_recovery),
+        lost: lost(events),
+        probe_ns: scans.iter().map(|(_, scan)| scan.cost_ns).sum(),
+        reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
+    }
+}
+
+/// Taken before the reset begins, so not in its window. A start command may have stopped the unit before, which is looked
+/// at as well, at a moment that systemd has chosen.
+fn scan_at_stop<'a>(events: &[&'a Event], reset: u64) -> Option<&'a Scan> {
+    let stops = events.iter().filter_map(|event| match &event.what {
+        What::Scan(scan) if scan.trigger == Trigger::Stop => Some((event.at, scan)),
+        _ => None,
+    });
+    let (before, after): (Vec<_>, Vec<_>) = stops.partition(|(at, _)| *at <= reset);
+    before.last().or(after.first()).map(|(_, scan)| *scan)
+}
+
+fn scan_of(event: &Event) -> Option<(u64, &Scan)> {
+    match &event.what {
+        What::Scan(scan) => Some((event.at, scan)),
+        _ => None,
+    }
+}
+
+/// The looks that tell who held the mount at the moment of each umount2: the last one before the call and, if
+/// it failed, the first one after it. If it succeeded, a look during the call is the later one: of a process that ends
+/// while the caller is on its way the kernel knows before its end is told.
+pub(super) fn scans_at_umount<'a>(scans: &[(u64, &'a Scan)], calls: &[(u64, &UmountCall)]) -> Vec<&'a Scan> {
+    let mut chosen = Vec::new();
+    for (at, call) in calls {
+        let before = |(scanned, scan): &&(u64, &Scan)| {
+            scanned <= at || (call.result >= 0 && scan.mounted && *scanned <= call.returned)
+        };
+        chosen.extend(scans.iter().rev().find(before).map(|(_, scan)| *scan));
+        if call.result < 0 {
+            let failed = |scan: &Scan| scan.trigger == Trigger::UmountFailed;
+            chosen.extend(
+                scans.iter().find(|(scanned, scan)| *scanned >= *at && failed(scan)).map(|(_, scan)| *scan),
+            );
+        }
+    }
+    chosen
+}
+
+/// Those who are listed for their namespace alone.
+pub(super) fn listed(events: &[&Event]) -> Vec<String> {
+    let last = events.iter().rev().find_map(|event| match &event.what {
+        What::Scan(scan) if scan.whole_proc && scan.mounted => Some(scan),
+        _ => None,
+    });
+    let tasks = last.map(|scan| scan.tasks.as_slice()).unwrap_or_default();
+    let bare = tasks
+        .iter()
+        .filter(|task| task.role == Role::Outside && task.private_copy && task.references.is_empty());
+    let units: BTreeSet<String> = bare.map(|task| task.unit.clone()).collect();
+    units.into_iter().collect()
+}
+
+/// Whether the file system outlives the mount that is gone.
+pub(super) fn lives_on(end: &EndState) -> bool {
+    let remount_in_use = match end.remount {
+        Remount::Tried { result, in_use } => in_use || result == -i64::from(nix::libc::EBUSY),
+        Remount::NotTried { .. } => false,
+    };
+    remount_in_use || !end.mounted_in.is_empty()
+}
+
+pub(super) fn verdict(
+    calls: &[(u64, &UmountCall)],
+    holders: &[Holder],
+    listed: &[String],
+    lives_on: bool,
+) -> MountVerdict {
+    let is_busy = |call: &UmountCall| call.result == -i64::from(nix::libc::EBUSY);
+    let is_control = |role: Role| matches!(role, Role::Control | Role::ControlChild);
+    match calls.iter().find(|(_, call)| is_busy(call)) {
+        Some(_) if holders.is_empty() => MountVerdict::NotVisible,
+        Some((_, call)) => {
+            let is_caller = |holder: &Holder| {
+                holder.pid == call.pid || (is_control(holder.role) && is_control(call.role))
+            };
+            if holders.iter().all(is_caller) {
+                MountVerdict::HeldByYourself
+            } else {
+                MountVerdict::HeldByProcess
+            }
+        }
+        None => {
+            let unmounted = calls.iter().any(|(_, call)| call.result == 0);
+            match () {
+                () if lives_on || (unmounted && !holders.is_empty()) => MountVerdict::AliveElsewhere,
+                () if !listed.is_empty() => MountVerdict::OnlyListed,
+                () => MountVerdict::None,
+            }
+        }
+    }
+}
+
+fn kernel_warnings(events: &[&Event]) -> Vec<String> {
+    let warnings = events.iter().filter_map(|event| match &event.what {
+        What::KernelWarning { text } => Some(text.clone()),
+        _ => None,
+    });
+    warnings.collect()
+}
+
+fn core_dumps(events: &[&Event]) -> Vec<String> {
+    let dumped = events.iter().filter_map(|event| match &event.what {
+        What::Coredump { comm, .. } => Some(comm.clone()),
+        _ => None,
+    });
+    dumped.collect()
+}
+
+fn last_unit(events: &[&Event]) -> UnitState {
+    let state = events.iter().rev().find_map(|event| match &event.what {
+        What::Unit(state) => Some(state.clone()),
+        _ => None,
+    });
+    state.unwrap_or_default()
+}
+
+fn last_mount_unit(events: &[&Event]) -> UnitState {
+    let state = events.iter().rev().find_map(|event| match &event.what {
+        What::MountUnit(state) => Some(state.clone()),
+        _ => None,
+    });
+    state.unwrap_or_default()
+}
+
+fn states(events: &[&Event]) -> Vec<String> {
+    let mut states: Vec<String> = Vec::new();
+    for event in events {
+        if let What::Unit(state) = &event.what {
+            let words = format!("{}/{}", state.active, state.sub);
+            if states.last() != Some(&words) {
+                states.push(words);
+            }
+        }
+    }
+    states
+}
+
+fn execs(events: &[&Event]) -> Vec<ExecOutcome> {
+    let mut execs: Vec<(u64, &Exec)> = Vec::new();
+    for event in events {
+        if let What::Exec(exec) = &event.what {
+            // A line that was still running when first read is read again: the later reading counts.
+            execs.retain(|(at, known)| (*at, known.pid) != (event.at, exec.pid));
+            execs.push((event.at, exec));
+        }
+    }
+    execs.sort_by_key(|(at, _)| *at);
+    execs
+        .into_iter()
+        .map(|(at, exec)| ExecOutcome {
+            unit: exec.unit.clone(),
+            line: exec.line.clone(),
+            program: exec.argv.first().map_or("", |path| path.rsplit('/').next().unwrap_or(path)).to_owned(),
+            exit: exec.exit,
+            duration_ns: exec.ended.map(|ended| ended.saturating_sub(at)),
+        })
+        .collect()
+}
+
+fn umount(at: u64, call: &UmountCall) -> Umount {
+    let result = result_words(call.result);
+    Umount { comm: call.comm.clone(), result, duration_ns: call.returned.saturating_sub(at) }
+}
+
+fn left_over(events: &[&Event]) -> Vec<String> {
+    let left = events.iter().filter_map(|event| match &event.what {
+        What::LeftOver { path } => Some(path.clone()),
+        _ => None,
+    });
+    left.collect()
+}
+
+fn lost(events: &[&Event]) -> Vec<String> {
+    let lost = events.iter().filter_map(|event| match &event.what {
+        What::Lost { source, why } => Some(format!("{source}: {why}")),
+        _ => None,
+    });
+    lost.collect()
+}

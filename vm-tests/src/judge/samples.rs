@@ -1,0 +1,40 @@
+//! Cycles for the tests of what is made of them.
+
+use vm_agent::recording::{EndState, Remount, UnitState};
+use vm_agent::wire::Exit;
+
+use super::cycle::{Cycle, Umount};
+use crate::scenario::verdict::MountVerdict;
+
+/// A cycle in which all went well.
+pub(crate) fn clean() -> Cycle {
+    Cycle {
+        number: 1,
+        start_exit: Some(Exit::Code(0)),
+        start_ns: 1,
+        reset_exit: Some(Exit::Code(0)),
+        reset_ns: 100_000_000,
+        unit: UnitState { active: "inactive".to_owned(), ..UnitState::default() },
+        mount_unit: None,
+        states: Vec::new(),
+        execs: Vec::new(),
+        umounts: vec![Umount { comm: "umount".to_owned(), result: "ok".to_owned(), duration_ns: 1 }],
+        holders_at_stop: Vec::new(),
+        holders_at_umount: Vec::new(),
+        listed: Vec::new(),
+        verdict: MountVerdict::OnlyListed,
+        mounted: false,
+        end: Some(EndState {
+            mounted_in: Vec::new(),
+            processes: Vec::new(),
+            failed_units: Vec::new(),
+            remount: Remount::Tried { result: 0, in_use: false },
+        }),
+        kernel_warnings: Vec::new(),
+        core_dumps: Vec::new(),
+        left_over: Vec::new(),
+        lost: Vec::new(),
+        probe_ns: 0,
+        reset_stderr: String::new(),
+    }
+}

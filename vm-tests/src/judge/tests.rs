@@ -1,0 +1,470 @@
+//! Tests of the fold, of what is made of it, and of the verdict.
+
+use vm_agent::recording::{
+    EndState, Event, Exec, Kind, MountCopy, Namespace, Recording, Reference, Remount, Role, Scan, Step,
+    StepEnd, Target, Task, Trigger, UmountCall, UnitState, What,
+};
+use vm_agent::wire::Exit;
+
+use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit, remount_words};
+use super::expect::of_cycle;
+use super::fold::{cycles, listed, lives_on, scans_at_umount, verdict};
+use super::samples::clean;
+use super::snapshot::{runs, settled_states, shape};
+use crate::scenario::Expect;
+use crate::scenario::verdict::MountVerdict;
+
+const BUSY: i64 = -16;
+
+fn call(pid: u32, role: Role, result: i64) -> (u64, UmountCall) {
+    (10, UmountCall { pid, comm: "umount".to_owned(), role, returned: 11, result, target: Target::Mount })
+}
+
+fn holder(pid: u32, role: Role) -> Holder {
+    Holder { pid, comm: "x".to_owned(), role, kinds: vec![Kind::Cwd], namespace_inode: 1, namespace_id: None }
+}
+
+#[test]
+fn what_systemd_does_with_who_is_just_ending_is_not_in_the_snapshot() {
+    let states = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+    let settled = "active/running -> deactivating/stop-sigterm -> inactive/dead";
+    for last in [
+        &[][..],
+        &["deactivating/final-sigterm"],
+        &["deactivating/final-sigterm", "deactivating/final-sigkill"],
+    ] {
+        let all = [&["active/running", "deactivating/stop-sigterm"][..], last, &["inactive/dead"]].concat();
+        assert_eq!(settled_states(&states(&all)), settled, "{all:?}");
+    }
+    let stop_post = states(&["deactivating/stop-post", "failed/failed"]);
+    assert_eq!(settled_states(&stop_post), "deactivating/stop-post -> failed/failed");
+}
+
+#[test]
+fn verdicts() {
+    let (helper, its_child) = (holder(5, Role::Control), holder(6, Role::ControlChild));
+    let (server, stranger) = (holder(7, Role::Child), holder(8, Role::Outside));
+    let failed = call(9, Role::ControlChild, BUSY);
+    let ok = call(9, Role::ControlChild, 0);
+    let listed = vec!["udevd.service".to_owned()];
+    let none: Vec<String> = Vec::new();
+    let cases = [
+        (
+            "the helper's own",
+            vec![&failed],
+            vec![helper.clone()],
+            &listed,
+            false,
+            MountVerdict::HeldByYourself,
+        ),
+        (
+            "and its child's",
+            vec![&failed],
+            vec![helper.clone(), its_child],
+            &none,
+            false,
+            MountVerdict::HeldByYourself,
+        ),
+        (
+            "the server's child",
+            vec![&failed],
+            vec![server.clone()],
+            &listed,
+            false,
+            MountVerdict::HeldByProcess,
+        ),
+        (
+            "both",
+            vec![&failed],
+            vec![helper.clone(), server.clone()],
+            &none,
+            false,
+            MountVerdict::HeldByProcess,
+        ),
+        ("nobody is seen", vec![&failed], vec![], &listed, false, MountVerdict::NotVisible),
+        (
+            "lazily in the end",
+            vec![&failed, &ok],
+            vec![helper.clone()],
+            &none,
+            false,
+            MountVerdict::HeldByYourself,
+        ),
+        (
+            "a copy that does not block",
+            vec![&ok],
+            vec![helper.clone()],
+            &none,
+            false,
+            MountVerdict::AliveElsewhere,
+        ),
+        ("a copy that stays", vec![&ok], vec![], &listed, true, MountVerdict::AliveElsewhere),
+        ("bare namespaces", vec![&ok], vec![], &listed, false, MountVerdict::OnlyListed),
+        ("nothing at all", vec![&ok], vec![], &none, false, MountVerdict::None),
+        ("no umount seen", vec![], vec![server.clone()], &none, false, MountVerdict::None),
+    ];
+    for (what, calls, holders, listed, lives_on, expected) in cases {
+        let calls: Vec<(u64, &UmountCall)> = calls.iter().map(|(at, call)| (*at, call)).collect();
+        assert_eq!(verdict(&calls, &holders, listed, lives_on), expected, "{what}");
+    }
+    // A person at a prompt in the mount, and one elsewhere.
+    let (_, by_hand) = call(8, Role::Outside, BUSY);
+    assert_eq!(verdict(&[(1, &by_hand)], &[stranger], &none, false), MountVerdict::HeldByYourself);
+    assert_eq!(verdict(&[(1, &by_hand)], &[helper], &none, false), MountVerdict::HeldByProcess);
+}
+
+#[test]
+fn the_look_of_an_unmount_is_the_last_that_can_have_been_so() {
+    let scan = |trigger, mounted, pid: u32| Scan {
+        trigger,
+        whole_proc: false,
+        cost_ns: 0,
+        mounted,
+        tasks: vec![Task {
+            pid,
+            tid: pid,
+            comm: "x".to_owned(),
+            role: Role::Child,
+            unit: String::new(),
+            namespace: Namespace { inode: 1, id: None },
+            private_copy: false,
+            references: Vec::new(),
+        }],
+    };
+    let looks = [
+        (10, scan(Trigger::Tick, true, 1)),
+        (21, scan(Trigger::Exit, true, 2)),
+        (23, scan(Trigger::Mount, false, 3)),
+        (31, scan(Trigger::UmountFailed, true, 4)),
+    ];
+    let scans: Vec<(u64, &Scan)> = looks.iter().map(|(at, scan)| (*at, scan)).collect();
+    let call = |result| UmountCall {
+        pid: 9,
+        comm: "umount".to_owned(),
+        role: Role::Control,
+        returned: 30,
+        result,
+        target: Target::Mount,
+    };
+    let pids = |at, result| -> Vec<u32> {
+        scans_at_umount(&scans, &[(at, &call(result))]).iter().map(|scan| scan.tasks[0].pid).collect()
+    };
+    assert_eq!(pids(20, 0), [2], "one during the call, and not the one after the unmount");
+    assert_eq!(pids(20, BUSY), [1, 4]);
+    assert_eq!(pids(25, 0), [3]);
+    assert_eq!(pids(5, BUSY), [4]);
+}
+
+#[test]
+fn listed_are_strangers_with_a_copy_and_nothing_in_it() {
+    let namespace = Namespace { inode: 1, id: None };
+    let task = |unit: &str, role, private_copy, held: bool| Task {
+        pid: 1,
+        tid: 1,
+        comm: "x".to_owned(),
+        role,
+        unit: unit.to_owned(),
+        namespace,
+        private_copy,
+        references: held.then(|| Reference { kind: Kind::Cwd, path: "/m".to_owned() }).into_iter().collect(),
+    };
+    let tasks = vec![
+        task("b.service", Role::Outside, true, false),
+        task("a.service", Role::Outside, true, false),
+        task("a.service", Role::Outside, true, false),
+        task("same-namespace.service", Role::Outside, false, false),
+        task("holds.service", Role::Outside, true, true),
+        task("own.service", Role::Child, true, false),
+    ];
+    let scan = |mounted, whole_proc, tasks: Vec<Task>| Event {
+        at: 0,
+        cycle: 1,
+        what: What::Scan(Scan { trigger: Trigger::Stop, whole_proc, cost_ns: 0, mounted, tasks }),
+    };
+    let events = [scan(true, true, tasks.clone()), scan(true, false, vec![]), scan(false, true, vec![])];
+    assert_eq!(listed(&events.iter().collect::<Vec<_>>()), ["a.service", "b.service"]);
+    assert!(listed(&[]).is_empty());
+}
+
+#[test]
+fn a_file_system_lives_on() {
+    let clean = EndState {
+        mounted_in: Vec::new(),
+        processes: Vec::new(),
+        failed_units: Vec::new(),
+        remount: Remount::Tried { result: 0, in_use: false },
+    };
+    let copy = MountCopy {
+        pid: 1,
+        comm: "x".to_owned(),
+        unit: "x.service".to_owned(),
+        namespace: Namespace { inode: 1, id: None },
+        mount_points: vec!["/mnt".to_owned()],
+    };
+    let not_tried = Remount::NotTried { why: "gone".to_owned() };
+    let with = |remount: Remount| EndState { remount, ..clean.clone() };
+    let cases = [
+        (clean.clone(), false, "silent"),
+        (with(not_tried), false, "not tried: gone"),
+        (with(Remount::Tried { result: 0, in_use: true }), true, "in use"),
+        (with(Remount::Tried { result: BUSY, in_use: true }), true, "EBUSY"),
+        (with(Remount::Tried { result: -2, in_use: false }), false, "ENOENT"),
+        (EndState { mounted_in: vec![copy], ..clean.clone() }, true, "silent"),
+    ];
+    for (end, expected, words) in cases {
+        assert_eq!(lives_on(&end), expected, "{end:?}");
+        assert_eq!(remount_words(&end.remount), words);
+    }
+}
+
+const EXPECT: &str = "reset_exit = 0\nreset_under_ms = 1000\nactive_state = \"inactive\"\n\
+                      mounted = false\nholders = []\n";
+
+fn expect(more: &str) -> Expect {
+    toml::from_str(&format!("{EXPECT}{more}")).expect("a good one")
+}
+
+/// What a manifest leaves out has to be clean: each thing alone makes the cycle red.
+#[test]
+fn one_thing_that_is_not_declared_is_a_deviation() {
+    let mutate = |change: fn(&mut Cycle)| {
+        let mut cycle = clean();
+        change(&mut cycle);
+        cycle
+    };
+    let with_end = |change: fn(&mut EndState)| {
+        let mut cycle = clean();
+        change(cycle.end.as_mut().expect("an end"));
+        cycle
+    };
+    let copy = || MountCopy {
+        pid: 1,
+        comm: "x".to_owned(),
+        unit: "x.service".to_owned(),
+        namespace: Namespace { inode: 1, id: None },
+        mount_points: vec!["/mnt".to_owned()],
+    };
+    let mut copied = clean();
+    copied.end.as_mut().expect("an end").mounted_in.push(copy());
+    let cases = [
+        (mutate(|cycle| cycle.start_exit = Some(Exit::Code(1))), "start: exit status 1"),
+        (mutate(|cycle| cycle.reset_exit = None), "reset: no end"),
+        (mutate(|cycle| cycle.reset_ns = 1_000_000_000), "reset took 1.000 s"),
+        (mutate(|cycle| cycle.unit.active = "failed".to_owned()), "the unit is failed"),
+        (mutate(|cycle| cycle.unit.restarts = 1), "NRestarts 1"),
+        (mutate(|cycle| cycle.umounts[0].result = "EBUSY".to_owned()), "umount2: EBUSY"),
+        (mutate(|cycle| cycle.verdict = MountVerdict::NotVisible), "verdict: not visible"),
+        (mutate(|cycle| cycle.holders_at_umount = vec![holder(1, Role::Main)]), "main x (cwd)"),
+        (mutate(|cycle| cycle.mounted = true), "still there"),
+        (mutate(|cycle| cycle.left_over = vec!["/x".to_owned()]), "left over"),
+        (mutate(|cycle| cycle.kernel_warnings = vec!["BUG".to_owned()]), "kernel warnings"),
+        (mutate(|cycle| cycle.core_dumps = vec!["x".to_owned()]), "core dumps"),
+        (mutate(|cycle| cycle.lost = vec!["d-bus".to_owned()]), "lost events"),
+        (mutate(|cycle| cycle.end = None), "not looked at"),
+        (with_end(|end| end.processes = vec![(1, "x".to_owned())]), "left in the cgroup"),
+        (with_end(|end| end.failed_units = vec!["y.service".to_owned()]), "failed units"),
+        (with_end(|end| end.remount = Remount::Tried { result: 0, in_use: true }), "in use"),
+        (with_end(|end| end.remount = Remount::Tried { result: BUSY, in_use: true }), "EBUSY"),
+        (copied, "x.service: /mnt"),
+    ];
+    assert_eq!(of_cycle(&clean(), &expect("")), [""; 0]);
+    for (cycle, words) in cases {
+        let deviations = of_cycle(&cycle, &expect(""));
+        assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
+        assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
+    }
+}
+
+/// A declared failure that comes for another reason is red, and so is one that does not come.
+#[test]
+fn another_failure_than_the_declared_one_is_a_deviation() {
+    let declared = "umount = \"EBUSY\"\nverdict = \"held by yourself\"\nlisted = [\"b.service\"]\n\
+                    remount = \"in use\"\nexec_stop_post = \"SIGTERM\"\nreset_from_ms = 50\n\
+                    reset_stderr = [\"held by {pid} (x)\", \"EBUSY\"]";
+    let mut cycle = clean();
+    cycle.verdict = MountVerdict::HeldByYourself;
+    cycle.listed = vec!["a.service".to_owned(), "b.service".to_owned()];
+    cycle.umounts[0].result = "EBUSY".to_owned();
+    cycle.reset_stderr = "EBUSY: held by 7 (x) of y.service".to_owned();
+    cycle.holders_at_umount = vec![holder(6, Role::Main), holder(7, Role::Outside)];
+    cycle.end.as_mut().expect("an end").remount = Remount::Tried { result: 0, in_use: true };
+    cycle.execs.push(ExecOutcome {
+        unit: "x.service".to_owned(),
+        line: "ExecStopPost".to_owned(),
+        program: "x".to_owned(),
+        exit: Some(Exit::Signal(15)),
+        duration_ns: None,
+    });
+    let mut expect = expect(declared);
+    expect.holders = vec!["main x (cwd)".to_owned(), "outside x (cwd)".to_owned()];
+    assert_eq!(of_cycle(&cycle, &expect), [""; 0]);
+    type Change = fn(&mut Cycle);
+    let changes: [(Change, &str); 8] = [
+        (|cycle| cycle.verdict = MountVerdict::HeldByProcess, "verdict: held by a process instead of"),
+        (|cycle| cycle.verdict = MountVerdict::OnlyListed, "verdict: only listed instead of"),
+        (|cycle| cycle.umounts[0].result = "EINVAL".to_owned(), "umount2: EINVAL instead of EBUSY"),
+        (|cycle| cycle.umounts.clear(), "umount2: none instead of EBUSY"),
+        (|cycle| cycle.listed.truncate(1), "b.service was not"),
+        (|cycle| cycle.reset_ns = 10_000_000, "reset took 0.010 s"),
+        (|cycle| cycle.reset_stderr = "EBUSY: held by 8 (x)".to_owned(), "no \"held by {pid} (x)\""),
+        (|cycle| cycle.reset_stderr = "held by 7 (x)".to_owned(), "no \"EBUSY\""),
+    ];
+    for (change, words) in changes {
+        let mut other = cycle.clone();
+        change(&mut other);
+        let deviations = of_cycle(&other, &expect);
+        assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
+        assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
+    }
+}
+
+/// A recording of one cycle that is over, with a mount unit if it has one.
+fn recorded(mount_unit: Option<&str>, whats: Vec<What>) -> Recording {
+    let end = |step| {
+        let (stdout, stderr) = (String::new(), String::new());
+        What::StepEnds(StepEnd { step, exit: Some(Exit::Code(0)), duration_ns: 1, stdout, stderr })
+    };
+    let around = [What::StepBegins(Step::Start), end(Step::Start), What::StepBegins(Step::Reset)];
+    let whats = around.into_iter().chain(whats).chain([end(Step::Reset)]);
+    let plan = vm_agent::recording::Plan {
+        unit: "x.service".to_owned(),
+        mount_unit: mount_unit.map(str::to_owned),
+        mount: "/m".to_owned(),
+        removed: Vec::new(),
+        cycles: 1,
+        start: Vec::new(),
+        reset: Vec::new(),
+        recover: Vec::new(),
+        command_timeout_ms: 1,
+        sample_us: 1,
+    };
+    let events = (0..).zip(whats).map(|(at, what)| Event { at, cycle: 1, what }).collect();
+    let (kernel, systemd, os) = (String::new(), String::new(), String::new());
+    Recording { plan, kernel, systemd, os, events }
+}
+
+#[test]
+fn the_mounts_unit_has_a_line_of_its_own_and_is_no_part_of_the_units() {
+    let state = |active: &str, sub: &str, result: &str| UnitState {
+        active: active.to_owned(),
+        sub: sub.to_owned(),
+        result: result.to_owned(),
+        ..UnitState::default()
+    };
+    let exec = |unit: &str, line: &str, code| {
+        What::Exec(Exec {
+            unit: unit.to_owned(),
+            line: line.to_owned(),
+            argv: vec![format!("/bin/{line}")],
+            pid: 7,
+            ended: Some(9),
+            exit: Some(Exit::Code(code)),
+        })
+    };
+    let whats = vec![
+        What::Unit(state("inactive", "dead", "success")),
+        exec("x.service", "ExecStart", 0),
+        What::MountUnit(state("failed", "failed", "exit-code")),
+        exec("m.service", "ExecStopPost", 32),
+    ];
+    let own = cycles(&recorded(Some("m.service"), whats.clone())).remove(0);
+    assert_eq!(own.exec_stop_post(), Some(Exit::Code(32)));
+    let whole = shape(&own);
+    for line in [
+        "unit after reset: inactive (dead), Result success, NRestarts 0\n\
+         mount unit after reset: failed (failed), Result exit-code\nstates: inactive/dead\n",
+        "exec: ExecStart ExecStart: exit status 0, mount unit's ExecStopPost ExecStopPost: exit status 32\n",
+    ] {
+        assert!(whole.contains(line), "{line} is not in {whole}");
+    }
+
+    // What the unit under test does by itself has no such line.
+    let without = shape(&cycles(&recorded(None, whats)).remove(0));
+    assert!(!without.contains("mount unit"), "{without}");
+    // One that was never heard of is not taken for one that is down.
+    let silent = cycles(&recorded(Some("m.service"), Vec::new())).remove(0);
+    assert_eq!(silent.mount_unit.expect("it has one").state.active, "");
+}
+
+#[test]
+fn the_mounts_unit_is_checked_where_there_is_one() {
+    let load = |more: &str| {
+        let root = tempfile::tempdir().expect("tempdir");
+        let text = format!(
+            "description = \"d\"\nunit = \"x.service\"\nmount_unit = \"m.service\"\nmount = \"/m\"\n\
+             start = [\"true\"]\nreset = [\"true\"]\n[expect]\n{EXPECT}{more}"
+        );
+        std::fs::write(root.path().join("scenario.toml"), text).expect("write");
+        crate::scenario::Scenario::load(root.path()).expect("a good one").manifest.expect
+    };
+    let with = |active: &str| {
+        let state = UnitState { active: active.to_owned(), ..UnitState::default() };
+        let mut cycle = clean();
+        cycle.mount_unit = Some(MountUnit { name: "m.service".to_owned(), state });
+        if active == "failed" {
+            cycle.end.as_mut().expect("an end").failed_units = vec!["m.service".to_owned()];
+        }
+        cycle
+    };
+    let failed = load("mount_unit_state = \"failed\"");
+    assert_eq!(of_cycle(&with("inactive"), &load("")), [""; 0]);
+    assert_eq!(of_cycle(&with("failed"), &failed), [""; 0], "it is told once, and here as expected");
+    for (cycle, expect, words) in [
+        (with("active"), load(""), "the mount's unit is active after the reset, not inactive"),
+        (with("failed"), load(""), "the mount's unit is failed after the reset, not inactive"),
+        (with("inactive"), failed, "the mount's unit is inactive after the reset, not failed"),
+        (clean(), load(""), "the mount's unit is not there after the reset, not inactive"),
+    ] {
+        let deviations = of_cycle(&cycle, &expect);
+        assert!(deviations.concat().contains(words), "{words} is not in {deviations:?}");
+    }
+}
+
+#[test]
+fn a_mount_and_its_unmount_bear_each_other_out() {
+    let mounted = || {
+        What::Mounted(vm_agent::recording::Mounted {
+            mount_id: 1,
+            device: "0:1".to_owned(),
+            fstype: "overlay".to_owned(),
+        })
+    };
+    let call = |target, result| What::UmountCall(UmountCall { target, ..call(7, Role::Control, result).1 });
+    let ours = || call(Target::Mount, 0);
+    let cases: [(&str, Vec<What>, &[&str]); 12] = [
+        ("as it is", vec![mounted(), ours(), What::Unmounted], &[]),
+        ("nothing at all", vec![], &[]),
+        ("refused", vec![mounted(), call(Target::Mount, BUSY)], &[]),
+        (
+            "the one below goes by the one above",
+            vec![mounted(), call(Target::Other, 0), What::Unmounted],
+            &[],
+        ),
+        ("an old kernel shows no path", vec![mounted(), call(Target::Unknown, 0), What::Unmounted], &[]),
+        ("a private copy goes", vec![mounted(), call(Target::Copy, 0)], &[]),
+        ("twice", vec![mounted(), ours(), What::Unmounted, mounted(), ours(), What::Unmounted], &[]),
+        ("no tracer", vec![mounted(), What::Unmounted], &["tracefs: the mount went away"]),
+        (
+            "a tracer that failed later",
+            vec![mounted(), ours(), What::Unmounted, mounted(), What::Unmounted],
+            &["tracefs:"],
+        ),
+        ("no mount changes", vec![ours()], &["mountinfo: umount unmounted the mount, and no change"]),
+        ("one change missed", vec![mounted(), ours(), What::Unmounted, ours()], &["mountinfo:"]),
+        ("the mount missed", vec![ours(), What::Unmounted], &["mountinfo: an unmount, and no mount"]),
+    ];
+    for (what, whats, expected) in cases {
+        let lost = cycles(&recorded(None, whats)).remove(0).lost;
+        assert_eq!(lost.len(), expected.len(), "{what}: {lost:?}");
+        for (lost, words) in lost.iter().zip(expected) {
+            assert!(lost.starts_with(words), "{what}: {lost}");
+        }
+    }
+}
+
+#[test]
+fn a_retry_is_told_once() {
+    let told = |items: &[&str]| runs(items.iter().map(|&item| item.to_owned())).join(", ");
+    assert_eq!(told(&["a", "b", "b", "b", "a"]), "a, b, again and again, a");
+    assert_eq!(told(&[]), "");
+}

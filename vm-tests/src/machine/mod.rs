@@ -1,0 +1,543 @@
+//! A running machine: the only owner of a QEMU process.
+//!
+//! Every wait on a machine is raced against everything that can end it (see [`Machine::race`]), so each way
+//! to die has its own message and none can hang. [`Machine::stop`] ends QEMU in bounded steps and proves that
+//! nothing is left; `Drop` of the process is only the safety net.
+
+pub mod base;
+pub mod config;
+pub mod guest;
+pub mod qmp;
+pub mod saved;
+
+use std::fs::File;
+use std::future::Future;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::host::events::{self, Event};
+use crate::host::process::{self, Child, Program, Sink};
+use crate::host::signals::Interrupted;
+use crate::machine::config::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
+use crate::machine::guest::{Guest, GuestError, Output};
+use crate::machine::qmp::{Qmp, QmpError, QmpEvent};
+
+/// From QEMU's start to the QMP greeting; it takes 0.05 s, loaded hosts included this is ample.
+const QMP_DEADLINE: Duration = Duration::from_secs(20);
+/// What each polite step of [`Machine::stop`] may take before the next.
+const STOP_STEP: Duration = Duration::from_secs(3);
+/// What collecting evidence may take altogether; a guest that is stuck must not hold its report back.
+const EVIDENCE_DEADLINE: Duration = Duration::from_secs(20);
+/// Within this a guest that can still be asked runs `true`: 0.1 s under emulation on an idle host.
+const ALIVE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Within so many turns of QEMU's main loop it reads a byte that lies in its socket; it takes one or two.
+const RING_TURNS: u32 = 1000;
+
+/// Turns true once, when the user interrupts.
+pub type Cancel = watch::Receiver<bool>;
+
+/// How a machine ended before it was asked to, or what it failed to do.
+#[derive(Debug)]
+pub enum MachineError {
+    /// QEMU's process ended by itself.
+    QemuExited {
+        /// Its status in words.
+        status: String,
+        /// The last lines of its stderr.
+        stderr: String,
+    },
+    /// The guest's kernel panicked.
+    Panicked {
+        /// The last lines of the serial console.
+        console: String,
+    },
+    /// The guest shut down or reset itself.
+    ShutDown {
+        /// QEMU's word for why.
+        reason: String,
+        /// The last lines of the serial console.
+        console: String,
+    },
+    /// A deadline passed.
+    Silent {
+        /// What was waited for.
+        waiting_for: String,
+        /// For how long.
+        after: Duration,
+        /// The last lines of the serial console.
+        console: String,
+    },
+    /// The user interrupted.
+    Interrupted(Interrupted),
+    /// The agent refused or failed.
+    Guest(GuestError),
+    /// QEMU refused a command.
+    Qmp(QmpError),
+}
+
+impl std::fmt::Display for MachineError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::QemuExited { status, stderr } => {
+                write!(f, "QEMU died: {status}{}", quoted("its stderr", stderr))
+            }
+            Self::Panicked { console } => {
+                write!(f, "the guest's kernel panicked{}", quoted("console", console))
+            }
+            Self::ShutDown { reason, console } => {
+                write!(f, "the guest shut down ({reason}){}", quoted("console", console))
+            }
+            Self::Silent { waiting_for, after, console } => write!(
+                f,
+                "the guest never answered: waited {:.1} s for {waiting_for}{}",
+                after.as_secs_f64(),
+                quoted("console", console)
+            ),
+            Self::Interrupted(_) => write!(f, "the machine was ended"),
+            Self::Guest(_) => write!(f, "the guest's agent"),
+            Self::Qmp(_) => write!(f, "the machine's monitor"),
+        }
+    }
+}
+
+impl std::error::Error for MachineError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::Interrupted(interrupted) => Some(interrupted),
+            Self::Guest(error) => Some(error),
+            Self::Qmp(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+impl From<QmpError> for MachineError {
+    fn from(error: QmpError) -> Self {
+        Self::Qmp(error)
+    }
+}
+
+impl From<GuestError> for MachineError {
+    fn from(error: GuestError) -> Self {
+        Self::Guest(error)
+    }
+}
+
+fn quoted(what: &str, text: &str) -> String {
+    if text.is_empty() { format!("; {what}: nothing") } else { format!("; {what}:\n{}", indent(text)) }
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}")).collect::<Vec<_>>().join("\n")
+}
+
+/// A machine and its directory of evidence.
+#[derive(Debug)]
+pub struct Machine {
+    child: Child,
+    qmp: Qmp,
+    events: mpsc::UnboundedReceiver<QmpEvent>,
+    guest: Guest,
+    doorbell: std::os::unix::net::UnixStream,
+    directory: PathBuf,
+    cancel: Cancel,
+}
+
+impl Machine {
+    /// Starts QEMU and connects to its monitor. The directory is made; it gets `serial.log`, `qmp.log`,
+    /// `qemu.stderr` and `qemu.pid`. A machine that restores is paused and empty until [`Machine::restore`].
+    ///
+    /// # Errors
+    /// [`MachineError::QemuExited`] with QEMU's own words when it refuses the configuration.
+    pub async fn start(qemu: &Path, mut config: Config, directory: &Path, cancel: Cancel) -> Result<Self> {
+        std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        let log = |name: &str| {
+            let path = directory.join(name);
+            File::create(&path).with_context(|| format!("create {}", path.display()))
+        };
+        config.serial_log = directory.join("serial.log");
+        let (agent, agent_fd) = socket_pair()?;
+        let (monitor, monitor_fd) = socket_pair()?;
+        let (doorbell, doorbell_fd) = std::os::unix::net::UnixStream::pair().context("socketpair")?;
+        let child = Program::new(qemu)
+            .args(config.argv())
+            .stdout(Sink::File(log("qemu.stdout")?))
+            .stderr(Sink::File(log("qemu.stderr")?))
+            .pass_fd(agent_fd, AGENT_FD)
+            .pass_fd(monitor_fd, QMP_FD)
+            .pass_fd(doorbell_fd.into(), DOORBELL_FD)
+            .spawn()?;
+        let pid = directory.join("qemu.pid");
+        std::fs::write(&pid, format!("{}\n", child.pid()))
+            .with_context(|| format!("write {}", pid.display()))?;
+        let mut started = Starting { child, directory, cancel: cancel.clone() };
+        let transcript = log("qmp.log")?;
+        let (qmp, events) = started.connect(monitor, transcript).await?;
+        let Starting { child, .. } = started;
+        let (guest, directory) = (Guest::new(agent), directory.to_owned());
+        Ok(Self { child, qmp, events, guest, doorbell, directory, cancel })
+    }
+
+    /// Pauses the machine and writes the state of its devices to `state`; its RAM is in the file it was started
+    /// with. Nothing but [`Machine::stop`] makes sense afterwards.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub async fn save(&mut self, state: File) -> Result<(), MachineError> {
+        self.monitor("stop", json!({})).await?;
+        self.migration_capabilities().await?;
+        self.qmp.give("state", state.into()).await?;
+        self.monitor("migrate", json!({ "uri": "fd:state" })).await?;
+        self.migrated().await
+    }
+
+    /// Loads the state of a saved machine's devices. The machine stays paused: what is written to the agent now is
+    /// there when it runs (see [`Machine::resume`]).
+    ///
+    /// # Errors
+    /// What QEMU says; a state of another QEMU or another configuration is refused by it.
+    pub async fn restore(&mut self, state: File) -> Result<(), MachineError> {
+        self.migration_capabilities().await?;
+        self.qmp.give("state", state.into()).await?;
+        self.monitor("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+        self.migrated().await
+    }
+
+    /// Rings the doorbell (see [`vm_agent::wire::DOORBELL`]) and returns when QEMU has taken the byte: in a machine that
+    /// is paused, its interrupt is then pending.
+    ///
+    /// # Errors
+    /// What QEMU says; [`MachineError::Silent`] if it does not take the byte.
+    pub async fn ring(&mut self) -> Result<(), MachineError> {
+        self.doorbell.write_all(b"!").map_err(|_gone| GuestError::Closed)?;
+        for _turn in 0..RING_TURNS {
+            if unread(&self.doorbell).map_err(|_gone| GuestError::Closed)? == 0 {
+                return Ok(());
+            }
+            // Its answer comes from QEMU's main loop, which also reads the socket: one turn of that loop.
+            self.monitor("query-status", json!({})).await?;
+        }
+        Err(MachineError::Silent {
+            waiting_for: "QEMU to take the doorbell's ring".to_owned(),
+            after: Duration::ZERO,
+            console: console_tail(&self.directory),
+        })
+    }
+
+    /// Lets a paused machine run.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub async fn resume(&mut self) -> Result<(), MachineError> {
+        self.monitor("cont", json!({})).await.map(|_nothing| ())
+    }
+
+    /// RAM in a shared file is not part of the state, and the end of a migration is an event.
+    async fn migration_capabilities(&mut self) -> Result<(), MachineError> {
+        let on = |name: &str| json!({ "capability": name, "state": true });
+        let capabilities = json!({ "capabilities": [on("x-ignore-shared"), on("events")] });
+        self.monitor("migrate-set-capabilities", capabilities).await.map(|_nothing| ())
+    }
+
+    /// Waits for the end of the migration under way.
+    async fn migrated(&mut self) -> Result<(), MachineError> {
+        let ended = async {
+            while let Some(event) = self.events.recv().await {
+                let status = event.data.get("status").and_then(Value::as_str).unwrap_or_default();
+                match (event.name.as_str(), status) {
+                    ("MIGRATION", "completed") => return Ok(()),
+                    ("MIGRATION", "failed") => {
+                        let words = tail(&self.directory.join("qemu.stderr"), 5);
+                        return Err(MachineError::Qmp(QmpError::Protocol(format!(
+                            "migration failed: {words}"
+                        ))));
+                    }
+                    _ => (),
+                }
+            }
+            Err(exited(self.child.wait().await, &self.directory))
+        };
+        let mut cancel = self.cancel.clone();
+        tokio::select! {
+            biased;
+            migrated = ended => migrated,
+            () = cancelled(&mut cancel) => Err(MachineError::Interrupted(Interrupted::default())),
+            () = passed(QMP_DEADLINE) => Err(MachineError::Silent {
+                waiting_for: "the end of a migration".to_owned(),
+                after: QMP_DEADLINE,
+                console: String::new(),
+            }),
+        }
+    }
+
+    /// The agent's channel. Wait on it through [`Machine::race`].
+    #[must_use]
+    pub fn guest(&self) -> Guest {
+        self.guest.clone()
+    }
+
+    /// Where the machine's logs are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// QEMU's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// Waits for the agent and checks its protocol number.
+    ///
+    /// # Errors
+    /// See [`Machine::race`].
+    pub async fn hello(&mut self, deadline: Duration) -> Result<(), MachineError> {
+        let guest = self.guest();
+        self.race("the agent's hello", deadline, guest.hello()).await
+    }
+
+    /// Runs a command in the guest.
+    ///
+    /// # Errors
+    /// See [`Machine::race`]; a status other than 0 is no error.
+    pub async fn run(&mut self, argv: &[&str], deadline: Duration) -> Result<Output, MachineError> {
+        let guest = self.guest();
+        self.race(&argv.join(" "), deadline, guest.run(argv.iter().copied())).await
+    }
+
+    /// Waits for something of the guest's while watching for everything that can end the machine first.
+    ///
+    /// # Errors
+    /// The one [`MachineError`] that happened.
+    pub async fn race<T>(
+        &mut self,
+        waiting_for: &str,
+        deadline: Duration,
+        answer: impl Future<Output = Result<T, GuestError>>,
+    ) -> Result<T, MachineError> {
+        let Self { child, events, directory, cancel, .. } = self;
+        let outcome = tokio::select! {
+            biased;
+            answer = answer => match answer {
+                Ok(value) => return Ok(value),
+                Err(error) => Err(error),
+            },
+            fatal = fatal_event(events) => Ok(fatal),
+            status = child.wait() => return Err(exited(status, directory)),
+            () = cancelled(cancel) => return Err(MachineError::Interrupted(Interrupted::default())),
+            () = passed(deadline) => {
+                let console = console_tail(directory);
+                return Err(MachineError::Silent { waiting_for: waiting_for.to_owned(), after: deadline, console });
+            }
+        };
+        // The channel closes with QEMU, and its events may come a moment after: they say more.
+        match outcome {
+            Ok(event) => Err(ended(&event, directory)),
+            Err(GuestError::Closed) => match timeout(STOP_STEP, child.wait()).await {
+                Ok(status) => Err(told_event(events)
+                    .map_or_else(|| exited(status, directory), |event| ended(&event, directory))),
+                Err(_elapsed) => Err(MachineError::Guest(GuestError::Closed)),
+            },
+            Err(error) => Err(MachineError::Guest(error)),
+        }
+    }
+
+    /// Runs a QMP command within [`QMP_DEADLINE`].
+    ///
+    /// # Errors
+    /// [`MachineError::Qmp`], [`MachineError::QemuExited`], [`MachineError::Silent`].
+    pub async fn monitor(&mut self, command: &str, arguments: Value) -> Result<Value, MachineError> {
+        match timeout(QMP_DEADLINE, self.qmp.execute(command, arguments)).await {
+            Ok(Err(QmpError::Closed)) => match timeout(STOP_STEP, self.child.wait()).await {
+                Ok(status) => Err(exited(status, &self.directory)),
+                Err(_elapsed) => Err(MachineError::Qmp(QmpError::Closed)),
+            },
+            Ok(answer) => Ok(answer?),
+            Err(_elapsed) => Err(MachineError::Silent {
+                waiting_for: format!("QMP {command}"),
+                after: QMP_DEADLINE,
+                console: console_tail(&self.directory),
+            }),
+        }
+    }
+
+    /// Asks the guest what it was doing and writes the answers beside the logs. For after a failure and before
+    /// [`Machine::stop`]; what can't be had is left out, since the failure itself is the news. `units` are names with a
+    /// space between.
+    pub async fn save_evidence(&mut self, units: &str, mount: &str) {
+        let look = format!(
+            "systemctl show {units}; echo; systemctl status --no-pager --full {units}; echo; grep -s ' {mount} ' /proc/[0-9]*/mountinfo; \
+             ls -l /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/exe /proc/[0-9]*/fd 2>/dev/null | grep -F {mount}"
+        );
+        let questions = [
+            (
+                "journal.txt",
+                vec!["journalctl".to_owned(), "--no-pager".into(), "-o".into(), "short-monotonic".into()],
+            ),
+            ("unit.txt", vec!["sh".to_owned(), "-c".into(), look]),
+        ];
+        // One that has panicked, is paused or has lost its agent would be waited for in vain.
+        if !matches!(timeout(ALIVE_DEADLINE, self.guest.run(["true"])).await, Ok(Ok(_))) {
+            return;
+        }
+        let deadline = Instant::now() + EVIDENCE_DEADLINE;
+        for (file, argv) in questions {
+            let answer = timeout_at(deadline, self.guest.run(argv));
+            let Ok(Ok(output)) = answer.await else { continue };
+            let path = self.directory.join(file);
+            if let Err(error) = std::fs::write(&path, [output.stdout, output.stderr].concat()) {
+                events::tell(Event::NoEvidence { path, error });
+            }
+        }
+    }
+
+    /// Ends QEMU: QMP `quit`, then SIGTERM, then SIGKILL to its group, each within a bound, and proves that
+    /// its process group is empty. The guest is not asked to shut down: nothing it could save outlives it.
+    ///
+    /// # Errors
+    /// When a process of the group is left.
+    pub async fn stop(mut self) -> Result<()> {
+        let asked = timeout(STOP_STEP, self.qmp.execute("quit", json!({}))).await;
+        if asked.is_ok() {
+            drop(timeout(STOP_STEP, self.child.exited()).await);
+        }
+        self.child.kill_group(STOP_STEP).await.map(|_status| ()).context("stop QEMU")
+    }
+}
+
+struct Starting<'a> {
+    child: Child,
+    directory: &'a Path,
+    cancel: Cancel,
+}
+
+impl Starting<'_> {
+    async fn connect(
+        &mut self,
+        monitor: UnixStream,
+        transcript: File,
+    ) -> Result<(Qmp, mpsc::UnboundedReceiver<QmpEvent>), MachineError> {
+        tokio::select! {
+            biased;
+            connected = Qmp::connect(monitor, transcript) => match connected {
+                Err(QmpError::Closed) => (),
+                connected => return Ok(connected?),
+            },
+            status = self.child.wait() => return Err(exited(status, self.directory)),
+            () = cancelled(&mut self.cancel) => return Err(MachineError::Interrupted(Interrupted::default())),
+            () = passed(QMP_DEADLINE) => return Err(MachineError::Silent {
+                waiting_for: "QEMU's monitor".to_owned(),
+                after: QMP_DEADLINE,
+                console: String::new(),
+            }),
+        }
+        Err(match timeout(STOP_STEP, self.child.wait()).await {
+            Ok(status) => exited(status, self.directory),
+            Err(_elapsed) => MachineError::Qmp(QmpError::Closed),
+        })
+    }
+}
+
+/// A connected pair: the host's end for tokio, and the one that QEMU inherits. Nothing lies in the file system,
+/// so there is no path to be too long, no name to guess and nothing to remove.
+fn socket_pair() -> Result<(UnixStream, OwnedFd)> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair().context("socketpair")?;
+    ours.set_nonblocking(true).context("set the socket to non-blocking")?;
+    Ok((UnixStream::from_std(ours).context("register the socket")?, theirs.into()))
+}
+
+/// SIOCOUTQ: of a Unix stream socket, the bytes that the other end has not read (net/unix/af_unix.c:unix_outq_len).
+fn unread(socket: &std::os::unix::net::UnixStream) -> nix::Result<nix::libc::c_int> {
+    nix::ioctl_read_bad!(siocoutq, nix::libc::TIOCOUTQ, nix::libc::c_int);
+    let mut bytes = 0;
+    #[expect(unsafe_code, reason = "no crate has a safe call for SIOCOUTQ")]
+    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the kernel writes one int to `bytes`.
+    unsafe { siocoutq(std::os::fd::AsRawFd::as_raw_fd(socket), &raw mut bytes) }?;
+    Ok(bytes)
+}
+
+/// An event that ends a machine and has come already.
+fn told_event(events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> Option<QmpEvent> {
+    std::iter::from_fn(|| events.try_recv().ok()).find(is_fatal)
+}
+
+fn is_fatal(event: &QmpEvent) -> bool {
+    matches!(event.name.as_str(), "GUEST_PANICKED" | "SHUTDOWN" | "RESET")
+}
+
+/// The next event that ends a machine; never, when QEMU is gone (its exit says more).
+async fn fatal_event(events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> QmpEvent {
+    while let Some(event) = events.recv().await {
+        if is_fatal(&event) {
+            return event;
+        }
+    }
+    std::future::pending().await
+}
+
+fn ended(event: &QmpEvent, directory: &Path) -> MachineError {
+    // A panic before the pvpanic driver is there shows as a reset.
+    if let Some(console) = panic_of(directory) {
+        return MachineError::Panicked { console };
+    }
+    let console = console_tail(directory);
+    if event.name == "GUEST_PANICKED" {
+        return MachineError::Panicked { console };
+    }
+    let reason = event.data.get("reason").and_then(Value::as_str).unwrap_or("no reason given").to_owned();
+    MachineError::ShutDown { reason, console }
+}
+
+fn exited(status: Result<std::process::ExitStatus, process::Error>, directory: &Path) -> MachineError {
+    let status = match status {
+        Ok(status) => process::describe(status),
+        Err(error) => format!("its status can't be had: {error}"),
+    };
+    if let Some(console) = panic_of(directory) {
+        return MachineError::Panicked { console };
+    }
+    MachineError::QemuExited { status, stderr: tail(&directory.join("qemu.stderr"), 20) }
+}
+
+async fn cancelled(cancel: &mut Cancel) {
+    // A sender that is gone can't cancel any more.
+    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+async fn passed(deadline: Duration) {
+    drop(timeout(deadline, std::future::pending::<()>()).await);
+}
+
+fn console_tail(directory: &Path) -> String {
+    tail(&directory.join("serial.log"), 30)
+}
+
+/// The console around a panic: the reason is in its first line, an oops that led to it comes before, and the calls
+/// after it are longer than a tail.
+fn panic_of(directory: &Path) -> Option<String> {
+    let text = std::fs::read(directory.join("serial.log")).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<&str> = text.lines().collect();
+    let at = all.iter().position(|line| line.contains("Kernel panic"))?;
+    Some(all.iter().skip(at.saturating_sub(20)).take(30).copied().collect::<Vec<_>>().join("\n"))
+}
+
+/// The last lines of a log; empty if it can't be read.
+fn tail(path: &Path, lines: usize) -> String {
+    let text = std::fs::read(path).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let all: Vec<&str> = text.lines().collect();
+    all.get(all.len().saturating_sub(lines)..).unwrap_or_default().join("\n").trim().to_owned()
+}

@@ -1,0 +1,480 @@
+//! What is written and printed after a run: `report.json`, the postmortem's table, the whole history as one table, the
+//! probe's lines.
+
+mod probe;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::host::tools;
+use crate::judge::cycle::{Cycle, Holder};
+use crate::run::{Prepared, Run, Stages};
+use crate::scenario::{History, Scenario};
+use vm_agent::wire::Exit;
+
+/// Goes up when a key of [`Report`] changes its meaning or goes away.
+pub const SCHEMA: u32 = 2;
+
+/// `target/vm-test/report.json`.
+///
+/// ```text
+/// { "schema": 2,
+///   "accelerator": "accelerator: TCG, virtual time (…)",   one line
+///   "clock": "virtual" | "real",                           what every *_ns was measured on
+///   "guests": { "trixie": "…" },                           each guest in one line, by its name
+///   "scenarios": [ {                                       each scenario on each guest
+///       "guest": "trixie",
+///       "name": "5eac51a", "description": "…",
+///       "history": { "step", "what", "told" } | null,      its place in a history
+///       "verdict": "passed" | "failed" | "infrastructure" | "interrupted",
+///       "why": ["…"],                                      empty if passed
+///       "kernel": "6.12…", "systemd": "257…", "os": "…",
+///       "stages": { "restore_ms", "session_ms" },              wall time of the host
+///       "cycles": [ … ]                                    see judge::cycle::Cycle; raw numbers, guest nanoseconds
+///   } ] }
+/// ```
+///
+/// Beside it, per guest and scenario, `<guest>/<name>/recording.json` (every event), `probe.txt` (the probe's lines of
+/// every cycle) and the machine's logs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The accelerator and the clock and why, in one line.
+    pub accelerator: String,
+    /// `virtual` or `real`.
+    pub clock: String,
+    /// What each guest is, in one line, by its name.
+    pub guests: BTreeMap<String, String>,
+    /// Each scenario on each guest, in the order they were asked for.
+    pub scenarios: Vec<ScenarioReport>,
+}
+
+/// One scenario's part of the report.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ScenarioReport {
+    /// The guest's name.
+    pub guest: String,
+    /// The scenario's name.
+    pub name: String,
+    /// Its manifest's description.
+    pub description: String,
+    /// Its place in a history, if it has one.
+    #[serde(default)]
+    pub history: Option<History>,
+    /// Exactly one.
+    pub verdict: Verdict,
+    /// Why it is not `passed`.
+    pub why: Vec<String>,
+    /// `uname -r` of the guest.
+    pub kernel: String,
+    /// The guest's systemd.
+    pub systemd: String,
+    /// The guest's `PRETTY_NAME`.
+    pub os: String,
+    /// Wall time.
+    pub stages: Stages,
+    /// Every cycle that was recorded.
+    pub cycles: Vec<Cycle>,
+}
+
+/// How a scenario ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// As expected, and as the snapshot says.
+    Passed,
+    /// It ran, and is not as expected.
+    Failed,
+    /// There is no result: the machine, the guest or the harness failed.
+    Infrastructure,
+    /// There is no result: the user interrupted.
+    Interrupted,
+}
+
+impl ScenarioReport {
+    /// The report of a run that has a result.
+    #[must_use]
+    pub fn of_run(guest: &str, scenario: &Scenario, run: &Run) -> Self {
+        let why = run.judgement.why();
+        let verdict = if why.is_empty() { Verdict::Passed } else { Verdict::Failed };
+        Self {
+            verdict,
+            why,
+            kernel: run.recording.kernel.clone(),
+            systemd: run.recording.systemd.clone(),
+            os: run.recording.os.clone(),
+            stages: run.stages,
+            cycles: run.judgement.cycles.clone(),
+            ..Self::without_result(guest, scenario, Verdict::Infrastructure, Vec::new())
+        }
+    }
+
+    /// The report of a run that has no result.
+    #[must_use]
+    pub fn of_error(guest: &str, scenario: &Scenario, error: &anyhow::Error) -> Self {
+        let verdict = if crate::host::process::is_interrupt(error) {
+            Verdict::Interrupted
+        } else {
+            Verdict::Infrastructure
+        };
+        Self::without_result(guest, scenario, verdict, vec![tools::explain(error)])
+    }
+
+    fn without_result(guest: &str, scenario: &Scenario, verdict: Verdict, why: Vec<String>) -> Self {
+        Self {
+            guest: guest.to_owned(),
+            name: scenario.name.clone(),
+            description: scenario.manifest.description.clone(),
+            history: scenario.manifest.history.clone(),
+            verdict,
+            why,
+            kernel: String::new(),
+            systemd: String::new(),
+            os: String::new(),
+            stages: Stages::default(),
+            cycles: Vec::new(),
+        }
+    }
+}
+
+/// The file of one scenario's [`ScenarioReport`], in its results directory.
+const SCENARIO_FILE: &str = "report.json";
+
+/// Writes one scenario's report and, where there is one, its recording and its probe's lines.
+///
+/// # Errors
+/// Names the file that can't be written.
+pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Run>) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    let write = |name: &str, text: String| {
+        let path = directory.join(name);
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
+    };
+    if let Some(run) = run {
+        write("recording.json", serde_json::to_string(&run.recording)?)?;
+        let mut lines = String::new();
+        for cycle in &run.judgement.cycles {
+            lines.push_str(&format!(
+                "# cycle {}\n{}",
+                cycle.number,
+                probe::probe_lines(&run.recording, cycle.number)
+            ));
+        }
+        write("probe.txt", lines)?;
+    }
+    // Last, so that a report that is there means that all is.
+    write(SCENARIO_FILE, serde_json::to_string_pretty(report)?)
+}
+
+/// Collects the scenarios' reports into one; `missing` is the verdict on those that left none, and why.
+///
+/// # Errors
+/// When a report is there and can't be read.
+pub fn collect(guests: &[Prepared], scenarios: &[Scenario], missing: &(Verdict, String)) -> Result<Report> {
+    let mut reports = Vec::new();
+    for (prepared, scenario) in guests.iter().flat_map(|guest| scenarios.iter().map(move |one| (guest, one)))
+    {
+        let path = prepared.results_of(&scenario.name).join(SCENARIO_FILE);
+        let report = match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let (verdict, why) = missing;
+                ScenarioReport::without_result(&prepared.guest, scenario, *verdict, vec![why.clone()])
+            }
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        reports.push(report);
+    }
+    let first = guests.first().context("no guest was prepared")?;
+    Ok(Report {
+        schema: SCHEMA,
+        accelerator: first.choice.clone(),
+        clock: serde_json::to_value(first.base.clock)?.as_str().unwrap_or_default().to_owned(),
+        guests: guests.iter().map(|guest| (guest.guest.clone(), guest.image.clone())).collect(),
+        scenarios: reports,
+    })
+}
+
+/// More scenarios than this are a line each, since their columns would be wider than any terminal.
+const COLUMNS: usize = 4;
+
+/// The postmortem's table for one guest: a column for each scenario that has cycles, in the order of the report; a line
+/// for each if there are many.
+#[must_use]
+pub fn table(report: &Report, guest: &str) -> String {
+    let measured: Vec<&ScenarioReport> =
+        report.scenarios.iter().filter(|one| one.guest == guest && !one.cycles.is_empty()).collect();
+    if measured.len() > COLUMNS {
+        return lines(&["Scenario"], measured.into_iter().map(|one| (vec![one.name.clone()], one)));
+    }
+    let mut rows = vec![
+        vec!["Metric".to_owned()],
+        vec!["Reset duration".to_owned()],
+        vec!["`holders=` of the dying namespace".to_owned()],
+        vec!["Unit state after Stop".to_owned()],
+        vec!["ExecStopPost exit code".to_owned()],
+        vec!["Cycles".to_owned()],
+    ];
+    for scenario in measured {
+        let column = [
+            scenario.name.clone(),
+            durations(&scenario.cycles),
+            distinct(&scenario.cycles, holders),
+            distinct(&scenario.cycles, unit_state),
+            distinct(&scenario.cycles, exec_stop_post),
+            scenario.cycles.len().to_string(),
+        ];
+        for (row, cell) in rows.iter_mut().zip(column) {
+            row.push(cell);
+        }
+    }
+    aligned(&rows)
+}
+
+/// A history as one table for one guest: a line for each scenario that has a place in one, in the order of their steps.
+#[must_use]
+pub fn history(report: &Report, guest: &str) -> String {
+    let of_guest = report.scenarios.iter().filter(|one| one.guest == guest);
+    let mut steps: Vec<(&History, &ScenarioReport)> =
+        of_guest.filter_map(|one| Some((one.history.as_ref()?, one))).collect();
+    steps.sort_by_key(|(history, _)| history.step);
+    lines(
+        &["Step", "Told at the time"],
+        steps.into_iter().map(|(history, one)| (vec![history.what.clone(), history.told.clone()], one)),
+    )
+}
+
+/// A line for each scenario: some cells that say which it is, then what was measured.
+fn lines<'a>(head: &[&str], scenarios: impl Iterator<Item = (Vec<String>, &'a ScenarioReport)>) -> String {
+    let measured = [
+        "Reset duration",
+        "`holders=`",
+        "Unit state",
+        "ExecStopPost exit code",
+        "Who kept the mount",
+        "Next mount",
+        "As expected",
+    ];
+    let mut rows = vec![head.iter().chain(&measured).map(|cell| (*cell).to_owned()).collect::<Vec<_>>()];
+    for (mut row, scenario) in scenarios {
+        let cycles = &scenario.cycles;
+        let as_expected = match scenario.verdict {
+            Verdict::Passed => "yes",
+            Verdict::Failed => "NO",
+            Verdict::Infrastructure | Verdict::Interrupted => "no result",
+        };
+        row.extend([
+            durations(cycles),
+            distinct(cycles, holders),
+            distinct(cycles, unit_state),
+            distinct(cycles, exec_stop_post),
+            distinct(cycles, |cycle| cycle.verdict.words().to_owned()),
+            // Why not is in the snapshot.
+            distinct(cycles, |cycle| cycle.remount().split(':').next().unwrap_or_default().to_owned()),
+            as_expected.to_owned(),
+        ]);
+        rows.push(row);
+    }
+    aligned(&rows)
+}
+
+fn holders(cycle: &Cycle) -> String {
+    let holders: Vec<_> = cycle.holders_at_umount.iter().map(holder).collect();
+    format!("[{}]", holders.join(", "))
+}
+
+fn holder(holder: &Holder) -> String {
+    let kinds: Vec<_> = holder.kinds.iter().map(|kind| kind.word()).collect();
+    format!("{} ({})", holder.comm, kinds.join(", "))
+}
+
+/// The unit's state, and that of the mount's unit where there is one that did not come down.
+fn unit_state(cycle: &Cycle) -> String {
+    let unit = cycle.unit.active.clone();
+    match &cycle.mount_unit {
+        Some(mount_unit) if mount_unit.state.active != "inactive" => {
+            format!("{unit}, the mount's {}", mount_unit.state.active)
+        }
+        _ => unit,
+    }
+}
+
+fn exec_stop_post(cycle: &Cycle) -> String {
+    let busy = cycle.umounts.iter().any(|umount| umount.result == "EBUSY");
+    match cycle.exec_stop_post() {
+        Some(Exit::Code(code)) if busy && code != 0 => format!("{code} (EBUSY)"),
+        Some(Exit::Code(code)) => code.to_string(),
+        Some(Exit::Signal(signal)) => format!("signal {signal}"),
+        None => "none".to_owned(),
+    }
+}
+
+/// The median and, of more than one, the range; and whether the command succeeded.
+fn durations(cycles: &[Cycle]) -> String {
+    let mut sorted: Vec<u64> = cycles.iter().map(|cycle| cycle.reset_ns).filter(|ns| *ns > 0).collect();
+    if sorted.is_empty() {
+        return "never ran".to_owned();
+    }
+    sorted.sort_unstable();
+    let at = |index: usize| Duration::from_nanos(sorted.get(index).copied().unwrap_or(0)).as_secs_f64();
+    let failed = cycles.iter().filter(|cycle| cycle.reset_exit != Some(Exit::Code(0))).count();
+    let outcome = match failed {
+        0 => String::new(),
+        all if all == cycles.len() => "fails after ".to_owned(),
+        some => format!("fails in {some} of {}: ", cycles.len()),
+    };
+    let last = sorted.len().saturating_sub(1);
+    if last == 0 {
+        return format!("{outcome}{:.3} s", at(0));
+    }
+    format!("{outcome}{:.3} s ({:.3} to {:.3})", at(last / 2), at(0), at(last))
+}
+
+/// Each value once, in order of appearance.
+fn distinct(cycles: &[Cycle], value: impl Fn(&Cycle) -> String) -> String {
+    let mut values: Vec<String> = Vec::new();
+    for value in cycles.iter().map(value) {
+        if !values.contains(&value) {
+            values.push(value);
+        }
+    }
+    values.join("; ")
+}
+
+/// A table in Markdown whose columns are aligned in plain text too.
+fn aligned(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for (index, row) in rows.iter().enumerate() {
+        for (cell, width) in row.iter().zip(&widths) {
+            text.push_str(&format!("| {cell:width$} "));
+        }
+        text.push_str("|\n");
+        if index == 0 {
+            for width in &widths {
+                text.push_str(&format!("|-{:-<width$}-", ""));
+            }
+            text.push_str("|\n");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::cycle::{ExecOutcome, MountUnit, Umount};
+    use crate::judge::samples;
+    use crate::scenario::verdict::MountVerdict;
+    use vm_agent::recording::{Kind, Remount, Role, UnitState};
+
+    fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
+        let busy = umount == "EBUSY";
+        let holder = Holder {
+            pid: 442,
+            comm: "left4me-overlay".to_owned(),
+            role: Role::Control,
+            kinds: vec![Kind::Cwd],
+            namespace_inode: 4_026_532_158,
+            namespace_id: Some(23),
+        };
+        let state = if busy { "failed" } else { "inactive" };
+        let mut cycle = Cycle {
+            reset_exit: Some(Exit::Code(i32::from(busy))),
+            reset_ns,
+            unit: UnitState { active: state.to_owned(), ..UnitState::default() },
+            execs: vec![ExecOutcome {
+                unit: "x.service".to_owned(),
+                line: "ExecStopPost".to_owned(),
+                program: "left4me-overlay".to_owned(),
+                exit: Some(stop_post),
+                duration_ns: Some(1),
+            }],
+            umounts: vec![Umount { comm: "umount".to_owned(), result: umount.to_owned(), duration_ns: 1 }],
+            ..samples::clean()
+        };
+        if busy {
+            cycle.holders_at_umount = vec![holder];
+            cycle.verdict = MountVerdict::HeldByYourself;
+            cycle.mounted = true;
+            let end = cycle.end.as_mut().expect("a clean cycle was looked at");
+            end.remount = Remount::NotTried { why: "still mounted".to_owned() };
+        }
+        cycle
+    }
+
+    fn scenario(
+        name: &str,
+        history: Option<(u32, &str)>,
+        verdict: Verdict,
+        cycles: Vec<Cycle>,
+    ) -> ScenarioReport {
+        ScenarioReport {
+            guest: "trixie".to_owned(),
+            name: name.to_owned(),
+            description: String::new(),
+            history: history.map(|(step, told)| History {
+                step,
+                what: format!("what {name} was"),
+                told: told.to_owned(),
+            }),
+            verdict,
+            why: Vec::new(),
+            kernel: String::new(),
+            systemd: String::new(),
+            os: String::new(),
+            stages: Stages::default(),
+            cycles,
+        }
+    }
+
+    #[test]
+    fn a_mount_unit_that_did_not_come_down_is_beside_the_unit() {
+        let with = |active: &str| {
+            let state = UnitState { active: active.to_owned(), ..UnitState::default() };
+            Cycle { mount_unit: Some(MountUnit { name: "m.service".to_owned(), state }), ..samples::clean() }
+        };
+        assert_eq!(unit_state(&samples::clean()), "inactive");
+        assert_eq!(unit_state(&with("inactive")), "inactive");
+        assert_eq!(unit_state(&with("failed")), "inactive, the mount's failed");
+    }
+
+    #[test]
+    fn tables() {
+        let (ok, busy) = (Exit::Code(0), Exit::Code(32));
+        let fixed = vec![cycle(120_000_000, ok, "ok"), cycle(115_000_000, ok, "ok")];
+        let report = Report {
+            schema: SCHEMA,
+            accelerator: String::new(),
+            clock: "virtual".to_owned(),
+            guests: BTreeMap::new(),
+            scenarios: vec![
+                scenario("fixed", Some((9, "~0.5 s, inactive, 0")), Verdict::Passed, fixed),
+                scenario("bystander", None, Verdict::Passed, vec![cycle(100_000_000, ok, "ok")]),
+                scenario("bug", Some((2, "EBUSY")), Verdict::Passed, vec![cycle(121_000_000, busy, "EBUSY")]),
+                scenario(
+                    "killed",
+                    Some((5, "works sometimes")),
+                    Verdict::Failed,
+                    vec![cycle(15_100_000_000, Exit::Signal(15), "EBUSY")],
+                ),
+                scenario("none", Some((6, "~25 s")), Verdict::Infrastructure, Vec::new()),
+            ],
+        };
+        insta::assert_snapshot!("table", table(&report, "trixie"));
+        insta::assert_snapshot!("history", history(&report, "trixie"));
+        assert!(!table(&report, "sid").contains("fixed"), "each guest has its own");
+        let mut many = report;
+        many.scenarios.push(scenario("more", None, Verdict::Passed, vec![cycle(100_000_000, ok, "ok")]));
+        insta::assert_snapshot!("table-of-many", table(&many, "trixie"));
+    }
+}

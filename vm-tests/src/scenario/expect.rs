@@ -1,0 +1,131 @@
+//! What every cycle of a scenario must be.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use vm_agent::wire::Exit;
+
+use crate::scenario::verdict::MountVerdict;
+
+/// What every cycle must be. The numbers are bounds; the shape is also in the snapshot.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Expect {
+    /// The start command's exit status.
+    #[serde(default)]
+    pub start_exit: i32,
+    /// The reset command's exit status.
+    pub reset_exit: i32,
+    /// The shortest a reset must take, in milliseconds of guest time.
+    #[serde(default)]
+    pub reset_from_ms: u64,
+    /// The longest a reset may take, in milliseconds of guest time.
+    pub reset_under_ms: u64,
+    /// The unit's ActiveState afterwards.
+    pub active_state: String,
+    /// The ActiveState of the mount's unit afterwards. Left out: `inactive`.
+    #[serde(default)]
+    pub mount_unit_state: Option<String>,
+    /// How the last ExecStopPost of either unit ended; left out where neither has one.
+    #[serde(default)]
+    pub exec_stop_post: Option<ExpectedExit>,
+    /// How the last umount2(2) went: `ok`, `none`, or the name of an errno. Left out: `ok` or none at all, and if the
+    /// mount is meant to stay, anything.
+    #[serde(default)]
+    pub umount: Option<String>,
+    /// The verdict on who kept the mount, in [`MountVerdict::words`]. Left out: nobody.
+    #[serde(default, deserialize_with = "MountVerdict::from_words")]
+    pub verdict: Option<MountVerdict>,
+    /// Units that must be seen in a namespace with a copy of the mount, and nothing held in it.
+    #[serde(default)]
+    pub listed: Vec<String>,
+    /// Whether the watched path is still a mount point afterwards.
+    pub mounted: bool,
+    /// Which paths of `removed` are still there afterwards.
+    #[serde(default)]
+    pub left_over: Vec<String>,
+    /// Who holds the mount when it is unmounted, as `<role> <comm> (<kind>, …)`; empty: nobody.
+    pub holders: Vec<String>,
+    /// Where the file system is still mounted after it was unmounted, as `<unit>: <path>`.
+    #[serde(default)]
+    pub mounted_elsewhere: Vec<String>,
+    /// The next mount of the same layers: `silent`, `in use`, the name of an errno, or `not tried: <why>`. Left out:
+    /// silent or not tried.
+    #[serde(default)]
+    pub remount: Option<String>,
+    /// comm of each process that is left in the cgroup of the unit, or of the mount's unit.
+    #[serde(default)]
+    pub left_processes: Vec<String>,
+    /// Failed units besides the one under test and the mount's, whose states are `active_state` and `mount_unit_state`.
+    #[serde(default)]
+    pub other_failed_units: Vec<String>,
+    /// What the kernel logs of level warning or worse.
+    #[serde(default)]
+    pub kernel_warnings: Vec<String>,
+    /// comm of each process that dies of a signal that dumps core.
+    #[serde(default)]
+    pub core_dumps: Vec<String>,
+    /// Words that the reset command must write to stderr, each anywhere in it. `{pid}` stands for the process id of one
+    /// that held the mount when it was unmounted.
+    #[serde(default)]
+    pub reset_stderr: Vec<String>,
+    /// The unit under test, for [`Expect::failed_units`].
+    #[serde(skip)]
+    pub(super) unit: String,
+    /// The mount's unit, where there is one, for [`Expect::mount_unit_state`].
+    #[serde(skip)]
+    pub(super) mount_unit: Option<String>,
+}
+
+/// How a process is meant to end: an exit status, or the name of a signal.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum ExpectedExit {
+    /// Its exit status.
+    Code(i32),
+    /// The signal that ends it, as `SIGTERM`.
+    Signal(String),
+}
+
+impl ExpectedExit {
+    /// `None` for a name that is no signal's.
+    #[must_use]
+    pub fn exit(&self) -> Option<Exit> {
+        match self {
+            Self::Code(code) => Some(Exit::Code(*code)),
+            Self::Signal(name) => name.parse::<Signal>().ok().map(|signal| Exit::Signal(signal as i32)),
+        }
+    }
+}
+
+impl Expect {
+    /// The shortest a reset must take.
+    #[must_use]
+    pub fn reset_from(&self) -> Duration {
+        Duration::from_millis(self.reset_from_ms)
+    }
+
+    /// The longest a reset may take.
+    #[must_use]
+    pub fn reset_under(&self) -> Duration {
+        Duration::from_millis(self.reset_under_ms)
+    }
+
+    /// The ActiveState that the mount's unit must have afterwards; `None` where the scenario has no such unit.
+    #[must_use]
+    pub fn mount_unit_state(&self) -> Option<&str> {
+        self.mount_unit.as_ref().map(|_| self.mount_unit_state.as_deref().unwrap_or("inactive"))
+    }
+
+    /// All units that are meant to be failed, in the order of their names.
+    #[must_use]
+    pub fn failed_units(&self) -> Vec<String> {
+        let own = (self.active_state == "failed").then(|| self.unit.clone());
+        let mounts = self.mount_unit.clone().filter(|_| self.mount_unit_state() == Some("failed"));
+        let mut units: Vec<String> =
+            self.other_failed_units.iter().cloned().chain(own).chain(mounts).collect();
+        units.sort();
+        units
+    }
+}

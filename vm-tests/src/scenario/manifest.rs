@@ -1,0 +1,180 @@
+//! `scenario.toml`, and its checks.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::expect::{Expect, ExpectedExit};
+
+/// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
+/// uses 120 MiB of it.
+pub const DEFAULT_MEMORY_MIB: u32 = 512;
+
+/// What a guest needs to boot, in MiB, its initramfs and the tmpfs over its root included.
+const LEAST_MEMORY_MIB: u32 = 256;
+
+/// `scenario.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// One line: what this scenario shows.
+    pub description: String,
+    /// The unit under test.
+    pub unit: String,
+    /// The unit whose commands make and unmake the mount, where that is not the unit under test.
+    #[serde(default)]
+    pub mount_unit: Option<String>,
+    /// The mount point under watch, absolute.
+    pub mount: String,
+    /// Where the machine gets an empty ext4 of its own (a RAM disk), because an overlay's upper layer can't lie
+    /// on the machine's root, which is an overlay itself.
+    #[serde(default)]
+    pub state_directory: Option<String>,
+    /// The machine's RAM, in MiB.
+    #[serde(default = "default_memory")]
+    pub memory_mib: u32,
+    /// How many cycles, unless `--cycles` says otherwise.
+    #[serde(default = "default_cycles")]
+    pub cycles: u32,
+    /// What the guest gets.
+    #[serde(default)]
+    pub deploy: Deploy,
+    /// Commands that bring the guest into its state after the files are there; each must succeed.
+    #[serde(default)]
+    pub setup: Vec<Vec<String>>,
+    /// Paths that a reset is meant to remove; none inside the mount.
+    #[serde(default)]
+    pub removed: Vec<String>,
+    /// Brings the unit up.
+    pub start: Vec<String>,
+    /// Brings it down again.
+    pub reset: Vec<String>,
+    /// Run after a cycle that left something mounted, a process of one of the units, or one of them failed.
+    #[serde(default)]
+    pub recover: Vec<Vec<String>>,
+    /// The longest a command of a cycle may take, in seconds of guest time.
+    #[serde(default = "default_command_timeout")]
+    pub command_timeout_secs: u64,
+    /// How often the units' tasks are looked at while one stops, in milliseconds of guest time.
+    #[serde(default = "default_sample")]
+    pub sample_ms: u64,
+    /// What every cycle must be, whatever the snapshot says.
+    pub expect: Expect,
+    /// Its place in a history that is told as one table.
+    #[serde(default)]
+    pub history: Option<History>,
+}
+
+/// A step of a history.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    /// Its number: the order of the table's lines.
+    pub step: u32,
+    /// What the step was, in a few words.
+    pub what: String,
+    /// What was written of it at the time.
+    pub told: String,
+}
+
+/// What the guest gets, in this order.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Deploy {
+    /// Trees of the host, relative to the scenario's directory, laid over the guest's `/`; then `files/`.
+    #[serde(default)]
+    pub trees: Vec<PathBuf>,
+    /// Programs: where each goes in the guest, and its name among those that the harness builds
+    /// (`left4me-overlay`, `l4d2ctl`, `vm-game`, `vm-attack`, `vm-hostile`, `vm-kill`) or, with a `/` in it, its path
+    /// from the scenario's directory.
+    #[serde(default)]
+    pub programs: BTreeMap<String, String>,
+    /// Small files, after all others: where each goes in the guest, and what is in it. Drop-ins of a unit, say, so
+    /// that what a scenario changes is seen in its manifest.
+    #[serde(default)]
+    pub text: BTreeMap<String, String>,
+}
+
+fn default_cycles() -> u32 {
+    10
+}
+
+fn default_memory() -> u32 {
+    DEFAULT_MEMORY_MIB
+}
+
+fn default_command_timeout() -> u64 {
+    120
+}
+
+fn default_sample() -> u64 {
+    10
+}
+
+pub(super) fn check(manifest: &Manifest) -> Result<()> {
+    let absolute = |key: &str, path: &str| {
+        ensure!(
+            path.starts_with('/') && !path.ends_with('/'),
+            "{key} = {path:?}: give an absolute path without a final slash"
+        );
+        Ok(())
+    };
+    absolute("mount", &manifest.mount)?;
+    manifest.state_directory.as_deref().map_or(Ok(()), |path| absolute("state_directory", path))?;
+    for path in &manifest.removed {
+        absolute("removed", path)?;
+        let inside =
+            path.strip_prefix(&manifest.mount).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+        ensure!(!inside, "removed: {path} is the mount or lies in it: looking there would hold it");
+    }
+    for path in manifest.deploy.programs.keys() {
+        absolute("deploy.programs", path)?;
+    }
+    for path in manifest.deploy.text.keys() {
+        absolute("deploy.text", path)?;
+    }
+    if let Some(ExpectedExit::Signal(name)) = &manifest.expect.exec_stop_post {
+        let signal = manifest.expect.exec_stop_post.as_ref().and_then(ExpectedExit::exit);
+        ensure!(
+            signal.is_some(),
+            "exec_stop_post = {name:?}: give an exit status or a signal, as \"SIGTERM\""
+        );
+    }
+    ensure!(manifest.unit.contains('.'), "unit = {:?}: give the full name, with .service", manifest.unit);
+    ensure!(
+        manifest.memory_mib >= LEAST_MEMORY_MIB,
+        "memory_mib = {}: a guest needs {LEAST_MEMORY_MIB} to boot",
+        manifest.memory_mib
+    );
+    match &manifest.mount_unit {
+        Some(mount_unit) => {
+            // Exec lines and a cgroup of its own, which a .mount unit has in other properties.
+            ensure!(
+                mount_unit.ends_with(".service"),
+                "mount_unit = {mount_unit:?}: give the full name of a service, with .service"
+            );
+            ensure!(
+                *mount_unit != manifest.unit,
+                "mount_unit = {mount_unit:?}: that is the unit under test; leave it out where that mounts itself"
+            );
+        }
+        None => ensure!(
+            manifest.expect.mount_unit_state.is_none(),
+            "mount_unit_state: whose? give mount_unit, or leave it out"
+        ),
+    }
+    ensure!(manifest.cycles > 0, "cycles = 0: nothing would be run");
+    ensure!(manifest.sample_ms > 0, "sample_ms = 0: give at least 1");
+    let commands = [("start", &manifest.start), ("reset", &manifest.reset)];
+    let lists = manifest
+        .setup
+        .iter()
+        .map(|argv| ("setup", argv))
+        .chain(manifest.recover.iter().map(|argv| ("recover", argv)));
+    for (key, argv) in commands.into_iter().chain(lists) {
+        ensure!(!argv.is_empty(), "{key}: an empty command");
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! What is measured, and how often.
+
+use anyhow::Result;
+use clap::ValueEnum;
+use vm_tests::bench::Requests;
+use vm_tests::bench::holders::Rounds;
+
+/// Cycles of a run of it.
+pub(super) const CYCLES: u32 = 2;
+
+/// How often 100,000 files are made and purged, at most: a minute or two of the host each.
+pub(super) const PURGES: usize = 2;
+
+/// How many machines are restored side by side.
+pub(super) const SIDE_BY_SIDE: [usize; 4] = [1, 2, 4, 8];
+
+/// How often `holders` is measured: in virtual time one run is as the next, so these are for what is different within
+/// one.
+pub(super) const TRUTH_ROUNDS: Rounds = Rounds { scans: 5, events: 20 };
+
+/// The same with `--quick`.
+pub(super) const QUICK_TRUTH_ROUNDS: Rounds = Rounds { scans: 1, events: 3 };
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum What {
+    /// Cold boot to the agent, and where its time goes
+    Boot,
+    /// The saved machine to its first answer, 1, 2, 4 and 8 at once, against a cold boot
+    Restore,
+    /// A null request, a command, a file of 10 MiB
+    Channel,
+    /// What an idle and a busy guest second cost in virtual time
+    Idle,
+    /// How much a Reset's guest time differs from run to run, with the host idle and busy
+    Spread,
+    /// A Reset against a `systemctl stop` of a service that does nothing
+    Reset,
+    /// What the helper's unmount costs
+    Helper,
+    /// Deleting 100,000 files by a Reset, and by `rm -rf`; some minutes
+    Purge,
+    /// The whole of `cargo xtask vm-test`, everything cached
+    Suite,
+    /// Other tools that boot machines, where they are installed
+    Peers,
+    /// A mount pinned in every way there is: what holders, fuser, lsof and lsns say; what a scan costs; how soon the
+    /// watch tells. On each --image, by itself
+    Holders,
+}
+
+/// How many samples.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Counts {
+    pub(super) machines: usize,
+    pub(super) spread: usize,
+    pub(super) requests: Requests,
+}
+
+impl Counts {
+    pub(super) fn of(quick: bool, runs: Option<usize>) -> Self {
+        let (machines, spread) = match (quick, runs) {
+            (true, _) => (2, 3),
+            (false, Some(runs)) => (runs, runs),
+            (false, None) => (5, 20),
+        };
+        Self { machines, spread, requests: Requests { pings: 1000, commands: 30, puts: machines } }
+    }
+}
+
+pub(super) fn runs(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) => Err("there is no median of nothing".to_owned()),
+        Ok(runs) => Ok(runs),
+        Err(error) => Err(format!("{error}")),
+    }
+}

@@ -1,0 +1,200 @@
+//! The rows of a benchmark and their targets; the host in words.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use vm_tests::bench::{self, Boot, Channel, Row, Samples, Unit};
+use vm_tests::host::accel::{Accel, Clock};
+use vm_tests::run::Prepared;
+
+use super::counts::SIDE_BY_SIDE;
+
+/// The targets, of the medians: seconds, but for those whose name says otherwise.
+pub(super) mod target {
+    pub(crate) const RESTORE: f64 = 0.4;
+    pub(crate) const RESTORE_RATIO: f64 = 1.0 / 20.0;
+    pub(crate) const BOOT_REAL: f64 = 8.0;
+    pub(crate) const BOOT_VIRTUAL: f64 = 18.0;
+    pub(crate) const PING: f64 = 0.001;
+    pub(crate) const COMMAND: f64 = 0.015;
+    pub(crate) const PUT: f64 = 1.0;
+    pub(crate) const IDLE: f64 = 0.7;
+    pub(crate) const SPREAD_PERCENT: f64 = 0.1;
+    pub(crate) const MEDIANS_PERCENT: f64 = 0.01;
+    pub(crate) const SAVED_MIB: f64 = 200.0;
+    pub(crate) const SUITE: f64 = 20.0;
+    pub(crate) const RESET_RATIO: f64 = 1.5;
+    pub(crate) const UMOUNT: f64 = 0.002;
+    pub(crate) const PURGE_RATIO: f64 = 1.2;
+}
+
+pub(super) fn boot_rows(prepared: &Prepared, boots: &[Boot]) -> Vec<Row> {
+    let clock = prepared.base.clock;
+    let row = |what: &str, of: fn(&Boot) -> f64| {
+        Row::new("boot", format!("{clock}: {what}"), Unit::Seconds, boots.iter().map(of).collect())
+    };
+    let target = match clock {
+        Clock::Real => target::BOOT_REAL,
+        Clock::Virtual => target::BOOT_VIRTUAL,
+    };
+    let mut rows = vec![
+        row("QEMU's start to the agent", |boot| boot.agent.as_secs_f64()).target(target),
+        row("QEMU's start to its greeting", |boot| boot.greeting.as_secs_f64()),
+        row("QEMU's start to systemd running", |boot| boot.running.as_secs_f64()),
+        row("guest time: kernel", |boot| boot.guest.kernel_secs),
+        row("guest time: initramfs", |boot| boot.guest.initramfs_secs),
+        row("guest time: systemd to the agent", |boot| boot.guest.agent_secs),
+        row("guest time: the agent to the end", |boot| boot.guest.rest_secs),
+    ];
+    if clock == Clock::Real {
+        // Its clock runs as the host's does, so the rest is what came before it.
+        rows.push(row("firmware and decompression", |boot| {
+            let guest = boot.guest;
+            boot.agent.as_secs_f64() - guest.kernel_secs - guest.initramfs_secs - guest.agent_secs
+        }));
+    }
+    rows
+}
+
+pub(super) fn restore_rows(prepared: &Prepared, boots: &[Boot], restores: [Samples; 4]) -> Result<Vec<Row>> {
+    let clock = prepared.base.clock;
+    let cold: Samples = boots.iter().map(|boot| boot.agent.as_secs_f64()).collect();
+    let mut rows = Vec::new();
+    for (machines, samples) in SIDE_BY_SIDE.into_iter().zip(restores) {
+        let ratio = samples.over(&cold);
+        let name = match machines {
+            1 => format!("{clock}: one machine to its answer"),
+            _ => format!("{clock}: {machines} at once, to the last answer"),
+        };
+        let time = Row::new("restore", name, Unit::Seconds, samples);
+        let ratio = Row::new("restore", "  / a cold boot to the agent", Unit::Ratio, ratio);
+        rows.extend(match machines {
+            1 => [time.target(target::RESTORE), ratio.target(target::RESTORE_RATIO)],
+            _ => [time, ratio],
+        });
+    }
+    #[expect(clippy::cast_precision_loss, reason = "a file's size is far below 2^52")]
+    let mib = bench::disk_bytes(prepared.saved()?)? as f64 / f64::from(1 << 20);
+    let saved =
+        Row::new("restore", format!("{clock}: saved machine on disk"), Unit::Mebibytes, Samples(vec![mib]));
+    rows.push(saved.target(target::SAVED_MIB));
+    Ok(rows)
+}
+
+pub(super) fn channel_rows(prepared: &Prepared, channel: Channel) -> [Row; 4] {
+    let clock = prepared.base.clock;
+    let row = |what, samples, target| {
+        Row::new("channel", format!("{clock}: {what}"), Unit::Seconds, samples).target(target)
+    };
+    [
+        row("null request", channel.ping, target::PING),
+        row("/bin/true", channel.truth, target::COMMAND),
+        row("echo and its output", channel.echo, target::COMMAND),
+        row("a file of 10 MiB", channel.put, target::PUT),
+    ]
+}
+
+/// Durations in nanoseconds, a list of cycles for each run.
+pub(super) fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Row>> {
+    let seconds = |runs: &[Vec<u64>]| -> Samples {
+        runs.iter().flatten().map(|ns| Duration::from_nanos(*ns).as_secs_f64()).collect()
+    };
+    let row = |what: String, unit, sample: f64| Row::new("spread", what, unit, Samples(vec![sample]));
+    let (quiet, loaded) = (seconds(idle), seconds(busy));
+    let all: Vec<Vec<u64>> = idle.iter().chain(busy).cloned().collect();
+    let together = seconds(&all);
+    let medians = (loaded.median() - quiet.median()).abs() / quiet.median();
+    let mut rows = vec![
+        Row::new("spread", "Reset, host idle (guest time)", Unit::Seconds, quiet),
+        Row::new("spread", "Reset, host busy (guest time)", Unit::Seconds, loaded),
+        // The cycles of a run differ by what they find done already: the target is a cycle's, over the runs.
+        row("(max - min) / median, all cycles as one".to_owned(), Unit::Percent, together.spread() * 100.0),
+        row("difference of the two medians".to_owned(), Unit::Percent, medians * 100.0)
+            .target(target::MEDIANS_PERCENT),
+    ];
+    let cycles = all.iter().map(Vec::len).min().context("a run")?;
+    for cycle in 0..cycles {
+        let mut values: Vec<u64> = all.iter().filter_map(|run| run.get(cycle)).copied().collect();
+        let of_cycle = seconds(&[values.clone()]).spread();
+        let n = values.len();
+        values.sort_unstable();
+        values.dedup();
+        let distinct = f64::from(u32::try_from(values.len()).unwrap_or(u32::MAX));
+        let number = cycle + 1;
+        let spread = row(format!("cycle {number}: (max - min) / median"), Unit::Percent, of_cycle * 100.0);
+        rows.push(spread.target(target::SPREAD_PERCENT));
+        rows.push(row(format!("cycle {number}: distinct values to the ns, of {n}"), Unit::Count, distinct));
+    }
+    Ok(rows)
+}
+
+/// Other tools, and how they are asked for the same: `true` on a machine with our kernel.
+pub(super) fn peers(ours: &Prepared) -> [(&'static str, Vec<String>); 2] {
+    let kernel = ours.base.kernel.display().to_string();
+    let memory = format!("{}M", ours.base.memory_mib);
+    // Without it vng is silent about what went wrong.
+    let mut vng =
+        ["--verbose", "--run", &kernel, "--memory", &memory, "--exec", "true"].map(str::to_owned).to_vec();
+    if ours.base.accel == Accel::Tcg {
+        vng.push("--disable-kvm".to_owned());
+    }
+    [("vng", vng), ("vmtest", ["--kernel", &kernel, "true"].map(str::to_owned).to_vec())]
+}
+
+pub(super) fn word(clock: Clock) -> &'static str {
+    match clock {
+        Clock::Real => "real",
+        Clock::Virtual => "virtual",
+    }
+}
+
+/// One row of the table.
+pub(super) fn line(row: &Row) -> String {
+    let number = |value| number(value, row.unit);
+    let numbers = format!(
+        "{:8} {:48} {:>4} {:>9} {:>9} {:>9}",
+        row.measurement,
+        row.what,
+        row.samples.0.len(),
+        number(row.min),
+        number(row.median),
+        number(row.max)
+    );
+    match (row.target, row.reached) {
+        (Some(target), Some(reached)) => {
+            let verdict = if reached { "reached" } else { "not reached" };
+            format!("{numbers}  target ≤ {}: {verdict}", number(target))
+        }
+        _ => numbers,
+    }
+}
+
+pub(super) fn number(value: f64, unit: Unit) -> String {
+    match unit {
+        Unit::Seconds if value.abs() >= 1.0 => format!("{value:.2} s"),
+        Unit::Seconds if value.abs() >= 0.001 => format!("{:.1} ms", value * 1e3),
+        Unit::Seconds => format!("{:.0} µs", value * 1e6),
+        Unit::Mebibytes => format!("{value:.0} MiB"),
+        Unit::Ratio if value < 10.0 => format!("{value:.3}"),
+        Unit::Ratio => format!("{value:.1}"),
+        Unit::Percent => format!("{value:.4} %"),
+        Unit::Count => format!("{value:.0}"),
+    }
+}
+
+/// The load averages of /proc/loadavg; see proc_loadavg(5).
+pub(super) fn load() -> Result<String> {
+    let text = read("/proc/loadavg")?;
+    Ok(text.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
+}
+
+pub(super) fn cpu() -> Result<String> {
+    let text = read("/proc/cpuinfo")?;
+    let model = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    Ok(model.map_or("a processor without a name", |(_, name)| name).to_owned())
+}
+
+fn read(path: &str) -> Result<String> {
+    std::fs::read_to_string(Path::new(path)).with_context(|| format!("read {path}"))
+}
