@@ -17,6 +17,7 @@ mod clock;
 mod command;
 mod end_state;
 mod events;
+mod fair_share;
 mod kernel_log;
 mod mounts;
 mod orders;

@@ -28,6 +28,7 @@ use vm_agent::recording::{
 };
 
 use super::events::Sink;
+use super::fair_share;
 use super::mounts::MountWatch;
 use super::orders::{Order, Orders, UnitView};
 use super::proc_connector::{ProcConnector, ProcessEvent};
@@ -178,6 +179,7 @@ struct Ready {
 
 impl Watch {
     fn run(mut self) -> Result<()> {
+        fair_share::bound();
         if let Err(error) = become_fifo() {
             self.sink.lost("scan", format!("not SCHED_FIFO, looks may come late: {error}"));
         }
