@@ -1,3 +1,5 @@
+//! What an action does of a systemd that is played, and what it says.
+
 use std::fs;
 use std::path::PathBuf;
 

@@ -1,3 +1,5 @@
+//! Each rule, and a unit that breaks none.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! What goes over the wire, against a systemd that is played.
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 

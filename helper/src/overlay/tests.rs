@@ -1,3 +1,5 @@
+//! The plan of a mount, and what an option string can hold.
+
 use super::*;
 use crate::instance::{Instance, STATE_DIR};
 use crate::layers;

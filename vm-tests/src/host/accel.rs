@@ -205,8 +205,8 @@ pub fn child_main_if_asked() {
 /// If we are interrupted, or if this binary does not call [`child_main_if_asked`]. A child that fails, hangs or
 /// is killed is no error: it means that KVM is not usable.
 pub async fn probe_in_child() -> anyhow::Result<Kvm> {
-    let exe = std::env::current_exe().context("find our own binary")?;
-    let program = Program::new(exe).env(PROBE_VAR, "1");
+    // Not its path: a build that runs meanwhile puts another file there.
+    let program = Program::new("/proc/self/exe").env(PROBE_VAR, "1");
     match process::run(program, PROBE_LIMIT, |_, _| {}).await {
         Ok(output) => parse(&output.text()).context("this binary does not answer the KVM probe"),
         Err(process::Error::Deadline { .. }) => {
