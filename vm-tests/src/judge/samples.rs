@@ -1,6 +1,6 @@
-//! Cycles for the tests of what is made of them.
+//! Recordings and cycles for the tests of what is made of them.
 
-use vm_agent::recording::{EndState, Remount, UnitState};
+use vm_agent::recording::{EndState, Event, Plan, Recording, Remount, Step, StepEnd, UnitState, What};
 use vm_agent::wire::Exit;
 
 use super::cycle::{Cycle, Umount};
@@ -37,4 +37,29 @@ pub(crate) fn clean() -> Cycle {
         probe_ns: 0,
         reset_stderr: String::new(),
     }
+}
+
+/// A recording of one cycle, each of whose events has its time.
+pub(crate) fn recording(mount_unit: Option<&str>, whats: impl IntoIterator<Item = (u64, What)>) -> Recording {
+    let plan = Plan {
+        unit: "x.service".to_owned(),
+        mount_unit: mount_unit.map(str::to_owned),
+        mount: "/m".to_owned(),
+        removed: Vec::new(),
+        cycles: 1,
+        start: Vec::new(),
+        reset: Vec::new(),
+        recover: Vec::new(),
+        command_timeout_ms: 1,
+        sample_us: 1,
+    };
+    let events = whats.into_iter().map(|(at, what)| Event { at, cycle: 1, what }).collect();
+    let (kernel, systemd, os) = (String::new(), String::new(), String::new());
+    Recording { plan, kernel, systemd, os, events }
+}
+
+/// The end of a step that went well.
+pub(crate) fn ends(step: Step) -> What {
+    let (stdout, stderr) = (String::new(), String::new());
+    What::StepEnds(StepEnd { step, exit: Some(Exit::Code(0)), duration_ns: 1, stdout, stderr })
 }

@@ -85,34 +85,16 @@ fn end(event: &Event) -> Option<(u64, String)> {
 
 #[cfg(test)]
 mod tests {
-    use vm_agent::recording::{Exec, Plan, StepEnd, Target, UmountCall};
+    use vm_agent::recording::{Exec, Target, UmountCall};
     use vm_agent::wire::Exit;
 
+    use super::super::samples::{ends, recording};
     use super::*;
 
     const MS: u64 = 1_000_000;
 
     fn recorded(whats: Vec<(u64, What)>) -> Recording {
-        let plan = Plan {
-            unit: "x.service".into(),
-            mount_unit: None,
-            mount: "/m".into(),
-            removed: Vec::new(),
-            cycles: 1,
-            start: Vec::new(),
-            reset: Vec::new(),
-            recover: Vec::new(),
-            command_timeout_ms: 1,
-            sample_us: 1,
-        };
-        let events = whats.into_iter().map(|(ms, what)| Event { at: ms * MS, cycle: 1, what }).collect();
-        let (kernel, systemd, os) = (String::new(), String::new(), String::new());
-        Recording { plan, kernel, systemd, os, events }
-    }
-
-    fn ends(step: Step) -> What {
-        let (stdout, stderr) = (String::new(), String::new());
-        What::StepEnds(StepEnd { step, exit: Some(Exit::Code(0)), duration_ns: 1, stdout, stderr })
+        recording(None, whats.into_iter().map(|(ms, what)| (ms * MS, what)))
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 use vm_agent::recording::{
     EndState, Event, Exec, Kind, MountCopy, Namespace, Recording, Reference, Remount, Role, Scan, Step,
-    StepEnd, Target, Task, Trigger, UmountCall, UnitState, What,
+    Target, Task, Trigger, UmountCall, UnitState, What,
 };
 use vm_agent::wire::Exit;
 
 use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit, remount_words};
 use super::expect::of_cycle;
 use super::fold::{cycles, listed, lives_on, scans_at_umount, verdict};
-use super::samples::clean;
+use super::samples::{clean, ends, recording};
 use super::snapshot::{runs, settled_states, shape};
 use crate::scenario::Expect;
 use crate::scenario::verdict::MountVerdict;
@@ -320,27 +320,9 @@ fn another_failure_than_the_declared_one_is_a_deviation() {
 
 /// A recording of one cycle that is over, with a mount unit if it has one.
 fn recorded(mount_unit: Option<&str>, whats: Vec<What>) -> Recording {
-    let end = |step| {
-        let (stdout, stderr) = (String::new(), String::new());
-        What::StepEnds(StepEnd { step, exit: Some(Exit::Code(0)), duration_ns: 1, stdout, stderr })
-    };
-    let around = [What::StepBegins(Step::Start), end(Step::Start), What::StepBegins(Step::Reset)];
-    let whats = around.into_iter().chain(whats).chain([end(Step::Reset)]);
-    let plan = vm_agent::recording::Plan {
-        unit: "x.service".to_owned(),
-        mount_unit: mount_unit.map(str::to_owned),
-        mount: "/m".to_owned(),
-        removed: Vec::new(),
-        cycles: 1,
-        start: Vec::new(),
-        reset: Vec::new(),
-        recover: Vec::new(),
-        command_timeout_ms: 1,
-        sample_us: 1,
-    };
-    let events = (0..).zip(whats).map(|(at, what)| Event { at, cycle: 1, what }).collect();
-    let (kernel, systemd, os) = (String::new(), String::new(), String::new());
-    Recording { plan, kernel, systemd, os, events }
+    let around = [What::StepBegins(Step::Start), ends(Step::Start), What::StepBegins(Step::Reset)];
+    let whats = around.into_iter().chain(whats).chain([ends(Step::Reset)]);
+    recording(mount_unit, (0..).zip(whats))
 }
 
 #[test]
