@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Mode, StatxFlags};
+use rustix::fs::{AtFlags, Mode, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -248,17 +248,15 @@ fn top(runtime: impl AsFd, paths: &Paths) -> Result<Option<u64>, HelperError> {
     }
 }
 
-/// Whether nothing is mounted on `merged`: it is not there, or a file of the mount that `runtime` lies in. Two calls, where
-/// the mount table is a text of all mounts. `None` if the kernel does not tell, as before Linux 5.8.
+/// Whether nothing is mounted on `merged`: it is not there, or no mount's root. One call, where the mount table is a text of
+/// all mounts. `None` if the kernel does not tell, as before Linux 5.8.
 fn is_bare(runtime: impl AsFd) -> Option<bool> {
-    let mount_of = |name: &str, flags: AtFlags| {
-        let flags = flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-        let told = rustix::fs::statx(&runtime, name, flags, StatxFlags::MNT_ID)?;
-        Ok((told.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(told.stx_mnt_id))
-    };
-    match mount_of(MERGED, AtFlags::empty()) {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
+    match rustix::fs::statx(runtime, MERGED, flags, StatxFlags::empty()) {
         Err(Errno::NOENT) => Some(true),
-        merged => Some(merged.ok()?? == mount_of("", AtFlags::EMPTY_PATH).ok()??),
+        Err(_) => None,
+        Ok(merged) if !merged.stx_attributes_mask.contains(StatxAttributes::MOUNT_ROOT) => None,
+        Ok(merged) => Some(!merged.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
     }
 }
 

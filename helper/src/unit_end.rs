@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use holders::stat::Stat;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -109,7 +110,7 @@ impl OfUnit {
         path.clone_into(&mut self.path);
         if self.is_mine() {
             let mut session =
-                |pid| read(proc_dir, pid, "stat", buffer).ok().and_then(|()| stat_field(buffer, SESSION));
+                |pid| read(proc_dir, pid, "stat", buffer).ok().and_then(|()| Stat::parse(buffer)?.session());
             if session(pid)? == session(std::process::id())? {
                 return None;
             }
@@ -146,7 +147,7 @@ impl Processes for OfUnit {
         {
             seen += 1;
             let Some(pid) = number(entry.file_name().to_bytes()) else { continue };
-            if pid == own || kernel_threads.contains(&pid) {
+            if pid == own || kernel_threads.binary_search(&pid).is_ok() {
                 continue;
             }
             running.extend(self.member(proc_dir, pid, &mut buffer));
@@ -172,34 +173,26 @@ impl Processes for OfUnit {
     }
 }
 
-/// Most processes of a machine are kernel threads, which are in no unit: a list of them spares reading each. It is that of
-/// kthreadd's children; empty where the kernel has none, and in a pid namespace of its own, where 2 is somebody else.
-fn kernel_threads(proc_dir: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> BTreeSet<u32> {
+/// Most processes of a machine are kernel threads, which are in no unit: a list of them, in order, spares reading each. It
+/// is that of kthreadd's children; empty where the kernel has none, and in a pid namespace of its own, where 2 is another.
+fn kernel_threads(proc_dir: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Vec<u32> {
     const KTHREADD: u32 = 2;
-    let mut read = |name| read(proc_dir, KTHREADD, name, buffer).map(|()| buffer.clone()).unwrap_or_default();
-    if !is_kernel_thread(&read("stat")) {
-        return BTreeSet::new();
+    if !is_first_pid_namespace(proc_dir) || read(proc_dir, KTHREADD, "task/2/children", buffer).is_err() {
+        return Vec::new();
     }
     // A page is some 800 of them. The last may be cut in two, and is not one then.
-    let children = read("task/2/children");
-    let whole = children.iter().rposition(|byte| *byte == b' ').unwrap_or_default();
-    children[..whole].split(|byte| *byte == b' ').filter_map(number).collect()
+    let whole = buffer.iter().rposition(|byte| *byte == b' ').unwrap_or_default();
+    let mut threads: Vec<u32> = buffer[..whole].split(|byte| *byte == b' ').filter_map(number).collect();
+    threads.sort_unstable();
+    threads
 }
 
-/// Which fields of `/proc/PID/stat` are asked for, counted from its third: proc_pid_stat(5).
-const SESSION: usize = 3;
-const FLAGS: usize = 6;
-
-fn is_kernel_thread(stat: &[u8]) -> bool {
-    /// `include/linux/sched.h`.
-    const PF_KTHREAD: u64 = 0x0020_0000;
-    stat_field(stat, FLAGS).is_some_and(|flags| flags & PF_KTHREAD != 0)
-}
-
-/// A number of a `/proc/PID/stat`. Its second field may hold anything and ends with the last parenthesis.
-fn stat_field(stat: &[u8], field: usize) -> Option<u64> {
-    let after = stat.iter().rposition(|byte| *byte == b')').and_then(|at| stat.get(at + 1..))?;
-    std::str::from_utf8(after).ok()?.split_ascii_whitespace().nth(field)?.parse().ok()
+/// Whether this process is in the pid namespace that the kernel began with, whose inode has a fixed number
+/// (`include/linux/proc_ns.h`, PROC_PID_INIT_INO).
+fn is_first_pid_namespace(proc_dir: BorrowedFd<'_>) -> bool {
+    let mut name = [MaybeUninit::uninit(); 32];
+    rustix::fs::readlinkat_raw(proc_dir, c"self/ns/pid", &mut name)
+        .is_ok_and(|(name, _rest)| name == b"pid:[4026531836]")
 }
 
 /// Reads a file of a process, at most a page of it.
@@ -426,10 +419,20 @@ mod tests {
     }
 
     #[test]
-    fn only_a_kernel_thread_is_one() {
-        assert!(is_kernel_thread(b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0"));
-        assert!(!is_kernel_thread(b"2 (a) 2 (kthreadd) S 0 0 0 0 -1 4194560 0 0"));
-        assert!(!is_kernel_thread(b"2 (kthreadd)") && !is_kernel_thread(b""));
+    fn only_a_kernel_thread_is_taken_for_one() {
+        let proc_dir = fs::File::open("/proc").unwrap();
+        let threads = kernel_threads(proc_dir.as_fd(), &mut Vec::with_capacity(4096));
+        for pid in &threads {
+            // One may have ended since.
+            let Ok(stat) = fs::read(format!("/proc/{pid}/stat")) else { continue };
+            assert_eq!(Stat::parse(&stat).unwrap().is_kernel_thread(), Some(true), "{pid}");
+        }
+        let is_first = fs::read_link("/proc/self/ns/pid").unwrap() == Path::new("pid:[4026531836]");
+        let has_kthreadd = fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm == "kthreadd\n");
+        assert_eq!(
+            !threads.is_empty(),
+            is_first && has_kthreadd && Path::new("/proc/2/task/2/children").exists()
+        );
     }
 
     proptest! {

@@ -343,6 +343,7 @@ impl Bench {
                 programs.umount,
             )
             .target(target::UMOUNT),
+            Row::new("helper", "umount2(2) alone (guest time)", Unit::Seconds, programs.call),
             Row::new("helper", "--version (guest time)", Unit::Seconds, programs.nothing),
         ]);
         cache::remove_tree(&directory)

@@ -170,11 +170,13 @@ pub(super) fn uncovered(begun: u64, ended: u64, mut spans: Vec<(u64, u64)>) -> u
     own + ended.saturating_sub(at)
 }
 
-/// Guest times of the deployed programs, in seconds.
+/// Guest times of the deployed programs, in seconds, with no recorder beside them.
 #[derive(Debug, Clone, Default)]
 pub struct Programs {
-    /// `left4me-overlay umount` from fork to wait, without umount2(2) itself and the recorder's looks.
+    /// `left4me-overlay umount` from fork to wait, without what umount2(2) takes by itself.
     pub umount: Samples,
+    /// umount2(2) of such an overlay.
+    pub call: Samples,
     /// `left4me-overlay --version`, from fork to wait: what a program costs that does nothing.
     pub nothing: Samples,
 }
@@ -192,6 +194,9 @@ pub struct Purges {
 pub const PURGED_FILES: u32 = 100_000;
 
 const HELPER: &str = "/usr/local/libexec/left4me/left4me-overlay";
+
+/// Where the program is put that times others in the guest.
+const TIMER: &str = "/run/vm-bench/vm-time";
 
 /// A scenario's plan with other commands, of one cycle.
 fn plan(scenario: &Scenario, start: &[&str], reset: &[&str]) -> Plan {
@@ -218,16 +223,29 @@ pub async fn programs(
 ) -> Result<Programs> {
     let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
     let measured = async {
+        let timer = prepared.programs.get("vm-time").context("vm-time was not built")?;
+        let timer = std::fs::read(timer).with_context(|| format!("read {}", timer.display()))?;
+        let guest = machine.guest();
+        machine.race("the timer to be put", DEADLINE, guest.put_bytes(TIMER, 0o755, &timer)).await?;
+        let merged = scenario.manifest.mount.as_str();
         let mut programs = Programs::default();
-        let umount = plan(scenario, &[HELPER, "mount", "3"], &[HELPER, "umount", "3"]);
-        let nothing = plan(scenario, &["true"], &[HELPER, "--version"]);
         for round in 0..=rounds {
-            let (umount, nothing) =
-                (one_cycle(&mut machine, &umount).await?, one_cycle(&mut machine, &nothing).await?);
-            ensure!(umount.cycle.umount_result() == Some("ok"), "no umount2 was recorded");
+            let mut times = [Duration::ZERO; 3];
+            for (time, argv) in times.iter_mut().zip([
+                [TIMER, HELPER, "umount", "3"].as_slice(),
+                &[TIMER, "--umount2", merged],
+                &[TIMER, HELPER, "--version"],
+            ]) {
+                text(&mut machine, &[HELPER, "mount", "3"]).await?;
+                let output = text(&mut machine, argv).await?;
+                let nanos = output.lines().last().context("vm-time wrote nothing")?;
+                *time = Duration::from_nanos(nanos.parse().with_context(|| format!("a time: {nanos}"))?);
+            }
+            let [umount, call, nothing] = times.map(|time| time.as_secs_f64());
             if round > 0 {
-                programs.umount.0.push(Duration::from_nanos(umount.own_ns).as_secs_f64());
-                programs.nothing.0.push(Duration::from_nanos(nothing.own_ns).as_secs_f64());
+                programs.umount.0.push(umount - call);
+                programs.call.0.push(call);
+                programs.nothing.0.push(nothing);
             }
         }
         Ok(programs)
