@@ -80,6 +80,11 @@ pub enum What {
     Mounted(Mounted),
     /// The watched path is no mount point any more.
     Unmounted,
+    /// The start has ended, and the watched path is no mount point in PID 1's mount namespace.
+    NotMounted {
+        /// The mount namespaces in which it is one: that of a unit with `PrivateTmp=` or the like, say.
+        elsewhere: Vec<MountCopy>,
+    },
     /// A umount(2) by anyone, from the tracepoint `sys_exit_umount`. `at` is its entry.
     UmountCall(UmountCall),
     /// Who holds the mount, as of this moment.

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
-use vm_agent::recording::{EndState, Kind, Remount, Role, Task, UnitState};
+use vm_agent::recording::{EndState, Kind, MountCopy, Remount, Role, Task, UnitState};
 use vm_agent::wire::Exit;
 
 use crate::scenario::verdict::MountVerdict;
@@ -18,6 +18,9 @@ pub struct Cycle {
     pub start_exit: Option<Exit>,
     /// From fork to wait, nanoseconds of guest time.
     pub start_ns: u64,
+    /// What there was when the reset began.
+    #[serde(default)]
+    pub before: Before,
     /// How the reset command ended; `None` if it ran into its deadline or never ran.
     pub reset_exit: Option<Exit>,
     /// From fork to wait, nanoseconds of guest time.
@@ -58,6 +61,17 @@ pub struct Cycle {
     pub probe_ns: u64,
     /// What the reset command wrote to stderr.
     pub reset_stderr: String,
+}
+
+/// What there is when a reset begins.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Before {
+    /// The unit's ActiveState.
+    pub active: String,
+    /// Whether the watched path is a mount point in PID 1's mount namespace.
+    pub mounted: bool,
+    /// Where it is one if not there, as `unit: path`.
+    pub elsewhere: Vec<String>,
 }
 
 /// The unit that makes and unmakes the mount.
@@ -160,6 +174,15 @@ pub(super) fn result_words(result: i64) -> String {
     }
 }
 
+/// Where something is mounted, as `unit: path`, each once.
+pub(super) fn places(copies: &[MountCopy]) -> Vec<String> {
+    let words = copies.iter().flat_map(|copy| {
+        let who = if copy.unit.is_empty() { &copy.comm } else { &copy.unit };
+        copy.mount_points.iter().map(move |path| format!("{who}: {path}"))
+    });
+    words.collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 impl Cycle {
     /// How the last umount2 went, `ok` or the name of its errno; `None` if there was none.
     #[must_use]
@@ -175,11 +198,7 @@ impl Cycle {
             Some(end) if !self.mounted => end.mounted_in.as_slice(),
             _ => &[],
         };
-        let words = copies.iter().flat_map(|copy| {
-            let who = if copy.unit.is_empty() { &copy.comm } else { &copy.unit };
-            copy.mount_points.iter().map(move |path| format!("{who}: {path}"))
-        });
-        words.collect::<BTreeSet<_>>().into_iter().collect()
+        places(copies)
     }
 
     /// comm of each process that is left in the unit's cgroup, or in that of the mount's unit.

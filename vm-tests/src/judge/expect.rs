@@ -5,7 +5,7 @@ use std::time::Duration;
 use vm_agent::recording::Recording;
 use vm_agent::wire::Exit;
 
-use super::cycle::{Cycle, Holder};
+use super::cycle::{Before, Cycle, Holder};
 use super::snapshot::exit_words;
 use crate::scenario::{Expect, ExpectedExit};
 
@@ -43,6 +43,12 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
     check(cycle.end.is_some(), "what the reset left was not looked at".to_owned());
     let start = Some(Exit::Code(expect.start_exit));
     check(cycle.start_exit == start, wrong_exit("start", cycle.start_exit, start));
+    let before = &cycle.before;
+    check(
+        before.active == expect.active_state_before,
+        format!("the unit is {} when the reset begins, not {}", before.active, expect.active_state_before),
+    );
+    check(before.mounted == expect.mounted_before, mounted_before(before));
     let reset = Some(Exit::Code(expect.reset_exit));
     check(cycle.reset_exit == reset, wrong_exit("reset", cycle.reset_exit, reset));
     let (took, from, under) =
@@ -121,6 +127,18 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
         ),
     }
     wrong
+}
+
+/// For a cycle in which that was not expected.
+fn mounted_before(before: &Before) -> String {
+    match before.elsewhere.as_slice() {
+        _ if before.mounted => "the mount is there when the reset begins".to_owned(),
+        [] => "nothing is mounted at the watched path when the reset begins".to_owned(),
+        places => format!(
+            "nothing is mounted at the watched path when the reset begins, but in another mount namespace: {}",
+            places.join(", ")
+        ),
+    }
 }
 
 /// Whether the reset command wrote these words to stderr; see [`Expect::reset_stderr`].

@@ -8,7 +8,7 @@ use vm_agent::recording::{
 };
 
 use super::contradictions::contradictions;
-use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit, Umount, result_words};
+use super::cycle::{Before, Cycle, ExecOutcome, Holder, MountUnit, Umount, places, result_words};
 use crate::scenario::verdict::MountVerdict;
 
 /// One holder per process: threads and repeated looks say the same again.
@@ -100,6 +100,7 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
         number,
         start_exit: start.and_then(|end| end.exit),
         start_ns: start.map_or(0, |end| end.duration_ns),
+        before: before(events, from),
         reset_exit: reset.and_then(|end| end.exit),
         reset_ns: reset.map_or(0, |end| end.duration_ns),
         unit: last_unit(&before_recovery),
@@ -132,6 +133,19 @@ fn scan_at_stop<'a>(events: &[&'a Event], reset: u64) -> Option<&'a Scan> {
     });
     let (before, after): (Vec<_>, Vec<_>) = stops.partition(|(at, _)| *at <= reset);
     before.last().or(after.first()).map(|(_, scan)| *scan)
+}
+
+fn before(events: &[&Event], reset: u64) -> Before {
+    let not_mounted = events.iter().find_map(|event| match &event.what {
+        What::NotMounted { elsewhere } => Some(elsewhere),
+        _ => None,
+    });
+    let earlier: Vec<&Event> = events.iter().copied().filter(|event| event.at <= reset).collect();
+    Before {
+        active: last_unit(&earlier).active,
+        mounted: not_mounted.is_none(),
+        elsewhere: not_mounted.map(|copies| places(copies)).unwrap_or_default(),
+    }
 }
 
 fn scan_of(event: &Event) -> Option<(u64, &Scan)> {

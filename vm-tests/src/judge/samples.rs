@@ -3,7 +3,7 @@
 use vm_agent::recording::{EndState, Event, Plan, Recording, Remount, Step, StepEnd, UnitState, What};
 use vm_agent::wire::Exit;
 
-use super::cycle::{Cycle, Umount};
+use super::cycle::{Before, Cycle, Umount};
 use crate::scenario::verdict::MountVerdict;
 
 /// A cycle in which all went well.
@@ -12,6 +12,7 @@ pub(crate) fn clean() -> Cycle {
         number: 1,
         start_exit: Some(Exit::Code(0)),
         start_ns: 1,
+        before: Before { active: "active".to_owned(), mounted: true, elsewhere: Vec::new() },
         reset_exit: Some(Exit::Code(0)),
         reset_ns: 100_000_000,
         unit: UnitState { active: "inactive".to_owned(), ..UnitState::default() },

@@ -69,6 +69,7 @@ fn words(event: &Event) -> Option<(u64, String)> {
         | What::LeftOver { .. }
         | What::EndState(_)
         | What::KernelWarning { .. }
+        | What::NotMounted { .. }
         | What::Lost { .. } => return None,
     };
     Some((event.at, words))

@@ -248,6 +248,11 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
     copied.end.as_mut().expect("an end").mounted_in.push(copy());
     let cases = [
         (mutate(|cycle| cycle.start_exit = Some(Exit::Code(1))), "start: exit status 1"),
+        (
+            mutate(|cycle| cycle.before.active = "inactive".to_owned()),
+            "the unit is inactive when the reset begins, not active",
+        ),
+        (mutate(|cycle| cycle.before.mounted = false), "nothing is mounted at the watched path when"),
         (mutate(|cycle| cycle.reset_exit = None), "reset: no end"),
         (mutate(|cycle| cycle.reset_ns = 1_000_000_000), "reset took 1.000 s"),
         (mutate(|cycle| cycle.unit.active = "failed".to_owned()), "the unit is failed"),
@@ -316,6 +321,28 @@ fn another_failure_than_the_declared_one_is_a_deviation() {
         assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
         assert!(deviations[0].contains(words), "{words} is not in {deviations:?}");
     }
+}
+
+#[test]
+fn what_there_was_before_the_reset_is_of_its_own_cycle_and_of_pid_1s_namespace() {
+    let state = |active: &str| What::Unit(UnitState { active: active.to_owned(), ..UnitState::default() });
+    let begun = || What::StepBegins(Step::Reset);
+    let of = |whats: Vec<What>| cycles(&recording(None, (0..).zip(whats))).remove(0).before;
+    let up = of(vec![state("inactive"), state("active"), begun(), state("inactive"), ends(Step::Reset)]);
+    assert_eq!(up, clean().before);
+    let copy = MountCopy {
+        pid: 1,
+        comm: "x".to_owned(),
+        unit: "x.service".to_owned(),
+        namespace: Namespace { inode: 1, id: None },
+        mount_points: vec!["/m".to_owned()],
+    };
+    let private = of(vec![state("active"), What::NotMounted { elsewhere: vec![copy] }, begun()]);
+    assert_eq!(
+        (private.mounted, private.elsewhere.as_slice()),
+        (false, ["x.service: /m".to_owned()].as_slice())
+    );
+    assert_eq!(of(vec![begun(), state("active")]).active, "");
 }
 
 /// A recording of one cycle that is over, with a mount unit if it has one.

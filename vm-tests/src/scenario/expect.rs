@@ -15,6 +15,12 @@ pub struct Expect {
     /// The start command's exit status.
     #[serde(default)]
     pub start_exit: i32,
+    /// The unit's ActiveState when the reset begins. Left out: `active`, since a reset of what does not run shows nothing.
+    #[serde(default = "active")]
+    pub active_state_before: String,
+    /// Whether the watched path is a mount point, in PID 1's mount namespace, when the reset begins. Left out: it is.
+    #[serde(default = "yes")]
+    pub mounted_before: bool,
     /// The reset command's exit status.
     pub reset_exit: i32,
     /// The shortest a reset must take, in milliseconds of guest time.
@@ -76,6 +82,14 @@ pub struct Expect {
     /// The mount's unit, where there is one, for [`Expect::mount_unit_state`].
     #[serde(skip)]
     pub(super) mount_unit: Option<String>,
+}
+
+fn active() -> String {
+    "active".to_owned()
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// How a process is meant to end: an exit status, or the name of a signal.

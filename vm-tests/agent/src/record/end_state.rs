@@ -13,7 +13,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use holders::cgroup;
-use holders::mountinfo::{self, Device, Mount};
+use holders::mountinfo::{self, Mount};
 use holders::namespace::MountNamespace;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 use vm_agent::recording::{EndState, MountCopy, Namespace, Remount};
@@ -36,7 +36,7 @@ pub(super) fn read(
     log: Option<&mut KernelLog>,
 ) -> Result<EndState> {
     let mounted_in = match mount {
-        Some(mount) => mounted_in(mount.device)?,
+        Some(mount) => mounted_in(|other| other.device == mount.device)?,
         None => Vec::new(),
     };
     let processes = units.control_groups().flat_map(unit_cgroup::processes);
@@ -48,9 +48,17 @@ pub(super) fn read(
     })
 }
 
-/// The mount namespaces that have a process and a mount of this device. One without a process (kept by a descriptor
-/// or a bind mount of its file) is not found: the remount tells of it.
-fn mounted_in(device: Device) -> Result<Vec<MountCopy>> {
+/// The mount namespaces that have a process and something mounted at `path`.
+///
+/// # Errors
+/// If `/proc` can't be listed.
+pub(super) fn mounted_at(path: &Path) -> Result<Vec<MountCopy>> {
+    mounted_in(|mount| mount.mount_point == path)
+}
+
+/// The mount namespaces that have a process and such a mount. One without a process (kept by a descriptor or a bind mount
+/// of its file) is not found: the remount tells of it.
+fn mounted_in(is_one: impl Fn(&Mount) -> bool) -> Result<Vec<MountCopy>> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     let mut pids: Vec<u32> = fs::read_dir("/proc")
@@ -69,7 +77,7 @@ fn mounted_in(device: Device) -> Result<Vec<MountCopy>> {
         let Ok(mounts) = mountinfo::read(pid) else { continue };
         let mount_points: Vec<String> = mounts
             .iter()
-            .filter(|mount| mount.device == device)
+            .filter(|mount| is_one(mount))
             .map(|mount| mount.mount_point.to_string_lossy().into_owned())
             .collect();
         if !mount_points.is_empty() {
@@ -145,10 +153,12 @@ mod tests {
     #[test]
     fn finds_the_namespaces_of_a_device() {
         let own = mountinfo::read_at(std::process::id(), Path::new("/proc")).unwrap().unwrap();
-        let found = mounted_in(own.device).unwrap();
+        let found = mounted_in(|mount| mount.device == own.device).unwrap();
         let has_proc = |copy: &MountCopy| copy.mount_points.iter().any(|path| path == "/proc");
         assert!(found.iter().any(has_proc), "{found:?}");
-        assert_eq!(mounted_in(Device { major: 0, minor: 0 }).unwrap(), []);
+        assert_eq!(mounted_in(|_| false).unwrap(), []);
+        assert!(mounted_at(Path::new("/proc")).unwrap().iter().any(has_proc));
+        assert_eq!(mounted_at(Path::new("/no/such")).unwrap(), []);
     }
 
     #[test]

@@ -26,6 +26,10 @@ pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units
     for _ in 0..plan.cycles {
         let started = steps.run(Step::Start, &plan.start)?;
         let mount = mountinfo::read_at(1, Path::new(&plan.mount))?;
+        if mount.is_none() {
+            let elsewhere = end_state::mounted_at(Path::new(&plan.mount)).context("look for the mount")?;
+            sink.send_now(What::NotMounted { elsewhere });
+        }
         steps.run(Step::Reset, &plan.reset)?;
         steps.look_for_leftovers();
         let is_clean = steps.look_at_the_end(mount.as_ref())?;
