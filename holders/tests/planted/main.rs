@@ -149,7 +149,7 @@ fn planted(stage: &Stage, case: &Case) -> Result<(), Box<dyn Error>> {
             assert_eq!(verdict.blocks_umount(), Some(true), "{before:#?}");
         }
         (Umount::Busy, false) => {
-            assert_eq!(verdict, Verdict::NothingInTheWay, "{before:#?}");
+            assert_eq!(verdict, Verdict::Free, "{before:#?}");
             let after = Query::new(&stage.merged).after_ebusy().run()?;
             let Verdict::NotVisible { suspects } = seen(&after) else { panic!("{after:#?}") };
             let expected = match case.name {
@@ -202,7 +202,7 @@ fn underlying(stage: &Stage) -> Result<(), Box<dyn Error>> {
     let _planter = stage.plant("cwd")?;
     stage.mount()?;
     let report = stage.ask()?;
-    assert_eq!(seen(&report), Verdict::NothingInTheWay, "{report:#?}");
+    assert_eq!(seen(&report), Verdict::Free, "{report:#?}");
     Ok(stage.umount()?)
 }
 
@@ -215,7 +215,7 @@ fn held_by_the_caller(stage: &Stage) -> Result<(), Box<dyn Error>> {
     let Verdict::HeldByYourself { blockers } = report.verdict() else { panic!("{report:#?}") };
     assert_eq!(blockers[0].relation, Relation::Caller, "{report:#?}");
     std::env::set_current_dir("/")?;
-    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    assert_eq!(seen(&stage.ask()?), Verdict::Free);
     Ok(stage.umount()?)
 }
 
@@ -471,7 +471,7 @@ fn bound_directory(stage: &Stage) -> Result<(), Box<dyn Error>> {
     let _elsewhere = std::fs::File::create(stage.base.join("upper/file"))?;
     let _the_same_by_its_own_path = std::fs::File::create(lower.join("file"))?;
     rustix::mount::mount_bind(&lower, &stage.merged)?;
-    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    assert_eq!(seen(&stage.ask()?), Verdict::Free);
     for case in ["cwd", "mmap"] {
         let planter = stage.plant(case)?;
         let report = stage.ask()?;
@@ -522,7 +522,7 @@ fn deep(stage: &Stage) -> Result<(), Box<dyn Error>> {
     drop(file);
     holds("mapping")?;
     drop(mapped);
-    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    assert_eq!(seen(&stage.ask()?), Verdict::Free);
     Ok(stage.umount()?)
 }
 
