@@ -12,10 +12,10 @@ use vm_tests::cache::Key;
 use vm_tests::host::accel::{self, Clock, Wish};
 use vm_tests::host::signals::Interrupts;
 use vm_tests::host::tools::{self, Need};
-use vm_tests::image::external::{self, Foreign};
+use vm_tests::image::external::{self, External};
 use vm_tests::image::initramfs;
 use vm_tests::image::programs;
-use vm_tests::image::{self, FOREIGN, Request, Suite};
+use vm_tests::image::{self, EXTERNAL, Request, Suite};
 use vm_tests::machine::Cancel;
 use vm_tests::machine::base::Base;
 use vm_tests::machine::config::Abilities;
@@ -85,14 +85,14 @@ impl MachineArgs {
     }
 
     /// By absolute paths: the suite runs elsewhere.
-    fn foreign(&self) -> Result<Option<Foreign>> {
+    fn external(&self) -> Result<Option<External>> {
         let (Some(kernel), Some(modules), Some(root)) = (&self.kernel, &self.modules, &self.root) else {
             return Ok(None);
         };
         let absolute = |path: &PathBuf| {
             std::path::absolute(path).with_context(|| format!("the absolute path of {}", path.display()))
         };
-        Ok(Some(Foreign { kernel: absolute(kernel)?, modules: absolute(modules)?, root: absolute(root)? }))
+        Ok(Some(External { kernel: absolute(kernel)?, modules: absolute(modules)?, root: absolute(root)? }))
     }
 }
 
@@ -194,15 +194,15 @@ struct System {
 
 /// The systems that are asked for, built where they are not there.
 async fn systems(machine: &MachineArgs) -> Result<Vec<System>> {
-    if let Some(foreign) = machine.foreign()? {
-        let adopted = external::adopt(&foreign).await?;
-        let description = format!("{}, kernel {}", foreign.root.display(), foreign.kernel.display());
+    if let Some(external) = machine.external()? {
+        let mappable = external::mappable_root(&external).await?;
+        let description = format!("{}, kernel {}", external.root.display(), external.kernel.display());
         return Ok(vec![System {
-            name: FOREIGN.to_owned(),
-            kernel: foreign.kernel,
-            modules: foreign.modules,
-            root: adopted.root,
-            root_key: adopted.root_key,
+            name: EXTERNAL.to_owned(),
+            kernel: external.kernel,
+            modules: external.modules,
+            root: mappable.root,
+            root_key: mappable.root_key,
             description,
         }]);
     }

@@ -16,10 +16,10 @@ pub(super) const SIDE_BY_SIDE: [usize; 4] = [1, 2, 4, 8];
 
 /// How often `holders` is measured: in virtual time one run is as the next, so these are for what is different within
 /// one.
-pub(super) const TRUTH_ROUNDS: Rounds = Rounds { scans: 5, events: 20 };
+pub(super) const ACCURACY_ROUNDS: Rounds = Rounds { scans: 5, events: 20 };
 
 /// The same with `--quick`.
-pub(super) const QUICK_TRUTH_ROUNDS: Rounds = Rounds { scans: 1, events: 3 };
+pub(super) const QUICK_ACCURACY_ROUNDS: Rounds = Rounds { scans: 1, events: 3 };
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -44,7 +44,7 @@ pub(super) enum What {
     Suite,
     /// Other tools that boot machines, where they are installed
     Peers,
-    /// A mount pinned in every way there is: what holders, fuser, lsof and lsns say; what a scan costs; how soon the
+    /// A mount held in every way of the fixture: what holders, fuser, lsof and lsns say; what a scan costs; how soon the
     /// watch tells. On each --image, by itself
     Holders,
 }
