@@ -44,22 +44,25 @@ const RUN_DEADLINE_SECS: u64 = 900;
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(1800);
 /// How long `vm-test` may take to end its machines after an interrupt.
 const STOP_GRACE: Duration = Duration::from_secs(40);
-/// Measures the harness: boots, restores, requests, guest time, resets. Or, by `holders`, the accuracy.
+/// Measures the harness: boots, restores, requests, guest time, resets.
+///
+/// `bench holders` measures how accurate holders, fuser, lsof and lsns are.
 ///
 /// Prints minimum, median and maximum of each beside its target, and writes all samples to
-/// target/vm-bench/bench.json (`holders`: target/vm-bench/holders.json). Measures real time and virtual time, unless --clock names one. The exit status says
-/// nothing of targets: a benchmark is no test. The host should do nothing else meanwhile.
+/// target/vm-bench/bench.json (`holders`: target/vm-bench/holders.json). Measures real time and virtual time, unless
+/// --clock names one. A missed target does not change the exit status: a benchmark is no test. Keep the host idle
+/// meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// What to measure; everything but `holders` if nothing is given
+    /// What to measure [default: everything except `holders`]
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
 
-    /// How many samples of everything that is not a single request [default: 20 runs of the scenario, 5 of the rest]
+    /// Number of samples, except of single requests [default: 20 runs of the scenario, 5 of the rest]
     #[arg(long, value_name = "N", value_parser = runs, conflicts_with = "quick")]
     runs: Option<usize>,
 
-    /// Few samples: to see that it works, not to compare with
+    /// Take few samples: to see that it works, not to compare
     #[arg(long)]
     quick: bool,
 

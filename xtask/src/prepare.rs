@@ -26,36 +26,36 @@ use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
 /// What a machine is made of.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MachineArgs {
-    /// The guest's Debian suite: bookworm, trixie or sid; several with commas between them, where several can be
+    /// Debian suite of the guest: bookworm, trixie or sid; vm-test and bench holders take several, with commas
     #[arg(long, value_name = "SUITE", value_delimiter = ',', default_values_t = [Suite::default()])]
     pub(crate) image: Vec<Suite>,
 
-    /// The kernel of a system that somebody else built (bzImage or vmlinux), in place of --image
+    /// Kernel of an external image (bzImage or vmlinux), in place of --image
     #[arg(long, value_name = "FILE", requires_all = ["modules", "root"], conflicts_with = "image")]
     pub(crate) kernel: Option<PathBuf>,
 
-    /// The modules of that kernel: the directory that has modules.dep
+    /// Modules of that kernel: the directory with modules.dep
     #[arg(long, value_name = "DIR", requires = "kernel")]
     pub(crate) modules: Option<PathBuf>,
 
-    /// The root file system of that system, with systemd: an image of squashfs, erofs, ext4 or btrfs. It is never written
+    /// Root file system of the external image, with systemd: squashfs, erofs, ext4 or btrfs. It is never written to
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) root: Option<PathBuf>,
 
-    /// The QEMU to run instead of the one on PATH
+    /// QEMU to run, in place of the one on PATH
     #[arg(long, value_name = "PROGRAM", env = "VM_TESTS_QEMU")]
     pub(crate) qemu: Option<PathBuf>,
 
-    /// What executes the guest's instructions: auto takes KVM if it is proved to work, kvm fails if it does not
+    /// Accelerator: auto uses KVM if it runs a guest, else TCG; kvm fails if KVM runs no guest
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     pub(crate) accel: Wish,
 
-    /// The guest's time: real is the host's; virtual counts instructions and skips idle time, so that a duration is the
-    /// same on every host. Without KVM the default is virtual
+    /// Clock of the guest: real is the host's; virtual counts instructions and skips idle time, so a duration is the
+    /// same on every host [default: virtual without KVM, else real]
     #[arg(long, value_name = "real|virtual")]
     pub(crate) clock: Option<Clock>,
 
-    /// Take packages from here instead of Debian's own servers
+    /// Mirror for packages, in place of Debian's servers
     #[arg(long, value_name = "URL", env = image::MIRROR_VAR)]
     pub(crate) mirror: Option<String>,
 }
