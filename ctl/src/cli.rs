@@ -1,5 +1,5 @@
-//! The command line of `l4d2ctl`: here and not in its binary, as the manual page and the completions of the shells are
-//! made from it too (`examples/generate.rs`).
+//! The command line of `l4d2ctl`. It is in the library because `examples/generate.rs` makes the manual pages and the shell
+//! completions from it.
 
 use std::time::Duration;
 
@@ -8,41 +8,41 @@ use left4me_helper::instance::Instance;
 
 use crate::actions::DEFAULT_TIMEOUT;
 
-/// What the manual page and the help of a command say besides its options.
+/// The part of a manual page and of a help text that clap does not know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Page {
     /// The exit statuses and what each means.
     pub exit: &'static [(u8, &'static str)],
-    /// Who may do it.
+    /// Who may run it.
     pub rights: &'static str,
 }
 
-const USAGE: (u8, &str) = (2, "the command line makes no sense");
+const USAGE: (u8, &str) = (2, "wrong usage");
 
-/// That of `l4d2ctl` itself.
+/// The page of `l4d2ctl` itself.
 pub const PAGE: Page = Page {
     exit: &[
         (0, "ok"),
         (
             1,
-            "failed, refused at the question, or doctor has found something; or the report could not be printed",
+            "failed; or the answer to the question was no; or doctor found something; or the report could not be printed",
         ),
         USAGE,
-        (3, "status of a server that does not run"),
+        (3, "status: a server does not run"),
         (4, "no such instance or unit"),
     ],
-    rights: "status and doctor: anybody. start and stop: root, or whom polkit allows \
+    rights: "status and doctor: any user. start and stop: root, or a user whom polkit allows \
              org.freedesktop.systemd1.manage-units. reset: root.",
 };
 
 const START: Page = Page {
     exit: &[
         (0, "the servers run"),
-        (1, "one does not: the message has the unit whose journal says why"),
+        (1, "a server does not run: the message names the unit whose journal has the reason"),
         USAGE,
-        (4, "no such instance: it has no file in /var/lib/left4me/instances; or no such unit"),
+        (4, "no such instance: no file in /var/lib/left4me/instances; or no such unit"),
     ],
-    rights: "Root, or whom polkit allows org.freedesktop.systemd1.manage-units for both units of the instance.",
+    rights: "Root, or a user whom polkit allows org.freedesktop.systemd1.manage-units for both units of the instance.",
 };
 
 const STOP: Page = Page {
@@ -50,47 +50,47 @@ const STOP: Page = Page {
         (0, "the servers are down and the overlays unmounted"),
         (
             1,
-            "one is not: something is still mounted, somebody asked for something else meanwhile, or the server had to be \
-             killed and may have lost what it was saving",
+            "not so for one of them: something is still mounted, another request replaced the stop, or the server had to be \
+             killed and may have lost data",
         ),
         USAGE,
         (4, "no such unit"),
     ],
-    rights: "Root, or whom polkit allows org.freedesktop.systemd1.manage-units for both units of the instance. Only root \
-             can warn by --grace, and is told who keeps an overlay mounted.",
+    rights: "Root, or a user whom polkit allows org.freedesktop.systemd1.manage-units for both units of the instance. Only root \
+             can use --grace, and only root sees who keeps an overlay mounted.",
 };
 
 const RESET: Page = Page {
     exit: &[
         (
             0,
-            "the servers are down and all they wrote is deleted; that one had to be killed is a note then, and its failed \
-             state is cleared",
+            "the servers are down and everything they wrote is deleted. A server that had to be killed gets a note, and \
+             its failed state is cleared",
         ),
-        (1, "not so, or refused at the question: the message says whether anything was deleted"),
+        (1, "failed, or the answer to the question was no: the message says whether anything was deleted"),
         USAGE,
-        (4, "no such instance: nothing of it is there, and it does not run; or no such unit"),
+        (4, "no such instance: it has no files and does not run; or no such unit"),
     ],
-    rights: "Root, as it deletes root's directories. Without root nothing is begun.",
+    rights: "Root, because it deletes root's directories. Without root it refuses before it stops anything.",
 };
 
 const STATUS: Page = Page {
     exit: &[
-        (0, "the servers run; without an ID: it could be said how they are"),
+        (0, "the servers run; without an ID: all states could be read"),
         (1, "systemd could not be asked"),
         USAGE,
-        (3, "one that was named does not run"),
+        (3, "a server that was named does not run"),
         (4, "no such unit"),
     ],
-    rights: "Anybody. Whether something is mounted is shown to those who may read /proc/1/mountinfo.",
+    rights: "Any user. Whether the overlay is mounted is shown to users who may read /proc/1/mountinfo.",
 };
 
 const DOCTOR: Page = Page {
     exit: &[(0, "nothing found"), (1, "something found, or a unit could not be read"), USAGE],
-    rights: "Anybody.",
+    rights: "Any user.",
 };
 
-/// That of a subcommand, by its name.
+/// The page of a subcommand, by its name.
 #[must_use]
 pub fn page(subcommand: &str) -> Option<&'static Page> {
     match subcommand {
@@ -104,7 +104,7 @@ pub fn page(subcommand: &str) -> Option<&'static Page> {
 }
 
 impl Page {
-    /// It as the end of a help text.
+    /// The page as the end of a help text.
     fn help(&self) -> String {
         let exit: String =
             self.exit.iter().map(|(status, meaning)| format!("  {status}  {meaning}\n")).collect();
@@ -116,12 +116,12 @@ impl Page {
 #[derive(Debug, Parser)]
 #[command(name = "l4d2ctl", version, after_help = PAGE.help(), term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The action.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The action.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Mount the overlays and start the servers
@@ -129,74 +129,74 @@ pub enum Command {
     Start(Target),
     /// Stop the servers and unmount the overlays
     ///
-    /// An overlay that an earlier stop has left mounted is unmounted as well.
+    /// Also unmounts an overlay that an earlier stop left mounted.
     #[command(after_help = STOP.help())]
     Stop(StopTarget),
-    /// Stop the servers and delete their runtime directories, with all they wrote
+    /// Stop the servers and delete everything they wrote
     ///
-    /// Nothing is deleted unless the stop is one and nothing is mounted there any more. An overlay that an earlier stop
-    /// has left mounted is unmounted first. On a terminal it asks before servers that run are reset.
+    /// Deletes the runtime directories only if the stop succeeded and nothing is mounted there any more. Unmounts an
+    /// overlay that an earlier stop left mounted. On a terminal it asks before it resets servers that run.
     #[command(after_help = RESET.help())]
     Reset(ResetTarget),
-    /// Say how the servers' units are
+    /// Show the state of the servers' units
     ///
-    /// One instance is shown in full, several as a table. Without any, all are shown, and one that does not run is no
-    /// failure.
+    /// Shows one instance in full, several as a table. Without an ID it shows all instances, and a server that does not run
+    /// is no failure.
     #[command(after_help = STATUS.help())]
     Status(StatusTarget),
-    /// Say what in the loaded units and their drop-ins defeats the design
+    /// Find settings of loaded units and drop-ins that break mounting or unmounting
     ///
-    /// Not only in the servers' own: also what another service or mount unit has that keeps a server's overlay busy, or
-    /// alive behind a successful umount. Without an instance, all are looked at.
+    /// Checks the servers' own units, and other services and mount units that keep a server's overlay busy, or alive after a
+    /// successful umount. Without an ID it checks all instances.
     #[command(after_help = DOCTOR.help())]
     Doctor(StatusTarget),
 }
 
-/// Which instances, and how.
+/// The instances and the options.
 #[derive(Debug, Args)]
 pub struct Target {
-    /// The instances: each 1 to 23 characters of a-z, 0-9, _ and -
+    /// Instances; each is 1 to 23 characters of a-z, 0-9, _ and -
     #[arg(required_unless_present = "all", value_name = "ID")]
     pub ids: Vec<Instance>,
-    /// All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory;
-    /// for reset also what an interrupted one has left
+    /// All instances with a file in /var/lib/left4me/instances; for stop and reset also those with a runtime directory; for
+    /// reset also what an interrupted reset left
     #[arg(long, conflicts_with = "ids")]
     pub all: bool,
-    /// How to do it.
+    /// Output and time limit.
     #[command(flatten)]
     pub how: How,
 }
 
-/// Which instances to stop, and how.
+/// The instances to stop and the options.
 #[derive(Debug, Args)]
 pub struct StopTarget {
-    /// Which.
+    /// The instances.
     #[command(flatten)]
     pub target: Target,
-    /// What comes before.
+    /// The warning.
     #[command(flatten)]
     pub before: Before,
 }
 
-/// Which instances to reset, and how.
+/// The instances to reset and the options.
 #[derive(Debug, Args)]
 pub struct ResetTarget {
-    /// Which.
+    /// The instances.
     #[command(flatten)]
     pub target: Target,
-    /// What comes before.
+    /// The warning.
     #[command(flatten)]
     pub before: Before,
-    /// Do not ask. Without a terminal on stdin and stderr nothing is asked anyway
+    /// Do not ask. Without a terminal on stdin and stderr it never asks
     #[arg(long, short)]
     pub yes: bool,
 }
 
-/// What comes before a stop.
+/// The warning before a stop.
 #[derive(Debug, Args)]
 pub struct Before {
-    /// Warn the players and wait so long: 30s, 2m, or seconds. `say Server restarts in 30 s` is written to each server's
-    /// console, the FIFO `console` in its directory, if it has one. All wait together, and no longer than they run
+    /// Warn the players and wait this long: 30s, 2m, or seconds. Writes `say Server restarts in 30 s` to each server's
+    /// console, the FIFO `console` in its directory, if there is one. One wait for all servers; it ends when none runs
     #[arg(long, value_name = "TIME", value_parser = time)]
     pub grace: Option<Duration>,
 }
@@ -221,24 +221,24 @@ fn time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| "expected a time from 1s to 1h, such as 30s, 2m or 30".to_owned())
 }
 
-/// Which instances, or all, and how.
+/// The instances, all if none is named, and the options.
 #[derive(Debug, Args)]
 pub struct StatusTarget {
-    /// The instances: each 1 to 23 characters of a-z, 0-9, _ and -
+    /// Instances; each is 1 to 23 characters of a-z, 0-9, _ and -
     #[arg(value_name = "ID")]
     pub ids: Vec<Instance>,
-    /// How to do it.
+    /// Output and time limit.
     #[command(flatten)]
     pub how: How,
 }
 
-/// How to do it.
+/// Output and time limit.
 #[derive(Debug, Args)]
 pub struct How {
-    /// Print the report as JSON on stdout: an object for one ID, an array for several, --all or none
+    /// Print JSON on stdout: an object for one ID, an array for several, --all or none
     #[arg(long)]
     pub json: bool,
-    /// How long systemd's job, and then deleting, may take for each instance
+    /// Time limit for systemd's job, and again for deleting, for each instance
     #[arg(long, value_name = "SECS", default_value_t = DEFAULT_TIMEOUT.as_secs(),
           value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,

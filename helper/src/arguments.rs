@@ -1,5 +1,5 @@
-//! The command line of `left4me-overlay`: here and not in its binary, as a fuzz target needs it too. That of `l4d2ctl` is
-//! in `cli.rs`, which the root helper does not link.
+//! The command line of `left4me-overlay`. It is in the library because a fuzz target uses it too. That of `l4d2ctl` is in
+//! `ctl/src/cli.rs`, which the root helper does not link.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -10,38 +10,39 @@ use crate::unit_end::Wait;
 
 /// The help text.
 pub const HELP: &str = "\
-left4me-overlay: mounts and unmounts the overlay a server runs from
+left4me-overlay: mounts and unmounts the overlay that a server runs from
 
 Usage:
   left4me-overlay mount [--wait <secs>] <id>
                   mount /var/lib/left4me/runtime/<id>/merged
   left4me-overlay umount [--wait <secs>] [--end-unit] <id>
-                  unmount it, once; merged itself stays
+                  unmount it, without a retry; the directory stays
   left4me-overlay --help | --version
 
 <id> is 1 to 23 characters of a-z, 0-9, _ and -, the first a letter or a digit.
 The layers are listed in /var/lib/left4me/instances/<id>.toml, topmost first:
   overlays = [\"name\", ...]       directories in /var/lib/left4me/overlays/
-Below them lies /var/lib/left4me/installation/. What the server writes belongs
-to the user left4me-<id>.
+The lowest layer is /var/lib/left4me/installation/. What the server writes
+belongs to the user left4me-<id>.
 
 Options:
-  --wait <secs>   how long to wait, at most (10): for another helper or a reset
-                  at work on this instance; before unmounting also for every
-                  process of left4me-server@<id>.service to have ended
-  --end-unit      kill such processes after a quarter of that time. For the
-                  overlay's own unit, which is stopped when systemd has done
-                  all it can to end the server's
+  --wait <secs>   time limit (default 10) for waiting: for another helper or a
+                  reset that works on this instance; before an unmount also
+                  for every process of left4me-server@<id>.service to end
+  --end-unit      kill these processes after a quarter of that time. For the
+                  overlay's own unit, which systemd stops after it has tried
+                  to end the server's unit
 
-Mounting what is mounted and unmounting what is not are successes that say so.
-Nobody else is waited for or sent a signal. Who keeps the mount busy is named.
-It runs as root in the mount namespace of PID 1, or refuses.
+Mounting a mounted overlay and unmounting an unmounted one succeed with a note.
+The helper waits for no other process and sends no other process a signal. If
+the mount is busy, it names the holders and fails. It runs as root in the mount
+namespace of PID 1 and refuses to run elsewhere.
 
 Exit status:
-   0  done, or so already
-   1  anything not below
+   0  done, or nothing to do
+   1  any other error
    2  usage
-  32  mounting or umount2(2) failed; for EBUSY the message names the holders
+  32  the mount or umount2(2) failed; for EBUSY the message names the holders
 ";
 
 /// The longest `--wait`, seconds.
@@ -65,7 +66,7 @@ impl fmt::Display for Action {
     }
 }
 
-/// What is asked for.
+/// What the arguments ask for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Command {
     /// [`HELP`].

@@ -124,7 +124,7 @@ pub enum HelperError {
         "{path} belongs to uid {uid}, and the server runs as {user}: `sudo chown --recursive --no-dereference {user}:{user} \
          {path}` gives it what lies there, `sudo l4d2ctl reset` deletes it"
     )]
-    ForeignUpper {
+    UpperOfAnotherUser {
         /// The layer.
         path: PathBuf,
         /// Whose it is.
@@ -312,7 +312,7 @@ mod tests {
             HelperError::TooLongOptions { bytes: 4096, most: 4095 },
             HelperError::NotRoots { path: path(), uid: 7, mode: 0o777 },
             HelperError::NoAccount { path: "/etc/passwd", user: "left4me-3".into() },
-            HelperError::ForeignUpper { path: path(), uid: 7, user: "left4me-3".into() },
+            HelperError::UpperOfAnotherUser { path: path(), uid: 7, user: "left4me-3".into() },
             HelperError::Mountinfo {
                 path: path(),
                 source: holders::mountinfo::parse(b"garbage\n").unwrap_err(),

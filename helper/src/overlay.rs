@@ -463,7 +463,7 @@ fn ensure_directory(
     let stat = rustix::fs::fstat(&opened).map_err(HelperError::call("fstat", &path))?;
     // Root's is one that a killed mount made. What lies in another user's is that user's, too, and is not taken away.
     if stat.st_uid != 0 && stat.st_uid != owner.uid {
-        return Err(HelperError::ForeignUpper { path, uid: stat.st_uid, user: paths.user.clone() });
+        return Err(HelperError::UpperOfAnotherUser { path, uid: stat.st_uid, user: paths.user.clone() });
     }
     give_to(&opened, owner, &path)?;
     Ok(opened)

@@ -1,5 +1,5 @@
-//! The command line of `holders`: what is asked, the help text, and the path that is meant. Here and not in its binary,
-//! as a fuzz target needs it too.
+//! The command line of `holders`: arguments, help text, and the path to diagnose. It is in the library because a fuzz
+//! target uses it too.
 
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
@@ -20,34 +20,36 @@ Usage:
   holders watch [--unit UNIT] [--rate HZ] [--until-unmounted] [--json] PATH
   holders --help | --version
 
-PATH is a mount point. The answer is a verdict and what it rests on: for each
-task its working directory, root, program, files and mappings on the mount or on
-a copy of it in another mount namespace, and whether each makes umount fail,
-only keeps the file system alive after it, or does neither. A namespace that
-has a copy, and nothing in it, blocks nothing, and is not blamed.
+PATH is a mount point. The answer is a verdict and its evidence: the working
+directory, root, program, files and mappings of each task on the mount, or on a
+copy of it in another mount namespace; and for each whether it makes umount
+fail, only keeps the file system alive, or does neither. A namespace that has a
+copy but no reference blocks nothing, and is not blamed.
 
-  --busy            umount has just said EBUSY: if nothing is found, say what
-                    can hold a mount without being seen
+  --busy            umount has just failed with EBUSY: if no holder is found,
+                    list what can hold a mount without being visible
   --detached        also find references to mounts of the same file system that
-                    lie in no namespace: clones, lazily unmounted ones
-  --device MAJ:MIN  the file system that was mounted at PATH, as mountinfo had
-                    it: find what is left of it after an unmount
-  --deadline SECS   stop after so long, 30 without, and say what was not reached
+                    are in no namespace: clones, lazily unmounted ones
+  --device MAJ:MIN  the file system that was mounted at PATH, as mountinfo
+                    names it: find what is left of it after an unmount
+  --deadline SECS   stop after this time (default 30) and report what was not
+                    reached
   --json            JSON instead of text
 
-ns says who is in a mount namespace and what else keeps it alive: that of a
-process, or the one that FILE is (/proc/PID/ns/mnt, or where it is bound). A
-path that is called ns or watch is ./ns or ./watch.
+ns lists the processes in a mount namespace and what else keeps it alive. Name
+the namespace by a process or by its file (/proc/PID/ns/mnt, or a bind mount of
+it). For a path named ns or watch, write ./ns or ./watch.
 
-watch prints a line whenever PATH is mounted or unmounted and whenever its
-holders change, until it is interrupted:
+watch prints a line when PATH is mounted or unmounted and when its holders
+change, until it is interrupted:
   [t= 2.27] mounted=Y holders=[35259(left4me-overlay)]
-It waits for events: mountinfo, a pidfd of each holder, the unit's cgroup. New
-holders are no event; for them it looks at a clock in between.
+It waits for events: mountinfo, a pidfd of each holder, the unit's cgroup. A
+new holder raises no event, so watch also scans periodically.
 
-  --unit UNIT        at the clock look at this unit's tasks only, which is cheap
-  --rate HZ          how often; 333 a second with a unit, 5 without; 0 for never
-  --until-unmounted  end when PATH is unmounted
+  --unit UNIT        in periodic scans read this unit's tasks only: cheap
+  --rate HZ          periodic scans a second (default 333 with a unit, 5
+                     without; 0 for none)
+  --until-unmounted  exit when PATH is unmounted
   --json             one JSON object a line
 
 Examples:
@@ -57,23 +59,23 @@ Examples:
   holders watch --unit demo.service /srv/demo
   holders ns $$
 
-It resolves no path inside the mount, and so never makes it busy itself. As
-another user than root it sees that user's processes only, and says how many it
-did not see.
+It resolves no path inside the mount, so it never makes the mount busy. Run it
+as root: another user sees only that user's processes. It reports how many
+processes it could not inspect.
 
 Exit status:
    0  nothing blocks an unmount and nothing outlives it, or PATH is not mounted
-      and nothing of it is seen; ns and watch: done
-   1  it could not be found out, or not be written
+      and nothing refers to it; ns and watch: done
+   1  error: no answer, or the answer could not be written
    2  usage
-  32  umount says EBUSY: somebody or something holds the mount
+  32  busy: umount fails with EBUSY
   33  nothing blocks an unmount, but the file system outlives it; or PATH is not
       mounted, but its file system is alive
-  34  nobody that was looked at blocks it; others could not be looked at, or not
+  34  no inspected process blocks it, but not all could be inspected, or not
       before the deadline
 ";
 
-/// What is asked for.
+/// What the arguments ask for.
 #[derive(Debug, PartialEq)]
 pub enum Command {
     /// [`HELP`].
@@ -91,18 +93,18 @@ pub enum Command {
 /// `holders ns`.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Namespace {
-    /// Whose namespace.
+    /// The namespace to describe.
     pub of: NamespaceOf,
     /// `--json`.
     pub json: bool,
 }
 
-/// Whose namespace.
+/// The namespace to describe.
 #[derive(Debug, PartialEq, Eq)]
 pub enum NamespaceOf {
-    /// The one that this process is in.
+    /// That of a process.
     Process(u32),
-    /// The one that this file is.
+    /// That of a namespace file.
     File(PathBuf),
 }
 
@@ -113,7 +115,7 @@ pub struct Watch {
     pub path: PathBuf,
     /// `--unit`.
     pub unit: Option<String>,
-    /// `--rate`, or what it is without.
+    /// `--rate`, or its default.
     pub rate: f64,
     /// `--until-unmounted`.
     pub until_unmounted: bool,
@@ -121,12 +123,12 @@ pub struct Watch {
     pub json: bool,
 }
 
-/// Looks a second without a unit: each goes over all processes.
+/// Scans a second without a unit: each reads all processes.
 const RATE: f64 = 5.0;
-/// And with one: a new holder is told within 5 ms, in a guest under emulation too. There a look takes 0.7 to 1.3 ms, and
-/// one that has begun before the holder came is lost.
+/// Scans a second with a unit: reports a new holder within 5 ms, in a guest under emulation too. There a scan takes 0.7 to
+/// 1.3 ms, and misses a holder that comes after it has begun.
 const UNIT_RATE: f64 = 333.0;
-/// The most.
+/// The highest `--rate`.
 pub const MAX_RATE: f64 = 10_000.0;
 
 /// `holders PATH`.
@@ -140,7 +142,7 @@ pub struct Diagnose {
     pub detached: bool,
     /// `--device`.
     pub device: Option<Device>,
-    /// `--deadline`, or what it is without.
+    /// `--deadline`, or its default.
     pub deadline: Duration,
     /// `--json`.
     pub json: bool,
@@ -230,7 +232,7 @@ fn text_of(parser: &mut lexopt::Parser) -> Result<String, String> {
 
 fn parse_rate(text: &str) -> Result<f64, String> {
     let rate = text.parse().ok().filter(|rate: &f64| (0.0..=MAX_RATE).contains(rate));
-    rate.ok_or_else(|| format!("--rate {text}: expected looks a second, 0 to {MAX_RATE}"))
+    rate.ok_or_else(|| format!("--rate {text}: expected scans a second, 0 to {MAX_RATE}"))
 }
 
 /// The longest that a scan may be let take: an hour.
@@ -250,10 +252,10 @@ fn parse_device(text: &str) -> Result<Device, String> {
     parsed.ok_or_else(|| format!("--device {text}: expected major:minor as in mountinfo, like 0:42"))
 }
 
-/// The path that is meant: absolute, without `.`, `..` and symbolic links.
+/// The path to diagnose: absolute, without `.`, `..` and symbolic links.
 ///
-/// A path that is a mount point as it stands is left alone. Otherwise links are followed, but only where that can
-/// make no mount busy that could be unmounted: on the root file system, and on mounts that have others on them.
+/// A path that is a mount point already stays as it is. Otherwise links are followed, but only where that cannot
+/// make a mount busy: on the root file system, and on mounts that have others on them.
 ///
 /// # Errors
 /// A sentence that says what to give instead.
@@ -381,7 +383,7 @@ mod tests {
             (&["--deadline", "nan", "/m"], "expected seconds"),
             (&["watch", "--deadline", "1", "/m"], "invalid option '--deadline'"),
             (&["--lazy", "/m"], "invalid option '--lazy'"),
-            (&["watch", "--rate", "-1", "/m"], "expected looks a second"),
+            (&["watch", "--rate", "-1", "/m"], "expected scans a second"),
             (&["watch", "--busy", "/m"], "invalid option '--busy'"),
             (&["--unit", "x", "/m"], "invalid option '--unit'"),
             (&["ns"], "no namespace"),

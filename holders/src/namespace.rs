@@ -47,7 +47,7 @@ impl MountNamespace {
             let task = rustix::fs::open(&path, flags, Mode::empty())?;
             Ok::<_, Errno>(Self { inode: inode(task.as_fd())?, id: unique_id(task.as_fd())? })
         };
-        read().map_err(|error| in_context("look at ns/mnt of", &path, error.into()))
+        read().map_err(|error| in_context("stat ns/mnt of", &path, error.into()))
     }
 }
 
@@ -136,6 +136,6 @@ mod tests {
     fn no_process_no_namespace() {
         let error = MountNamespace::of(u32::MAX).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(error.to_string().starts_with("look at ns/mnt of /proc/4294967295: "), "{error}");
+        assert!(error.to_string().starts_with("stat ns/mnt of /proc/4294967295: "), "{error}");
     }
 }

@@ -26,7 +26,7 @@ pub struct NamespaceReport {
     pub binds: Vec<PathBuf>,
     /// How many mounts it has; `None` if that can't be found out.
     pub mounts: Option<usize>,
-    /// How many processes could not be looked at, and may be in it or have it open.
+    /// How many processes could not be inspected; they may be in it or have it open.
     pub denied: usize,
     /// After [`LONGEST_SCAN`] there were further ones that may be or have it, too.
     pub cut_short: Option<CutShort>,
@@ -35,10 +35,10 @@ pub struct NamespaceReport {
 /// Says what keeps the mount namespace alive that process `pid` is in.
 ///
 /// # Errors
-/// [`Error::Proc`] if the process is gone or may not be looked at, or `/proc` can't be read.
+/// [`Error::Proc`] if the process is gone or may not be inspected, or `/proc` can't be read.
 pub fn of_process(pid: u32) -> Result<NamespaceReport, Error> {
     let namespace = MountNamespace::of(pid).map_err(|source| Error::Proc {
-        call: "look at",
+        call: "stat",
         path: format!("/proc/{pid}/ns/mnt").into(),
         // Its text names the file already.
         source: source.kind().into(),
@@ -117,7 +117,7 @@ impl fmt::Display for NamespaceReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.namespace)?;
         match (self.members.len(), self.files.len() + self.binds.len()) {
-            (0, 0) => write!(f, "nothing that can be seen keeps it alive")?,
+            (0, 0) => write!(f, "nothing visible keeps it alive")?,
             (0, 1) => write!(f, "no process, kept alive by one reference to its file")?,
             (0, files) => write!(f, "no process, kept alive by {files} references to its file")?,
             (1, _) => write!(f, "1 process")?,
@@ -137,7 +137,7 @@ impl fmt::Display for NamespaceReport {
             writeln!(f, "  bound at {}", shown(bind))?;
         }
         if self.denied > 0 {
-            writeln!(f, "not seen: {} processes, for want of CAP_SYS_PTRACE", self.denied)?;
+            writeln!(f, "not seen: {} processes (run as root: needs CAP_SYS_PTRACE)", self.denied)?;
         }
         if let Some(cut) = self.cut_short {
             writeln!(f, "not seen: {cut}")?;

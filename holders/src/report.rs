@@ -231,7 +231,7 @@ pub struct Member {
 /// What the caller may not or the kernel can't show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unseen {
-    /// Processes that could not be looked at, wholly or in part.
+    /// Processes that could not be inspected, wholly or in part.
     pub processes: usize,
     /// Namespaces that something keeps alive, but whose mounts this kernel lists to nobody outside (before Linux
     /// 6.11) or not to this user.
@@ -354,7 +354,7 @@ impl Effect {
 }
 
 impl fmt::Display for CutShort {
-    /// `the scan was cut short after 312 processes, with 40 more to look at`
+    /// `the scan was cut short after 312 processes, 40 not reached`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { processes, left } = self;
         write!(
@@ -362,7 +362,7 @@ impl fmt::Display for CutShort {
             "the scan was cut short after {processes} process{}",
             if *processes == 1 { "" } else { "es" }
         )?;
-        if *left > 0 { write!(f, ", with {left} more to look at") } else { Ok(()) }
+        if *left > 0 { write!(f, ", {left} not reached") } else { Ok(()) }
     }
 }
 

@@ -34,7 +34,7 @@ impl fmt::Display for Report {
             (None, None) => {}
         }
         if self.stacked > 0 {
-            writeln!(f, "below it at the same path: {} more, each to be unmounted by itself", self.stacked)?;
+            writeln!(f, "stacked below it at the same path: {} (unmount each)", self.stacked)?;
         }
         for holder in &self.holders {
             write_holder(f, holder)?;
@@ -55,12 +55,12 @@ impl fmt::Display for Report {
         if unseen.processes > 0 {
             writeln!(
                 f,
-                "not seen: {} of {} processes, for want of CAP_SYS_PTRACE",
+                "not seen: {} of {} processes (run as root: needs CAP_SYS_PTRACE)",
                 unseen.processes, self.processes
             )?;
         }
         if unseen.bound_sockets {
-            writeln!(f, "not seen: sockets that are bound to a file (that takes unix_diag in the kernel)")?;
+            writeln!(f, "not seen: sockets that are bound to a file (needs unix_diag in the kernel)")?;
         }
         if let Some(cut) = unseen.cut_short {
             writeln!(f, "not seen: {cut}")?;
@@ -69,13 +69,10 @@ impl fmt::Display for Report {
             writeln!(f, "not listed: {} more references of the same kinds and processes", unseen.references)?;
         }
         for namespace in &unseen.namespaces {
-            writeln!(f, "not seen: the mounts of {namespace}, which has no process that can be looked at")?;
+            writeln!(f, "not seen: the mounts of {namespace}, which has no process that could be inspected")?;
         }
         if !unseen.namespace_list {
-            writeln!(
-                f,
-                "not seen: namespaces without a process or descriptor (that takes Linux 6.12 and root)"
-            )?;
+            writeln!(f, "not seen: namespaces without a process or descriptor (needs Linux 6.12 and root)")?;
         }
         Ok(())
     }

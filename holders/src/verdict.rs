@@ -1,4 +1,4 @@
-//! What a report comes to: one typed answer, never an accusation of somebody who does not block.
+//! The verdict of a report: one typed answer, which names only holders that block the unmount.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -14,17 +14,17 @@ use crate::report::{
 /// The answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// The one who asks holds it, or one of its ancestors, and nobody else does.
+    /// The caller or its ancestors hold it, and no other process does.
     HeldByYourself {
         /// The caller, its ancestors, or both.
         blockers: Vec<Blocker>,
     },
-    /// Processes hold it, the caller or its ancestors perhaps among them.
+    /// Processes hold it; the caller or its ancestors may be among them.
     HeldByProcess {
         /// Which, by process id.
         blockers: Vec<Blocker>,
     },
-    /// No process does, but the kernel itself: a loop device, a swap file.
+    /// No process holds it, but the kernel does: a loop device, a swap file.
     HeldByKernel {
         /// What.
         holders: Vec<KernelHolder>,
@@ -39,18 +39,18 @@ pub enum Verdict {
         /// What may carry the reason.
         suspects: Vec<Suspect>,
     },
-    /// Nobody who can be seen blocks it, but not everybody can be seen.
+    /// No inspected process blocks it, but some processes could not be inspected.
     NotAllowed {
-        /// How many processes could not be looked at.
+        /// How many processes could not be inspected.
         processes: usize,
-        /// What is so if these have nothing to do with it.
+        /// The verdict if these processes have nothing to do with the mount.
         otherwise: Box<Self>,
     },
-    /// The deadline came before the end, and nobody who was looked at until then settles it.
+    /// The deadline passed before the end of the scan, and no process inspected by then blocks it.
     CutShort {
         /// How far it came.
         cut: CutShort,
-        /// What is so if the others have nothing to do with it.
+        /// The verdict if the others have nothing to do with the mount.
         otherwise: Box<Self>,
     },
     /// Nothing blocks the unmount. Other namespaces have copies, which go with it.
@@ -79,14 +79,14 @@ pub enum Verdict {
         /// What else refers to them.
         kernel: Vec<KernelHolder>,
     },
-    /// The path is no mount point, and nothing of what may have been there is to be seen.
+    /// The path is no mount point, and nothing of an earlier mount was found.
     NotMounted {
         /// The file systems that were asked about ([`crate::Query::of_device`]), of which nothing is left. Empty:
-        /// it is not known what was there, so something may be left that no path tells.
+        /// it is not known what was mounted there, so something may be left that has no path.
         devices: Vec<Device>,
     },
     /// It is mounted once, and nobody refers to it.
-    NothingInTheWay,
+    Free,
 }
 
 /// What can make umount(2) fail although nothing under `/proc` shows it, and how to find out.
@@ -97,13 +97,13 @@ pub const NOT_VISIBLE_HINTS: [&str; 5] = [
      /proc/PID/fdinfo/FD of a ring; for a process that has just ended, unmount at the next event, not in a loop",
     "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket that was bound in another \
      network namespace, or anywhere on a kernel without unix_diag: `ss -xap` in that namespace",
-    "a process that has just ended or was just started: look again",
+    "a process that has just ended or was just started: scan again",
     "the kernel itself: an NFS export (`exportfs`), a device-mapper or nbd back end, an accounting file (acct(2)), \
      a process in a pid namespace whose /proc this is not",
 ];
 
 impl Report {
-    /// What all this comes to.
+    /// The verdict on this report.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         Verdict::of(self)
@@ -119,7 +119,7 @@ impl Verdict {
             | Self::OnlyListed { .. }
             | Self::Outlives { .. }
             | Self::NotMounted { .. }
-            | Self::NothingInTheWay
+            | Self::Free
                 if processes > 0 =>
             {
                 Self::NotAllowed { processes, otherwise: Box::new(seen) }
@@ -127,14 +127,14 @@ impl Verdict {
             seen => seen,
         };
         match (report.unseen.cut_short, &seen) {
-            // That somebody blocks is so, whoever else does.
+            // A blocker that was found stays one, whatever the rest of the scan would have found.
             (_, Self::HeldByProcess { .. } | Self::HeldByKernel { .. } | Self::Submounts { .. })
             | (None, _) => seen,
             (Some(cut), _) => Self::CutShort { cut, otherwise: Box::new(seen) },
         }
     }
 
-    /// The verdict on those who were looked at.
+    /// The verdict on the processes that were inspected.
     #[must_use]
     pub fn of_what_was_seen(&self) -> &Self {
         match self {
@@ -183,13 +183,13 @@ impl Verdict {
             return Self::Outlives { copies, processes, kernel };
         }
         if report.copies.is_empty() {
-            Self::NothingInTheWay
+            Self::Free
         } else {
             Self::OnlyListed { namespaces: report.namespaces.clone() }
         }
     }
 
-    /// Whether umount(2) fails with EBUSY now; `None` if that can't be told.
+    /// Whether umount(2) fails with EBUSY now; `None` if that is not known.
     #[must_use]
     pub fn blocks_umount(&self) -> Option<bool> {
         match self {
@@ -205,7 +205,7 @@ impl Verdict {
             | Self::Outlives { .. }
             | Self::AliveElsewhere { .. }
             | Self::NotMounted { .. }
-            | Self::NothingInTheWay => Some(false),
+            | Self::Free => Some(false),
         }
     }
 
@@ -224,11 +224,11 @@ impl Verdict {
             Self::Outlives { .. } => "outlives",
             Self::AliveElsewhere { .. } => "alive-elsewhere",
             Self::NotMounted { .. } => "not-mounted",
-            Self::NothingInTheWay => "nothing-in-the-way",
+            Self::Free => "free",
         }
     }
 
-    /// One line for a person: a lower-case fragment that says what is so, not what to do.
+    /// One line for a person: a lower-case fragment with the finding; [`Self::advice`] says what to do.
     #[must_use]
     pub fn line(&self) -> String {
         match self {
@@ -243,7 +243,7 @@ impl Verdict {
                 joined(holders.iter().map(|held| format!("{} on {}", held.kind, shown(&held.path))))
             ),
             Self::Submounts { mounts } => format!(
-                "nobody refers to it, but {} on it: {}",
+                "nothing refers to it, but {} on it: {}",
                 if mounts.len() == 1 { "a mount lies" } else { "mounts lie" },
                 joined(mounts.iter().map(|mount| shown(mount)))
             ),
@@ -255,14 +255,13 @@ impl Verdict {
                 joined(suspects.iter().map(ToString::to_string))
             ),
             Self::NotAllowed { processes, otherwise } => format!(
-                "{} could not be looked at (ask as root, outside any container); but for {}: {}",
-                counted(*processes, "process", "processes"),
-                if *processes == 1 { "that" } else { "these" },
-                otherwise.line()
+                "{}, but {} could not be inspected (run as root, outside any container)",
+                otherwise.line_so_far(),
+                counted(*processes, "process", "processes")
             ),
             Self::CutShort { cut, otherwise } => format!("{cut}; {}", otherwise.line_so_far()),
             Self::OnlyListed { namespaces } => format!(
-                "nothing blocks an unmount; {} listed with a copy, which goes along",
+                "nothing blocks an unmount; {} listed with a copy, which is unmounted too",
                 counted(namespaces.len(), "other mount namespace is", "other mount namespaces are")
             ),
             Self::Outlives { copies, processes, kernel } => {
@@ -281,24 +280,19 @@ impl Verdict {
                 "not mounted, and nothing is left of file system {}",
                 joined(devices.iter().map(ToString::to_string))
             ),
-            Self::NothingInTheWay => "nothing blocks an unmount".to_owned(),
+            Self::Free => "nothing blocks an unmount".to_owned(),
         }
     }
 
-    /// The line of a scan that was cut short, which says nothing of those that it did not reach.
+    /// The line of an incomplete scan. It claims nothing about processes that were not inspected.
     fn line_so_far(&self) -> String {
         match self {
-            Self::NothingInTheWay | Self::OnlyListed { .. } => "none of these blocks an unmount".to_owned(),
+            Self::Free | Self::OnlyListed { .. } => "no inspected process blocks the unmount".to_owned(),
             Self::Outlives { copies, processes, kernel } => format!(
-                "none of these blocks an unmount, but the file system outlives it: {}",
+                "no inspected process blocks the unmount, and the file system outlives it: {}",
                 alive(copies, processes, kernel)
             ),
-            Self::NotMounted { .. } => "not mounted, and nothing of it was seen so far".to_owned(),
-            Self::NotAllowed { processes, otherwise } => format!(
-                "{} of these could not be looked at (ask as root, outside any container); {}",
-                processes,
-                otherwise.line_so_far()
-            ),
+            Self::NotMounted { .. } => "not mounted, and no inspected process refers to it".to_owned(),
             other => other.line(),
         }
     }
@@ -320,21 +314,21 @@ impl Verdict {
             Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
             Self::NotAllowed { otherwise, .. } => otherwise.advice(),
             Self::CutShort { otherwise, .. } => {
-                let mut advice = vec!["look again with more time: `holders --deadline SECS`".to_owned()];
+                let mut advice = vec!["scan again with more time: `holders --deadline SECS`".to_owned()];
                 advice.extend(otherwise.advice());
                 advice
             }
             Self::OnlyListed { .. } => vec![
-                "to be in a mount namespace with a copy of the mount is no reference to it; leave these processes \
+                "a process in a mount namespace that has a copy does not refer to the mount; leave these processes \
                  alone"
                     .to_owned(),
             ],
             Self::Outlives { .. } | Self::AliveElsewhere { .. } => vec![
-                "until that ends, a new mount of the same upper layer finds it in use; rmdir of the mount point \
-                 detaches copies that nobody refers to"
+                "until these are gone, a new mount of the same upper layer finds it in use; rmdir of the mount \
+                 point detaches copies without a reference"
                     .to_owned(),
             ],
-            Self::NotMounted { .. } | Self::NothingInTheWay => Vec::new(),
+            Self::NotMounted { .. } | Self::Free => Vec::new(),
         }
     }
 }

@@ -28,7 +28,7 @@ use vm_tests::machine::Cancel;
 use vm_tests::run::Prepared;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
 
-use counts::{CYCLES, Counts, PURGES, QUICK_TRUTH_ROUNDS, SIDE_BY_SIDE, TRUTH_ROUNDS, What, runs};
+use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SIDE_BY_SIDE, What, runs};
 use rows::{boot_rows, channel_rows, cpu, line, load, peers, restore_rows, spread_rows, target, word};
 
 use crate::exit::{FAILED, PASSED};
@@ -44,22 +44,25 @@ const RUN_DEADLINE_SECS: u64 = 900;
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(1800);
 /// How long `vm-test` may take to end its machines after an interrupt.
 const STOP_GRACE: Duration = Duration::from_secs(40);
-/// Measures the harness: boots, restores, requests, guest time, resets. Or, by `holders`, the truth.
+/// Measures the harness: boots, restores, requests, guest time, resets.
+///
+/// `bench holders` measures how accurate holders, fuser, lsof and lsns are.
 ///
 /// Prints minimum, median and maximum of each beside its target, and writes all samples to
-/// target/vm-bench/bench.json (`holders`: target/vm-bench/holders.json). Measures real time and virtual time, unless --clock names one. The exit status says
-/// nothing of targets: a benchmark is no test. The host should do nothing else meanwhile.
+/// target/vm-bench/bench.json (`holders`: target/vm-bench/holders.json). Measures real time and virtual time, unless
+/// --clock names one. A missed target does not change the exit status: a benchmark is no test. Keep the host idle
+/// meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// What to measure; everything but `holders` if nothing is given
+    /// What to measure [default: everything except `holders`]
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
 
-    /// How many samples of everything that is not a single request [default: 20 runs of the scenario, 5 of the rest]
+    /// Number of samples, except of single requests [default: 20 runs of the scenario, 5 of the rest]
     #[arg(long, value_name = "N", value_parser = runs, conflicts_with = "quick")]
     runs: Option<usize>,
 
-    /// Few samples: to see that it works, not to compare with
+    /// Take few samples: to see that it works, not to compare
     #[arg(long)]
     quick: bool,
 
@@ -98,7 +101,7 @@ pub(crate) async fn run(args: BenchArgs) -> Result<u8> {
             args.what.len() == 1,
             "bench holders: by itself, as it takes several guests and other programs"
         );
-        return truth(&args, &results).await;
+        return accuracy(&args, &results).await;
     }
     let mut bench = Bench::prepare(args, results).await?;
     let measured = bench.all().await;
@@ -526,10 +529,10 @@ impl Bench {
     }
 }
 
-/// The benchmark of truth: three tables, what is kept of the bounds, and what is wrong with `holders`.
-async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
+/// The accuracy benchmark: three tables, what is kept of the bounds, and what is wrong with `holders`.
+async fn accuracy(args: &BenchArgs, results: &Path) -> Result<u8> {
     let cancel = prepare::cancel_on_interrupt()?;
-    let programs = programs::truth_binaries().await?;
+    let programs = programs::accuracy_binaries().await?;
     let wanted = Wanted {
         scenarios: &[],
         memory_mib: BTreeSet::from([DEFAULT_MEMORY_MIB]),
@@ -538,45 +541,46 @@ async fn truth(args: &BenchArgs, results: &Path) -> Result<u8> {
         results: &results.join("holders"),
     };
     let guests = prepare::prepare(&args.machine, wanted, cancel.clone()).await?;
-    let rounds = if args.quick { QUICK_TRUTH_ROUNDS } else { TRUTH_ROUNDS };
-    let mut truths = Vec::new();
+    let rounds = if args.quick { QUICK_ACCURACY_ROUNDS } else { ACCURACY_ROUNDS };
+    let mut accuracies = Vec::new();
     for prepared in &guests {
-        truths.push(holders::measure(prepared, &programs, rounds, &prepared.results, cancel.clone()).await?);
+        accuracies
+            .push(holders::measure(prepared, &programs, rounds, &prepared.results, cancel.clone()).await?);
     }
     let path = results.join("holders.json");
-    std::fs::write(&path, serde_json::to_string_pretty(&truths)?)
+    std::fs::write(&path, serde_json::to_string_pretty(&accuracies)?)
         .with_context(|| format!("write {}", path.display()))?;
     println!("{}, {} cores; durations are of the guest's clock", cpu()?, bench::cores());
-    for truth in &truths {
+    for accuracy in &accuracies {
         println!(
             "{}: {}; {} of {} cases planted",
-            truth.guest,
-            truth.image,
-            truth.planted(),
-            truth.cases.len()
+            accuracy.guest,
+            accuracy.image,
+            accuracy.planted(),
+            accuracy.cases.len()
         );
     }
     println!(
         "\n{}\n\n{}\n\n{}\n",
-        holders::cases(&truths),
-        holders::summary(&truths),
-        holders::costs(&truths)
+        holders::cases(&accuracies),
+        holders::summary(&accuracies),
+        holders::costs(&accuracies)
     );
-    for truth in &truths {
-        for bound in holders::bounds(truth) {
+    for accuracy in &accuracies {
+        for bound in holders::bounds(accuracy) {
             let verdict = if bound.is_kept() { "reached" } else { "not reached" };
             println!(
                 "{}: {}: {:.3}, target ≤ {}: {verdict}",
-                truth.guest, bound.what, bound.is, bound.at_most
+                accuracy.guest, bound.what, bound.is, bound.at_most
             );
         }
-        for case in &truth.cases {
+        for case in &accuracy.cases {
             if let Some(why) = &case.not_planted {
-                println!("{}: {} could not be planted: {why}", truth.guest, case.case);
+                println!("{}: {} could not be planted: {why}", accuracy.guest, case.case);
             }
         }
     }
-    let faults: Vec<String> = truths.iter().flat_map(|truth| truth.faults()).collect();
+    let faults: Vec<String> = accuracies.iter().flat_map(|accuracy| accuracy.faults()).collect();
     faults.iter().for_each(|fault| println!("{fault}"));
     println!("report: {}", path.display());
     // A target is no test; a tool that is wrong is.

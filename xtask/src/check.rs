@@ -16,15 +16,15 @@ use crate::{docs, mutants, vm_test};
 
 /// Runs what CI runs: format, lints, documents, all tests, the VM suite.
 ///
-/// The last line is how many of these steps passed and failed.
+/// The last line says how many steps passed and how many failed.
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// Leave out what boots machines
+    /// Skip the steps that boot machines
     #[arg(long)]
     no_vm: bool,
 
-    /// Instead, make changes that the tests must notice, each in a copy of the checkout, and say which notice: all of
-    /// them, or those of these names
+    /// Make changes that the tests must notice, each in a copy of the checkout, and report whether they do; nothing
+    /// else is run. Without a NAME: all of them
     #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with = "no_vm")]
     mutants: Option<Vec<String>>,
 }

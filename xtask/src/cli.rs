@@ -4,7 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{bench, check, doctor, image, shell, vm_test};
 
-/// Tests of left4me's server unit on real machines with systemd, and what goes with them.
+/// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 #[command(

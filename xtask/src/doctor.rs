@@ -12,13 +12,12 @@ const DISK_MB: u64 = 2000;
 /// What one guest (512 MiB) and the QEMU around it take.
 const MEMORY_MB: u64 = 800;
 
-/// Shows what this machine has of what the harness needs, and the command that installs the rest.
+/// Shows which of the harness's needs this machine meets, and the command that installs the rest.
 ///
-/// Changes nothing. Fails if something is missing that `cargo xtask vm-test` needs.
+/// Without --install it changes nothing. Fails if `cargo xtask vm-test` needs something that is missing.
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArgs {
-    /// Install what is missing, where this is possible without a question (as root, or with a sudo that asks for
-    /// no password)
+    /// Install what is missing, if that needs no question (as root, or with a sudo that asks for no password)
     #[arg(long)]
     install: bool,
 }

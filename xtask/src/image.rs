@@ -3,25 +3,25 @@
 use clap::Args;
 use vm_tests::image::{self, Image, Request, Suite};
 
-/// Builds the image that guests boot from, unless it is there already.
+/// Builds the image that guests boot from, unless it exists.
 ///
-/// A guest's root file system is made of Debian's packages, without root rights, in about a minute; it is kept
-/// until its inputs change. Other commands do this by themselves when they need to.
+/// Makes a guest's root file system from Debian's packages, without root, in about a minute, and keeps it until
+/// its inputs change. Other commands do this themselves when they need an image.
 #[derive(Debug, Args)]
 pub(crate) struct ImageArgs {
-    /// The Debian suite: bookworm, trixie or sid
+    /// Debian suite: bookworm, trixie or sid
     #[arg(long, default_value_t = Suite::default())]
     suite: Suite,
 
-    /// Build it anew even if it is there, to get packages that have been updated since
+    /// Build it again even if it exists, with the current packages
     #[arg(long)]
     rebuild: bool,
 
-    /// Read and compare the hash of every file of the image, not only its size
+    /// Compare the hash of each file of the image, not only its size
     #[arg(long)]
     verify: bool,
 
-    /// Take packages from here instead of Debian's own servers
+    /// Mirror for packages, in place of Debian's servers
     #[arg(long, value_name = "URL", env = image::MIRROR_VAR)]
     mirror: Option<String>,
 }

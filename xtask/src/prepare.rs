@@ -12,10 +12,10 @@ use vm_tests::cache::Key;
 use vm_tests::host::accel::{self, Clock, Wish};
 use vm_tests::host::signals::Interrupts;
 use vm_tests::host::tools::{self, Need};
-use vm_tests::image::external::{self, Foreign};
+use vm_tests::image::external::{self, External};
 use vm_tests::image::initramfs;
 use vm_tests::image::programs;
-use vm_tests::image::{self, FOREIGN, Request, Suite};
+use vm_tests::image::{self, EXTERNAL, Request, Suite};
 use vm_tests::machine::Cancel;
 use vm_tests::machine::base::Base;
 use vm_tests::machine::config::Abilities;
@@ -26,36 +26,36 @@ use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
 /// What a machine is made of.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MachineArgs {
-    /// The guest's Debian suite: bookworm, trixie or sid; several with commas between them, where several can be
+    /// Debian suite of the guest: bookworm, trixie or sid; vm-test and bench holders take several, with commas
     #[arg(long, value_name = "SUITE", value_delimiter = ',', default_values_t = [Suite::default()])]
     pub(crate) image: Vec<Suite>,
 
-    /// The kernel of a system that somebody else built (bzImage or vmlinux), in place of --image
+    /// Kernel of an external image (bzImage or vmlinux), in place of --image
     #[arg(long, value_name = "FILE", requires_all = ["modules", "root"], conflicts_with = "image")]
     pub(crate) kernel: Option<PathBuf>,
 
-    /// The modules of that kernel: the directory that has modules.dep
+    /// Modules of that kernel: the directory with modules.dep
     #[arg(long, value_name = "DIR", requires = "kernel")]
     pub(crate) modules: Option<PathBuf>,
 
-    /// The root file system of that system, with systemd: an image of squashfs, erofs, ext4 or btrfs. It is never written
+    /// Root file system of the external image, with systemd: squashfs, erofs, ext4 or btrfs. It is never written to
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) root: Option<PathBuf>,
 
-    /// The QEMU to run instead of the one on PATH
+    /// QEMU to run, in place of the one on PATH
     #[arg(long, value_name = "PROGRAM", env = "VM_TESTS_QEMU")]
     pub(crate) qemu: Option<PathBuf>,
 
-    /// What executes the guest's instructions: auto takes KVM if it is proved to work, kvm fails if it does not
+    /// Accelerator: auto uses KVM if it runs a guest, else TCG; kvm fails if KVM runs no guest
     #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
     pub(crate) accel: Wish,
 
-    /// The guest's time: real is the host's; virtual counts instructions and skips idle time, so that a duration is the
-    /// same on every host. Without KVM the default is virtual
+    /// Clock of the guest: real is the host's; virtual counts instructions and skips idle time, so a duration is the
+    /// same on every host [default: virtual without KVM, else real]
     #[arg(long, value_name = "real|virtual")]
     pub(crate) clock: Option<Clock>,
 
-    /// Take packages from here instead of Debian's own servers
+    /// Mirror for packages, in place of Debian's servers
     #[arg(long, value_name = "URL", env = image::MIRROR_VAR)]
     pub(crate) mirror: Option<String>,
 }
@@ -85,14 +85,14 @@ impl MachineArgs {
     }
 
     /// By absolute paths: the suite runs elsewhere.
-    fn foreign(&self) -> Result<Option<Foreign>> {
+    fn external(&self) -> Result<Option<External>> {
         let (Some(kernel), Some(modules), Some(root)) = (&self.kernel, &self.modules, &self.root) else {
             return Ok(None);
         };
         let absolute = |path: &PathBuf| {
             std::path::absolute(path).with_context(|| format!("the absolute path of {}", path.display()))
         };
-        Ok(Some(Foreign { kernel: absolute(kernel)?, modules: absolute(modules)?, root: absolute(root)? }))
+        Ok(Some(External { kernel: absolute(kernel)?, modules: absolute(modules)?, root: absolute(root)? }))
     }
 }
 
@@ -194,15 +194,15 @@ struct System {
 
 /// The systems that are asked for, built where they are not there.
 async fn systems(machine: &MachineArgs) -> Result<Vec<System>> {
-    if let Some(foreign) = machine.foreign()? {
-        let adopted = external::adopt(&foreign).await?;
-        let description = format!("{}, kernel {}", foreign.root.display(), foreign.kernel.display());
+    if let Some(external) = machine.external()? {
+        let mappable = external::mappable_root(&external).await?;
+        let description = format!("{}, kernel {}", external.root.display(), external.kernel.display());
         return Ok(vec![System {
-            name: FOREIGN.to_owned(),
-            kernel: foreign.kernel,
-            modules: foreign.modules,
-            root: adopted.root,
-            root_key: adopted.root_key,
+            name: EXTERNAL.to_owned(),
+            kernel: external.kernel,
+            modules: external.modules,
+            root: mappable.root,
+            root_key: mappable.root_key,
             description,
         }]);
     }

@@ -19,14 +19,14 @@ use crate::prepare::{self, MachineArgs, Wanted};
 /// A day: a person may think.
 const DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
-/// Opens a shell in a booted machine; the machine goes away with it.
+/// Opens a shell in a booted machine; the machine ends with it.
 ///
-/// With a scenario, the machine has that scenario's files and set-up, and nothing is started. What is written to the
-/// machine is lost with it. Time is real unless --clock says otherwise. Without a terminal, commands are read from
+/// With a scenario, the machine has that scenario's files and set-up, and nothing is started. The machine keeps
+/// nothing that is written to it. Time is real unless --clock says otherwise. Without a terminal, commands are read from
 /// standard input.
 #[derive(Debug, Args)]
 pub(crate) struct ShellArgs {
-    /// A scenario to deploy first, by name or by path
+    /// Scenario to deploy first: a name or a path
     #[arg(value_name = "SCENARIO")]
     scenario: Option<String>,
 

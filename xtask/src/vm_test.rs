@@ -26,36 +26,35 @@ const STOP_GRACE: Duration = Duration::from_secs(40);
 
 /// Boots a machine for each scenario, runs its cycles and compares them with its snapshot.
 ///
-/// Installs QEMU and mmdebstrap and builds the guest's image first where they are not there. Prints the table of what
-/// was measured, and writes report.json and, per scenario, probe.txt (who held the mount, over time), recording.json and
-/// the machine's logs.
+/// Installs QEMU and mmdebstrap and builds the guest's image first, if they are missing. Prints a table of the
+/// measurements, and writes report.json and, for each scenario, probe.txt (who held the mount, over time), recording.json
+/// and the machine's logs.
 #[derive(Debug, Args)]
 pub(crate) struct VmTestArgs {
-    /// Scenarios to run, by name or by the path of a directory with a scenario.toml; all of vm-tests/scenarios if none
-    /// is given
+    /// Scenarios to run: names, or paths of directories with a scenario.toml [default: all of vm-tests/scenarios]
     #[arg(value_name = "SCENARIO")]
     scenarios: Vec<String>,
 
-    /// Only the scenarios that are steps of the history, and that as one table
+    /// Run the scenarios that are steps of the history, and print them as one table
     #[arg(long, conflicts_with = "scenarios")]
     history: bool,
 
-    /// How many Start/Reset cycles, instead of what the scenario says
+    /// Number of Start/Reset cycles, in place of the scenario's
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycles: Option<u32>,
 
-    /// How many machines run side by side [default: what cores and memory bear]
+    /// Number of machines that run at once [default: as cores and memory allow]
     #[arg(long, value_name = "N", value_parser = jobs)]
     jobs: Option<usize>,
 
     #[command(flatten)]
     machine: MachineArgs,
 
-    /// The longest that one scenario's cycles may take, in seconds of the host's time
+    /// Time limit for one scenario's cycles, in seconds of the host's time
     #[arg(long, value_name = "SECS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..))]
     deadline: u64,
 
-    /// Where the results go [default: target/vm-test]
+    /// Directory for the results [default: target/vm-test]
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
 }

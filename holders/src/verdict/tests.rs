@@ -14,7 +14,7 @@ fn names_the_pattern() {
     let cut_short = || Unseen { cut_short: Some(CutShort { processes: 9, left: 1 }), ..mounted().unseen };
     let cut = |report: Report| Report { unseen: cut_short(), ..report };
     let cases: [(&str, Report, &str); 28] = [
-        ("nobody", mounted(), "nothing-in-the-way"),
+        ("nobody", mounted(), "free"),
         ("a process", held_by(vec![other(Effect::BlocksUmount)]), "held-by-process"),
         ("the caller", held_by(vec![holder(1, Relation::Caller, Effect::BlocksUmount)]), "held-by-yourself"),
         (
@@ -34,8 +34,8 @@ fn names_the_pattern() {
             "held-by-process",
         ),
         ("a process in a private copy", held_by(vec![other(Effect::KeepsSuperblock)]), "outlives"),
-        ("the same path, another mount", held_by(vec![other(Effect::Harmless)]), "nothing-in-the-way"),
-        ("what can't be told is no accusation", held_by(vec![other(Effect::Unclear)]), "nothing-in-the-way"),
+        ("the same path, another mount", held_by(vec![other(Effect::Harmless)]), "free"),
+        ("an unclear effect is no accusation", held_by(vec![other(Effect::Unclear)]), "free"),
         (
             "a loop device",
             Report { kernel_holders: vec![loop_device(Effect::BlocksUmount)], ..mounted() },
@@ -61,7 +61,7 @@ fn names_the_pattern() {
             "not-visible",
         ),
         (
-            "nobody who may be looked at",
+            "processes that could not be inspected",
             Report { unseen: Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
             "not-allowed",
         ),
@@ -76,7 +76,7 @@ fn names_the_pattern() {
         ),
         ("a process, and perhaps others", cut(held_by(vec![other(Effect::BlocksUmount)])), "held-by-process"),
         (
-            "some could not be reached, others not looked at",
+            "some could not be reached, others not inspected",
             Report { unseen: Unseen { processes: 3, ..cut_short() }, ..mounted() },
             "cut-short",
         ),
@@ -98,7 +98,7 @@ fn names_the_pattern() {
         let line = verdict.line();
         assert!(!line.is_empty() && !line.contains('\n') && !line.ends_with('.'), "{name}: {line}");
         if let Verdict::CutShort { .. } = verdict {
-            assert!(line.starts_with("the scan was cut short after 9 processes, with 1 more to look at; "));
+            assert!(line.starts_with("the scan was cut short after 9 processes, 1 not reached; "));
             assert!(!line.contains("nothing blocks") && verdict.blocks_umount() != Some(false), "{line}");
         }
     }

@@ -16,7 +16,7 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 /// Without time nothing is found, and nothing is claimed.
 pub(crate) fn deadline(stage: &Stage) -> Result<()> {
     stage.mount()?;
-    let _planter = stage.plant("cwd")?;
+    let _fixture = stage.plant("cwd")?;
     for (query, blocks) in
         [(Query::new(&stage.merged), None), (Query::new(&stage.merged).after_ebusy(), Some(true))]
     {

@@ -1,16 +1,16 @@
-//! Each way to pin a mount, planted natively: what the diagnosis says beside what umount2(2) really answers.
+//! Each way to hold a mount, natively: the verdict of `holders` against the answer of umount2(2).
 //!
 //! Every trial has a thread with a mount namespace of its own, in which it mounts an overlay on a shared tmpfs, and
-//! starts the planter (this same program) as a child. All of it ends with the thread and the child. Needs root;
+//! starts the fixture (this same program) as a child. All of it ends with the thread and the child. Needs root;
 //! without, the trials are ignored and the reason is printed.
 
 mod bounds;
+#[path = "../../examples/fixture/cases.rs"]
+mod cases;
 mod ending;
-#[path = "../../examples/planter/plant.rs"]
-mod planter;
 mod sharing;
 mod sockets;
-#[path = "../../examples/planter/stage.rs"]
+#[path = "../../examples/fixture/stage.rs"]
 mod stage;
 mod victim;
 
@@ -19,18 +19,18 @@ use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 
+use cases::{CASES, Case, Umount};
 use holders::report::{Carries, Relation, Suspect};
 use holders::{Query, Report, Verdict};
 use libtest_mimic::{Arguments, Failed, Trial};
-use planter::{CASES, Case, Umount};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 use stage::Stage;
 
 fn main() -> ExitCode {
     let args: Vec<_> = std::env::args_os().skip(1).collect();
-    if args.first().is_some_and(|first| first == "planter") {
-        return planter::run(args);
+    if args.first().is_some_and(|first| first == "fixture") {
+        return cases::run(args);
     }
     if let [first, path] = args.as_slice()
         && first == "observer"
@@ -127,7 +127,7 @@ fn seen(report: &Report) -> Verdict {
 fn planted(stage: &Stage, case: &Case) -> Result<(), Box<dyn Error>> {
     stage.mount()?;
     let device = stage.ask()?.mount.ok_or("the overlay is not seen")?.device;
-    let planter = stage.plant(case.name)?;
+    let fixture = stage.plant(case.name)?;
     let before = stage.ask()?;
     let thorough = Query::new(&stage.merged).with_detached().run()?;
     let umount = match stage.umount() {
@@ -139,17 +139,17 @@ fn planted(stage: &Stage, case: &Case) -> Result<(), Box<dyn Error>> {
     assert_eq!(umount, case.umount, "the kernel does not do what the table of cases says");
     let verdict = seen(&before);
     for blocker in before.blockers() {
-        assert_eq!(blocker.pid, planter.holder, "accused the wrong one: {before:#?}");
+        assert_eq!(blocker.pid, fixture.holder, "accused the wrong one: {before:#?}");
         assert!(blocker.pidfd()?.is_some(), "{blocker:?} has ended");
     }
     // Older kernels show the last component of a registered file only (io_uring/fdinfo.c).
-    let visible = case.visible && (case.name != "io-uring" || shows_registered_paths(planter.holder)?);
+    let visible = case.visible && (case.name != "io-uring" || shows_registered_paths(fixture.holder)?);
     match (umount, visible) {
         (Umount::Busy, true) => {
             assert_eq!(verdict.blocks_umount(), Some(true), "{before:#?}");
         }
         (Umount::Busy, false) => {
-            assert_eq!(verdict, Verdict::NothingInTheWay, "{before:#?}");
+            assert_eq!(verdict, Verdict::Free, "{before:#?}");
             let after = Query::new(&stage.merged).after_ebusy().run()?;
             let Verdict::NotVisible { suspects } = seen(&after) else { panic!("{after:#?}") };
             let expected = match case.name {
@@ -158,7 +158,7 @@ fn planted(stage: &Stage, case: &Case) -> Result<(), Box<dyn Error>> {
                 _ => None,
             };
             if let Some(carries) = expected {
-                let is_it = |suspect: &Suspect| suspect.pid == planter.holder && suspect.carries == carries;
+                let is_it = |suspect: &Suspect| suspect.pid == fixture.holder && suspect.carries == carries;
                 assert!(suspects.iter().any(is_it), "{after:#?}");
             }
         }
@@ -199,10 +199,10 @@ fn shows_registered_paths(pid: u32) -> Result<bool, Box<dyn Error>> {
 
 /// A working directory in what the overlay covers: it shows the same path and blocks nothing.
 fn underlying(stage: &Stage) -> Result<(), Box<dyn Error>> {
-    let _planter = stage.plant("cwd")?;
+    let _fixture = stage.plant("cwd")?;
     stage.mount()?;
     let report = stage.ask()?;
-    assert_eq!(seen(&report), Verdict::NothingInTheWay, "{report:#?}");
+    assert_eq!(seen(&report), Verdict::Free, "{report:#?}");
     Ok(stage.umount()?)
 }
 
@@ -215,7 +215,7 @@ fn held_by_the_caller(stage: &Stage) -> Result<(), Box<dyn Error>> {
     let Verdict::HeldByYourself { blockers } = report.verdict() else { panic!("{report:#?}") };
     assert_eq!(blockers[0].relation, Relation::Caller, "{report:#?}");
     std::env::set_current_dir("/")?;
-    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    assert_eq!(seen(&stage.ask()?), Verdict::Free);
     Ok(stage.umount()?)
 }
 
@@ -374,10 +374,10 @@ fn watch(stage: &Stage) -> Result<(), Box<dyn Error>> {
     stage.mount()?;
     let mut watching = Watching::start(stage, &["--until-unmounted", "--rate", "50"])?;
     assert_eq!(watching.next()?, "mounted=Y holders=[]");
-    let planter = stage.plant("cwd")?;
-    let comm = std::fs::read_to_string(format!("/proc/{}/comm", planter.holder))?;
-    assert_eq!(watching.next()?, format!("mounted=Y holders=[{}({})]", planter.holder, comm.trim()));
-    drop(planter);
+    let fixture = stage.plant("cwd")?;
+    let comm = std::fs::read_to_string(format!("/proc/{}/comm", fixture.holder))?;
+    assert_eq!(watching.next()?, format!("mounted=Y holders=[{}({})]", fixture.holder, comm.trim()));
+    drop(fixture);
     assert_eq!(watching.next()?, "mounted=Y holders=[]");
     stage.umount()?;
     assert_eq!(watching.next()?, "mounted=N holders=[]");
@@ -391,17 +391,17 @@ fn watch_a_unit(stage: &Stage) -> Result<(), Box<dyn Error>> {
     let unit = format!("holders-test-{}.service", std::process::id());
     let cgroup = Cgroup::make(root.join(&unit))?;
     stage.mount()?;
-    let planter = stage.plant("cwd")?;
-    std::fs::write(cgroup.0.join("cgroup.procs"), planter.holder.to_string())?;
+    let fixture = stage.plant("cwd")?;
+    std::fs::write(cgroup.0.join("cgroup.procs"), fixture.holder.to_string())?;
     let mut watching = Watching::start(stage, &["--json", "--rate", "0", "--unit", &unit])?;
     let mut next = || -> Result<serde_json::Value, Box<dyn Error>> {
         let line = watching.lines.next().ok_or("the watch has ended")??;
         Ok(serde_json::from_str(&line)?)
     };
     let first = next()?;
-    assert_eq!((&first["event"], &first["holders"][0]["pid"]), (&"start".into(), &planter.holder.into()));
+    assert_eq!((&first["event"], &first["holders"][0]["pid"]), (&"start".into(), &fixture.holder.into()));
     assert_eq!(first["holders"][0]["unit"], unit.as_str(), "{first}");
-    drop(planter);
+    drop(fixture);
     let second = next()?;
     assert_eq!(second["holders"], serde_json::json!([]), "{second}");
     assert!(["exit", "cgroup"].contains(&second["event"].as_str().unwrap_or_default()), "{second}");
@@ -456,7 +456,7 @@ fn ask_the_command(merged: &Path) -> Result<String, Box<dyn Error>> {
 fn stacked(stage: &Stage) -> Result<(), Box<dyn Error>> {
     stage.mount()?;
     rustix::mount::mount("holders-test", &stage.merged, "tmpfs", MountFlags::empty(), None)?;
-    let _planter = stage.plant("cwd")?;
+    let _fixture = stage.plant("cwd")?;
     let report = stage.ask()?;
     assert_eq!(report.mount.as_ref().map(|mount| mount.fstype.as_str()), Some("tmpfs"));
     assert_eq!(report.stacked, 1);
@@ -471,12 +471,12 @@ fn bound_directory(stage: &Stage) -> Result<(), Box<dyn Error>> {
     let _elsewhere = std::fs::File::create(stage.base.join("upper/file"))?;
     let _the_same_by_its_own_path = std::fs::File::create(lower.join("file"))?;
     rustix::mount::mount_bind(&lower, &stage.merged)?;
-    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    assert_eq!(seen(&stage.ask()?), Verdict::Free);
     for case in ["cwd", "mmap"] {
-        let planter = stage.plant(case)?;
+        let fixture = stage.plant(case)?;
         let report = stage.ask()?;
         let pids: Vec<_> = report.blockers().iter().map(|blocker| blocker.pid).collect();
-        assert_eq!(pids, [planter.holder], "{case}: {report:#?}");
+        assert_eq!(pids, [fixture.holder], "{case}: {report:#?}");
         assert_eq!(stage.umount(), Err(Errno::BUSY));
     }
     Ok(stage.umount()?)
@@ -522,7 +522,7 @@ fn deep(stage: &Stage) -> Result<(), Box<dyn Error>> {
     drop(file);
     holds("mapping")?;
     drop(mapped);
-    assert_eq!(seen(&stage.ask()?), Verdict::NothingInTheWay);
+    assert_eq!(seen(&stage.ask()?), Verdict::Free);
     Ok(stage.umount()?)
 }
 

@@ -22,7 +22,7 @@ pub struct Channel {
     /// A ping.
     pub ping: Samples,
     /// `/bin/true` to its exit status.
-    pub truth: Samples,
+    pub command: Samples,
     /// `echo` to its output and exit status.
     pub echo: Samples,
     /// [`PUT_BYTES`] into a file.
@@ -63,7 +63,7 @@ pub async fn channel(
         for _ in 0..requests.commands {
             let begun = Instant::now();
             let output = machine.run(&["/bin/true"], DEADLINE).await?;
-            channel.truth.0.push(begun.elapsed().as_secs_f64());
+            channel.command.0.push(begun.elapsed().as_secs_f64());
             ensure!(output.exit.success(), "/bin/true: {}", output.exit);
             let begun = Instant::now();
             let output = machine.run(&["/bin/echo", "hello"], DEADLINE).await?;

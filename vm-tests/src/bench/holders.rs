@@ -1,7 +1,7 @@
-//! The benchmark of truth: what `holders` and other tools say of a mount that is held in every way there is, beside
+//! The accuracy benchmark: what `holders` and other tools say of a mount that is held in every way there is, beside
 //! what umount2(2) does; what one scan costs; how soon `holders watch` tells.
 //!
-//! The guest's part is `holders/examples/planter`, which plants, asks and judges. Here it is run in restored machines,
+//! The guest's part is `holders/examples/fixture`, which plants, asks and judges. Here it is run in restored machines,
 //! by a session that they have before their first instruction, so that in virtual time the numbers are the same in
 //! every run. What it prints is read into values, and those are laid out as tables.
 
@@ -25,7 +25,7 @@ const DEADLINE: Duration = Duration::from_secs(1800);
 
 /// Where the programs are in the guest.
 const HOLDERS: &str = "/usr/local/bin/holders";
-const PLANTER: &str = "/usr/local/libexec/planter";
+const FIXTURE: &str = "/usr/local/libexec/fixture";
 
 /// The tools, in the order of the tables' columns.
 pub const TOOLS: [&str; 4] = ["holders", "fuser", "lsof", "lsns"];
@@ -44,7 +44,7 @@ pub const MORE_PROCESSES: [u32; 2] = [100, 500];
 
 /// All that was found out on one guest.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Truth {
+pub struct Accuracy {
     /// The guest's short name.
     pub guest: String,
     /// What the image is, in one line.
@@ -59,7 +59,7 @@ pub struct Truth {
     pub watch: Watch,
 }
 
-/// One way to pin a mount.
+/// One way to hold a mount.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Case {
     /// Its name.
@@ -93,7 +93,7 @@ pub struct Answer {
     pub said: String,
 }
 
-/// What an answer is worth; the planter's `judge.rs` says when it is which.
+/// What an answer is worth; the fixture's `judge.rs` says when it is which.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Worth {
@@ -158,48 +158,48 @@ pub struct Watch {
 /// Finds out all of it on one guest, in three machines one after the other.
 ///
 /// # Errors
-/// As [`Machine::race`]; when the planter fails, or prints what is not understood.
+/// As [`Machine::race`]; when the fixture fails, or prints what is not understood.
 pub async fn measure(
     prepared: &Prepared,
     programs: &GuestBinaries,
     rounds: Rounds,
     directory: &Path,
     cancel: Cancel,
-) -> Result<Truth> {
+) -> Result<Accuracy> {
     let more = MORE_PROCESSES.map(|count| count.to_string()).join(",");
     let (scans, events) = (rounds.scans.to_string(), rounds.events.to_string());
     let mut texts = Vec::new();
     for (name, args) in [("judge", vec![]), ("cost", vec![&scans, &more]), ("watch", vec![&events])] {
         events::tell(Event::Measuring { guest: prepared.guest.clone(), part: name });
         let command = format!(
-            "{PLANTER} {name} {HOLDERS} {}",
+            "{FIXTURE} {name} {HOLDERS} {}",
             args.iter().map(|arg| arg.as_str()).collect::<Vec<_>>().join(" ")
         );
-        texts.push(planter(prepared, programs, &command, &directory.join(name), cancel.clone()).await?);
+        texts.push(fixture(prepared, programs, &command, &directory.join(name), cancel.clone()).await?);
     }
     let [judged, costs, watch] = texts.as_slice() else { unreachable!("three parts") };
     let mut watch = lines::<Watch>(watch)?;
-    Ok(Truth {
+    Ok(Accuracy {
         guest: prepared.guest.clone(),
         image: prepared.image.clone(),
         choice: prepared.choice.clone(),
         cases: lines(judged)?,
         costs: lines(costs)?,
-        watch: watch.pop().context("planter watch printed nothing")?,
+        watch: watch.pop().context("fixture watch printed nothing")?,
     })
 }
 
-async fn planter(
+async fn fixture(
     prepared: &Prepared,
     programs: &GuestBinaries,
     command: &str,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<String> {
-    const OUTPUT: &str = "/run/planter.jsonl";
+    const OUTPUT: &str = "/run/fixture.jsonl";
     let mut bundle = Bundle::default();
     bundle.file(programs.path("holders")?, HOLDERS, Some(0o755))?;
-    bundle.file(programs.path("planter")?, PLANTER, Some(0o755))?;
+    bundle.file(programs.path("fixture")?, FIXTURE, Some(0o755))?;
     // The agent's unit may have as many tasks as systemd gives one, which is fewer than the crowd.
     let script = format!("echo $$ >/sys/fs/cgroup/cgroup.procs; exec {command} >{OUTPUT}");
     let setup = vec![["sh", "-c", &script].map(str::to_owned).to_vec()];
@@ -229,11 +229,11 @@ async fn stop<T>(machine: Machine, done: Result<T>) -> Result<T> {
 
 fn lines<T: for<'de> Deserialize<'de>>(text: &str) -> Result<Vec<T>> {
     text.lines()
-        .map(|line| serde_json::from_str(line).with_context(|| format!("planter printed {line}")))
+        .map(|line| serde_json::from_str(line).with_context(|| format!("fixture printed {line}")))
         .collect()
 }
 
-impl Truth {
+impl Accuracy {
     /// How many of a tool's answers are worth what.
     #[must_use]
     pub fn count(&self, tool: &str, worth: Worth) -> usize {
@@ -281,14 +281,14 @@ impl Truth {
 
 /// The table of counts: a line for each guest and tool, in Markdown.
 #[must_use]
-pub fn summary(truths: &[Truth]) -> String {
+pub fn summary(accuracies: &[Accuracy]) -> String {
     let mut rows = vec![row(["Guest", "Tool", "right", "can't see", "silent", "wrong"])];
     rows.push(row(["---", "---", "--:", "--:", "--:", "--:"]));
-    for truth in truths {
+    for accuracy in accuracies {
         for tool in TOOLS {
-            let counts = Worth::ALL.map(|worth| truth.count(tool, worth).to_string());
+            let counts = Worth::ALL.map(|worth| accuracy.count(tool, worth).to_string());
             let [right, cannot_see, silent, wrong] = counts.each_ref().map(String::as_str);
-            rows.push(row([&truth.guest, &format!("`{tool}`"), right, cannot_see, silent, wrong]));
+            rows.push(row([&accuracy.guest, &format!("`{tool}`"), right, cannot_see, silent, wrong]));
         }
     }
     rows.join("\n")
@@ -296,18 +296,21 @@ pub fn summary(truths: &[Truth]) -> String {
 
 /// The table of cases, in Markdown. Where guests differ a cell has one after the other.
 #[must_use]
-pub fn cases(truths: &[Truth]) -> String {
+pub fn cases(accuracies: &[Accuracy]) -> String {
     let mut rows = vec![
         row(["Case", "umount2", "`holders`", "`fuser -vm`", "`lsof`", "`lsns`"]),
         row(["---", "---", "---", "---", "---", "---"]),
     ];
-    let names =
-        truths.first().map(|truth| truth.cases.iter().map(|case| case.case.as_str())).into_iter().flatten();
+    let names = accuracies
+        .first()
+        .map(|accuracy| accuracy.cases.iter().map(|case| case.case.as_str()))
+        .into_iter()
+        .flatten();
     for name in names {
-        let of: Vec<(&str, &Case)> = truths
+        let of: Vec<(&str, &Case)> = accuracies
             .iter()
-            .filter_map(|truth| {
-                Some((truth.guest.as_str(), truth.cases.iter().find(|case| case.case == name)?))
+            .filter_map(|accuracy| {
+                Some((accuracy.guest.as_str(), accuracy.cases.iter().find(|case| case.case == name)?))
             })
             .collect();
         let umount = cell(of.iter().map(|(guest, case)| (*guest, umount_words(case))).collect());
@@ -360,10 +363,10 @@ impl Bound {
 
 /// What one scan should cost at most, and how soon the watch should tell.
 #[must_use]
-pub fn bounds(truth: &Truth) -> Vec<Bound> {
+pub fn bounds(accuracy: &Accuracy) -> Vec<Bound> {
     let mut bounds = Vec::new();
     let bound = |what: String, is: f64, at_most: f64| Bound { what, is, at_most };
-    for cost in &truth.costs {
+    for cost in &accuracy.costs {
         let cpu = |name: &str| cost.median(name, |times| &times.cpu_ns);
         let wall = |name: &str| cost.median(name, |times| &times.wall_ns);
         let count = cost.more_processes;
@@ -387,8 +390,8 @@ pub fn bounds(truth: &Truth) -> Vec<Bound> {
     let longest =
         |ns: &[u64]| ns.iter().max().map_or(f64::NAN, |&ns| Duration::from_nanos(ns).as_secs_f64() * 1e3);
     bounds.extend([
-        bound("watch: an unmount, the longest, ms".to_owned(), longest(&truth.watch.unmount_ns), 1.0),
-        bound("watch: a new holder, the longest, ms".to_owned(), longest(&truth.watch.holder_ns), 5.0),
+        bound("watch: an unmount, the longest, ms".to_owned(), longest(&accuracy.watch.unmount_ns), 1.0),
+        bound("watch: a new holder, the longest, ms".to_owned(), longest(&accuracy.watch.holder_ns), 5.0),
     ]);
     bounds
 }
@@ -403,13 +406,13 @@ impl Cost {
 
 /// The table of costs: medians in milliseconds of guest time, in Markdown.
 #[must_use]
-pub fn costs(truths: &[Truth]) -> String {
+pub fn costs(accuracies: &[Accuracy]) -> String {
     let mut rows = vec![
         row(["Guest", "Processes", "What", "wall time", "processor time"]),
         row(["---", "--:", "---", "--:", "--:"]),
     ];
-    for truth in truths {
-        for cost in &truth.costs {
+    for accuracy in accuracies {
+        for cost in &accuracy.costs {
             let order = TOOLS.into_iter().chain([
                 "diagnosis",
                 "bare loop",
@@ -421,7 +424,7 @@ pub fn costs(truths: &[Truth]) -> String {
                 let ms = |of| format!("{:.2} ms", cost.median(name, of) / 1e6);
                 let processes = cost.processes.to_string();
                 let (wall, cpu) = (ms(|times| &times.wall_ns), ms(|times| &times.cpu_ns));
-                rows.push(row([&truth.guest, &processes, name, &wall, &cpu]));
+                rows.push(row([&accuracy.guest, &processes, name, &wall, &cpu]));
             }
         }
     }
@@ -436,14 +439,14 @@ fn row<const N: usize>(cells: [&str; N]) -> String {
 mod tests {
     use super::*;
 
-    fn truth(guest: &str, worth: Worth) -> Truth {
+    fn accuracy(guest: &str, worth: Worth) -> Accuracy {
         let judged = format!(
             r#"{{"case":"cwd","umount":"EBUSY","outlives":false,"visible":true,"as_planned":true,"holder":7,"answers":{{"holders":{{"worth":"right","said":"held-by-process {{7}}"}},"lsns":{{"worth":{},"said":"{{}}"}}}}}}
 {{"case":"loop","not_planted":"no loop"}}"#,
             serde_json::to_string(&worth).expect("a word")
         );
         let costs = r#"{"more_processes":100,"processes":109,"links":5,"links_without_mappings":3,"costs":{"holders":{"wall_ns":[40,50,60],"cpu_ns":[4]},"fuser":{"wall_ns":[100],"cpu_ns":[9]},"lsof":{"wall_ns":[200],"cpu_ns":[7]}}}"#;
-        Truth {
+        Accuracy {
             guest: guest.to_owned(),
             image: String::new(),
             choice: String::new(),
@@ -455,8 +458,8 @@ mod tests {
 
     #[test]
     fn guests_that_agree_share_a_cell() {
-        let truths = [truth("a", Worth::Silent), truth("b", Worth::Wrong)];
-        let table = cases(&truths);
+        let accuracies = [accuracy("a", Worth::Silent), accuracy("b", Worth::Wrong)];
+        let table = cases(&accuracies);
         let rows: Vec<_> = table.lines().skip(2).collect();
         assert_eq!(
             rows,
@@ -465,24 +468,24 @@ mod tests {
                 "| loop | not planted | - | - | - | - |"
             ]
         );
-        assert!(summary(&truths).contains("| b | `lsns` | 0 | 0 | 0 | 1 |"), "{}", summary(&truths));
-        assert_eq!(truths[0].planted(), 1);
+        assert!(summary(&accuracies).contains("| b | `lsns` | 0 | 0 | 0 | 1 |"), "{}", summary(&accuracies));
+        assert_eq!(accuracies[0].planted(), 1);
     }
 
     #[test]
     fn a_fault_is_told() {
-        let mut truth = truth("a", Worth::Wrong);
-        assert_eq!(truth.faults(), [""; 0], "what another tool says is none");
-        truth.cases[0].as_planned = false;
-        truth.cases[0].answers.get_mut("holders").expect("an answer").worth = Worth::Silent;
-        let faults = truth.faults();
+        let mut accuracy = accuracy("a", Worth::Wrong);
+        assert_eq!(accuracy.faults(), [""; 0], "what another tool says is none");
+        accuracy.cases[0].as_planned = false;
+        accuracy.cases[0].answers.get_mut("holders").expect("an answer").worth = Worth::Silent;
+        let faults = accuracy.faults();
         assert_eq!(faults.len(), 2, "{faults:?}");
         assert!(faults[1].contains("a: cwd: holders is silent"), "{faults:?}");
     }
 
     #[test]
     fn bounds_are_of_medians_and_of_the_longest() {
-        let bounds = bounds(&truth("a", Worth::Right));
+        let bounds = bounds(&accuracy("a", Worth::Right));
         let of = |what: &str| bounds.iter().find(|bound| bound.what.contains(what)).expect(what);
         assert_eq!((of("wall time").is, of("wall time").is_kept()), (0.5, true));
         assert!(

@@ -1,4 +1,4 @@
-//! A system that somebody else built, as a guest.
+//! An external image: a system that was built elsewhere, as a guest.
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -10,9 +10,9 @@ use super::entry::ROOT;
 use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::host::events::{self, Event};
 
-/// The parts of a system that somebody else built, as they were given.
+/// The parts of an external image, as given on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Foreign {
+pub struct External {
     /// A bzImage or vmlinux.
     pub kernel: PathBuf,
     /// The directory with that kernel's `modules.dep`.
@@ -21,43 +21,39 @@ pub struct Foreign {
     pub root: PathBuf,
 }
 
-/// A foreign system whose root can be a guest's persistent memory.
+/// The root of an external image, in a size that a guest can map as persistent memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Adopted {
+pub struct MappableRoot {
     /// The root: the given file, or a copy of the right size in the cache.
     pub root: PathBuf,
     /// The hash of the given file.
     pub root_key: Key,
 }
 
-/// Checks the parts of a foreign system. A root whose size a guest can't have as persistent memory is copied to the
-/// cache, with zeros up to the next size that it can.
+/// Checks the parts of an external image. A root whose size a guest can't map as persistent memory is copied to the
+/// cache, with zeros up to the next size that it can map.
 ///
 /// # Errors
 /// Names what is missing and what it should be.
-pub async fn adopt(foreign: &Foreign) -> anyhow::Result<Adopted> {
-    let Foreign { kernel, modules, root } = foreign;
-    ensure!(
-        kernel.is_file(),
-        "--kernel {}: no such file; a bzImage or a vmlinux is wanted",
-        kernel.display()
-    );
+pub async fn mappable_root(external: &External) -> anyhow::Result<MappableRoot> {
+    let External { kernel, modules, root } = external;
+    ensure!(kernel.is_file(), "--kernel {}: no such file; expected a bzImage or a vmlinux", kernel.display());
     ensure!(
         modules.join("modules.dep").is_file(),
-        "--modules {}: it has no modules.dep; the directory of the kernel's release is wanted, as below /lib/modules",
+        "--modules {}: no modules.dep in it; expected the directory of the kernel's release, as below /lib/modules",
         modules.display()
     );
     ensure!(
         root.is_file(),
-        "--root {}: no such file; an image of squashfs, erofs, ext4 or btrfs is wanted (of a directory: \
+        "--root {}: no such file; expected an image of squashfs, erofs, ext4 or btrfs (to make one: \
          mksquashfs DIRECTORY IMAGE -noI -noD -noF -noX)",
         root.display()
     );
-    let root_key = Inputs::new("foreign-root", 1).file("root", root)?.key();
-    let length = std::fs::metadata(root).with_context(|| format!("look at {}", root.display()))?.len();
+    let root_key = Inputs::new("external-root", 1).file("root", root)?.key();
+    let length = std::fs::metadata(root).with_context(|| format!("stat {}", root.display()))?.len();
     let wanted = length.next_multiple_of(crate::machine::config::PMEM_ALIGN);
     if length == wanted {
-        return Ok(Adopted { root: root.clone(), root_key });
+        return Ok(MappableRoot { root: root.clone(), root_key });
     }
     let dir = cache::root()?.join("images").join(format!("root-{}", root_key.short()));
     let copy = dir.join(ROOT);
@@ -79,5 +75,5 @@ pub async fn adopt(foreign: &Foreign) -> anyhow::Result<Adopted> {
             staging.commit()?;
         }
     }
-    Ok(Adopted { root: copy, root_key })
+    Ok(MappableRoot { root: copy, root_key })
 }

@@ -28,4 +28,4 @@ mod tests;
 pub use build::ensure;
 pub use debian::{MIRROR_VAR, Request};
 pub use entry::{FileRecord, Image, Manifest};
-pub use suite::{FOREIGN, Suite};
+pub use suite::{EXTERNAL, Suite};

@@ -33,7 +33,7 @@ const GUEST: &[&str] = &[
 ];
 
 /// What [`crate::bench::holders`] runs in a guest: the command, and the fixture that plants and judges.
-const TRUTH: &[&str] = &["--package", "holders", "--bin", "holders", "--example", "planter"];
+const ACCURACY: &[&str] = &["--package", "holders", "--bin", "holders", "--example", "fixture"];
 
 /// The guest's binaries, each proved to be static.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,12 +71,12 @@ pub async fn guest_binaries() -> anyhow::Result<GuestBinaries> {
     build(GUEST).await
 }
 
-/// Builds what the benchmark of truth runs in a guest: `holders` and `planter`.
+/// Builds what the accuracy benchmark runs in a guest: `holders` and `fixture`.
 ///
 /// # Errors
 /// As [`guest_binaries`].
-pub async fn truth_binaries() -> anyhow::Result<GuestBinaries> {
-    build(TRUTH).await
+pub async fn accuracy_binaries() -> anyhow::Result<GuestBinaries> {
+    build(ACCURACY).await
 }
 
 async fn build(what: &[&str]) -> anyhow::Result<GuestBinaries> {

@@ -51,5 +51,5 @@ impl FromStr for Suite {
     }
 }
 
-/// The name of a guest that somebody else built.
-pub const FOREIGN: &str = "own";
+/// The name of a guest from an external image.
+pub const EXTERNAL: &str = "external";

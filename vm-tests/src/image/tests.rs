@@ -13,28 +13,28 @@ use super::scratch::*;
 use super::suite::*;
 
 #[test]
-fn a_foreign_root_gets_a_size_that_a_guest_can_map() {
+fn an_external_root_gets_a_size_that_a_guest_can_map() {
     let dir = tempfile::tempdir().expect("a temp dir");
     let at = |name: &str| dir.path().join(name);
-    let foreign = Foreign { kernel: at("vmlinuz"), modules: at("modules"), root: at("root") };
+    let external = External { kernel: at("vmlinuz"), modules: at("modules"), root: at("root") };
     let refused = |words: &str| {
-        let error = block_on(adopt(&foreign)).expect_err("a part is missing");
+        let error = block_on(mappable_root(&external)).expect_err("a part is missing");
         assert!(error.to_string().contains(words), "{error:#}");
     };
     refused("--kernel");
-    std::fs::write(&foreign.kernel, "").expect("write");
+    std::fs::write(&external.kernel, "").expect("write");
     refused("no modules.dep");
-    std::fs::create_dir(&foreign.modules).expect("mkdir");
-    std::fs::write(foreign.modules.join("modules.dep"), "").expect("write");
+    std::fs::create_dir(&external.modules).expect("mkdir");
+    std::fs::write(external.modules.join("modules.dep"), "").expect("write");
     refused("mksquashfs");
-    std::fs::write(&foreign.root, "").expect("write");
+    std::fs::write(&external.root, "").expect("write");
     File::options()
         .write(true)
-        .open(&foreign.root)
+        .open(&external.root)
         .and_then(|file| file.set_len(crate::machine::config::PMEM_ALIGN))
         .expect("length");
-    let adopted = block_on(adopt(&foreign)).expect("all is there");
-    assert_eq!(adopted.root, foreign.root, "it is mapped as it is");
+    let mappable = block_on(mappable_root(&external)).expect("all is there");
+    assert_eq!(mappable.root, external.root, "it is mapped as it is");
 }
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {

@@ -25,12 +25,12 @@ use serde::{Deserialize, Serialize};
 
 use super::cycle::Cycle;
 use crate::host::accel::Clock;
-use crate::image::{FOREIGN, Suite};
+use crate::image::{EXTERNAL, Suite};
 
-/// How far a median may be from its pin, as a part of it.
+/// How far a median may be from its baseline, as a part of it.
 ///
-/// Runs of one build do not differ (see "Determinism" in ARCHITECTURE.md). What a pin must bear are other builds: the
-/// guest's packages are the day's, and the guest programs are compiled anew. Measured over two builds whose agent, helper
+/// Runs of one build do not differ (see "Determinism" in ARCHITECTURE.md). Other builds do: the guest's
+/// packages are the day's, and the guest programs are compiled anew. Measured over two builds whose agent, helper
 /// and `l4d2ctl` differed: seven scenarios of `product-*` on trixie and on bookworm, start and reset, 28 pairs of medians.
 /// Half of them differed by 0.9 % or less, the pair furthest apart by 4.2 %. Three times that is allowed.
 pub const TOLERANCE: f64 = 0.125;
@@ -73,19 +73,19 @@ impl Durations {
         })
     }
 
-    /// What is further from its pin than [`TOLERANCE`], in words.
+    /// What is further from its baseline than [`TOLERANCE`], in words.
     #[must_use]
     pub fn deviations(&self, measured: &Self) -> Vec<String> {
         [("start", self.start_ms, measured.start_ms), ("reset", self.reset_ms, measured.reset_ms)]
             .into_iter()
-            // What is no number is outside, too.
-            .filter(|(_, pinned, measured)| {
-                let (least, most) = (pinned * (1.0 - TOLERANCE), pinned * (1.0 + TOLERANCE));
+            // NaN is outside, too.
+            .filter(|(_, baseline, measured)| {
+                let (least, most) = (baseline * (1.0 - TOLERANCE), baseline * (1.0 + TOLERANCE));
                 !(least..=most).contains(measured)
             })
-            .map(|(what, pinned, measured)| {
+            .map(|(what, baseline, measured)| {
                 format!(
-                    "the median {what} took {measured:.1} ms of virtual time, and {pinned:.1} ms are pinned (±{:.1} %)",
+                    "the median {what} took {measured:.1} ms of virtual time, the baseline is {baseline:.1} ms (±{:.1} %)",
                     TOLERANCE * 100.0
                 )
             })
@@ -173,10 +173,10 @@ impl Baselines {
     /// What the medians say against the accepted ones.
     pub(super) fn compare_durations(&self, measured: &Durations) -> Vec<String> {
         let deviations = match &self.durations {
-            Some(pinned) => pinned.deviations(measured),
-            None if self.guest == FOREIGN => Vec::new(),
+            Some(baseline) => baseline.deviations(measured),
+            None if self.guest == EXTERNAL => Vec::new(),
             None => vec![format!(
-                "no durations of {} are pinned (start took {:.1} ms and reset {:.1} ms; INSTA_UPDATE=always writes them)",
+                "{} has no baseline (start took {:.1} ms and reset {:.1} ms; INSTA_UPDATE=always writes them)",
                 self.guest, measured.start_ms, measured.reset_ms
             )],
         };
@@ -194,7 +194,7 @@ impl Baselines {
     pub fn accept_durations(&self, measured: &Durations) -> Result<()> {
         let _held = lock(&self.directory)?;
         let mut all = read(&self.directory)?;
-        if all.get(&self.guest).is_some_and(|pinned| pinned.deviations(measured).is_empty()) {
+        if all.get(&self.guest).is_some_and(|baseline| baseline.deviations(measured).is_empty()) {
             return Ok(());
         }
         let tenth = |ms: f64| (ms * 10.0).round() / 10.0;
@@ -215,7 +215,7 @@ fn read(directory: &Path) -> Result<BTreeMap<String, Durations>> {
     }
 }
 
-/// Locks a scenario's directory against other writers of its pins, until this is dropped.
+/// Locks a scenario's directory against other writers of its baselines, until this is dropped.
 ///
 /// An flock(2) on the directory itself: the file in it is replaced, so a lock on that would be one on an older file, and
 /// a file for the lock (as [`crate::cache::Lock`] has one) would lie in the repository. It is held for a read and a
@@ -259,15 +259,15 @@ mod tests {
     }
 
     #[test]
-    fn a_pin_is_a_bound_on_both_sides() {
-        let pinned = Durations { start_ms: 300.0, reset_ms: 100.0 };
+    fn a_baseline_is_a_bound_on_both_sides() {
+        let baseline = Durations { start_ms: 300.0, reset_ms: 100.0 };
         for (reset_ms, right) in
             [(100.0, true), (112.4, true), (87.6, true), (112.6, false), (87.4, false), (f64::NAN, false)]
         {
-            let deviations = pinned.deviations(&Durations { start_ms: 300.0, reset_ms });
+            let deviations = baseline.deviations(&Durations { start_ms: 300.0, reset_ms });
             assert_eq!(deviations.is_empty(), right, "{reset_ms}: {deviations:?}");
         }
-        let both = pinned.deviations(&Durations { start_ms: 1.0, reset_ms: 1.0 });
+        let both = baseline.deviations(&Durations { start_ms: 1.0, reset_ms: 1.0 });
         assert_eq!(both.len(), 2);
     }
 
@@ -278,10 +278,10 @@ mod tests {
         let compare =
             |guest, measured: &Durations, accept| compare(directory.path(), guest, measured, accept);
         let missing = compare("trixie", &at(100.0), false).concat();
-        assert!(missing.contains("no durations of trixie are pinned"), "{missing}");
+        assert!(missing.contains("trixie has no baseline"), "{missing}");
         assert!(missing.contains("start took 300.0 ms and reset 100.0 ms"), "{missing}");
         assert!(missing.contains("INSTA_UPDATE=always"), "{missing}");
-        assert!(compare(FOREIGN, &at(100.0), false).is_empty(), "somebody else's system has its own");
+        assert!(compare(EXTERNAL, &at(100.0), false).is_empty(), "an external image has no baseline");
         assert!(!directory.path().join(FILE).exists(), "nothing is written unasked");
         assert!(compare("trixie", &at(100.04), true).is_empty());
         // One table is nobody else's.
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn guests_that_are_pinned_at_once_lose_none() {
+    fn guests_that_are_accepted_at_once_lose_none() {
         const GUESTS: usize = 8;
         const ROUNDS: u32 = 10;
         let directory = tempfile::tempdir().expect("tempdir");

@@ -40,7 +40,7 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
     equal("core dumps", &cycle.core_dumps, &expect.core_dumps);
     equal("lost events", &cycle.lost, &[]);
 
-    check(cycle.end.is_some(), "what the reset left was not looked at".to_owned());
+    check(cycle.end.is_some(), "what the reset left was not inspected".to_owned());
     let start = Some(Exit::Code(expect.start_exit));
     check(cycle.start_exit == start, wrong_exit("start", cycle.start_exit, start));
     let before = &cycle.before;
@@ -51,15 +51,14 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
     check(before.mounted == expect.mounted_before, mounted_before(before));
     let reset = Some(Exit::Code(expect.reset_exit));
     check(cycle.reset_exit == reset, wrong_exit("reset", cycle.reset_exit, reset));
-    let (took, from, under) =
-        (Duration::from_nanos(cycle.reset_ns), expect.reset_from(), expect.reset_under());
+    let (took, min, max) = (Duration::from_nanos(cycle.reset_ns), expect.reset_min(), expect.reset_max());
     check(
-        (from..under).contains(&took),
+        (min..max).contains(&took),
         format!(
             "reset took {:.3} s, not {:.3} to {:.3} s",
             took.as_secs_f64(),
-            from.as_secs_f64(),
-            under.as_secs_f64()
+            min.as_secs_f64(),
+            max.as_secs_f64()
         ),
     );
     check(

@@ -217,7 +217,7 @@ fn a_file_system_lives_on() {
     }
 }
 
-const EXPECT: &str = "reset_exit = 0\nreset_under_ms = 1000\nactive_state = \"inactive\"\n\
+const EXPECT: &str = "reset_exit = 0\nreset_max_ms = 1000\nactive_state = \"inactive\"\n\
                       mounted = false\nholders = []\n";
 
 fn expect(more: &str) -> Expect {
@@ -265,7 +265,7 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
         (mutate(|cycle| cycle.kernel_warnings = vec!["BUG".to_owned()]), "kernel warnings"),
         (mutate(|cycle| cycle.core_dumps = vec!["x".to_owned()]), "core dumps"),
         (mutate(|cycle| cycle.lost = vec!["d-bus".to_owned()]), "lost events"),
-        (mutate(|cycle| cycle.end = None), "not looked at"),
+        (mutate(|cycle| cycle.end = None), "not inspected"),
         (with_end(|end| end.processes = vec![(1, "x".to_owned())]), "left in the cgroup"),
         (with_end(|end| end.failed_units = vec!["y.service".to_owned()]), "failed units"),
         (with_end(|end| end.remount = Remount::Tried { result: 0, in_use: true }), "in use"),
@@ -284,7 +284,7 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
 #[test]
 fn another_failure_than_the_declared_one_is_a_deviation() {
     let declared = "umount = \"EBUSY\"\nverdict = \"held by yourself\"\nlisted = [\"b.service\"]\n\
-                    remount = \"in use\"\nexec_stop_post = \"SIGTERM\"\nreset_from_ms = 50\n\
+                    remount = \"in use\"\nexec_stop_post = \"SIGTERM\"\nreset_min_ms = 50\n\
                     reset_stderr = [\"held by {pid} (x)\", \"EBUSY\"]";
     let mut cycle = clean();
     cycle.verdict = MountVerdict::HeldByYourself;

@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_is_damaged_or_foreign_is_not_loaded() {
+    fn an_entry_that_is_damaged_or_of_other_inputs_is_not_loaded() {
         type Damage = fn(&Path) -> std::io::Result<()>;
         let cases: [(&str, Damage); 8] = [
             ("a bit of RAM", |d| flip_bit(&d.join(RAM), 5 * HOLE as u64)),

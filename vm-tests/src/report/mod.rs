@@ -29,7 +29,7 @@ pub const SCHEMA: u32 = 2;
 ///   "scenarios": [ {                                       each scenario on each guest
 ///       "guest": "trixie",
 ///       "name": "5eac51a", "description": "…",
-///       "history": { "step", "what", "told" } | null,      its place in a history
+///       "history": { "step", "what", "reported" } | null,      its place in a history
 ///       "verdict": "passed" | "failed" | "infrastructure" | "interrupted",
 ///       "why": ["…"],                                      empty if passed
 ///       "kernel": "6.12…", "systemd": "257…", "os": "…",
@@ -215,7 +215,7 @@ pub fn table(report: &Report, guest: &str) -> String {
     let mut rows = vec![
         vec!["Metric".to_owned()],
         vec!["Reset duration".to_owned()],
-        vec!["`holders=` of the dying namespace".to_owned()],
+        vec!["Holders at the umount".to_owned()],
         vec!["Unit state after Stop".to_owned()],
         vec!["ExecStopPost exit code".to_owned()],
         vec!["Cycles".to_owned()],
@@ -244,8 +244,8 @@ pub fn history(report: &Report, guest: &str) -> String {
         of_guest.filter_map(|one| Some((one.history.as_ref()?, one))).collect();
     steps.sort_by_key(|(history, _)| history.step);
     lines(
-        &["Step", "Told at the time"],
-        steps.into_iter().map(|(history, one)| (vec![history.what.clone(), history.told.clone()], one)),
+        &["Step", "Reported at the time"],
+        steps.into_iter().map(|(history, one)| (vec![history.what.clone(), history.reported.clone()], one)),
     )
 }
 
@@ -422,10 +422,10 @@ mod tests {
             guest: "trixie".to_owned(),
             name: name.to_owned(),
             description: String::new(),
-            history: history.map(|(step, told)| History {
+            history: history.map(|(step, reported)| History {
                 step,
                 what: format!("what {name} was"),
-                told: told.to_owned(),
+                reported: reported.to_owned(),
             }),
             verdict,
             why: Vec::new(),

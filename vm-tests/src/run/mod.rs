@@ -28,7 +28,7 @@ const SETUP_DEADLINE: Duration = Duration::from_secs(300);
 /// tests.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Prepared {
-    /// The guest's short name: its Debian suite, or [`FOREIGN`](crate::image::FOREIGN).
+    /// The guest's short name: its Debian suite, or [`EXTERNAL`](crate::image::EXTERNAL).
     pub guest: String,
     /// What every machine is made of.
     pub base: Base,

@@ -25,9 +25,9 @@ pub struct Expect {
     pub reset_exit: i32,
     /// The shortest a reset must take, in milliseconds of guest time.
     #[serde(default)]
-    pub reset_from_ms: u64,
-    /// The longest a reset may take, in milliseconds of guest time.
-    pub reset_under_ms: u64,
+    pub reset_min_ms: u64,
+    /// A reset must take less than this, in milliseconds of guest time.
+    pub reset_max_ms: u64,
     /// The unit's ActiveState afterwards.
     pub active_state: String,
     /// The ActiveState of the mount's unit afterwards. Left out: `inactive`.
@@ -116,14 +116,14 @@ impl ExpectedExit {
 impl Expect {
     /// The shortest a reset must take.
     #[must_use]
-    pub fn reset_from(&self) -> Duration {
-        Duration::from_millis(self.reset_from_ms)
+    pub fn reset_min(&self) -> Duration {
+        Duration::from_millis(self.reset_min_ms)
     }
 
-    /// The longest a reset may take.
+    /// A reset must take less than this.
     #[must_use]
-    pub fn reset_under(&self) -> Duration {
-        Duration::from_millis(self.reset_under_ms)
+    pub fn reset_max(&self) -> Duration {
+        Duration::from_millis(self.reset_max_ms)
     }
 
     /// The ActiveState that the mount's unit must have afterwards; `None` where the scenario has no such unit.

@@ -62,7 +62,7 @@ pub struct Manifest {
     pub sample_ms: u64,
     /// What every cycle must be, whatever the snapshot says.
     pub expect: Expect,
-    /// Its place in a history that is told as one table.
+    /// Its place in a history, which is shown as one table.
     #[serde(default)]
     pub history: Option<History>,
 }
@@ -75,8 +75,8 @@ pub struct History {
     pub step: u32,
     /// What the step was, in a few words.
     pub what: String,
-    /// What was written of it at the time.
-    pub told: String,
+    /// What was reported of it at the time.
+    pub reported: String,
 }
 
 /// What the guest gets, in this order.

@@ -16,7 +16,7 @@ start = ["true"]
 reset = ["true"]
 [expect]
 reset_exit = 0
-reset_under_ms = 1000
+reset_max_ms = 1000
 active_state = "inactive"
 exec_stop_post = 0
 mounted = false

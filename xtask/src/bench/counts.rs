@@ -16,36 +16,36 @@ pub(super) const SIDE_BY_SIDE: [usize; 4] = [1, 2, 4, 8];
 
 /// How often `holders` is measured: in virtual time one run is as the next, so these are for what is different within
 /// one.
-pub(super) const TRUTH_ROUNDS: Rounds = Rounds { scans: 5, events: 20 };
+pub(super) const ACCURACY_ROUNDS: Rounds = Rounds { scans: 5, events: 20 };
 
 /// The same with `--quick`.
-pub(super) const QUICK_TRUTH_ROUNDS: Rounds = Rounds { scans: 1, events: 3 };
+pub(super) const QUICK_ACCURACY_ROUNDS: Rounds = Rounds { scans: 1, events: 3 };
 
 /// What can be measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum What {
-    /// Cold boot to the agent, and where its time goes
+    /// Cold boot to the agent, by stage
     Boot,
-    /// The saved machine to its first answer, 1, 2, 4 and 8 at once, against a cold boot
+    /// Restore to the first answer, 1, 2, 4 and 8 machines at once, against a cold boot
     Restore,
     /// A null request, a command, a file of 10 MiB
     Channel,
-    /// What an idle and a busy guest second cost in virtual time
+    /// Cost of an idle and of a busy guest second in virtual time
     Idle,
-    /// How much a Reset's guest time differs from run to run, with the host idle and busy
+    /// Spread of a Reset's guest time over runs, with the host idle and busy
     Spread,
     /// A Reset against a `systemctl stop` of a service that does nothing
     Reset,
-    /// What the helper's unmount costs
+    /// Cost of the helper's unmount
     Helper,
-    /// Deleting 100,000 files by a Reset, and by `rm -rf`; some minutes
+    /// Delete of 100,000 files, by a Reset and by `rm -rf`; takes some minutes
     Purge,
     /// The whole of `cargo xtask vm-test`, everything cached
     Suite,
     /// Other tools that boot machines, where they are installed
     Peers,
-    /// A mount pinned in every way there is: what holders, fuser, lsof and lsns say; what a scan costs; how soon the
-    /// watch tells. On each --image, by itself
+    /// Accuracy of holders, fuser, lsof and lsns for a mount that is held in 61 ways; cost of a scan; latency of the
+    /// watch. On each --image; only if named
     Holders,
 }
 

@@ -89,7 +89,7 @@ pub(super) fn channel_rows(prepared: &Prepared, channel: Channel) -> [Row; 4] {
     };
     [
         row("null request", channel.ping, target::PING),
-        row("/bin/true", channel.truth, target::COMMAND),
+        row("/bin/true", channel.command, target::COMMAND),
         row("echo and its output", channel.echo, target::COMMAND),
         row("a file of 10 MiB", channel.put, target::PUT),
     ]

@@ -28,34 +28,34 @@ complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -s h -l help -d 'Print hel
 complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -s V -l version -d 'Print version'
 complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "start" -d 'Mount the overlays and start the servers'
 complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "stop" -d 'Stop the servers and unmount the overlays'
-complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "reset" -d 'Stop the servers and delete their runtime directories, with all they wrote'
-complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "status" -d 'Say how the servers\' units are'
-complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "doctor" -d 'Say what in the loaded units and their drop-ins defeats the design'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "reset" -d 'Stop the servers and delete everything they wrote'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "status" -d 'Show the state of the servers\' units'
+complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "doctor" -d 'Find settings of loaded units and drop-ins that break mounting or unmounting'
 complete -c l4d2ctl -n "__fish_l4d2ctl_needs_command" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory; for reset also what an interrupted one has left'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l timeout -d 'Time limit for systemd\'s job, and again for deleting, for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l all -d 'All instances with a file in /var/lib/left4me/instances; for stop and reset also those with a runtime directory; for reset also what an interrupted reset left'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -l json -d 'Print JSON on stdout: an object for one ID, an array for several, --all or none'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand start" -s h -l help -d 'Print help'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l grace -d 'Warn the players and wait so long: 30s, 2m, or seconds. `say Server restarts in 30 s` is written to each server\'s console, the FIFO `console` in its directory, if it has one. All wait together, and no longer than they run' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory; for reset also what an interrupted one has left'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l timeout -d 'Time limit for systemd\'s job, and again for deleting, for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l grace -d 'Warn the players and wait this long: 30s, 2m, or seconds. Writes `say Server restarts in 30 s` to each server\'s console, the FIFO `console` in its directory, if there is one. One wait for all servers; it ends when none runs' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l all -d 'All instances with a file in /var/lib/left4me/instances; for stop and reset also those with a runtime directory; for reset also what an interrupted reset left'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -l json -d 'Print JSON on stdout: an object for one ID, an array for several, --all or none'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand stop" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l grace -d 'Warn the players and wait so long: 30s, 2m, or seconds. `say Server restarts in 30 s` is written to each server\'s console, the FIFO `console` in its directory, if it has one. All wait together, and no longer than they run' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l all -d 'All instances: those with a file in /var/lib/left4me/instances, and, but for start, those with a runtime directory; for reset also what an interrupted one has left'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -s y -l yes -d 'Do not ask. Without a terminal on stdin and stderr nothing is asked anyway'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l timeout -d 'Time limit for systemd\'s job, and again for deleting, for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l grace -d 'Warn the players and wait this long: 30s, 2m, or seconds. Writes `say Server restarts in 30 s` to each server\'s console, the FIFO `console` in its directory, if there is one. One wait for all servers; it ends when none runs' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l all -d 'All instances with a file in /var/lib/left4me/instances; for stop and reset also those with a runtime directory; for reset also what an interrupted reset left'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -l json -d 'Print JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -s y -l yes -d 'Do not ask. Without a terminal on stdin and stderr it never asks'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand reset" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand status" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand status" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand status" -l timeout -d 'Time limit for systemd\'s job, and again for deleting, for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand status" -l json -d 'Print JSON on stdout: an object for one ID, an array for several, --all or none'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand status" -s h -l help -d 'Print help (see more with \'--help\')'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand doctor" -l timeout -d 'How long systemd\'s job, and then deleting, may take for each instance' -r
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand doctor" -l json -d 'Print the report as JSON on stdout: an object for one ID, an array for several, --all or none'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand doctor" -l timeout -d 'Time limit for systemd\'s job, and again for deleting, for each instance' -r
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand doctor" -l json -d 'Print JSON on stdout: an object for one ID, an array for several, --all or none'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand doctor" -s h -l help -d 'Print help (see more with \'--help\')'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "start" -d 'Mount the overlays and start the servers'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "stop" -d 'Stop the servers and unmount the overlays'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "reset" -d 'Stop the servers and delete their runtime directories, with all they wrote'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "status" -d 'Say how the servers\' units are'
-complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "doctor" -d 'Say what in the loaded units and their drop-ins defeats the design'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "reset" -d 'Stop the servers and delete everything they wrote'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "status" -d 'Show the state of the servers\' units'
+complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "doctor" -d 'Find settings of loaded units and drop-ins that break mounting or unmounting'
 complete -c l4d2ctl -n "__fish_l4d2ctl_using_subcommand help; and not __fish_seen_subcommand_from start stop reset status doctor help" -f -a "help" -d 'Print this message or the help of the given subcommand(s)'
