@@ -20,8 +20,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::host::events::{self, Event};
 use crate::host::process::{self, Child, Program, Sink};
@@ -42,8 +43,8 @@ const ALIVE_DEADLINE: Duration = Duration::from_secs(5);
 /// Within so many turns of QEMU's main loop it reads a byte that lies in its socket; it takes one or two.
 const RING_TURNS: u32 = 1000;
 
-/// Turns true once, when the user interrupts.
-pub type Cancel = watch::Receiver<bool>;
+/// Cancelled once, when the user interrupts.
+pub type Cancel = CancellationToken;
 
 /// How a machine ended before it was asked to, or what it failed to do.
 #[derive(Debug)]
@@ -266,11 +267,10 @@ impl Machine {
             }
             Err(exited(self.child.wait().await, &self.directory))
         };
-        let mut cancel = self.cancel.clone();
         tokio::select! {
             biased;
             migrated = ended => migrated,
-            () = cancelled(&mut cancel) => Err(MachineError::Interrupted(Interrupted::default())),
+            () = self.cancel.cancelled() => Err(MachineError::Interrupted(Interrupted::default())),
             () = passed(QMP_DEADLINE) => Err(MachineError::Silent {
                 waiting_for: "the end of a migration".to_owned(),
                 after: QMP_DEADLINE,
@@ -334,7 +334,7 @@ impl Machine {
             },
             fatal = fatal_event(events) => Ok(fatal),
             status = child.wait() => return Err(exited(status, directory)),
-            () = cancelled(cancel) => return Err(MachineError::Interrupted(Interrupted::default())),
+            () = cancel.cancelled() => return Err(MachineError::Interrupted(Interrupted::default())),
             () = passed(deadline) => {
                 let console = console_tail(directory);
                 return Err(MachineError::Silent { waiting_for: waiting_for.to_owned(), after: deadline, console });
@@ -434,7 +434,7 @@ impl Starting<'_> {
                 connected => return Ok(connected?),
             },
             status = self.child.wait() => return Err(exited(status, self.directory)),
-            () = cancelled(&mut self.cancel) => return Err(MachineError::Interrupted(Interrupted::default())),
+            () = self.cancel.cancelled() => return Err(MachineError::Interrupted(Interrupted::default())),
             () = passed(QMP_DEADLINE) => return Err(MachineError::Silent {
                 waiting_for: "QEMU's monitor".to_owned(),
                 after: QMP_DEADLINE,
@@ -507,13 +507,6 @@ fn exited(status: Result<std::process::ExitStatus, process::Error>, directory: &
         return MachineError::Panicked { console };
     }
     MachineError::QemuExited { status, stderr: tail(&directory.join("qemu.stderr"), 20) }
-}
-
-async fn cancelled(cancel: &mut Cancel) {
-    // A sender that is gone can't cancel any more.
-    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
-        std::future::pending::<()>().await;
-    }
 }
 
 async fn passed(deadline: Duration) {
