@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use libtest_mimic::{Arguments, Failed, Trial};
-use tokio::sync::watch;
 use vm_tests::cache;
 use vm_tests::host::events::{self, Event};
 use vm_tests::host::signals::{Interrupted, Interrupts};
@@ -30,8 +29,8 @@ fn main() -> ExitCode {
         Event::Over => {}
         _ => eprintln!("{event}"),
     });
-    let (cancel, cancelled) = watch::channel(false);
-    let tests = match tests(&cancelled) {
+    let cancel = Cancel::new();
+    let tests = match tests(&cancel) {
         Ok(tests) => tests,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -46,7 +45,7 @@ fn main() -> ExitCode {
 }
 
 /// What is prepared; else the scenarios of the repository, so that `--list` works without preparation.
-fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
+fn tests(cancel: &Cancel) -> Result<Vec<Trial>> {
     // Before anything is run: a copy of a checkout may have the suite of the other one.
     let workspace = cache::workspace()?;
     let mut tests = Vec::new();
@@ -56,10 +55,10 @@ fn tests(cancelled: &Cancel) -> Result<Vec<Trial>> {
             for prepared in guests.into_iter().map(Arc::new) {
                 for directory in &prepared.scenarios {
                     let scenario = Scenario::load(directory)?;
-                    let (prepared, cancelled) = (Arc::clone(&prepared), cancelled.clone());
+                    let (prepared, cancel) = (Arc::clone(&prepared), cancel.clone());
                     let name = format!("{}/{}", prepared.guest, scenario.name);
                     let secs = expected_secs(&scenario, &prepared)?;
-                    let test = Trial::test(name, move || test(&prepared, &scenario, cancelled));
+                    let test = Trial::test(name, move || test(&prepared, &scenario, cancel));
                     expected.push((secs, test));
                 }
             }
@@ -87,7 +86,7 @@ fn expected_secs(scenario: &Scenario, prepared: &Prepared) -> Result<f64> {
 
 /// Turns a signal into a cancellation: the machines see it, end within their bounds, and their tests fail as
 /// interrupted. Returns when signals are heard.
-fn listen(cancel: watch::Sender<bool>) -> Result<()> {
+fn listen(cancel: Cancel) -> Result<()> {
     let (ready, heard) = mpsc::channel();
     let wait = move || {
         let waited = runtime().and_then(|runtime| {
@@ -96,7 +95,7 @@ fn listen(cancel: watch::Sender<bool>) -> Result<()> {
                 ready.send(Ok(()))?;
                 loop {
                     interrupts.next().await;
-                    cancel.send_replace(true);
+                    cancel.cancel();
                 }
             })
         });
@@ -115,13 +114,13 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")
 }
 
-fn test(prepared: &Prepared, scenario: &Scenario, cancelled: Cancel) -> Result<(), Failed> {
+fn test(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Result<(), Failed> {
     let directory = prepared.results_of(&scenario.name);
     let ran = runtime().and_then(|runtime| {
-        if *cancelled.borrow() {
+        if cancel.is_cancelled() {
             return Err(Interrupted::default().into());
         }
-        let ran = runtime.block_on(run::run(prepared, scenario, cancelled));
+        let ran = runtime.block_on(run::run(prepared, scenario, cancel));
         runtime.shutdown_timeout(Duration::from_secs(1));
         ran
     });

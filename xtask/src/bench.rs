@@ -442,10 +442,9 @@ impl Bench {
     /// Runs a program to its end, an interrupt or its deadline.
     async fn ended(&self, program: Program) -> Result<std::process::ExitStatus> {
         let mut child = program.spawn()?;
-        let mut cancel = self.cancel.clone();
         let ended = tokio::select! {
             ended = tokio::time::timeout(PROGRAM_DEADLINE, child.wait()) => Some(ended),
-            _cancelled = cancel.wait_for(|cancelled| *cancelled) => None,
+            () = self.cancel.cancelled() => None,
         };
         match ended {
             Some(Ok(status)) => Ok(status?),

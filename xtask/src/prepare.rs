@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use tokio::sync::watch;
 use vm_tests::cache;
 use vm_tests::cache::Key;
 use vm_tests::host::accel::{self, Clock, Wish};
@@ -225,15 +224,14 @@ async fn systems(machine: &MachineArgs) -> Result<Vec<System>> {
     Ok(systems)
 }
 
-/// Turns true when the user interrupts.
+/// Cancelled when the user interrupts.
 pub(crate) fn cancel_on_interrupt() -> Result<Cancel> {
-    let (cancel, cancelled) = watch::channel(false);
+    let cancel = Cancel::new();
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
+    let cancelled = cancel.clone();
     tokio::spawn(async move {
         interrupts.next().await;
-        cancel.send_replace(true);
-        // The channel is open as long as there may be a listener: for ever.
-        std::future::pending::<()>().await;
+        cancel.cancel();
     });
     Ok(cancelled)
 }

@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
-use tokio::sync::watch;
 use tokio::time::timeout;
 use vm_tests::host::events::{self, Event};
 use vm_tests::host::process::{self, Program};
@@ -139,7 +138,8 @@ impl Guest<'_> {
         let session = run::preparation(&self.prepared, &self.scenario)?;
         let directory = self.scratch.join(format!("machine-{number}"));
         let disk = self.scratch.join("disk");
-        run::with_disk(&self.prepared, session, &disk, &directory, never()).await
+        // Nobody interrupts: a test that is killed takes its machines with it.
+        run::with_disk(&self.prepared, session, &disk, &directory, Cancel::new()).await
     }
 
     /// Says what was found on the disk, if it could be mended.
@@ -180,9 +180,4 @@ impl Guest<'_> {
             Err(left) => error.context(format!("and cleaning up failed: {left:#}")),
         }
     }
-}
-
-/// Nobody interrupts: a test that is killed takes its machines with it.
-fn never() -> Cancel {
-    watch::channel(false).1
 }

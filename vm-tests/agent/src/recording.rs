@@ -284,9 +284,9 @@ pub struct MountCopy {
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "kebab-case")]
 pub enum Remount {
-    /// It was not tried: no overlay, or it is still mounted, or the layers are gone.
+    /// It was not tried.
     NotTried {
-        /// Why.
+        /// Why: one of [`Remount::WHY_NOT`].
         why: String,
     },
     /// It was tried.
@@ -296,6 +296,12 @@ pub enum Remount {
         /// Whether the kernel logged that upper or work layer are in use (`fs/overlayfs/super.c:ovl_report_in_use`).
         in_use: bool,
     },
+}
+
+impl Remount {
+    /// All reasons not to try, which a manifest may name.
+    pub const WHY_NOT: [&str; 5] =
+        ["nothing was mounted", "no overlay", "still mounted", "upper or work is gone", "no kernel log"];
 }
 
 /// Who holds the mount, as of one moment.

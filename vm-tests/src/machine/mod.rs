@@ -6,13 +6,13 @@
 
 pub mod base;
 pub mod config;
+mod doorbell;
 pub mod guest;
 pub mod qmp;
 pub mod saved;
 
 use std::fs::File;
 use std::future::Future;
-use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -20,8 +20,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::host::events::{self, Event};
 use crate::host::process::{self, Child, Program, Sink};
@@ -39,11 +40,13 @@ const EVIDENCE_DEADLINE: Duration = Duration::from_secs(20);
 /// Within this a guest that can still be asked runs `true`: 0.1 s under emulation on an idle host.
 const ALIVE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Within so many turns of QEMU's main loop it reads a byte that lies in its socket; it takes one or two.
-const RING_TURNS: u32 = 1000;
+/// Who is waited for, in [`MachineError::Silent`].
+pub const GUEST: &str = "the guest";
+/// As [`GUEST`].
+pub const QEMU: &str = "QEMU";
 
-/// Turns true once, when the user interrupts.
-pub type Cancel = watch::Receiver<bool>;
+/// Cancelled once, when the user interrupts.
+pub type Cancel = CancellationToken;
 
 /// How a machine ended before it was asked to, or what it failed to do.
 #[derive(Debug)]
@@ -69,6 +72,8 @@ pub enum MachineError {
     },
     /// A deadline passed.
     Silent {
+        /// Who was waited for: [`GUEST`] or [`QEMU`].
+        who: &'static str,
         /// What was waited for.
         waiting_for: String,
         /// For how long.
@@ -96,9 +101,9 @@ impl std::fmt::Display for MachineError {
             Self::ShutDown { reason, console } => {
                 write!(f, "the guest shut down ({reason}){}", quoted("console", console))
             }
-            Self::Silent { waiting_for, after, console } => write!(
+            Self::Silent { who, waiting_for, after, console } => write!(
                 f,
-                "the guest never answered: waited {:.1} s for {waiting_for}{}",
+                "{who} never answered: waited {:.1} s for {waiting_for}{}",
                 after.as_secs_f64(),
                 quoted("console", console)
             ),
@@ -147,7 +152,7 @@ pub struct Machine {
     qmp: Qmp,
     events: mpsc::UnboundedReceiver<QmpEvent>,
     guest: Guest,
-    doorbell: std::os::unix::net::UnixStream,
+    doorbell: UnixStream,
     directory: PathBuf,
     cancel: Cancel,
 }
@@ -167,14 +172,14 @@ impl Machine {
         config.serial_log = directory.join("serial.log");
         let (agent, agent_fd) = socket_pair()?;
         let (monitor, monitor_fd) = socket_pair()?;
-        let (doorbell, doorbell_fd) = std::os::unix::net::UnixStream::pair().context("socketpair")?;
+        let (doorbell, doorbell_fd) = socket_pair()?;
         let child = Program::new(qemu)
             .args(config.argv())
             .stdout(Sink::File(log("qemu.stdout")?))
             .stderr(Sink::File(log("qemu.stderr")?))
             .pass_fd(agent_fd, AGENT_FD)
             .pass_fd(monitor_fd, QMP_FD)
-            .pass_fd(doorbell_fd.into(), DOORBELL_FD)
+            .pass_fd(doorbell_fd, DOORBELL_FD)
             .spawn()?;
         let pid = directory.join("qemu.pid");
         std::fs::write(&pid, format!("{}\n", child.pid()))
@@ -218,19 +223,10 @@ impl Machine {
     /// # Errors
     /// What QEMU says; [`MachineError::Silent`] if it does not take the byte.
     pub async fn ring(&mut self) -> Result<(), MachineError> {
-        self.doorbell.write_all(b"!").map_err(|_gone| GuestError::Closed)?;
-        for _turn in 0..RING_TURNS {
-            if unread(&self.doorbell).map_err(|_gone| GuestError::Closed)? == 0 {
-                return Ok(());
-            }
-            // Its answer comes from QEMU's main loop, which also reads the socket: one turn of that loop.
-            self.monitor("query-status", json!({})).await?;
+        match timeout(QMP_DEADLINE, doorbell::ring(&mut self.doorbell)).await {
+            Ok(taken) => Ok(taken.map_err(|_gone| GuestError::Closed)?),
+            Err(_elapsed) => Err(self.qemu_is_silent("the doorbell's byte to be taken")),
         }
-        Err(MachineError::Silent {
-            waiting_for: "QEMU to take the doorbell's ring".to_owned(),
-            after: Duration::ZERO,
-            console: console_tail(&self.directory),
-        })
     }
 
     /// Lets a paused machine run.
@@ -266,17 +262,23 @@ impl Machine {
             }
             Err(exited(self.child.wait().await, &self.directory))
         };
-        let mut cancel = self.cancel.clone();
-        tokio::select! {
-            biased;
-            migrated = ended => migrated,
-            () = cancelled(&mut cancel) => Err(MachineError::Interrupted(Interrupted::default())),
-            () = passed(QMP_DEADLINE) => Err(MachineError::Silent {
-                waiting_for: "the end of a migration".to_owned(),
-                after: QMP_DEADLINE,
-                console: String::new(),
-            }),
+        let first = timeout(QMP_DEADLINE, async {
+            tokio::select! {
+                biased;
+                migrated = ended => migrated,
+                () = self.cancel.cancelled() => Err(MachineError::Interrupted(Interrupted::default())),
+            }
+        });
+        match first.await {
+            Ok(first) => first,
+            Err(_elapsed) => Err(self.qemu_is_silent("the end of a migration")),
         }
+    }
+
+    /// QEMU let [`QMP_DEADLINE`] pass.
+    fn qemu_is_silent(&self, waiting_for: &str) -> MachineError {
+        let console = console_tail(&self.directory);
+        MachineError::Silent { who: QEMU, waiting_for: waiting_for.to_owned(), after: QMP_DEADLINE, console }
     }
 
     /// The agent's channel. Wait on it through [`Machine::race`].
@@ -326,23 +328,22 @@ impl Machine {
         answer: impl Future<Output = Result<T, GuestError>>,
     ) -> Result<T, MachineError> {
         let Self { child, events, directory, cancel, .. } = self;
-        let outcome = tokio::select! {
-            biased;
-            answer = answer => match answer {
-                Ok(value) => return Ok(value),
-                Err(error) => Err(error),
-            },
-            fatal = fatal_event(events) => Ok(fatal),
-            status = child.wait() => return Err(exited(status, directory)),
-            () = cancelled(cancel) => return Err(MachineError::Interrupted(Interrupted::default())),
-            () = passed(deadline) => {
-                let console = console_tail(directory);
-                return Err(MachineError::Silent { waiting_for: waiting_for.to_owned(), after: deadline, console });
+        let first = timeout(deadline, async {
+            tokio::select! {
+                biased;
+                answer = answer => Ok(answer),
+                event = fatal_event(events) => Err(ended(&event, directory)),
+                status = child.wait() => Err(exited(status, directory)),
+                () = cancel.cancelled() => Err(MachineError::Interrupted(Interrupted::default())),
             }
+        });
+        let Ok(answer) = first.await else {
+            let (waiting_for, console) = (waiting_for.to_owned(), console_tail(directory));
+            return Err(MachineError::Silent { who: GUEST, waiting_for, after: deadline, console });
         };
         // The channel closes with QEMU, and its events may come a moment after: they say more.
-        match outcome {
-            Ok(event) => Err(ended(&event, directory)),
+        match answer? {
+            Ok(value) => Ok(value),
             Err(GuestError::Closed) => match timeout(STOP_STEP, child.wait()).await {
                 Ok(status) => Err(told_event(events)
                     .map_or_else(|| exited(status, directory), |event| ended(&event, directory))),
@@ -363,11 +364,7 @@ impl Machine {
                 Err(_elapsed) => Err(MachineError::Qmp(QmpError::Closed)),
             },
             Ok(answer) => Ok(answer?),
-            Err(_elapsed) => Err(MachineError::Silent {
-                waiting_for: format!("QMP {command}"),
-                after: QMP_DEADLINE,
-                console: console_tail(&self.directory),
-            }),
+            Err(_elapsed) => Err(self.qemu_is_silent(&format!("QMP {command}"))),
         }
     }
 
@@ -427,19 +424,25 @@ impl Starting<'_> {
         monitor: UnixStream,
         transcript: File,
     ) -> Result<(Qmp, mpsc::UnboundedReceiver<QmpEvent>), MachineError> {
-        tokio::select! {
-            biased;
-            connected = Qmp::connect(monitor, transcript) => match connected {
-                Err(QmpError::Closed) => (),
-                connected => return Ok(connected?),
-            },
-            status = self.child.wait() => return Err(exited(status, self.directory)),
-            () = cancelled(&mut self.cancel) => return Err(MachineError::Interrupted(Interrupted::default())),
-            () = passed(QMP_DEADLINE) => return Err(MachineError::Silent {
-                waiting_for: "QEMU's monitor".to_owned(),
+        let first = timeout(QMP_DEADLINE, async {
+            tokio::select! {
+                biased;
+                connected = Qmp::connect(monitor, transcript) => Ok(connected),
+                status = self.child.wait() => Err(exited(status, self.directory)),
+                () = self.cancel.cancelled() => Err(MachineError::Interrupted(Interrupted::default())),
+            }
+        });
+        let Ok(connected) = first.await else {
+            return Err(MachineError::Silent {
+                who: QEMU,
+                waiting_for: "its monitor".to_owned(),
                 after: QMP_DEADLINE,
                 console: String::new(),
-            }),
+            });
+        };
+        match connected? {
+            Err(QmpError::Closed) => (),
+            connected => return Ok(connected?),
         }
         Err(match timeout(STOP_STEP, self.child.wait()).await {
             Ok(status) => exited(status, self.directory),
@@ -454,16 +457,6 @@ fn socket_pair() -> Result<(UnixStream, OwnedFd)> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair().context("socketpair")?;
     ours.set_nonblocking(true).context("set the socket to non-blocking")?;
     Ok((UnixStream::from_std(ours).context("register the socket")?, theirs.into()))
-}
-
-/// SIOCOUTQ: of a Unix stream socket, the bytes that the other end has not read (net/unix/af_unix.c:unix_outq_len).
-fn unread(socket: &std::os::unix::net::UnixStream) -> nix::Result<nix::libc::c_int> {
-    nix::ioctl_read_bad!(siocoutq, nix::libc::TIOCOUTQ, nix::libc::c_int);
-    let mut bytes = 0;
-    #[expect(unsafe_code, reason = "no crate has a safe call for SIOCOUTQ")]
-    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the kernel writes one int to `bytes`.
-    unsafe { siocoutq(std::os::fd::AsRawFd::as_raw_fd(socket), &raw mut bytes) }?;
-    Ok(bytes)
 }
 
 /// An event that ends a machine and has come already.
@@ -507,17 +500,6 @@ fn exited(status: Result<std::process::ExitStatus, process::Error>, directory: &
         return MachineError::Panicked { console };
     }
     MachineError::QemuExited { status, stderr: tail(&directory.join("qemu.stderr"), 20) }
-}
-
-async fn cancelled(cancel: &mut Cancel) {
-    // A sender that is gone can't cancel any more.
-    if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
-async fn passed(deadline: Duration) {
-    drop(timeout(deadline, std::future::pending::<()>()).await);
 }
 
 fn console_tail(directory: &Path) -> String {

@@ -6,6 +6,7 @@ use nix::sys::signal::Signal;
 use serde::Deserialize;
 use vm_agent::wire::Exit;
 
+use crate::scenario::outcome::{ExpectedRemount, ExpectedUmount};
 use crate::scenario::verdict::MountVerdict;
 
 /// What every cycle must be. The numbers are bounds; the shape is also in the snapshot.
@@ -36,10 +37,9 @@ pub struct Expect {
     /// How the last ExecStopPost of either unit ended; left out where neither has one.
     #[serde(default)]
     pub exec_stop_post: Option<ExpectedExit>,
-    /// How the last umount2(2) went: `ok`, `none`, or the name of an errno. Left out: `ok` or none at all, and if the
-    /// mount is meant to stay, anything.
+    /// How the last umount2(2) went. Left out: `ok` or none at all, and if the mount is meant to stay, anything.
     #[serde(default)]
-    pub umount: Option<String>,
+    pub umount: Option<ExpectedUmount>,
     /// The verdict on who kept the mount, in [`MountVerdict::words`]. Left out: nobody.
     #[serde(default, deserialize_with = "MountVerdict::from_words")]
     pub verdict: Option<MountVerdict>,
@@ -56,10 +56,9 @@ pub struct Expect {
     /// Where the file system is still mounted after it was unmounted, as `<unit>: <path>`.
     #[serde(default)]
     pub mounted_elsewhere: Vec<String>,
-    /// The next mount of the same layers: `silent`, `in use`, the name of an errno, or `not tried: <why>`. Left out:
-    /// silent or not tried.
+    /// The next mount of the same layers. Left out: silent or not tried.
     #[serde(default)]
-    pub remount: Option<String>,
+    pub remount: Option<ExpectedRemount>,
     /// comm of each process that is left in the cgroup of the unit, or of the mount's unit.
     #[serde(default)]
     pub left_processes: Vec<String>,

@@ -12,6 +12,7 @@ pub mod bundle;
 mod expect;
 mod inherit;
 mod manifest;
+mod outcome;
 pub mod verdict;
 
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use expect::{Expect, ExpectedExit};
 use inherit::read;
 use manifest::check;
 pub use manifest::{DEFAULT_MEMORY_MIB, Deploy, History, Manifest};
+pub use outcome::{ExpectedRemount, ExpectedUmount};
 
 /// A scenario as it lies on disk.
 #[derive(Debug, Clone)]

@@ -45,11 +45,28 @@ fn manifests() {
             "give an exit status or a signal",
         ),
         (GOOD.replace("holders = []", "holders = []\nverdict = \"held\""), "there are held by a process, "),
+        (format!("{GOOD}umount = \"EBUSI\""), "there are ok, none, and an errno"),
+        (format!("{GOOD}umount = \"ENOTANERRNO\""), "there are ok, none, and an errno"),
+        (format!("{GOOD}remount = \"slient\""), "there are silent, in use, an errno"),
+        (format!("{GOOD}remount = \"not tried: tired\""), "not tried: still mounted"),
         (format!("{GOOD}\n[deploy.text]\nx = \"y\""), "deploy.text"),
     ];
     for (text, words) in cases {
         let error = format!("{:#}", parse(&text).expect_err(words));
         assert!(error.contains(words), "{words} is not in: {error}");
+    }
+}
+
+#[test]
+fn the_words_of_a_umount_and_a_remount_are_kept() {
+    let expect = |more: &str| toml::from_str::<Manifest>(&format!("{GOOD}{more}")).expect(more).expect;
+    for words in ["ok", "none", "EBUSY", "EINVAL"] {
+        let umount = expect(&format!("umount = {words:?}")).umount;
+        assert_eq!(umount.expect("it is given").to_string(), words);
+    }
+    for words in ["silent", "in use", "EBUSY", "not tried: still mounted"] {
+        let remount = expect(&format!("remount = {words:?}")).remount;
+        assert_eq!(remount.expect("it is given").to_string(), words);
     }
 }
 

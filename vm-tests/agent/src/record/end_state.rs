@@ -101,12 +101,13 @@ fn unit_of(pid: u32) -> String {
 /// Makes the overlay's file system again and drops it.
 fn remount(mount: Option<&Mount>, is_mounted: bool, log: Option<&mut KernelLog>) -> Result<Remount> {
     let not_tried = |why: &str| Ok(Remount::NotTried { why: why.to_owned() });
-    let Some(mount) = mount else { return not_tried("nothing was mounted") };
+    let [not_mounted, no_overlay, still_mounted, no_layers, no_log] = Remount::WHY_NOT;
+    let Some(mount) = mount else { return not_tried(not_mounted) };
     if mount.fstype != "overlay" {
-        return not_tried("no overlay");
+        return not_tried(no_overlay);
     }
     if is_mounted {
-        return not_tried("still mounted");
+        return not_tried(still_mounted);
     }
     let options = options(&mount.super_options);
     let is_there = |key: &str| {
@@ -114,9 +115,9 @@ fn remount(mount: Option<&Mount>, is_mounted: bool, log: Option<&mut KernelLog>)
         layer.is_some_and(|(_, path)| Path::new(path).is_dir())
     };
     if !is_there("upperdir") || !is_there("workdir") {
-        return not_tried("upper or work is gone");
+        return not_tried(no_layers);
     }
-    let Some(log) = log else { return not_tried("no kernel log") };
+    let Some(log) = log else { return not_tried(no_log) };
     let made = make(&options);
     let in_use = log.read()?.iter().any(|text| text.contains(IN_USE));
     let result = made.map_or_else(|errno| -i64::from(errno.raw_os_error()), |()| 0);
