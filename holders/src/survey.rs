@@ -433,11 +433,18 @@ impl Survey<'_> {
         }
         let (path, effect, lies_in) = if let Link::Socket(_) = found.link {
             let socket = self.sockets.as_ref()?.get(&walk::socket_inode(&found.path)?)?;
-            (socket.path.clone(), self.mounts.effect_of_socket(socket, namespace)?, None)
+            (socket.path.clone(), self.mounts.effect_of_file(socket.device, &socket.path, namespace)?, None)
         } else {
             let path = PathBuf::from(OsString::from_vec(found.path.clone()));
             let (effect, lies_in) = match found.mount {
-                Some(mount) => self.mounts.effect_on(mount.id, mount.device),
+                Some(mount) => {
+                    let (effect, lies_in) = self.mounts.effect_on(mount.id, mount.device);
+                    // Where a copy is some namespace's root, whatever there is lies at a path below it.
+                    if matches!(effect, Effect::Harmless | Effect::Unclear) && !path.starts_with(self.path) {
+                        return None;
+                    }
+                    (effect, lies_in)
+                }
                 None => (self.mounts.effect_at(&path, namespace)?, None),
             };
             (path, effect, lies_in)
@@ -475,10 +482,7 @@ impl Survey<'_> {
         kernel_holders::kernel_files(&own.mounts)
             .into_iter()
             .filter_map(|file| {
-                let is_layer = matches!(file.kind, KernelKind::OverlayLayer(_));
-                // A copy that survives at the same path could as well be the one that it is on.
-                let effect = self.mounts.effect_at(&file.path, None)?;
-                let effect = if is_layer { Effect::KeepsSuperblock } else { effect };
+                let effect = kernel_holders::effect_of(&file, &self.mounts)?;
                 let mounted_at = match &file.kind {
                     KernelKind::Loop(name) => own
                         .mounts

@@ -570,18 +570,23 @@ fn pivot_root() -> Result<()> {
     Ok(rustix::process::pivot_root(".", ".")?)
 }
 
-/// A loop device; freed when dropped.
-struct Loop(File);
+/// A loop device, by its number too; freed when dropped.
+pub(crate) struct Loop(File, pub(crate) i32);
 
 impl Loop {
     const SET_FD: rustix::ioctl::Opcode = 0x4C00;
     const CLR_FD: rustix::ioctl::Opcode = 0x4C01;
     const CTL_GET_FREE: libc::c_ulong = 0x4C82;
 
+    pub(crate) fn over(path: &Path) -> Result<Self> {
+        File::create_new(path)?.set_len(1 << 20)?;
+        Self::on(path)
+    }
+
+    /// On a file that is there.
     #[expect(unsafe_code, reason = "the ioctls of loop(4)")]
-    fn over(path: &Path) -> Result<Self> {
-        let image = File::options().read(true).write(true).create_new(true).open(path)?;
-        image.set_len(1 << 20)?;
+    pub(crate) fn on(path: &Path) -> Result<Self> {
+        let image = File::options().read(true).write(true).open(path)?;
         let control = File::options().read(true).write(true).open("/dev/loop-control")?;
         // SAFETY: an ioctl without an argument.
         let number = unsafe { libc::ioctl(control.as_raw_fd(), Self::CTL_GET_FREE) };
@@ -595,7 +600,7 @@ impl Loop {
         };
         // SAFETY: as above.
         unsafe { rustix::ioctl::ioctl(&device, setter) }?;
-        Ok(Self(device))
+        Ok(Self(device, number))
     }
 }
 
@@ -605,7 +610,7 @@ impl Drop for Loop {
         // SAFETY: an ioctl without an argument.
         let done = unsafe { rustix::ioctl::ioctl(&self.0, rustix::ioctl::NoArg::<{ Self::CLR_FD }>::new()) };
         if let Err(error) = done {
-            eprintln!("planter: free the loop device: {error}");
+            eprintln!("planter: free /dev/loop{}: {error}", self.1);
         }
     }
 }

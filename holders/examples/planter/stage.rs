@@ -70,7 +70,7 @@ impl Stage {
 }
 
 #[expect(unsafe_code, reason = "a mount namespace for this thread alone")]
-fn unshare_mounts() -> Result<(), Errno> {
+pub(crate) fn unshare_mounts() -> Result<(), Errno> {
     // SAFETY: the descriptor table stays shared; nothing else in this program goes by this thread's directories.
     unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
 }
