@@ -95,8 +95,8 @@ pub const NOT_VISIBLE_HINTS: [&str; 5] = [
      socket is not 0; end or restart the receiver",
     "a file registered with io_uring, which for some 50 ms outlives a killed process: `UserFiles` in \
      /proc/PID/fdinfo/FD of a ring; for a process that has just ended, unmount at the next event, not in a loop",
-    "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket that was bound in another \
-     network namespace, or anywhere on a kernel without unix_diag: `ss -xap` in that namespace",
+    "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket on a kernel without unix_diag: \
+     `ss -xap`; or one in a network namespace that no process is in any more",
     "a process that has just ended or was just started: look again",
     "the kernel itself: an NFS export (`exportfs`), a device-mapper or nbd back end, an accounting file (acct(2)), \
      a process in a pid namespace whose /proc this is not",

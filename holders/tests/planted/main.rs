@@ -61,6 +61,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("bound-directory", || on_a_stage(bound_directory)));
     trials.push(Trial::test("socket-forged", || on_a_stage(sockets::forged)));
     trials.push(Trial::test("socket-older", || on_a_stage(sockets::older)));
+    trials.push(Trial::test("socket-in-another-network", || on_a_stage(sockets::in_another_network)));
     trials.push(Trial::test("deep", || on_a_stage(deep)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
     trials.push(Trial::test("deadline", || on_a_stage(bounds::deadline)));
