@@ -373,7 +373,7 @@ fn advice_to_yourself(blocker: &Blocker) -> String {
 fn advice_about(blocker: &Blocker) -> String {
     let mut text = format!("{} ({}): ", blocker.pid, blocker.comm);
     // Writing to a String does not fail; the compiler can't know that.
-    let written = match (&blocker.unit, blocker.phase) {
+    let written = match (blocker.unit.as_deref(), blocker.phase) {
         (_, Phase::Ending) => write!(text, "it is ending already: wait for its end with a pidfd"),
         (Some(unit), Phase::Stop | Phase::Control) => {
             write!(
@@ -381,6 +381,12 @@ fn advice_about(blocker: &Blocker) -> String {
                 "a command of {unit} itself: give it a working directory elsewhere, or wait for its end"
             )
         }
+        (Some("init.scope"), _) if blocker.comm == "systemd" => write!(
+            text,
+            "systemd has it for a unit, stop that one: `systemctl list-sockets --all` shows the sockets and FIFOs that it \
+             listens on and their .socket units; other files are in a unit's descriptor store (`systemd-analyze fdstore UNIT`)"
+        ),
+        (Some("init.scope"), _) => write!(text, "it is the first process: do not end it, have it let go"),
         (Some(unit), _) => write!(text, "stop {unit}, or wait for its end with a pidfd"),
         (None, _) => write!(text, "end it, or wait for its end with a pidfd"),
     };
