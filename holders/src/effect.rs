@@ -3,12 +3,11 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use crate::kernel_holders;
 use crate::mount::{Device, Mount};
 use crate::namespace::MountNamespace;
+use crate::proc;
 use crate::propagation::{self, At, Fate, Fates, Table};
 use crate::report::Effect;
-use crate::unix_diag::BoundSocket;
 
 /// The mounts of all namespaces that are known, and what is asked of them.
 #[derive(Debug, Default)]
@@ -47,6 +46,12 @@ impl Mounts {
         &self.tables[at.table].mounts[at.mount]
     }
 
+    /// Whether something is mounted of this device, or asked about.
+    pub(crate) fn have(&self, device: Device) -> bool {
+        self.devices.contains(&device)
+            || self.tables.iter().flat_map(|table| &table.mounts).any(|mount| mount.device == device)
+    }
+
     /// What a reference to the mount with this id does, and where that mount lies.
     pub(crate) fn effect_on(&self, id: u64, device: Device) -> (Effect, Option<MountNamespace>) {
         if let Some((at, fate)) = self.fates.of(id) {
@@ -76,7 +81,7 @@ impl Mounts {
 
     /// What a reference does of which only the path is known, as seen from the namespace it was made in.
     pub(crate) fn effect_at(&self, path: &Path, namespace: Option<MountNamespace>) -> Option<Effect> {
-        let path = kernel_holders::without_deleted(path);
+        let path = proc::without_deleted(path);
         let tables = self.tables.iter().filter(|table| namespace.is_none_or(|own| own == table.namespace));
         let mut effects: Vec<_> = tables
             .filter_map(|table| {
@@ -94,18 +99,17 @@ impl Mounts {
         }
     }
 
-    /// What a socket does that is bound to a file. The kernel tells the file system, which of its mounts it does not:
-    /// that is the one at the path, as seen from the namespace of the process that has the socket or from another, or
-    /// whichever, if they are all alike.
-    pub(crate) fn effect_of_socket(
+    /// What a reference does of which the kernel tells the file system, and not which of its mounts: that is the one at
+    /// the path, as seen from the namespace it was made in or from another, or whichever, if they are all alike.
+    pub(crate) fn effect_of_file(
         &self,
-        socket: &BoundSocket,
+        device: Device,
+        path: &Path,
         namespace: Option<MountNamespace>,
     ) -> Option<Effect> {
-        let on_device = |mount: &&Mount| mount.device == socket.device;
+        let on_device = |mount: &&Mount| mount.device == device;
         let at_path = |table: &Table| {
-            let at =
-                propagation::containing(&table.mounts, &socket.path).filter(|_| socket.path.is_absolute());
+            let at = propagation::containing(&table.mounts, path).filter(|_| path.is_absolute());
             at.map(|(at, _)| table.mounts[at].id)
         };
         let own = self.tables.iter().filter(|table| namespace == Some(table.namespace));
@@ -123,7 +127,7 @@ impl Mounts {
         let mut effects =
             effects.into_iter().find(|effects| !effects.is_empty()).unwrap_or_default().into_iter();
         match (effects.next(), effects.next()) {
-            (None, _) => self.devices.contains(&socket.device).then_some(Effect::KeepsSuperblock),
+            (None, _) => self.devices.contains(&device).then_some(Effect::KeepsSuperblock),
             (Some(Effect::Harmless), None) => None,
             (Some(effect), None) => Some(effect),
             (Some(_), Some(_)) => Some(Effect::Unclear),

@@ -48,6 +48,7 @@ impl Report {
                 "cut_short": self.unseen.cut_short.map(cut_short),
                 "references": self.unseen.references,
                 "bound_sockets": self.unseen.bound_sockets,
+                "networks": self.unseen.networks,
             },
         })
     }

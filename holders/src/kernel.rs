@@ -10,7 +10,7 @@ use std::mem::{MaybeUninit, offset_of};
 use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{AtFlags, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{self, Ioctl, IoctlOutput, Opcode};
 
@@ -41,6 +41,9 @@ const STATMOUNT_PROPAGATE_FROM: u64 = 0x4;
 const STATMOUNT_MNT_ROOT: u64 = 0x8;
 const STATMOUNT_MNT_POINT: u64 = 0x10;
 const STATMOUNT_FS_TYPE: u64 = 0x20;
+
+/// `LOOP_GET_STATUS64` of include/uapi/linux/loop.h.
+const LOOP_GET_STATUS64: Opcode = 0x4C05;
 
 /// All that a [`Mount`] takes.
 const ALL_OF_A_MOUNT: u64 = STATMOUNT_SB_BASIC
@@ -90,6 +93,15 @@ struct ProcmapQuery {
     build_id_size: u32,
     vma_name_addr: u64,
     build_id_addr: u64,
+}
+
+/// `struct loop_info64`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo {
+    lo_device: u64,
+    lo_inode: u64,
+    rest: [u64; 27],
 }
 
 /// `struct mnt_id_req`, as of `MNT_ID_REQ_SIZE_VER1`.
@@ -226,6 +238,19 @@ unsafe impl Ioctl for AdjacentNamespace<'_> {
         // SAFETY: the call succeeded, so it answered with a descriptor that is new and nobody else's.
         Ok(unsafe { OwnedFd::from_raw_fd(output) })
     }
+}
+
+/// `st_dev` of the file behind a loop device, whose name is `loop0` or the like. Asks the file system that the file is on.
+///
+/// # Errors
+/// As open(2) of the device; NXIO if it has no file.
+pub(crate) fn device_behind_loop(name: &str) -> Result<Device, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    let device = rustix::fs::open(format!("/dev/{name}"), flags, Mode::empty())?;
+    // SAFETY: the opcode writes one `loop_info64`, which is what `Getter` makes room for; all bytes are valid for it.
+    let info: LoopInfo = unsafe { ioctl::ioctl(&device, ioctl::Getter::<LOOP_GET_STATUS64, _>::new()) }?;
+    let number = info.lo_device;
+    Ok(Device { major: rustix::fs::major(number), minor: rustix::fs::minor(number) })
 }
 
 /// Whether two tasks have one `what` in common, as threads of a process usually do (kcmp(2)).
@@ -427,6 +452,7 @@ fn last_error() -> Errno {
 const _: () = {
     assert!(size_of::<MntNsInfo>() == 16);
     assert!(size_of::<ProcmapQuery>() == 104);
+    assert!(size_of::<LoopInfo>() == 232);
     assert!(size_of::<MntIdReq>() == 32);
     assert!(offset_of!(StatMount, mnt_root) == 104);
     assert!(offset_of!(StatMount, strings) == 512);

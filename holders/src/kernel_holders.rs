@@ -2,15 +2,20 @@
 //! fixed interpreters, overlay layers.
 //!
 //! What these files show is text: a path as seen from the reader's root directory, or as the one who set it up
-//! wrote it. None says which mount it is on.
+//! wrote it. None says which mount it is on, and what lies in the directory that a mount covers has the same path.
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
+use crate::beneath;
+use crate::effect::Mounts;
+use crate::kernel;
 use crate::mountinfo::{self, Mount};
-use crate::report::KernelKind;
+use crate::proc;
+use crate::propagation::{self, At, Table};
+use crate::report::{Effect, KernelKind};
 
 /// A file that the kernel holds open by itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +37,55 @@ pub(crate) fn kernel_files(mounts: &[Mount]) -> Vec<KernelFile> {
     files
 }
 
+/// What it does to an unmount; `None` if nothing.
+///
+/// Of a loop device the kernel tells which file system its file is on. Else the path has to do, in the caller's namespace;
+/// and where the directory that is covered there has such a file, too, it is unclear which of the two it is.
+pub(crate) fn effect_of(file: &KernelFile, known: &Mounts) -> Option<Effect> {
+    let Table { namespace, mounts } = &known.tables[0];
+    let (on, _) = propagation::containing(mounts, &file.path)?;
+    let by_path = || {
+        let effect = known.effect_at(&file.path, Some(*namespace))?;
+        let is_beneath = beneath::is_there(mounts, on, &file.path);
+        Some(if is_beneath == Ok(false) { effect } else { Effect::Unclear })
+    };
+    match file.kind {
+        KernelKind::Loop(ref name) => {
+            let may_be_there = |(at, _): &(At, _)| file.path.starts_with(&known.mount(*at).mount_point);
+            if !known.related().iter().any(may_be_there) {
+                return None;
+            }
+            let contain = |mount: &&Mount| file.path.starts_with(&mount.mount_point);
+            if mounts.iter().filter(contain).any(Mount::may_hang) {
+                return by_path();
+            }
+            match kernel::device_behind_loop(name) {
+                Ok(device) if known.have(device) => known.effect_of_file(device, &file.path, None),
+                // Their files have device numbers that no mount has.
+                Ok(_) if !["overlay", "btrfs", "bcachefs"].contains(&&*mounts[on].fstype) => None,
+                _ => by_path(),
+            }
+        }
+        KernelKind::Swap => {
+            let effect = known.effect_at(&file.path, Some(*namespace))?;
+            match beneath::is_swapped_to(mounts, on, &file.path) {
+                _ if CANNOT_SWAP.contains(&&*mounts[on].fstype) => None,
+                Ok(true) => None,
+                Ok(false) => Some(effect),
+                Err(_) => Some(Effect::Unclear),
+            }
+        }
+        KernelKind::BinfmtMisc(_) => by_path(),
+        KernelKind::OverlayLayer(_) => by_path().map(|effect| match effect {
+            Effect::Unclear => effect,
+            _ => Effect::KeepsSuperblock,
+        }),
+    }
+}
+
+/// File systems without `swap_activate` and `bmap`: a swap file at such a path lies beneath.
+const CANNOT_SWAP: [&str; 5] = ["overlay", "tmpfs", "ramfs", "squashfs", "erofs"];
+
 fn loop_devices() -> Vec<KernelFile> {
     let Ok(devices) = fs::read_dir("/sys/block") else { return Vec::new() };
     devices
@@ -40,8 +94,8 @@ fn loop_devices() -> Vec<KernelFile> {
             let name = entry.file_name().into_string().ok().filter(|name| name.starts_with("loop"))?;
             // Not there while the device has no file.
             let text = fs::read(entry.path().join("loop/backing_file")).ok()?;
-            let path = text.strip_suffix(b"\n").unwrap_or(&text).to_vec();
-            Some(KernelFile { kind: KernelKind::Loop(name), path: OsString::from_vec(path).into() })
+            let path = PathBuf::from(OsString::from_vec(text.strip_suffix(b"\n").unwrap_or(&text).to_vec()));
+            Some(KernelFile { kind: KernelKind::Loop(name), path: proc::without_deleted(&path).to_owned() })
         })
         .collect()
 }
@@ -96,13 +150,6 @@ pub(crate) fn layers(overlay: &Mount) -> Vec<KernelFile> {
             path: path.into(),
         })
         .collect()
-}
-
-/// The path of a link that may show ` (deleted)` behind it.
-pub(crate) fn without_deleted(path: &Path) -> &Path {
-    let bytes = path.as_os_str().as_bytes();
-    let bytes = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);
-    Path::new(std::ffi::OsStr::from_bytes(bytes))
 }
 
 #[cfg(test)]

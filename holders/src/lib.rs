@@ -23,6 +23,7 @@
 //! or an open of such a path is itself a reference while it lasts, and makes the unmount fail that it was
 //! meant to explain; a readlink under `/proc/PID` does not.
 
+mod beneath;
 pub mod cgroup;
 #[cfg(any(test, feature = "checks"))]
 pub mod checks;

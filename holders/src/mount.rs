@@ -31,6 +31,17 @@ pub struct Mount {
     pub super_options: String,
 }
 
+impl Mount {
+    /// Whether a question about a file on it may wait for somebody who never answers: another machine, or a program.
+    pub(crate) fn may_hang(&self) -> bool {
+        let kinds = [
+            "fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "autofs", "virtiofs", "lustre", "gfs2",
+            "ocfs2",
+        ];
+        kinds.iter().any(|kind| self.fstype.starts_with(kind))
+    }
+}
+
 /// A device number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Device {

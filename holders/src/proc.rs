@@ -1,8 +1,10 @@
 //! Reading `/proc` by descriptors: a task's directory once opened is that task's, whoever has its id a moment later.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, OsStr};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -94,6 +96,13 @@ pub(crate) fn read_link<'a>(
         Err(Errno::NAMETOOLONG) => Ok(&[]),
         Err(error) => Err(error),
     }
+}
+
+/// The path of a link that may show ` (deleted)` behind it.
+pub(crate) fn without_deleted(path: &Path) -> &Path {
+    let bytes = path.as_os_str().as_bytes();
+    let bytes = bytes.strip_suffix(b" (deleted)").unwrap_or(bytes);
+    Path::new(OsStr::from_bytes(bytes))
 }
 
 /// Adds some of what a file of `/proc` has left, and says how much; 0 at its end.

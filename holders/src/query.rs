@@ -139,6 +139,7 @@ impl Query {
             deadline,
             unlisted: Vec::new(),
             sockets: None,
+            networks_unseen: 0,
             walk: Walk::default(),
         };
         survey.scan().map_err(proc_error("list", "/proc"))?;

@@ -243,6 +243,8 @@ pub struct Unseen {
     /// It could not be asked which sockets are bound to a file: this kernel has no unix_diag, or not for this user. Then no
     /// socket is accused.
     pub bound_sockets: bool,
+    /// Network namespaces whose sockets could not be asked for.
+    pub networks: usize,
     /// How many references were found and are not listed, since the list has enough of the same kind, on the same mount
     /// and of the same process.
     pub references: usize,

@@ -14,7 +14,7 @@ use crate::effect::Mounts;
 use crate::fdinfo;
 use crate::kernel;
 use crate::kernel_holders;
-use crate::mountinfo;
+use crate::mountinfo::{self, Device};
 use crate::namespace::{self, MountNamespace};
 use crate::proc;
 use crate::propagation::{self, Fate, Table};
@@ -42,6 +42,8 @@ pub(crate) struct Survey<'a> {
     pub(crate) unlisted: Vec<MountNamespace>,
     /// Those that are bound to a file; `None` if that can't be known.
     pub(crate) sockets: Option<HashMap<u64, BoundSocket>>,
+    /// Network namespaces whose sockets could not be asked for.
+    pub(crate) networks_unseen: usize,
     pub(crate) walk: Walk,
 }
 
@@ -59,6 +61,7 @@ impl Survey<'_> {
         let mut wanted = Wanted { carriers: self.refused, detail: Detail::All, ..Wanted::default() };
         if self.among.is_none() {
             self.sockets = unix_diag::bound_sockets().ok();
+            wanted.networks = self.sockets.is_some();
         }
         self.settle();
         self.want(&mut wanted);
@@ -70,6 +73,9 @@ impl Survey<'_> {
             }
             self.read_tables();
             self.settle();
+            if std::mem::take(&mut wanted.networks) {
+                self.read_networks();
+            }
             if self.is_late() || !self.want(&mut wanted) {
                 break;
             }
@@ -109,7 +115,9 @@ impl Survey<'_> {
             wanted.devices.contains(&device) || below.unwrap_or_default().iter().any(is_below)
         };
         let sockets = self.sockets.iter().flatten().filter(|(_, bound)| interesting(bound.device));
-        wanted.sockets = sockets.map(|(&inode, bound)| (inode, bound.device)).collect();
+        let sockets: HashMap<u64, Device> = sockets.map(|(&inode, bound)| (inode, bound.device)).collect();
+        is_new |= sockets.keys().any(|inode| !wanted.sockets.contains_key(inode));
+        wanted.sockets = sockets;
         let related: HashSet<u64> =
             self.mounts.related().iter().map(|(at, _)| self.mounts.mount(*at).id).collect();
         wanted.devices_are_shared = self.mounts.target.is_some()
@@ -125,6 +133,23 @@ impl Survey<'_> {
 }
 
 impl Survey<'_> {
+    /// Asks for the sockets of the network namespaces that the walk met.
+    fn read_networks(&mut self) {
+        let own = rustix::fs::stat("/proc/thread-self/ns/net").map(|stat| stat.st_ino);
+        for (inode, pid) in std::mem::take(&mut self.walk.networks) {
+            if own == Ok(inode) || self.is_late() {
+                continue;
+            }
+            let process = proc::open_thread(self.proc_dir, pid, pid);
+            match process.and_then(|process| unix_diag::bound_sockets_of(process.as_fd(), inode)) {
+                Ok(others) => self.sockets.get_or_insert_default().extend(others),
+                // It is gone, or in another one.
+                Err(Errno::NOENT | Errno::SRCH) => {}
+                Err(_) => self.networks_unseen += 1,
+            }
+        }
+    }
+
     /// Reads the tables of the namespaces that the walk met or the kernel lists, and that are not known yet.
     fn read_tables(&mut self) {
         let met = std::mem::take(&mut self.walk.namespaces);
@@ -253,6 +278,7 @@ impl Survey<'_> {
                 namespace_list: self.listed.is_some(),
                 cut_short: None,
                 bound_sockets: self.among.is_none() && self.sockets.is_none(),
+                networks: self.networks_unseen,
                 references: walk.not_kept,
             },
             refused: self.refused,
@@ -433,11 +459,18 @@ impl Survey<'_> {
         }
         let (path, effect, lies_in) = if let Link::Socket(_) = found.link {
             let socket = self.sockets.as_ref()?.get(&walk::socket_inode(&found.path)?)?;
-            (socket.path.clone(), self.mounts.effect_of_socket(socket, namespace)?, None)
+            (socket.path.clone(), self.mounts.effect_of_file(socket.device, &socket.path, namespace)?, None)
         } else {
             let path = PathBuf::from(OsString::from_vec(found.path.clone()));
             let (effect, lies_in) = match found.mount {
-                Some(mount) => self.mounts.effect_on(mount.id, mount.device),
+                Some(mount) => {
+                    let (effect, lies_in) = self.mounts.effect_on(mount.id, mount.device);
+                    // Where a copy is some namespace's root, whatever there is lies at a path below it.
+                    if matches!(effect, Effect::Harmless | Effect::Unclear) && !path.starts_with(self.path) {
+                        return None;
+                    }
+                    (effect, lies_in)
+                }
                 None => (self.mounts.effect_at(&path, namespace)?, None),
             };
             (path, effect, lies_in)
@@ -475,10 +508,7 @@ impl Survey<'_> {
         kernel_holders::kernel_files(&own.mounts)
             .into_iter()
             .filter_map(|file| {
-                let is_layer = matches!(file.kind, KernelKind::OverlayLayer(_));
-                // A copy that survives at the same path could as well be the one that it is on.
-                let effect = self.mounts.effect_at(&file.path, None)?;
-                let effect = if is_layer { Effect::KeepsSuperblock } else { effect };
+                let effect = kernel_holders::effect_of(&file, &self.mounts)?;
                 let mounted_at = match &file.kind {
                     KernelKind::Loop(name) => own
                         .mounts

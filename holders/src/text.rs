@@ -62,6 +62,9 @@ impl fmt::Display for Report {
         if unseen.bound_sockets {
             writeln!(f, "not seen: sockets that are bound to a file (needs unix_diag in the kernel)")?;
         }
+        if unseen.networks > 0 {
+            writeln!(f, "not seen: sockets that are bound in {} other network namespaces", unseen.networks)?;
+        }
         if let Some(cut) = unseen.cut_short {
             writeln!(f, "not seen: {cut}")?;
         }
@@ -163,6 +166,7 @@ mod tests {
                 namespaces: vec![UNIT],
                 namespace_list: false,
                 bound_sockets: true,
+                networks: 2,
                 cut_short: Some(CutShort { processes: 90, left: 7 }),
                 references: 936,
             },

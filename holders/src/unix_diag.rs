@@ -4,19 +4,23 @@
 //! same as lines of text, in which the name of an abstract socket, that anybody may choose, can hold a newline and what
 //! looks like a line about somebody else's socket.
 //!
-//! The kernel tells of the caller's network namespace, and loads its module `unix_diag` for it where it is one.
+//! The kernel tells of the network namespace that the question's own socket was made in, and loads its module `unix_diag` for
+//! it where it is one. For another one the calling thread goes there for the length of that call.
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recvfrom, send, socket_with,
 };
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use crate::mountinfo::Device;
 
@@ -66,15 +70,46 @@ const AT_ONCE: usize = 32 << 10;
 /// # Errors
 /// NOENT for a kernel without unix_diag; what socket(2) says where AF_NETLINK is forbidden.
 pub(crate) fn bound_sockets() -> Result<HashMap<u64, BoundSocket>, Errno> {
+    list(&question()?)
+}
+
+/// Those of the network namespace that the process with this directory is in, unless that is another one than `inode` by now.
+///
+/// # Errors
+/// PERM without CAP_SYS_ADMIN; as [`bound_sockets`].
+///
+/// # Panics
+/// If there is no way back into the caller's own.
+pub(crate) fn bound_sockets_of(
+    process: BorrowedFd<'_>,
+    inode: u64,
+) -> Result<HashMap<u64, BoundSocket>, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let own = rustix::fs::open("/proc/thread-self/ns/net", flags, Mode::empty())?;
+    let other = rustix::fs::openat(process, c"ns/net", flags, Mode::empty())?;
+    if rustix::fs::fstat(&other)?.st_ino != inode {
+        return Err(Errno::SRCH);
+    }
+    let enter = |to: &OwnedFd| move_into_link_name_space(to.as_fd(), Some(LinkNameSpaceType::Network));
+    enter(&other)?;
+    let question = question();
+    enter(&own).expect("go back into the own network namespace");
+    list(&question?)
+}
+
+fn question() -> Result<OwnedFd, Errno> {
     let protocol = Some(netlink::SOCK_DIAG);
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)?;
+    socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+}
+
+fn list(socket: &OwnedFd) -> Result<HashMap<u64, BoundSocket>, Errno> {
     // To whom nothing is said, that is the kernel.
-    send(&socket, &request(), SendFlags::empty())?;
+    send(socket, &request(), SendFlags::empty())?;
     let mut sockets = HashMap::new();
     let mut buffer = vec![MaybeUninit::uninit(); AT_ONCE];
     loop {
         // Each call of ours makes the kernel write the next part, so there is nothing to wait for.
-        let received = recvfrom(&socket, &mut *buffer, RecvFlags::DONTWAIT);
+        let received = recvfrom(socket, &mut *buffer, RecvFlags::DONTWAIT);
         let ((answer, _), length, sender) = match received {
             Err(Errno::INTR) => continue,
             received => received?,

@@ -95,8 +95,8 @@ pub const NOT_VISIBLE_HINTS: [&str; 5] = [
      socket is not 0; end or restart the receiver",
     "a file registered with io_uring, which for some 50 ms outlives a killed process: `UserFiles` in \
      /proc/PID/fdinfo/FD of a ring; for a process that has just ended, unmount at the next event, not in a loop",
-    "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket that was bound in another \
-     network namespace, or anywhere on a kernel without unix_diag: `ss -xap` in that namespace",
+    "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket on a kernel without unix_diag: \
+     `ss -xap`; or one in a network namespace that no process is in any more",
     "a process that has just ended or was just started: scan again",
     "the kernel itself: an NFS export (`exportfs`), a device-mapper or nbd back end, an accounting file (acct(2)), \
      a process in a pid namespace whose /proc this is not",
@@ -367,7 +367,7 @@ fn advice_to_yourself(blocker: &Blocker) -> String {
 fn advice_about(blocker: &Blocker) -> String {
     let mut text = format!("{} ({}): ", blocker.pid, blocker.comm);
     // Writing to a String does not fail; the compiler can't know that.
-    let written = match (&blocker.unit, blocker.phase) {
+    let written = match (blocker.unit.as_deref(), blocker.phase) {
         (_, Phase::Ending) => write!(text, "it is ending already: wait for its end with a pidfd"),
         (Some(unit), Phase::Stop | Phase::Control) => {
             write!(
@@ -375,6 +375,12 @@ fn advice_about(blocker: &Blocker) -> String {
                 "a command of {unit} itself: give it a working directory elsewhere, or wait for its end"
             )
         }
+        (Some("init.scope"), _) if blocker.comm == "systemd" => write!(
+            text,
+            "systemd has it for a unit, stop that one: `systemctl list-sockets --all` shows the sockets and FIFOs that it \
+             listens on and their .socket units; other files are in a unit's descriptor store (`systemd-analyze fdstore UNIT`)"
+        ),
+        (Some("init.scope"), _) => write!(text, "it is the first process: do not end it, have it let go"),
         (Some(unit), _) => write!(text, "stop {unit}, or wait for its end with a pidfd"),
         (None, _) => write!(text, "end it, or wait for its end with a pidfd"),
     };

@@ -33,7 +33,7 @@ use rustix::path::DecInt;
 use self::files::Files;
 pub(crate) use self::found::{Found, Link, MetNamespace, OnMount, Walk};
 pub(crate) use self::keeper::socket_inode;
-use self::keeper::{Keeper, Mark};
+use self::keeper::{Keeper, Mark, inode_in};
 use self::life::{Life, kernel_threads, life};
 use self::mappings::Mappings;
 #[cfg(any(test, feature = "checks"))]
@@ -152,6 +152,16 @@ impl Walker<'_> {
             let parts = Parts { directories: true, files: true, memory: has_program };
             let has_directories = self.task(leader, (pid, pid), parts);
             first = (has_program || has_directories).then_some(pid);
+        }
+        if self.keeper.wanted.networks && !self.keeper.denied {
+            let network = read_link(leader, c"ns/net", &mut room);
+            let networks = &mut self.keeper.walk.networks;
+            if let Some(inode) = network.ok().and_then(|shown| inode_in(shown, b"net:["))
+                && networks.last().is_none_or(|(last, _)| *last != inode)
+                && !networks.iter().any(|(known, _)| *known == inode)
+            {
+                networks.push((inode, pid));
+            }
         }
         self.note(leader, leader, (pid, pid), begin);
         if !self.keeper.denied {

@@ -109,7 +109,16 @@ fn lines_for_a_person() {
     let by = |relation| Report { holders: vec![holder(35259, relation, Effect::BlocksUmount)], ..mounted() };
     let in_its_end = Holder { phase: Phase::Ending, ..holder(35260, Relation::Other, Effect::BlocksUmount) };
     let ending = Suspect { pid: 7, comm: "srcds_linux".to_owned(), fd: None, carries: Carries::Rest };
+    let systemd = |kind| {
+        let mut holder = holder(1, Relation::Other, Effect::BlocksUmount);
+        (holder.comm, holder.unit, holder.phase) =
+            ("systemd".to_owned(), Some("init.scope".to_owned()), Phase::Unknown);
+        holder.references[0].kind = kind;
+        Report { holders: vec![holder], ..mounted() }
+    };
     let lines: Vec<String> = [
+        systemd(Kind::Socket { fd: 40 }),
+        systemd(Kind::File { fd: 41 }),
         by(Relation::Other),
         by(Relation::Caller),
         by(Relation::Ancestor),

@@ -13,6 +13,8 @@ pub(crate) struct Walk {
     pub(crate) tasks: HashMap<(u32, u32), Known>,
     /// One for each mount namespace, in the order they were met.
     pub(crate) namespaces: Vec<MetNamespace>,
+    /// See [`super::Wanted::networks`]: inode number, a process that is in it.
+    pub(crate) networks: Vec<(u64, u32)>,
     /// Open descriptors of mount namespaces.
     pub(crate) namespace_files: Vec<NamespaceFile>,
     /// See [`super::Wanted::carriers`]. io_uring instances are always kept.

@@ -281,6 +281,11 @@ fn kind_of(link: Link) -> u8 {
 
 /// The number in `socket:[123]`.
 pub(crate) fn socket_inode(shown: &[u8]) -> Option<u64> {
-    let digits = shown.strip_prefix(b"socket:[")?.strip_suffix(b"]")?;
+    inode_in(shown, b"socket:[")
+}
+
+/// The number behind such a beginning, before the `]` at the end.
+pub(super) fn inode_in(shown: &[u8], beginning: &[u8]) -> Option<u64> {
+    let digits = shown.strip_prefix(beginning)?.strip_suffix(b"]")?;
     std::str::from_utf8(digits).ok()?.parse().ok()
 }

@@ -16,6 +16,8 @@ pub(crate) struct Wanted {
     pub(crate) devices: Vec<Device>,
     /// Inode numbers of sockets that are bound to a file, and the superblock that it is on.
     pub(crate) sockets: HashMap<u64, Device>,
+    /// Keep which network namespaces there are, in [`super::Walk::networks`].
+    pub(crate) networks: bool,
     /// The devices have other mounts that are of no interest: a mapping is kept only if its path is, too.
     pub(crate) devices_are_shared: bool,
     /// Also keep links, whatever they show, that lie on one of `devices`: those of a mount that was detached

@@ -8,6 +8,7 @@ mod bounds;
 #[path = "../../examples/fixture/cases.rs"]
 mod cases;
 mod ending;
+mod innocent;
 mod sharing;
 mod sockets;
 #[path = "../../examples/fixture/stage.rs"]
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("bound-directory", || on_a_stage(bound_directory)));
     trials.push(Trial::test("socket-forged", || on_a_stage(sockets::forged)));
     trials.push(Trial::test("socket-older", || on_a_stage(sockets::older)));
+    trials.push(Trial::test("socket-in-another-network", || on_a_stage(sockets::in_another_network)));
     trials.push(Trial::test("deep", || on_a_stage(deep)));
     trials.push(Trial::test("gone", || on_a_stage(gone)));
     trials.push(Trial::test("deadline", || on_a_stage(bounds::deadline)));
@@ -72,6 +74,9 @@ fn main() -> ExitCode {
         let name = format!("heavy-and-ending-{threads}-threads");
         trials.push(Trial::test(name, move || on_a_stage(move |stage| ending::heavy(stage, threads))));
     }
+    trials.push(Trial::test("loop-older", || on_a_stage(innocent::older_loop)));
+    trials.push(Trial::test("layer-older", || on_a_stage(innocent::older_layer)));
+    trials.push(Trial::test("copy-as-root", || on_a_stage(innocent::copy_as_root)));
     let mut trials: Vec<_> = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
     let hanging = [
         Trial::test("hangs-in-its-end", || on_a_stage(ending::hangs)),
@@ -84,6 +89,11 @@ fn main() -> ExitCode {
     }
     let watch_a_unit = Trial::test("watch-a-unit", || on_a_stage(watch_a_unit));
     trials.push(watch_a_unit.with_ignored_flag(!has_cgroups));
+    let can_swap = is_root && innocent::has_ext4();
+    if is_root && !can_swap {
+        println!("skipped: no mkfs.ext4 to make a file system that can be swapped to");
+    }
+    trials.push(Trial::test("swap", || on_a_stage(innocent::swap)).with_ignored_flag(!can_swap));
     let can_hang = is_root && ending::has_fuse();
     if is_root && !can_hang {
         println!("skipped: no /dev/fuse to stop a process in its end");
