@@ -13,7 +13,7 @@ use crate::error::HelperError;
 /// (namespaces(7)). Numbers of namespaces that are gone mean nothing: the kernel gives them out again.
 ///
 /// # Errors
-/// `/proc` is not there or PID 1 may not be looked at, which needs root.
+/// `/proc` is not there, or PID 1 may not be read, which needs root.
 pub fn is_pid1s() -> Result<bool, HelperError> {
     let identity = |path: &str| {
         let stat = fs::metadata(path).map_err(|error| {

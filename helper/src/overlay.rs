@@ -1,6 +1,6 @@
 //! Mounting and unmounting an instance's overlay: the plan is a value, applying it makes the system calls.
 //!
-//! What is absent on purpose: a retry, a lazy unmount, and any look inside `merged`. EBUSY means that somebody
+//! What is absent on purpose: a retry, a lazy unmount, and any access inside `merged`. EBUSY means that somebody
 //! holds the mount; the answer is to name them, once, and to leave everything as it is.
 //!
 //! Each step can be the last one, as a SIGKILL or a power cut may come after any of them. So each finds what is there
@@ -232,7 +232,7 @@ pub fn umount(
 }
 
 /// The id of the overlay that lies topmost at `merged`; `None` if nothing is mounted there. The mount table, a text of all
-/// mounts, is read only where the kernel does not tell otherwise, before Linux 6.8.
+/// mounts, is read only where the kernel has no other answer, before Linux 6.8.
 fn top(runtime: impl AsFd, paths: &Paths) -> Result<Option<u64>, HelperError> {
     if is_bare(&runtime) == Some(true) {
         return Ok(None);
@@ -249,12 +249,12 @@ fn top(runtime: impl AsFd, paths: &Paths) -> Result<Option<u64>, HelperError> {
 }
 
 /// Whether nothing is mounted on `merged`: it is not there, or a file of the mount that `runtime` lies in. Two calls, where
-/// the mount table is a text of all mounts. `None` if the kernel does not tell, as before Linux 5.8.
+/// the mount table is a text of all mounts. `None` if the kernel does not say, as before Linux 5.8.
 fn is_bare(runtime: impl AsFd) -> Option<bool> {
     let mount_of = |name: &str, flags: AtFlags| {
         let flags = flags | AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
-        let told = rustix::fs::statx(&runtime, name, flags, StatxFlags::MNT_ID)?;
-        Ok((told.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(told.stx_mnt_id))
+        let stat = rustix::fs::statx(&runtime, name, flags, StatxFlags::MNT_ID)?;
+        Ok((stat.stx_mask & StatxFlags::MNT_ID.bits() != 0).then_some(stat.stx_mnt_id))
     };
     match mount_of(MERGED, AtFlags::empty()) {
         Err(Errno::NOENT) => Some(true),
@@ -271,7 +271,7 @@ struct Layers {
     merged: OwnedFd,
 }
 
-/// How the layers are told to the kernel.
+/// How the layers are given to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// By their descriptors: Linux 6.13 and newer.
@@ -350,7 +350,7 @@ fn attach_by(method: Method, layers: &Layers, paths: &Paths, plan: &MountPlan) -
     set("workdir", Path::new(&escape(&paths.work)), &layers.work).map_err(failed)?;
     fsconfig_set_string(&context, "index", "off").map_err(failed)?;
     match fsconfig_create(&context) {
-        // Where overlayfs is not yet converted to this interface, parameters are looked at only now.
+        // Where overlayfs is not yet converted to this interface, parameters are checked only now.
         Err(Errno::INVAL) if by_name => return Err(Refused::Unknown),
         result => result.map_err(failed)?,
     }

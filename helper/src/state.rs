@@ -195,10 +195,10 @@ mod tests {
             ("/", Errno::XDEV),
             ("a/f", Errno::NOTDIR),
         ] {
-            // EAGAIN: somebody on the machine renames or mounts at this moment, and whether `..` leads out can't be told;
+            // EAGAIN: somebody on the machine renames or mounts at this moment, and whether `..` leads out is not known;
             // openat2(2) has the caller ask again. No path of the helper's has a `..`.
-            let told = std::iter::repeat_with(|| state.directory(Path::new(path)).unwrap_err());
-            assert_eq!(told.take(1000).find(|told| *told != Errno::AGAIN), Some(errno), "{path}");
+            let errors = std::iter::repeat_with(|| state.directory(Path::new(path)).unwrap_err());
+            assert_eq!(errors.take(1000).find(|error| *error != Errno::AGAIN), Some(errno), "{path}");
         }
     }
 

@@ -26,7 +26,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cgroup::{self, UnitCgroup, time_until};
 
-/// How long an unmount, with all that comes before it, may take unless told otherwise. It has to end before the overlay
+/// How long an unmount, with all that comes before it, may take by default. It has to end before the overlay
 /// unit's `TimeoutStopSec=` (30 s), after which systemd kills the helper itself.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(10);
 
@@ -231,7 +231,7 @@ pub struct Plan {
 pub enum Next {
     /// Wait until they have ended, but no longer than to this time.
     Wait(Duration),
-    /// Kill the unit, then look again who is left.
+    /// Kill the unit, then scan again for what is left.
     End,
     /// The time is up.
     GiveUp,

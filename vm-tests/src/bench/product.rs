@@ -35,7 +35,7 @@ pub async fn resets(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) ->
     Ok(cycles.iter().map(|cycle| cycle.reset_ns).collect())
 }
 
-/// Guest times of ways to bring a unit down, in seconds, taken by turns, without umount2(2) and the recorder's looks.
+/// Guest times of ways to bring a unit down, in seconds, taken by turns, without umount2(2) and the recorder's scans.
 #[derive(Debug, Clone, Default)]
 pub struct ResetAndStop {
     /// The scenario's Reset.
@@ -139,7 +139,7 @@ async fn one_cycle(machine: &mut Machine, plan: &Plan) -> Result<Recorded> {
     Ok(Recorded { cycle, stdout: stdout.unwrap_or_default(), own_ns })
 }
 
-/// The reset's time, from fork to wait, without its calls of umount2(2) and without the recorder's looks. A look can
+/// The reset's time, from fork to wait, without its calls of umount2(2) and without the recorder's scans. A scan can
 /// come while a call is not done yet, so what both cover is taken away once.
 fn own_ns(recording: &Recording) -> Option<u64> {
     let events = &recording.events;
@@ -173,7 +173,7 @@ pub(super) fn uncovered(begun: u64, ended: u64, mut spans: Vec<(u64, u64)>) -> u
 /// Guest times of the deployed programs, in seconds.
 #[derive(Debug, Clone, Default)]
 pub struct Programs {
-    /// `left4me-overlay umount` from fork to wait, without umount2(2) itself and the recorder's looks.
+    /// `left4me-overlay umount` from fork to wait, without umount2(2) itself and the recorder's scans.
     pub umount: Samples,
     /// `left4me-overlay --version`, from fork to wait: what a program costs that does nothing.
     pub nothing: Samples,

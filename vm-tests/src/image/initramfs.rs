@@ -105,7 +105,7 @@ const MASKED: [&str; 46] = [
     "dev-hugepages.mount",
 ];
 
-/// Generators that look for what is not there: each is a program that boot and every daemon-reload run.
+/// Generators that search for what is not there: each is a program that boot and every daemon-reload run.
 const MASKED_GENERATORS: [&str; 13] = [
     "systemd-bless-boot-generator",
     "systemd-cryptsetup-generator",

@@ -406,7 +406,7 @@ mod tests {
             cycle.holders_at_umount = vec![holder];
             cycle.verdict = MountVerdict::HeldByYourself;
             cycle.mounted = true;
-            let end = cycle.end.as_mut().expect("a clean cycle was looked at");
+            let end = cycle.end.as_mut().expect("a clean cycle has an end state");
             end.remount = Remount::NotTried { why: "still mounted".to_owned() };
         }
         cycle

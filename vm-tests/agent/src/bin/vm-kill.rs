@@ -126,7 +126,7 @@ impl Instance {
         ok(&self.helper("mount"))?;
         ensure!(self.is_mounted()?, "{} is not mounted", self.merged().display());
         let layer = self.merged().join("left4dead2/addons/tickrate.vdf");
-        fs::metadata(&layer).with_context(|| format!("look at {}", layer.display()))?;
+        fs::metadata(&layer).with_context(|| format!("stat {}", layer.display()))?;
         Ok(())
     }
 

@@ -49,7 +49,7 @@ pub(super) fn read(
 }
 
 /// The mount namespaces that have a process and a mount of this device. One without a process (kept by a descriptor
-/// or a bind mount of its file) is not found: the remount tells of it.
+/// or a bind mount of its file) is not found: the remount shows it.
 fn mounted_in(device: Device) -> Result<Vec<MountCopy>> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
