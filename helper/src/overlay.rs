@@ -1,12 +1,12 @@
 //! Mounting and unmounting an instance's overlay: the plan is a value, applying it makes the system calls.
 //!
-//! What is absent on purpose: a retry, a lazy unmount, and any access inside `merged`. EBUSY means that somebody
-//! holds the mount; the answer is to name them, once, and to leave everything as it is.
+//! Absent on purpose: a retry, a lazy unmount, and any access inside `merged`. EBUSY means that something holds the mount:
+//! name it once, and leave everything as it is.
 //!
-//! Each step can be the last one, as a SIGKILL or a power cut may come after any of them. So each finds what is there
-//! and goes on from it: directories that are made already, an owner that is not yet right, a mount that is there, a
-//! `work` that was not cleared, a runtime directory that a reset has half taken away. Until `move_mount(2)` the new
-//! mount hangs on a descriptor only and goes with this process.
+//! Each step can be the last one, because a SIGKILL or a power cut may come after any of them. So each step continues from
+//! what it finds: directories that exist already, an owner that is not yet right, a mount, a `work` that was not cleared, a
+//! runtime directory that a reset has half removed. Until `move_mount(2)` the new mount is attached to a descriptor only and
+//! ends with this process.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};

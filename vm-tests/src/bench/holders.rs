@@ -1,9 +1,9 @@
-//! The accuracy benchmark: what `holders` and other tools say of a mount that is held in every way there is, beside
-//! what umount2(2) does; what one scan costs; how soon `holders watch` reports.
+//! The accuracy benchmark: the answers of `holders` and other tools for a mount that is held in 61 ways, compared with
+//! the result of umount2(2); the cost of a scan; the latency of `holders watch`.
 //!
-//! The guest's part is `holders/examples/fixture`, which plants, asks and judges. Here it is run in restored machines,
-//! by a session that they have before their first instruction, so that in virtual time the numbers are the same in
-//! every run. What it prints is read into values, and those are laid out as tables.
+//! The guest's part is `holders/examples/fixture`, which holds the mount, asks the tools and judges. It runs in restored
+//! machines, by a session that they have before their first instruction, so in virtual time the numbers are the same in
+//! every run. Its output is parsed into values, and those are laid out as tables.
 
 use std::collections::BTreeMap;
 use std::path::Path;

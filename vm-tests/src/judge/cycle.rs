@@ -1,5 +1,4 @@
-//! One [`Cycle`]: what is known of it once its events are folded. Tables, probe lines, JSON and snapshots are all made
-//! from this.
+//! One [`Cycle`]: the result of folding its events. Tables, probe lines, JSON and snapshots are all made from this.
 
 use std::collections::BTreeSet;
 

@@ -1,5 +1,4 @@
-//! What is written and printed after a run: `report.json`, the postmortem's table, the whole history as one table, the
-//! probe's lines.
+//! The output of a run: `report.json`, the postmortem's table, the whole history as one table, the probe's lines.
 
 mod probe;
 

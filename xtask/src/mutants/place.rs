@@ -1,4 +1,4 @@
-//! The copy of the checkout in which a mutant is tried, and what is run there.
+//! The copy of the checkout for a mutant, and the commands that run there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;

@@ -3,11 +3,12 @@
 //! systemd sends PropertiesChanged in pairs, first for the type's interface (Service) and at once for Unit, each
 //! with all its properties (`src/core/dbus-unit.c:send_changed_signal`); a state is complete with the second.
 //! The recorder holds a reference on each unit (Manager.RefUnit), so that systemd does not forget it, and with
-//! it the Exec lines' runs, as soon as it is down. It is also what has systemd tell of the unit on the bus
-//! (`src/core/dbus-unit.c:bus_unit_send_change_signal`), and of no other: Manager.Subscribe would have it tell of all.
+//! it the Exec lines' runs, as soon as it is down. The reference also makes systemd announce
+//! this unit on the bus (`src/core/dbus-unit.c:bus_unit_send_change_signal`), and no other: Manager.Subscribe would make it
+//! announce all.
 //!
-//! What is asked goes through the bus daemon, which the recorded talk through too, so it is asked for at once. (systemd's
-//! own socket would spare it; but on it systemd gives itself a sender that zbus takes for an invalid name.)
+//! Requests go through the bus daemon, which the recorded programs use too, so they are sent together. (systemd's own
+//! socket would avoid the daemon; but on it systemd has a sender name that zbus rejects as invalid.)
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
