@@ -219,8 +219,8 @@ pub fn lint(setup: &UnitSetup) -> Vec<Finding> {
     found
 }
 
-const RELOAD: &str = "run `sudo systemctl daemon-reload`, then ask again";
-const AS_SHIPPED: &str = "restore the line of the unit as it was shipped";
+const RELOAD: &str = "run `sudo systemctl daemon-reload`, then run doctor again";
+const AS_SHIPPED: &str = "restore the line as in the shipped unit";
 const CHANGED: &str = "the unit's files were changed since systemd loaded them";
 
 fn server_rules(setup: &UnitSetup, find: &mut impl FnMut(&'static str, String, &str)) {
@@ -232,7 +232,7 @@ fn server_rules(setup: &UnitSetup, find: &mut impl FnMut(&'static str, String, &
         find(
             "Requires",
             format!(
-                "{overlay} is not required, so nothing mounts the overlay, and a stop of that unit does not stop the server"
+                "the server does not require {overlay}: nothing mounts the overlay, and a stop of that unit does not stop the server"
             ),
             AS_SHIPPED,
         );
@@ -252,8 +252,8 @@ fn server_rules(setup: &UnitSetup, find: &mut impl FnMut(&'static str, String, &
     {
         find(
             setting,
-            format!("a line runs left4me-overlay, a drop-in of the old design; {overlay} does that now"),
-            "take the line out",
+            format!("a line of an old drop-in runs left4me-overlay; {overlay} does that now"),
+            "remove the line",
         );
     }
     if setup.user != setup.own_user {
@@ -261,10 +261,10 @@ fn server_rules(setup: &UnitSetup, find: &mut impl FnMut(&'static str, String, &
         find(
             "User",
             format!(
-                "{user} and not {}: servers of one user can end each other, and read what each has written",
+                "{user} instead of {}: servers of one user can kill each other, and read each other's files",
                 setup.own_user
             ),
-            "take User= out of the drop-in",
+            "remove User= from the drop-in",
         );
     }
     if setup.sandbox.mount_flags & MS_PRIVATE != 0 {
@@ -273,7 +273,7 @@ fn server_rules(setup: &UnitSetup, find: &mut impl FnMut(&'static str, String, &
             "private keeps a copy of the overlay alive behind a successful umount, and the next mount finds its \
              upper layer in use"
                 .into(),
-            "take the setting out",
+            "remove the setting",
         );
     }
     for (setting, root) in &setup.sandbox.roots {
@@ -283,14 +283,14 @@ fn server_rules(setup: &UnitSetup, find: &mut impl FnMut(&'static str, String, &
                 "{} gives the server a root of its own, with copies of mounts that umount does not reach",
                 root.display()
             ),
-            "take RootDirectory= and RootImage= out",
+            "remove RootDirectory= and RootImage=",
         );
     }
     for bind in setup.sandbox.binds.iter().filter(|bind| setup.merged.holds(&bind.source)) {
         find(
             bind.setting,
             format!("a bind of {} keeps the overlay alive behind a successful umount", bind.source.display()),
-            "bind nothing that is the overlay or lies in it",
+            "bind neither the overlay nor anything in it",
         );
     }
     for (setting, path) in setup.sandbox.mounts_within(&setup.merged) {
@@ -306,30 +306,30 @@ fn server_rules(setup: &UnitSetup, find: &mut impl FnMut(&'static str, String, &
     match setup.kill_mode.as_str() {
         "process" | "none" => find(
             "KillMode",
-            format!("{} leaves the server's children alone, and they keep the mount busy", setup.kill_mode),
+            format!("{} does not kill the server's children, and they keep the mount busy", setup.kill_mode),
             "use KillMode=control-group",
         ),
         "mixed" => find(
             "KillMode",
-            "mixed sends SIGTERM to the main process only: with a start script the game below it is killed when that is gone"
+            "mixed sends SIGTERM to the main process only: the game below a start script gets only SIGKILL"
                 .into(),
             "use KillMode=control-group",
         ),
         _ => {}
     }
     if !setup.send_sigkill {
-        find("SendSIGKILL", "a child that ignores SIGTERM stays for ever".into(), "take SendSIGKILL=no out");
+        find("SendSIGKILL", "a child that ignores SIGTERM stays forever".into(), "remove SendSIGKILL=no");
     }
     match setup.timeout_stop {
         None => find(
             "TimeoutStopSec",
-            "infinity: a server that does not end is waited for for ever, and is never killed".into(),
-            "set a time, such as 15s",
+            "infinity: systemd waits forever for a server that does not end, and never kills it".into(),
+            "set a time, for example 15s",
         ),
         Some(timeout) if timeout >= DEFAULT_TIMEOUT => find(
             "TimeoutStopSec",
             format!("{} s, and l4d2ctl waits {} s", timeout.as_secs(), DEFAULT_TIMEOUT.as_secs()),
-            "make it shorter, or give l4d2ctl a --timeout",
+            "set a shorter time, or give l4d2ctl a longer --timeout",
         ),
         Some(_) => {}
     }
@@ -344,7 +344,7 @@ fn overlay_rules(
         find(
             "LoadState",
             format!("{}: nothing mounts the overlay", setup.load_state),
-            "install the unit as it was shipped, and run `sudo systemctl daemon-reload`",
+            "install the shipped unit, and run `sudo systemctl daemon-reload`",
         );
         return;
     }
@@ -357,17 +357,17 @@ fn overlay_rules(
         find(
             "RemainAfterExit",
             "no: the overlay is unmounted as soon as it is mounted".into(),
-            "take RemainAfterExit=no out",
+            "remove RemainAfterExit=no",
         );
     }
     if !["", "root"].contains(&setup.user.as_str()) {
-        find("User", format!("{}, and only root may mount", setup.user), "take User= out");
+        find("User", format!("{}, and only root may mount", setup.user), "remove User=");
     }
     for setting in &setup.namespaced {
         find(
             setting,
-            "it gives the helper a mount namespace of its own, in which it refuses to work".into(),
-            "take the setting out",
+            "it gives the helper a mount namespace of its own, where the helper refuses to run".into(),
+            "remove the setting",
         );
     }
     if merged.holds(&setup.working_directory) {
@@ -377,7 +377,7 @@ fn overlay_rules(
                 "{} lies in the overlay, so the helper itself keeps it busy",
                 setup.working_directory.display()
             ),
-            "take the setting out",
+            "remove the setting",
         );
     }
     let wait = helper_line(&setup.exec_stop_post, "umount").map_or(DEFAULT_WAIT, wait_of);
@@ -387,11 +387,11 @@ fn overlay_rules(
         find(
             "TimeoutStopSec",
             format!(
-                "{} s, and the helper waits up to {} s before it unmounts, which takes some more",
+                "{} s, but the helper waits up to {} s before it unmounts, which takes more time",
                 timeout.as_secs(),
                 wait.as_secs()
             ),
-            "make it longer, or the helper's --wait shorter",
+            "set a longer time, or a shorter --wait for the helper",
         );
     }
 }
@@ -407,7 +407,7 @@ fn exec_rules(
         return;
     };
     if line.flags.iter().any(|flag| flag == "ignore-failure") {
-        find(setting, format!("the `-` of the {verb} line hides that it failed"), "take the `-` out");
+        find(setting, format!("the `-` of the {verb} line hides a failure"), "remove the `-`");
     }
 }
 

@@ -91,16 +91,16 @@ fn warn(units: &mut dyn Units, host: &Host, instances: &[Instance], grace: Durat
     let names: Vec<_> = instances.iter().map(Instance::unit).collect();
     let activity = match units.activity(&names) {
         Ok(activity) => activity,
-        Err(error) => return vec![Some(format!("nobody was warned: {error}")); instances.len()],
+        Err(error) => return vec![Some(format!("no player was warned: {error}")); instances.len()],
     };
     let is_running: Vec<_> = activity.iter().map(|unit| !is_down(&unit.active_state)).collect();
     let line = warning::line(grace);
     let tell = |instance: &Instance| {
         let said = StateDir::open(&host.state_dir).and_then(|state| warning::say(&state, instance, &line));
         match said {
-            Ok(true) => format!("its console was told \"{line}\""),
-            Ok(false) => "it has no console, nobody was warned".to_owned(),
-            Err(error) => format!("nobody was warned: {}", chain(&error)),
+            Ok(true) => format!("wrote to its console \"{line}\""),
+            Ok(false) => "it has no console, no player was warned".to_owned(),
+            Err(error) => format!("no player was warned: {}", chain(&error)),
         }
     };
     let mut notes: Vec<_> = instances
@@ -300,7 +300,7 @@ mod tests {
         let notes: Vec<_> = reports.iter().map(|report| report.notes.join(";")).collect();
         assert_eq!(
             notes,
-            ["it has no console, nobody was warned", "", "it has no console, nobody was warned"]
+            ["it has no console, no player was warned", "", "it has no console, no player was warned"]
         );
         assert!(reports.iter().all(|report| report.ok && report.phases.grace_us == Some(0)));
         let running = running(&mut play.clone(), &host, &names).unwrap();

@@ -78,7 +78,7 @@ pub fn lint(setup: &UnitSetup, neighbours: &Neighbours) -> Vec<Finding> {
     let mut found = Vec::new();
     let is_own = |service: &&Service| [&setup.unit, &setup.overlay.unit].contains(&&service.unit);
     for service in neighbours.services.iter().filter(|service| !is_own(service)) {
-        // A drop-in of all servers is told once for each of them, not once for each pair.
+        // A drop-in of all servers is reported once for each of them, not once for each pair.
         let told_of_itself =
             setup.sandbox.mount_flags & MS_PRIVATE != 0 && template(&service.unit) == template(&setup.unit);
         service_rules(&service.sandbox, &setup.merged, told_of_itself, &mut |setting, problem, remedy| {
@@ -119,7 +119,7 @@ fn service_rules(
             "private: started while the overlay is mounted, the service keeps a copy that umount does not reach, and \
              the next mount finds its upper layer in use"
                 .into(),
-            "take the setting out, or use PrivateMounts=yes, and restart the service",
+            "remove the setting, or use PrivateMounts=yes, and restart the service",
         );
     }
     for (setting, root) in sandbox.roots.iter().filter(|(_, root)| merged.holds(root)) {
@@ -171,22 +171,22 @@ fn service_rules(
         find(
             "WorkingDirectory",
             format!(
-                "{} lies in the overlay, and as long as the service runs, umount fails with EBUSY",
+                "{} lies in the overlay: while the service runs, umount fails with EBUSY",
                 sandbox.working_directory.display()
             ),
-            "give the service another one, and restart it",
+            "set another directory, and restart the service",
         );
     }
 }
 
 /// What is wrong with a mount unit, and what to do.
 fn mount_rule(mount: &MountUnit, merged: &Mountpoint) -> Option<(String, &'static str)> {
-    const REMEDY: &str = "unmount it, and take its unit or its line in /etc/fstab out";
+    const REMEDY: &str = "unmount it, and remove its unit or its line in /etc/fstab";
     let at = mount.at.display();
     if merged.is(&mount.at) {
         // The overlay itself is a mount unit as well, one without a file.
         let problem = || format!("it mounts at {at}, where left4me-overlay mounts the overlay");
-        return mount.configured.then(|| (problem(), "take its unit or its line in /etc/fstab out"));
+        return mount.configured.then(|| (problem(), "remove its unit or its line in /etc/fstab"));
     }
     if !mount.configured && !mount.active {
         return None;
@@ -254,7 +254,7 @@ mod tests {
     }
 
     /// What is found, one line each.
-    fn told(setup: &UnitSetup, neighbours: &Neighbours) -> String {
+    fn report(setup: &UnitSetup, neighbours: &Neighbours) -> String {
         lint(setup, neighbours).iter().map(|finding| format!("{finding}\n")).collect()
     }
 
@@ -281,7 +281,7 @@ mod tests {
             .iter()
             .map(|row| {
                 assert_eq!(lint(&server(), row).len(), 1, "{row:?}");
-                told(&server(), row)
+                report(&server(), row)
             })
             .collect();
         insta::assert_snapshot!(all.concat());

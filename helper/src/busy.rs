@@ -15,7 +15,7 @@ const NAMED: usize = 6;
 pub enum Verdict {
     /// What `holders` says.
     Found(holders::Verdict),
-    /// It could not look, which needs no more than `/proc`.
+    /// The scan failed, which needs only `/proc`.
     NoLook(holders::Error),
 }
 
@@ -58,7 +58,7 @@ impl Verdict {
         }
     }
 
-    /// The verdict on what was looked at. A helper that runs as root and still may not look at everybody is in a
+    /// The verdict on the inspected processes. A helper that runs as root and still may not inspect every process is in a
     /// sandbox or under a security module; or it had no time left.
     fn seen(&self) -> Option<&holders::Verdict> {
         match self {
@@ -147,7 +147,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_verdict_behind_those_who_may_not_be_looked_at_is_still_one() {
+    fn a_verdict_beside_processes_that_may_not_be_inspected_is_still_one() {
         let held = held(vec![blocker(7, None, Phase::Unknown)]);
         let verdict =
             Verdict::Found(holders::Verdict::NotAllowed { processes: 1, otherwise: Box::new(held) });

@@ -1,7 +1,7 @@
-//! Who keeps a mount busy is asked here, and the answer left as a note for `l4d2ctl`.
+//! Asks the library who keeps a mount busy, and leaves the answer as a note for `l4d2ctl`.
 //!
-//! Nothing is found out here; that is the library's. It reads `/proc` only, so the question takes no reference in the
-//! mount. It is asked once, when `umount2(2)` has said EBUSY, and never before.
+//! The library reads `/proc` only, so the question takes no reference in the mount. It is asked once, after `umount2(2)`
+//! has failed with EBUSY, never before.
 
 use std::io::{Read, Write};
 use std::ops::RangeInclusive;

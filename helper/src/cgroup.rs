@@ -1,8 +1,8 @@
-//! Which processes belong to a unit, by what the kernel itself says of each: `/proc/PID/cgroup`.
+//! The processes of a unit, by what the kernel says of each process: `/proc/PID/cgroup`.
 //!
-//! The unit's own `cgroup.procs` would be quicker and is no proof. On Linux 7.2 a process that is ending is listed there
-//! no more while it still has its working directory and its files, and the cgroup can even be removed meanwhile; its own
-//! `/proc/PID/cgroup` names the unit to the end, then with ` (deleted)` behind it.
+//! The unit's own `cgroup.procs` would be quicker but is no proof. On Linux 7.2 it no longer lists a process that is ending
+//! but still has its working directory and files, and the cgroup can even be removed. The process's own `/proc/PID/cgroup`
+//! names the unit to the end, then with ` (deleted)` behind it.
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _};

@@ -33,7 +33,7 @@ pub enum HelperError {
          named by `l4d2ctl doctor`)"
     )]
     Namespace,
-    /// PID 1's mount namespace may not be looked at.
+    /// PID 1's mount namespace may not be read.
     #[error("stat {path}: run this as root (sudo)")]
     Pid1Hidden {
         /// The namespace file.

@@ -1,4 +1,4 @@
-//! An entry with fields in systemd's journal, for the failure that somebody will search for at night.
+//! An entry with fields in systemd's journal, so that a failure can be found by a search.
 //!
 //! The native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL): one datagram to the journal's socket, `KEY=value` and a
 //! newline for each field, or, where the value holds a newline, `KEY`, a newline, the length as 64 bits little-endian,

@@ -5,8 +5,8 @@
 //! overlays = ["competitive", "maps"]   # the first is topmost: its files hide those of the next
 //! ```
 //!
-//! Below all of them lies the shared game installation, above all of them the server's own upper layer. A key
-//! that is not known is an error: a misspelt one would silently start a server without its overlays.
+//! The lowest layer is the shared game installation, the topmost is the server's own upper layer. An unknown key
+//! is an error: a misspelt key would silently start a server without its overlays.
 
 use std::collections::HashSet;
 use std::fs;

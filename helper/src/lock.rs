@@ -1,12 +1,11 @@
-//! One at a time for an instance: the helper and a reset take a lock on `runtime/<id>` itself.
+//! A lock for an instance: the helper and a reset lock `runtime/<id>` itself.
 //!
-//! Without it two helpers could both see nothing mounted and stack two overlays, and a reset could delete an upper
-//! layer that is just being mounted. The lock is flock(2) on the directory's open file description: it ends with its
-//! owner, however that dies, there is no lock file to be stale, and two instances have two locks. It takes no
-//! reference inside `merged`.
+//! Without it two helpers could both see nothing mounted and stack two overlays, and a reset could delete an upper layer
+//! that is being mounted. The lock is flock(2) on the directory's open file description: it ends with its owner, however
+//! that dies; no lock file can be stale; two instances have two locks. It takes no reference inside `merged`.
 //!
-//! Whoever comes second waits for the first, up to a deadline. flock(2) knows no deadline, so while somebody else has
-//! the lock a thread of its own waits in it, and this one waits for that thread. The helper has no other thread.
+//! The second program waits for the first, up to a deadline. flock(2) has no deadline, so while another program has the
+//! lock, a second thread waits in it, and the first waits for that thread. The helper has no other thread.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;

@@ -1,8 +1,7 @@
-//! `left4me-overlay mount|umount <id>`: the root helper that a server's unit runs before and after it.
+//! `left4me-overlay mount|umount <id>`: the root helper that the overlay's unit runs.
 //!
-//! What is left to this file: the order of the checks and the text that is printed. It starts no process, and
-//! no thread but one that waits for a lock (`lock.rs`).
-//! Everything with a decision in it lives in the library.
+//! This file has the order of the checks and the printed text. It starts no process, and only one thread, which waits for
+//! a lock (`lock.rs`). All decisions are in the library.
 
 use std::path::Path;
 use std::process::ExitCode;

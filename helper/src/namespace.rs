@@ -13,7 +13,7 @@ use crate::error::HelperError;
 /// reading it is half the work of a stat, for which the kernel makes the inode.
 ///
 /// # Errors
-/// `/proc` is not there or PID 1 may not be looked at, which needs root.
+/// `/proc` is not there, or PID 1 may not be read, which needs root.
 pub fn is_pid1s() -> Result<bool, HelperError> {
     let identity = |path: &str| {
         fs::read_link(path).map_err(|error| {

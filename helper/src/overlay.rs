@@ -1,12 +1,12 @@
 //! Mounting and unmounting an instance's overlay: the plan is a value, applying it makes the system calls.
 //!
-//! What is absent on purpose: a retry, a lazy unmount, and any look inside `merged`. EBUSY means that somebody
-//! holds the mount; the answer is to name them, once, and to leave everything as it is.
+//! Absent on purpose: a retry, a lazy unmount, and any access inside `merged`. EBUSY means that something holds the mount:
+//! name it once, and leave everything as it is.
 //!
-//! Each step can be the last one, as a SIGKILL or a power cut may come after any of them. So each finds what is there
-//! and goes on from it: directories that are made already, an owner that is not yet right, a mount that is there, a
-//! `work` that was not cleared, a runtime directory that a reset has half taken away. Until `move_mount(2)` the new
-//! mount hangs on a descriptor only and goes with this process.
+//! Each step can be the last one, because a SIGKILL or a power cut may come after any of them. So each step continues from
+//! what it finds: directories that exist already, an owner that is not yet right, a mount, a `work` that was not cleared, a
+//! runtime directory that a reset has half removed. Until `move_mount(2)` the new mount is attached to a descriptor only and
+//! ends with this process.
 
 use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
@@ -232,7 +232,7 @@ pub fn umount(
 }
 
 /// The id of the overlay that lies topmost at `merged`; `None` if nothing is mounted there. The mount table, a text of all
-/// mounts, is read only where the kernel does not tell otherwise, before Linux 6.8.
+/// mounts, is read only where the kernel has no other answer, before Linux 6.8.
 fn top(runtime: impl AsFd, paths: &Paths) -> Result<Option<u64>, HelperError> {
     if is_bare(&runtime) == Some(true) {
         return Ok(None);
@@ -249,7 +249,7 @@ fn top(runtime: impl AsFd, paths: &Paths) -> Result<Option<u64>, HelperError> {
 }
 
 /// Whether nothing is mounted on `merged`: it is not there, or no mount's root. One call, where the mount table is a text of
-/// all mounts. `None` if the kernel does not tell, as before Linux 5.8.
+/// all mounts. `None` if the kernel does not say, as before Linux 5.8.
 fn is_bare(runtime: impl AsFd) -> Option<bool> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT | AtFlags::STATX_DONT_SYNC;
     match rustix::fs::statx(runtime, MERGED, flags, StatxFlags::empty()) {
@@ -269,7 +269,7 @@ struct Layers {
     merged: OwnedFd,
 }
 
-/// How the layers are told to the kernel.
+/// How the layers are given to the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Method {
     /// By their descriptors: Linux 6.13 and newer.
@@ -348,7 +348,7 @@ fn attach_by(method: Method, layers: &Layers, paths: &Paths, plan: &MountPlan) -
     set("workdir", Path::new(&escape(&paths.work)), &layers.work).map_err(failed)?;
     fsconfig_set_string(&context, "index", "off").map_err(failed)?;
     match fsconfig_create(&context) {
-        // Where overlayfs is not yet converted to this interface, parameters are looked at only now.
+        // Where overlayfs is not yet converted to this interface, parameters are checked only now.
         Err(Errno::INVAL) if by_name => return Err(Refused::Unknown),
         result => result.map_err(failed)?,
     }

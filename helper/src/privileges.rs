@@ -1,8 +1,8 @@
-//! Giving up what an unmount does not need. A `+` line runs as root with everything that systemd has, whatever
+//! Drops the capabilities that an unmount does not need. A `+` line runs as root with all that systemd has, whatever
 //! `CapabilityBoundingSet=` the unit sets.
 //!
-//! Only for an unmount: overlayfs keeps the credentials of whoever mounted it and uses them for every access to its
-//! layers as long as it is mounted (overlayfs.rst, "Permission model"), so what a mount gives up the overlay lacks.
+//! For an unmount only: overlayfs keeps the credentials of the process that mounted it and uses them for every access to
+//! its layers while it is mounted (overlayfs.rst, "Permission model"), so the overlay would lack what a mount drops.
 
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_no_new_privs};
 

@@ -116,24 +116,24 @@ fn delete_trashes(runtimes: &OwnedFd, paths: &Paths, deadline: Instant) -> Resul
 /// Deletes what a killed reset has left of the instance, for a mount: not for long, not if somebody is at it, and
 /// nothing that fails here keeps the server from starting. `note` gets a line about that.
 pub fn sweep(InstanceDir { state, paths }: &InstanceDir, note: &mut dyn FnMut(String)) {
-    let mut tell = |error: &HelperError| {
+    let mut report = |error: &HelperError| {
         note(format!("what an interrupted reset left stays for the next one: {}", chain(error)));
     };
     let runtimes = match state.runtime() {
         Ok(Some(runtimes)) => runtimes,
         Ok(None) => return,
-        Err(error) => return tell(&error),
+        Err(error) => return report(&error),
     };
     let deadline = Instant::now() + SWEEP;
     for Trash { name, path } in trashes(paths) {
         match RuntimeLock::take(&runtimes, &name, &path, Instant::now()) {
             Ok(Some(_lock)) => {
                 if let Err(error) = remove_tree(&runtimes, &name, &path, deadline) {
-                    tell(&error);
+                    report(&error);
                 }
             }
             Ok(None) | Err(HelperError::Locked(_)) => {}
-            Err(error) => tell(&error),
+            Err(error) => report(&error),
         }
     }
 }
@@ -306,7 +306,7 @@ mod tests {
         assert_eq!(left(), 1);
     }
 
-    /// Something in the way of one, here a file that has its name, is told, and the others go all the same.
+    /// Something in the way of one, here a file that has its name, is reported, and the others go all the same.
     #[test]
     fn what_can_not_be_deleted_keeps_nothing_else() {
         let directory = tempfile::tempdir().unwrap();

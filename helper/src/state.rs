@@ -1,10 +1,10 @@
 //! The state directory, and the one way to reach what lies in it: from an open directory, with `openat2(2)`.
 //!
-//! A path that root hands to the kernel as text is looked up again each time, and each time somebody may have put a
-//! symlink into it. So `/var/lib/left4me` is opened once, and everything below is opened relative to a directory that
-//! is already held, with `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS`. A link anywhere on the way
-//! is ELOOP, a way out is EXDEV. Each directory on the way down to `upper` has to be root's, and nobody else's to
-//! write in: otherwise the names in it could be swapped between the check and the system call.
+//! The kernel resolves a path that root passes as text again each time, and each time another user may have put a symlink
+//! into it. So `/var/lib/left4me` is opened once, and everything below is opened relative to an open directory, with
+//! `RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS`. A link on the way is ELOOP, a way out is EXDEV. Each
+//! directory on the way down to `upper` must belong to root and be writable by root only: otherwise its names could be
+//! swapped between the check and the system call.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -195,10 +195,10 @@ mod tests {
             ("/", Errno::XDEV),
             ("a/f", Errno::NOTDIR),
         ] {
-            // EAGAIN: somebody on the machine renames or mounts at this moment, and whether `..` leads out can't be told;
+            // EAGAIN: somebody on the machine renames or mounts at this moment, and whether `..` leads out is not known;
             // openat2(2) has the caller ask again. No path of the helper's has a `..`.
-            let told = std::iter::repeat_with(|| state.directory(Path::new(path)).unwrap_err());
-            assert_eq!(told.take(1000).find(|told| *told != Errno::AGAIN), Some(errno), "{path}");
+            let errors = std::iter::repeat_with(|| state.directory(Path::new(path)).unwrap_err());
+            assert_eq!(errors.take(1000).find(|error| *error != Errno::AGAIN), Some(errno), "{path}");
         }
     }
 

@@ -1,11 +1,11 @@
-//! Deletes a directory with all it holds; `purge` says when that may be done.
+//! Deletes a directory with everything in it; `purge` decides when that is allowed.
 //!
-//! It takes hostile trees: the server's user could make anything in `upper`, and may still be at it.
-//! Every step is relative to an open directory; symlinks are removed and never followed; a directory on another mount
-//! is an error (openat2(2), RESOLVE_NO_XDEV, which sees bind mounts of the same file system too); what has become
-//! something else since it was listed is left to the next pass; and there is a deadline, as somebody may add files
-//! faster than they can be deleted. However deep the tree is, at most [`MAX_DEPTH`] directories are open at once: one
-//! below that is renamed to the top of the tree and deleted from there.
+//! The tree may be hostile: the server's user could make anything in `upper`, and may still be active. Every step is
+//! relative to an open directory. Symlinks are removed and never followed. A directory on another mount is an error
+//! (openat2(2), RESOLVE_NO_XDEV, which sees bind mounts of the same file system too). An entry that has changed its type
+//! since it was listed is left to the next pass. There is a deadline, because a user may add files faster than they can be
+//! deleted. However deep the tree is, at most [`MAX_DEPTH`] directories are open at once: a deeper one is renamed to the
+//! top of the tree and deleted from there.
 
 use std::ffi::{CStr, CString, OsStr};
 use std::mem::MaybeUninit;

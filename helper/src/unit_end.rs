@@ -1,14 +1,14 @@
 //! Waits until no process of a server's unit is left, before its overlay is unmounted.
 //!
-//! What a process holds in the mount cannot be seen to its end: one that only maps files shows nothing at all while its
-//! memory is given back, which takes a tenth of a second for a gigabyte, and the mount is busy as long. So it is not
-//! asked who holds the mount. Whoever the kernel counts to the unit is waited for, by a pidfd, which becomes readable when
-//! all that a process held has been let go (`kernel/exit.c:do_exit` comes to exit_notify() after exit_files(), exit_fs()
-//! and exit_task_work()).
+//! What a process holds in the mount is not visible until its end. A process that only maps files shows nothing while its
+//! memory is freed, which takes a tenth of a second for a gigabyte, and the mount is busy that long. So the helper does not
+//! wait for visible holders. It waits for every process that the kernel counts to the unit, by a pidfd, which becomes
+//! readable when the process has released everything (`kernel/exit.c:do_exit` calls exit_notify() after exit_files(),
+//! exit_fs() and exit_task_work()).
 //!
-//! systemd has ended the unit before it stops the overlay's, so this wait is usually for nobody. It is an event with a
-//! deadline: no clock loop and no second unmount. Where the helper is itself one of the unit's processes, as with the
-//! unit of 5eac51a, its own session is left out: systemd makes each Exec command the leader of one.
+//! systemd ends the server's unit before it stops the overlay's, so usually there is nothing to wait for. The wait is for an
+//! event, with a deadline: no polling and no second unmount. If the helper is itself one of the unit's processes, as with
+//! the unit of 5eac51a, it leaves out its own session: systemd makes each Exec command the leader of one.
 
 use std::collections::BTreeSet;
 use std::ffi::CStr;
@@ -27,7 +27,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cgroup::{self, UnitCgroup, time_until};
 
-/// How long an unmount, with all that comes before it, may take unless told otherwise. It has to end before the overlay
+/// How long an unmount, with all that comes before it, may take by default. It has to end before the overlay
 /// unit's `TimeoutStopSec=` (30 s), after which systemd kills the helper itself.
 pub const DEFAULT_WAIT: Duration = Duration::from_secs(10);
 
@@ -224,7 +224,7 @@ pub struct Plan {
 pub enum Next {
     /// Wait until they have ended, but no longer than to this time.
     Wait(Duration),
-    /// Kill the unit, then look again who is left.
+    /// Kill the unit, then scan again for what is left.
     End,
     /// The time is up.
     GiveUp,

@@ -194,8 +194,8 @@ fn mount(line: &str) -> Mount {
     mountinfo::parse(line.as_bytes()).expect("a line").remove(0)
 }
 
-/// What the harness calls a verdict of `holders`. The recorder looks at processes only, so that what the kernel holds
-/// by itself, or a mount on the mount, shows it nobody.
+/// The harness's verdict for each verdict of `holders`: the only table between the two. The recorder scans processes only,
+/// so it sees no holder where the kernel itself or a submount blocks.
 fn in_the_harness_words(verdict: &holders::Verdict) -> MountVerdict {
     match verdict {
         holders::Verdict::HeldByYourself { .. } => MountVerdict::HeldByYourself,
@@ -209,7 +209,7 @@ fn in_the_harness_words(verdict: &holders::Verdict) -> MountVerdict {
         }
         holders::Verdict::OnlyListed { .. } => MountVerdict::OnlyListed,
         holders::Verdict::Free | holders::Verdict::NotMounted { .. } => MountVerdict::None,
-        // The recorder is root and sees all, and has all the time that it takes.
+        // The recorder is root, sees all processes, and has no deadline.
         holders::Verdict::NotAllowed { otherwise, .. } | holders::Verdict::CutShort { otherwise, .. } => {
             in_the_harness_words(otherwise)
         }

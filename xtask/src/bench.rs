@@ -1,7 +1,7 @@
-//! `cargo xtask bench`: how long the harness takes, beside what it is meant to take.
+//! `cargo xtask bench`: how long the harness takes, against its targets.
 //!
-//! The measurements are [`vm_tests::bench`]; here is what is measured how often, in which order, and how it is shown
-//! and kept. What is compared is taken by turns (A B A B), so that a host whose load changes changes both.
+//! [`vm_tests::bench`] has the measurements; this file decides how often and in which order they run, and shows and stores
+//! the results. Compared things are measured by turns (A B A B), so that a change of the host's load affects both.
 
 mod counts;
 mod rows;

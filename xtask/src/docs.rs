@@ -1,4 +1,4 @@
-//! The step `docs` of `cargo xtask check`: what documents say of the repository must be so.
+//! The step `docs` of `cargo xtask check`: statements of documents about the repository must be true.
 //!
 //! - A `cargo xtask …` command is one that the real parser takes, flags and values included.
 //! - A relative link leads somewhere, and a path in backticks that looks like one of the repository is there.

@@ -1,14 +1,14 @@
-//! `cargo xtask check --mutants`: proves that the tests bite. Each mutant is one change that must turn something red; it is
-//! made in a copy of the checkout, and the tests that have to notice it are run there.
+//! `cargo xtask check --mutants`: proves that the tests notice. Each mutant is one change that must turn something red; it is
+//! made in a copy of the checkout, and the tests that must notice it run there.
 //!
-//! The copy lies in `target/mutants`, with a target directory of its own that is kept, so that a mutant costs what it
-//! changes. Guest images are the checkout's own. Nothing of a mutant is ever in the checkout itself.
+//! The copy is in `target/mutants`, with a target directory of its own that is kept, so a mutant costs only what it changes.
+//! Guest images are the checkout's own. The checkout itself never contains a mutant.
 //!
-//! What deletes is no place for a mutant that is tried on the host: such a one names scenarios, or tests that run where all
-//! else is read-only.
+//! A mutant in code that deletes must not run on the host: it names scenarios, or tests that run where everything else is
+//! read-only.
 //!
-//! First everything is run without a change: what is red by itself proves nothing. A mutant that does not compile, a test
-//! that is not there, a machine that fails are no result, and never a mutant that was caught.
+//! First everything runs without a change: a test that is red by itself proves nothing. A mutant that does not compile, a
+//! missing test and a failing machine are no result, never a caught mutant.
 
 mod place;
 

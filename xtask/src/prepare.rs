@@ -146,7 +146,9 @@ pub(crate) async fn prepare(
         let base = Base {
             qemu: qemu.clone(),
             abilities,
-            root_bytes: std::fs::metadata(&system.root).context("look at the root")?.len(),
+            root_bytes: std::fs::metadata(&system.root)
+                .with_context(|| format!("stat {}", system.root.display()))?
+                .len(),
             root: system.root,
             root_key: system.root_key.as_str().to_owned(),
             kernel: system.kernel,

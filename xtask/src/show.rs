@@ -1,4 +1,4 @@
-//! Shows the harness's events: what is being made as a spinner with the elapsed time on a terminal, all else as lines.
+//! Shows the harness's events: work in progress as a spinner with the elapsed time on a terminal, all else as lines.
 
 use std::io::{self, IsTerminal as _};
 use std::sync::Mutex;

@@ -52,7 +52,7 @@ pub(crate) fn deadline_within_a_process(stage: &Stage) -> Result<()> {
         shortest = shortest.min(time);
     }
     let (_, report, seen) = ask(shortest / 4)?;
-    assert!(seen < open.0.len(), "all {seen} were looked at in a quarter of {shortest:?}");
+    assert!(seen < open.0.len(), "all {seen} were scanned in a quarter of {shortest:?}");
     assert_eq!(report.unseen.cut_short.map(|cut| cut.left), Some(1), "{report:#?}");
     Ok(())
 }

@@ -126,7 +126,7 @@ fn on_a_stage(
     }
 }
 
-/// The verdict on what can be seen: a sandbox may have a process that not even root may look at.
+/// The verdict on what can be seen: a sandbox may have a process that not even root may inspect.
 fn seen(report: &Report) -> Verdict {
     match report.verdict() {
         Verdict::NotAllowed { otherwise, .. } => *otherwise,
@@ -246,7 +246,7 @@ fn the_observer_leaves_no_trace(stage: &Stage) -> Result<(), Box<dyn Error>> {
     stage.mount()?;
     let _bystander = stage.plant("slave-nothing")?;
     assert_eq!(expire(), Err(Errno::AGAIN), "the first call marks");
-    // That this sees what it is meant to see: the look of an ordinary tool.
+    // That this sees what it is meant to see: the scan of an ordinary tool.
     std::fs::metadata(&stage.merged)?;
     assert_eq!(expire(), Err(Errno::AGAIN), "a stat has touched it");
 
@@ -265,13 +265,13 @@ fn the_observer_leaves_no_trace(stage: &Stage) -> Result<(), Box<dyn Error>> {
 /// Mounts and unmounts while another process asks without a pause: a single EBUSY would be the observer's doing.
 fn the_observer_holds_nothing(stage: &Stage) -> Result<(), Box<dyn Error>> {
     const ROUNDS: usize = 4000;
-    // Something to look at in every walk: a copy in another namespace, and a task that lives in it.
+    // Something to read in every scan: a copy in another namespace, and a task that lives in it.
     let bystander = stage.plant("slave-nothing")?;
     let observer = Observer::start(&stage.merged)?;
     let mut refused = 0;
     for _ in 0..ROUNDS {
         rustix::mount::mount("holders-test", &stage.merged, "tmpfs", MountFlags::empty(), None)?;
-        // Some time for it to be looked at.
+        // Some time for it to be scanned.
         for _ in 0..4 {
             std::fs::read("/proc/thread-self/mountinfo")?;
         }
@@ -284,11 +284,11 @@ fn the_observer_holds_nothing(stage: &Stage) -> Result<(), Box<dyn Error>> {
             Err(error) => return Err(error.into()),
         }
     }
-    let looks = observer.stop()?;
+    let scans = observer.stop()?;
     drop(bystander);
-    assert_eq!(refused, 0, "unmounts refused in {ROUNDS} rounds, during {looks} looks");
-    // It was really looking: not once at the beginning, and while the mount was there.
-    assert!(looks > 20, "the observer looked {looks} times only");
+    assert_eq!(refused, 0, "unmounts refused in {ROUNDS} rounds, during {scans} scans");
+    // It was really scanning: not once at the beginning, and while the mount was there.
+    assert!(scans > 20, "the observer scanned {scans} times only");
     Ok(())
 }
 
@@ -328,8 +328,8 @@ fn observe(path: &Path) -> ExitCode {
         let read = std::io::Read::read_to_end(&mut std::io::stdin(), &mut Vec::new());
         input_ended.store(read.is_ok(), std::sync::atomic::Ordering::Relaxed);
     });
-    println!("looking");
-    let mut looks = 0_usize;
+    println!("scanning");
+    let mut scans = 0_usize;
     let mut seen = 0_usize;
     while !end.load(std::sync::atomic::Ordering::Relaxed) {
         let report = match Query::new(path).with_detached().run() {
@@ -339,10 +339,10 @@ fn observe(path: &Path) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        looks += 1;
+        scans += 1;
         seen += usize::from(report.mount.is_some_and(|mount| mount.fstype == "tmpfs"));
     }
-    println!("{}", if seen > 0 { looks } else { 0 });
+    println!("{}", if seen > 0 { scans } else { 0 });
     ExitCode::SUCCESS
 }
 
@@ -540,7 +540,7 @@ fn deep(stage: &Stage) -> Result<(), Box<dyn Error>> {
 struct Mapped(*mut std::ffi::c_void);
 
 impl Mapped {
-    #[expect(unsafe_code, reason = "a mapping that nobody looks at")]
+    #[expect(unsafe_code, reason = "a mapping that nobody scans at")]
     fn of(file: &std::fs::File) -> Result<Self, Errno> {
         use rustix::mm::{MapFlags, ProtFlags, mmap};
         // SAFETY: a new mapping at a place of the kernel's choice; it is never dereferenced.
@@ -549,7 +549,7 @@ impl Mapped {
 }
 
 impl Drop for Mapped {
-    #[expect(unsafe_code, reason = "a mapping that nobody looks at")]
+    #[expect(unsafe_code, reason = "a mapping that nobody scans at")]
     fn drop(&mut self) {
         // SAFETY: the mapping that `of` made, to which nothing points.
         unsafe { rustix::mm::munmap(self.0, 4096) }.expect("munmap");

@@ -17,7 +17,7 @@ pub struct Plan {
     /// The mount point under watch, an absolute path without symbolic links.
     pub mount: String,
     /// Paths, absolute, that a reset is meant to remove; those that are there after one are [`What::LeftOver`].
-    /// None may lie inside the mount: looking would hold it.
+    /// None may lie inside the mount: reading it would hold the mount.
     pub removed: Vec<String>,
     /// How many cycles to run.
     pub cycles: u32,
@@ -30,7 +30,7 @@ pub struct Plan {
     pub recover: Vec<Vec<String>>,
     /// The longest a single command may take, in milliseconds of guest time; it is ended then.
     pub command_timeout_ms: u64,
-    /// How often the tasks of the units' cgroups are looked at while a stop is in flight, in microseconds.
+    /// Period of the scans of the units' tasks while a stop is in flight, in microseconds.
     pub sample_us: u64,
 }
 
@@ -309,7 +309,7 @@ impl Remount {
 pub struct Scan {
     /// Why it was taken.
     pub trigger: Trigger,
-    /// Whether all of /proc was looked at, or the tasks of the units' cgroups.
+    /// Whether the scan read all of /proc, or the tasks of the units' cgroups.
     pub whole_proc: bool,
     /// How long it took, in nanoseconds.
     pub cost_ns: u64,
@@ -319,7 +319,7 @@ pub struct Scan {
     pub tasks: Vec<Task>,
 }
 
-/// What made the probe look.
+/// What caused the scan.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash)]
 #[serde(rename_all = "kebab-case")]
 pub enum Trigger {

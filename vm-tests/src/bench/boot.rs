@@ -157,7 +157,7 @@ pub async fn restore(
 /// When a file is not there.
 pub fn disk_bytes(saved: &Saved) -> Result<u64> {
     let blocks = |path: &Path| {
-        let metadata = std::fs::metadata(path).with_context(|| format!("look at {}", path.display()))?;
+        let metadata = std::fs::metadata(path).with_context(|| format!("stat {}", path.display()))?;
         // stat(2): a block of st_blocks is 512 bytes on every file system.
         anyhow::Ok(metadata.blocks() * 512)
     };

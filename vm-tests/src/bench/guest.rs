@@ -1,4 +1,4 @@
-//! A guest that is measured: restored, asked, and ended whatever came of it.
+//! A guest to measure: restored, asked, and ended in any case.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,9 +1,9 @@
-//! The accuracy benchmark: what `holders` and other tools say of a mount that is held in every way there is, beside
-//! what umount2(2) does; what one scan costs; how soon `holders watch` tells.
+//! The accuracy benchmark: the answers of `holders` and other tools for a mount that is held in 61 ways, compared with
+//! the result of umount2(2); the cost of a scan; the latency of `holders watch`.
 //!
-//! The guest's part is `holders/examples/fixture`, which plants, asks and judges. Here it is run in restored machines,
-//! by a session that they have before their first instruction, so that in virtual time the numbers are the same in
-//! every run. What it prints is read into values, and those are laid out as tables.
+//! The guest's part is `holders/examples/fixture`, which holds the mount, asks the tools and judges. It runs in restored
+//! machines, by a session that they have before their first instruction, so in virtual time the numbers are the same in
+//! every run. Its output is parsed into values, and those are laid out as tables.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -55,7 +55,7 @@ pub struct Accuracy {
     pub cases: Vec<Case>,
     /// By number of processes.
     pub costs: Vec<Cost>,
-    /// How soon `holders watch` tells.
+    /// How soon `holders watch` reports.
     pub watch: Watch,
 }
 
@@ -127,7 +127,7 @@ impl Worth {
 pub struct Cost {
     /// How many processes were there besides the guest's own.
     pub more_processes: u32,
-    /// How many processes `holders` looked at.
+    /// How many processes `holders` scanned.
     pub processes: u32,
     /// How many links the bare loop read.
     pub links: u32,
@@ -146,7 +146,7 @@ pub struct Times {
     pub cpu_ns: Vec<u64>,
 }
 
-/// How soon `holders watch` tells, nanoseconds of guest time, one for each round.
+/// How soon `holders watch` reports, nanoseconds of guest time, one for each round.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Watch {
     /// From umount2's return to the line.
@@ -361,7 +361,7 @@ impl Bound {
     }
 }
 
-/// What one scan should cost at most, and how soon the watch should tell.
+/// What one scan should cost at most, and how soon the watch should report.
 #[must_use]
 pub fn bounds(accuracy: &Accuracy) -> Vec<Bound> {
     let mut bounds = Vec::new();
@@ -473,7 +473,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_told() {
+    fn a_fault_is_reported() {
         let mut accuracy = accuracy("a", Worth::Wrong);
         assert_eq!(accuracy.faults(), [""; 0], "what another tool says is none");
         accuracy.cases[0].as_planned = false;

@@ -1,7 +1,6 @@
-//! What the harness costs, measured: each function takes samples of one thing and ends every machine it started, on
-//! errors too.
+//! Measures the harness: each function takes samples of one thing and ends every machine it started, also on errors.
 //!
-//! Nothing here prints, compares with a target or decides how often: that is `cargo xtask bench`. Times are the
+//! Nothing here prints, compares with a target or decides the number of samples: `cargo xtask bench` does. Times are the
 //! host's (CLOCK_MONOTONIC) unless a name says that they are the guest's.
 
 mod boot;

@@ -35,7 +35,7 @@ pub async fn resets(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) ->
     Ok(cycles.iter().map(|cycle| cycle.reset_ns).collect())
 }
 
-/// Guest times of ways to bring a unit down, in seconds, taken by turns, without umount2(2) and the recorder's looks.
+/// Guest times of ways to bring a unit down, in seconds, taken by turns, without umount2(2) and the recorder's scans.
 #[derive(Debug, Clone, Default)]
 pub struct ResetAndStop {
     /// The scenario's Reset.
@@ -139,7 +139,7 @@ async fn one_cycle(machine: &mut Machine, plan: &Plan) -> Result<Recorded> {
     Ok(Recorded { cycle, stdout: stdout.unwrap_or_default(), own_ns })
 }
 
-/// The reset's time, from fork to wait, without its calls of umount2(2) and without the recorder's looks. A look can
+/// The reset's time, from fork to wait, without its calls of umount2(2) and without the recorder's scans. A scan can
 /// come while a call is not done yet, so what both cover is taken away once.
 fn own_ns(recording: &Recording) -> Option<u64> {
     let events = &recording.events;

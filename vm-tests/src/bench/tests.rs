@@ -1,4 +1,4 @@
-//! Medians, spans, and what a guest tells of its boot.
+//! Medians, spans, and what a guest reports of its boot.
 
 use super::boot::*;
 use super::busy::*;

@@ -1,4 +1,4 @@
-//! Where costly things are kept, and how one gets there whole or not at all.
+//! The cache of expensive results. An entry exists completely or not at all.
 //!
 //! Everything lies under one directory: `$VM_TESTS_CACHE`, else `target/vm-cache` of the workspace. Under
 //! `target/`, a clean clone starts clean and `cargo clean` takes everything away; a directory of its own, apart

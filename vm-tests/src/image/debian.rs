@@ -1,4 +1,4 @@
-//! The recipe of a Debian root: its packages, what is left out, and the options that say so.
+//! The recipe of a Debian root: its packages, what it leaves out, and the options for that.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! The initramfs: our own init, the few modules it loads, and what it brings into the machine's `/run`.
 //!
-//! It is the same bytes for the same inputs (no times, no order of a directory), so that its hash can key a
-//! saved machine. It is not compressed: a guest under emulation would pay for that, the host's disk does not.
+//! The same inputs give the same bytes (no times, no directory order), so its hash can be a key of a saved machine.
+//! It is not compressed: decompressing is slow in a guest under emulation, and disk space is cheap.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -105,7 +105,7 @@ const MASKED: [&str; 46] = [
     "dev-hugepages.mount",
 ];
 
-/// Generators that look for what is not there: each is a program that boot and every daemon-reload run.
+/// Generators that search for what is not there: each is a program that boot and every daemon-reload run.
 const MASKED_GENERATORS: [&str; 13] = [
     "systemd-bless-boot-generator",
     "systemd-cryptsetup-generator",

@@ -1,5 +1,4 @@
-//! One [`Cycle`]: what is known of it once its events are folded. Tables, probe lines, JSON and snapshots are all made
-//! from this.
+//! One [`Cycle`]: the result of folding its events. Tables, probe lines, JSON and snapshots are all made from this.
 
 use std::collections::BTreeSet;
 
@@ -41,7 +40,7 @@ pub struct Cycle {
     /// Who held it at the last moment before each umount2.
     pub holders_at_umount: Vec<Holder>,
     /// Units, in the order of their names, whose processes were in a mount namespace of their own that had a copy of
-    /// the mount, and held nothing in it, at the last look at all of `/proc` that saw the mount.
+    /// the mount, and held nothing in it, at the last scan of all of `/proc` that saw the mount.
     pub listed: Vec<String>,
     /// What kept the mount, in one word.
     pub verdict: MountVerdict,
@@ -57,7 +56,7 @@ pub struct Cycle {
     pub left_over: Vec<String>,
     /// What sources of events lost, and where the one says what the other should have said, too.
     pub lost: Vec<String>,
-    /// What the recorder's own looks took during the reset, nanoseconds of guest time.
+    /// Duration of the recorder's own scans during the reset, nanoseconds of guest time.
     pub probe_ns: u64,
     /// What the reset command wrote to stderr.
     pub reset_stderr: String,

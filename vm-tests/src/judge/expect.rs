@@ -1,4 +1,4 @@
-//! What is not as a scenario expects it. Pure.
+//! The deviations of a cycle from a scenario's `expect`. Pure.
 
 use std::time::Duration;
 

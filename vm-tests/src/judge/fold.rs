@@ -11,7 +11,7 @@ use super::contradictions::contradictions;
 use super::cycle::{Before, Cycle, ExecOutcome, Holder, MountUnit, Umount, places, result_words};
 use crate::scenario::verdict::MountVerdict;
 
-/// One holder per process: threads and repeated looks say the same again.
+/// One holder per process: threads and repeated scans say the same again.
 pub(crate) fn holders<'a>(scans: impl IntoIterator<Item = &'a Scan>) -> Vec<Holder> {
     let mut holders: Vec<Holder> = Vec::new();
     for holder in scans.into_iter().flat_map(|scan| &scan.tasks).filter_map(Holder::of) {
@@ -74,7 +74,7 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
         })
         .collect();
     let at_umount = match calls.as_slice() {
-        // Without any call (no tracefs): the last look that still saw the mount.
+        // Without any call (no tracefs): the last scan that still saw the mount.
         [] => scans.iter().rev().find(|(_, scan)| scan.mounted).map(|(_, scan)| *scan).into_iter().collect(),
         calls => {
             let scans: Vec<(u64, &Scan)> =
@@ -155,9 +155,9 @@ fn scan_of(event: &Event) -> Option<(u64, &Scan)> {
     }
 }
 
-/// The looks that tell who held the mount at the moment of each umount2: the last one before the call and, if
-/// it failed, the first one after it. If it succeeded, a look during the call is the later one: of a process that ends
-/// while the caller is on its way the kernel knows before its end is told.
+/// The scans that show who held the mount at the moment of each umount2: the last one before the call and, if
+/// it failed, the first one after it. If it succeeded, a scan during the call is the later one: of a process that ends
+/// while the caller is on its way the kernel knows before its end is reported.
 pub(super) fn scans_at_umount<'a>(scans: &[(u64, &'a Scan)], calls: &[(u64, &UmountCall)]) -> Vec<&'a Scan> {
     let mut chosen = Vec::new();
     for (at, call) in calls {

@@ -1,4 +1,4 @@
-//! The one door to a verdict: [`judge`], from a recording, a scenario and its baselines. Pure.
+//! The one entry to a verdict: [`judge`], from a recording, a scenario and its baselines. Pure.
 
 pub mod baselines;
 mod contradictions;

@@ -1,4 +1,4 @@
-//! Recordings and cycles for the tests of what is made of them.
+//! Recordings and cycles for tests.
 
 use vm_agent::recording::{EndState, Event, Plan, Recording, Remount, Step, StepEnd, UnitState, What};
 use vm_agent::wire::Exit;

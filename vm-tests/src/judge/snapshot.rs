@@ -7,7 +7,7 @@ use vm_agent::wire::Exit;
 
 use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit};
 
-/// The text that a snapshot holds: cycles of one shape are told once.
+/// The text that a snapshot holds: cycles of one shape are shown once.
 pub(super) fn snapshot(cycles: &[Cycle]) -> String {
     let mut text = String::new();
     let mut start = 0;

@@ -9,8 +9,8 @@ use vm_agent::recording::{Event, Recording, Step, Trigger, What};
 /// A stretch that is shorter is no news.
 const SHORTEST: Duration = Duration::from_millis(200);
 
-/// How many of them are told.
-const TOLD: usize = 3;
+/// How many of them are shown.
+const SHOWN: usize = 3;
 
 /// A line for each of the longest stretches of a cycle's reset in which nothing happened, the longest first.
 pub(super) fn longest(recording: &Recording, cycle: u32) -> Vec<String> {
@@ -40,7 +40,7 @@ pub(super) fn longest(recording: &Recording, cycle: u32) -> Vec<String> {
             length.as_secs_f64()
         )
     };
-    stretches.iter().take(TOLD).map(line).collect()
+    stretches.iter().take(SHOWN).map(line).collect()
 }
 
 fn begin(step: Step) -> String {
@@ -51,7 +51,7 @@ fn over(step: Step) -> String {
     format!("{step:?} ends").to_lowercase()
 }
 
-/// When it was, and what; none for the recorder's own looks by the clock, which are no news.
+/// Time and description; none for the recorder's periodic scans, which are no events.
 fn words(event: &Event) -> Option<(u64, String)> {
     let words = match &event.what {
         What::StepBegins(step) => begin(*step),
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_stretches_of_a_reset_are_told_with_what_lies_around_them() {
+    fn the_longest_stretches_of_a_reset_are_shown_with_what_lies_around_them() {
         let helper = Exec {
             unit: "x.service".into(),
             line: "ExecStopPost".into(),

@@ -114,7 +114,7 @@ fn verdicts() {
 }
 
 #[test]
-fn the_look_of_an_unmount_is_the_last_that_can_have_been_so() {
+fn the_scan_of_an_unmount_is_the_last_that_can_have_been_so() {
     let scan = |trigger, mounted, pid: u32| Scan {
         trigger,
         whole_proc: false,
@@ -131,13 +131,13 @@ fn the_look_of_an_unmount_is_the_last_that_can_have_been_so() {
             references: Vec::new(),
         }],
     };
-    let looks = [
+    let all = [
         (10, scan(Trigger::Tick, true, 1)),
         (21, scan(Trigger::Exit, true, 2)),
         (23, scan(Trigger::Mount, false, 3)),
         (31, scan(Trigger::UmountFailed, true, 4)),
     ];
-    let scans: Vec<(u64, &Scan)> = looks.iter().map(|(at, scan)| (*at, scan)).collect();
+    let scans: Vec<(u64, &Scan)> = all.iter().map(|(at, scan)| (*at, scan)).collect();
     let call = |result| UmountCall {
         pid: 9,
         comm: "umount".to_owned(),
@@ -417,7 +417,7 @@ fn the_mounts_unit_is_checked_where_there_is_one() {
     };
     let failed = load("mount_unit_state = \"failed\"");
     assert_eq!(of_cycle(&with("inactive"), &load("")), [""; 0]);
-    assert_eq!(of_cycle(&with("failed"), &failed), [""; 0], "it is told once, and here as expected");
+    assert_eq!(of_cycle(&with("failed"), &failed), [""; 0], "it is reported once, and here as expected");
     for (cycle, expect, words) in [
         (with("active"), load(""), "the mount's unit is active after the reset, not inactive"),
         (with("failed"), load(""), "the mount's unit is failed after the reset, not inactive"),
@@ -472,8 +472,8 @@ fn a_mount_and_its_unmount_bear_each_other_out() {
 }
 
 #[test]
-fn a_retry_is_told_once() {
-    let told = |items: &[&str]| runs(items.iter().map(|&item| item.to_owned())).join(", ");
-    assert_eq!(told(&["a", "b", "b", "b", "a"]), "a, b, again and again, a");
-    assert_eq!(told(&[]), "");
+fn a_retry_is_shown_once() {
+    let text = |items: &[&str]| runs(items.iter().map(|&item| item.to_owned())).join(", ");
+    assert_eq!(text(&["a", "b", "b", "b", "a"]), "a, b, again and again, a");
+    assert_eq!(text(&[]), "");
 }

@@ -1,5 +1,4 @@
-//! What is written and printed after a run: `report.json`, the postmortem's table, the whole history as one table, the
-//! probe's lines.
+//! The output of a run: `report.json`, the postmortem's table, the whole history as one table, the probe's lines.
 
 mod probe;
 
@@ -406,7 +405,7 @@ mod tests {
             cycle.holders_at_umount = vec![holder];
             cycle.verdict = MountVerdict::HeldByYourself;
             cycle.mounted = true;
-            let end = cycle.end.as_mut().expect("a clean cycle was looked at");
+            let end = cycle.end.as_mut().expect("a clean cycle has an end state");
             end.remount = Remount::NotTried { why: "still mounted".to_owned() };
         }
         cycle

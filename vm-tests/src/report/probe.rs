@@ -15,7 +15,7 @@ pub(crate) fn probe_lines(recording: &Recording, cycle: u32) -> String {
     let mut text = String::new();
     for event in events() {
         if let What::Scan(scan) = &event.what {
-            // The first look is taken just before the reset begins.
+            // The first scan is made just before the reset begins.
             let seconds = Duration::from_nanos(event.at.saturating_sub(begin)).as_secs_f64();
             let mounted = if scan.mounted { 'Y' } else { 'N' };
             let holders: Vec<String> =

@@ -24,7 +24,7 @@ impl Bundle {
         let mode = match mode {
             Some(mode) => mode,
             None => std::fs::metadata(from)
-                .with_context(|| format!("look at {}", from.display()))?
+                .with_context(|| format!("stat {}", from.display()))?
                 .permissions()
                 .mode(),
         };

@@ -57,7 +57,7 @@ pub struct Manifest {
     /// The longest a command of a cycle may take, in seconds of guest time.
     #[serde(default = "default_command_timeout")]
     pub command_timeout_secs: u64,
-    /// How often the units' tasks are looked at while one stops, in milliseconds of guest time.
+    /// Period of the scans of the units' tasks while a unit stops, in milliseconds of guest time.
     #[serde(default = "default_sample")]
     pub sample_ms: u64,
     /// What every cycle must be, whatever the snapshot says.
@@ -127,7 +127,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
         absolute("removed", path)?;
         let inside =
             path.strip_prefix(&manifest.mount).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        ensure!(!inside, "removed: {path} is the mount or lies in it: looking there would hold it");
+        ensure!(!inside, "removed: {path} is the mount or lies in it: reading it would hold the mount");
     }
     for path in manifest.deploy.programs.keys() {
         absolute("deploy.programs", path)?;

@@ -38,7 +38,7 @@ fn manifests() {
         (format!("{GOOD}mount_unit_state = \"failed\""), "whose?"),
         (GOOD.replace("reset = [\"true\"]", "reset = []"), "empty command"),
         (GOOD.replace("unit =", "unti ="), "unti"),
-        (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\nremoved = [\"/m/x\"]"), "looking there"),
+        (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\nremoved = [\"/m/x\"]"), "reading it"),
         (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\ncycles = 0"), "nothing would be run"),
         (
             GOOD.replace("exec_stop_post = 0", "exec_stop_post = \"SIGNOT\""),

@@ -1,4 +1,4 @@
-//! What is measured, and how often.
+//! What to measure, and how often.
 
 use anyhow::Result;
 use clap::ValueEnum;

@@ -1,4 +1,4 @@
-//! The copy of the checkout in which a mutant is tried, and what is run there.
+//! The copy of the checkout for a mutant, and the commands that run there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -251,7 +251,7 @@ fn remove_others(tree: &Path, below: &Path, files: &BTreeSet<PathBuf>) -> Result
     for entry in fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
         let entry = entry.with_context(|| format!("read {}", directory.display()))?;
         let (path, below) = (entry.path(), below.join(entry.file_name()));
-        let is_directory = entry.file_type().with_context(|| format!("look at {}", path.display()))?.is_dir();
+        let is_directory = entry.file_type().with_context(|| format!("stat {}", path.display()))?.is_dir();
         if below == Path::new("target") {
             continue;
         } else if is_directory {

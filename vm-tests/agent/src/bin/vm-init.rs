@@ -34,13 +34,13 @@ const DEVICE_DEADLINE_MS: u16 = 30_000;
 
 fn main() {
     let Err(error) = boot();
-    // The serial console is all there is to tell; ending PID 1 panics the kernel, which the host sees at once.
+    // Only the serial console can show the error; ending PID 1 panics the kernel, which the host sees at once.
     let text = format!("vm-init: {error:#}\n");
-    let told = File::options()
+    let written = File::options()
         .write(true)
         .open("/dev/console")
         .and_then(|mut console| console.write_all(text.as_bytes()));
-    drop(told);
+    drop(written);
 }
 
 fn boot() -> Result<std::convert::Infallible> {
@@ -158,7 +158,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
     for entry in fs::read_dir(from).with_context(|| format!("read {}", from.display()))? {
         let entry = entry.with_context(|| format!("read {}", from.display()))?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));
-        let kind = entry.file_type().with_context(|| format!("look at {}", source.display()))?;
+        let kind = entry.file_type().with_context(|| format!("stat {}", source.display()))?;
         let copied = if kind.is_dir() {
             fs::create_dir_all(&target).with_context(|| format!("create {}", target.display()))?;
             copy_tree(&source, &target)?;

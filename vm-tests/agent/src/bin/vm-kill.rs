@@ -1,4 +1,4 @@
-//! Kills the installed helper and a reset before each of their steps, and looks at whether the next one mends it, for
+//! Kills the installed helper and a reset before each of their steps, and checks that the next one repairs the state, for
 //! scenarios: `vm-kill INSTANCE` prints the steps of mount, umount and reset. The instance's server must not run.
 //!
 //! A step is a system call that changes something; a kill before one that only reads leaves what the kill before the
@@ -126,7 +126,7 @@ impl Instance {
         ok(&self.helper("mount"))?;
         ensure!(self.is_mounted()?, "{} is not mounted", self.merged().display());
         let layer = self.merged().join("left4dead2/addons/tickrate.vdf");
-        fs::metadata(&layer).with_context(|| format!("look at {}", layer.display()))?;
+        fs::metadata(&layer).with_context(|| format!("stat {}", layer.display()))?;
         Ok(())
     }
 

@@ -57,7 +57,7 @@ pub(super) fn mounted_at(path: &Path) -> Result<Vec<MountCopy>> {
 }
 
 /// The mount namespaces that have a process and such a mount. One without a process (kept by a descriptor or a bind mount
-/// of its file) is not found: the remount tells of it.
+/// of its file) is not found: the remount shows it.
 fn mounted_in(is_one: impl Fn(&Mount) -> bool) -> Result<Vec<MountCopy>> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();

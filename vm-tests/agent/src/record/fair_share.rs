@@ -1,12 +1,12 @@
 //! Bounds how long the watcher can keep all others from running.
 //!
-//! It is SCHED_FIFO and the guest has one processor. One scan in some thousands took 974 ms of processor time in place of
-//! 0.1: the watcher spun for something that only a task could do which did not run meanwhile. (For what is not known; a look at
-//! a process that is just being reaped can do so, `fs/dcache.c:shrink_dcache_parent`.) What ended it was the share that all
-//! others always have, 5 % of each second. The same share of each 20 ms ends it after 19 ms; on older kernels, of 100 ms.
+//! It is SCHED_FIFO and the guest has one processor. One scan in some thousands took 974 ms of processor time instead of
+//! 0.1 ms: the watcher spun, waiting for a task that did not run meanwhile. (The cause is not known; a scan of a process that
+//! is being reaped can do so, `fs/dcache.c:shrink_dcache_parent`.) The share that all others always have, 5 % of each
+//! second, ended it. The same share of each 20 ms ends it after 19 ms; on older kernels the share is of 100 ms.
 //!
 //! Until Linux 6.11 the share is `sched_rt_runtime_us` (Documentation/scheduler/sched-rt-group.rst), since then the fair
-//! server's (`kernel/sched/debug.c:sched_fair_server_write`). A kernel that has neither goes on without.
+//! server's (`kernel/sched/debug.c:sched_fair_server_write`). On a kernel with neither the recorder runs without it.
 
 use std::io::Write as _;
 use std::os::fd::{AsFd, OwnedFd};

@@ -1,4 +1,4 @@
-//! The kernel's log from the plan's begin on: what is of level warning or worse.
+//! The kernel's log from the start of the plan: messages of level warning or worse.
 //!
 //! `/dev/kmsg` gives one record per read (Documentation/ABI/testing/dev-kmsg). What user space writes to it, systemd
 //! above all, has another facility than the kernel's own and is left out.

@@ -1,4 +1,4 @@
-//! What the other threads tell the watcher, and how they wake it.
+//! What the other threads send to the watcher, and how they wake it.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use vm_agent::recording::Step;
 
 use super::roles::Watched;
 
-/// What others tell the watcher.
+/// What others send to the watcher.
 #[derive(Debug)]
 pub(super) enum Order {
     /// systemd's view of a unit has changed.
@@ -60,7 +60,7 @@ impl Orders {
 
     /// Wakes the watcher with this order.
     pub(super) fn send(&self, order: Order) {
-        // Fails only when the watcher has ended, which whoever waits for it is told.
+        // Fails only when the watcher has ended, which the thread that waits for it learns.
         if self.sender.send(order).is_ok() {
             // Fails only when the counter is full, and then the watcher is awake.
             let _full = rustix::io::write(&*self.wake, &1_u64.to_ne_bytes()).is_err();

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::{MsgFlags, NetlinkAddr, bind, recv, send, setsockopt, sockopt};
 
-/// What a process did. Threads that begin or end are not told.
+/// What a process did. Threads that begin or end are not reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ProcessEvent {
     /// `parent` made `child`.

@@ -16,7 +16,7 @@ use super::unit::Units;
 use super::watcher::Watcher;
 
 /// Runs all cycles. A start that fails ends the run, after its reset; a reset that fails does not, it is what is
-/// looked for.
+/// searched for.
 ///
 /// # Errors
 /// If a command cannot be watched, a unit cannot be asked for, or mountinfo cannot be read.
@@ -31,8 +31,8 @@ pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units
             sink.send_now(What::NotMounted { elsewhere });
         }
         steps.run(Step::Reset, &plan.reset)?;
-        steps.look_for_leftovers();
-        let is_clean = steps.look_at_the_end(mount.as_ref())?;
+        steps.find_leftovers();
+        let is_clean = steps.read_the_end(mount.as_ref())?;
         if !is_clean || steps.units.has_failed() {
             for command in &plan.recover {
                 steps.run(Step::Recover, command)?;
@@ -75,7 +75,7 @@ impl Steps<'_> {
         Ok(ended.exit)
     }
 
-    fn look_for_leftovers(&self) {
+    fn find_leftovers(&self) {
         for path in &self.plan.removed {
             // Of the path itself: a dangling link is something, too.
             if Path::new(path).symlink_metadata().is_ok() {
@@ -86,12 +86,12 @@ impl Steps<'_> {
 
     /// Records what is left of what the start had mounted; true if nothing is mounted at the watched path and no
     /// process is left in the units' cgroups.
-    fn look_at_the_end(&mut self, mount: Option<&Mount>) -> Result<bool> {
+    fn read_the_end(&mut self, mount: Option<&Mount>) -> Result<bool> {
         // Before the remount, whose own warning is part of the end state.
         self.record_kernel_warnings();
         let is_mounted = mountinfo::read_at(1, Path::new(&self.plan.mount))?.is_some();
         let log = self.kernel_log.as_mut();
-        let end = end_state::read(mount, is_mounted, self.units, log).context("look at the end state")?;
+        let end = end_state::read(mount, is_mounted, self.units, log).context("read the end state")?;
         let is_clean = !is_mounted && end.processes.is_empty();
         self.sink.send_now(What::EndState(end));
         Ok(is_clean)

@@ -2,7 +2,7 @@
 //!
 //! Worked out while the caller is in the call, since what its path begins at (its working directory, a descriptor by
 //! `/proc/self/fd`) is its own. A name that has a link or `..` in it is not followed: then it is not known which mount
-//! is meant, and never wrongly another one. Nothing at or below the watched path is looked at.
+//! is meant, and never wrongly another one. Nothing at or below the watched path is read.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
@@ -41,7 +41,7 @@ fn named(path: &Path, tid: u32, mount: &Path) -> Named {
     if path.ancestors().any(is_link) { Named::Unknown } else { Named::Other }
 }
 
-/// The path from our own root, without `.` and without slashes in excess; `None` if it can't be told.
+/// The path from our own root, without `.` and without slashes in excess; `None` if it is not known.
 fn absolute(path: &Path, tid: u32) -> Option<PathBuf> {
     if fs::read_link(format!("/proc/{tid}/root")).ok()?.as_os_str() != "/" {
         return None;

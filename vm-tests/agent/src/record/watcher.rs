@@ -7,7 +7,7 @@
 //!
 //! It runs SCHED_FIFO. An exec is reported before the new program's first instruction and a failed umount
 //! before the call has returned to its caller, so on one processor each scan sees the moment that it is about;
-//! the price is that the scanned wait meanwhile, which [`Scan::cost_ns`] tells.
+//! the price is that the scanned processes wait meanwhile: [`Scan::cost_ns`] records it.
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -181,7 +181,7 @@ impl Watch {
     fn run(mut self) -> Result<()> {
         fair_share::bound();
         if let Err(error) = become_fifo() {
-            self.sink.lost("scan", format!("not SCHED_FIFO, looks may come late: {error}"));
+            self.sink.lost("scan", format!("not SCHED_FIFO, scans may come late: {error}"));
         }
         self.take_mounts()?;
         loop {
@@ -220,7 +220,7 @@ impl Watch {
         fn fd<'a>(fd: Option<BorrowedFd<'a>>, flags: PollFlags) -> Option<PollFd<'a>> {
             fd.map(|fd| PollFd::from_borrowed_fd(fd, flags))
         }
-        // Nor calls after the end's mark: the one is not told without the other.
+        // Nor calls after the end's mark: neither is reported without the other.
         let watches_mounts = self.end.is_none();
         let sources = [
             fd(watches_mounts.then(|| self.mounts.fd()), PollFlags::PRI),
@@ -354,7 +354,7 @@ impl Watch {
             self.sink.send(at, change);
         }
         if changed && self.in_stop {
-            // The kernel tells of an unmount before the call returns. Scanning now would add to its time.
+            // The kernel reports an unmount before the call returns. Scanning now would add to its time.
             if self.calls.is_any_under_way() {
                 self.scan_after_call = true;
             } else {
@@ -485,7 +485,7 @@ impl Watch {
             Err(error) => return self.sink.lost("scan", error),
         };
         if found.denied > 0 {
-            self.sink.lost("scan", format!("{} processes could not be looked at", found.denied));
+            self.sink.lost("scan", format!("{} processes could not be inspected", found.denied));
         }
         let (of_unit, of_mount_unit) = of_units.split_at(of_unit);
         self.unit_tasks.extend(of_unit.iter().map(|pid| (*pid, Watched::Unit)));
