@@ -176,16 +176,6 @@ fn dropping_a_child_ends_its_group() {
 }
 
 #[test]
-fn stat_lines_parse_whatever_the_command_is_called() {
-    assert_eq!(parse_stat("7 (a) b) Z 1 42 42 0 -1"), Some(('Z', 42)));
-    assert_eq!(parse_stat("7 (sh) S 1 9 9"), Some(('S', 9)));
-    assert_eq!(parse_stat("nonsense"), None);
-    let fields = (4..=25).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-    assert_eq!(parse_start(&format!("7 (a) b) S {fields}")), Some(22));
-    assert_eq!(parse_start("7 (sh) S 1 9 9"), None);
-}
-
-#[test]
 fn command_lines_can_be_pasted() {
     let argv = Argv(["a", "b c", "it's", ""].map(str::to_owned).to_vec());
     assert_eq!(argv.to_string(), r"a 'b c' 'it'\''s' ''");
