@@ -27,6 +27,7 @@ use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::run::Prepared;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
+use xshell::{Shell, cmd};
 
 use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SIDE_BY_SIDE, What, runs};
 use rows::{boot_rows, channel_rows, cpu, line, load, peers, restore_rows, spread_rows, target, word};
@@ -140,10 +141,10 @@ impl Bench {
             clocks.push(Arc::new(prepare::prepare_one(&machine, wanted, cancel.clone()).await?));
         }
         let first = clocks.first().context("KVM has no virtual time: nothing is left to measure")?;
+        let (shell, qemu) = (Shell::new()?, &first.base.qemu);
         let version =
-            process::output(&[first.base.qemu.as_os_str(), "--version".as_ref()], Duration::from_secs(10))
-                .await?
-                .text();
+            process::output(cmd!(shell, "{qemu} --version").into(), Duration::from_secs(10)).await?;
+        let version = version.text();
         let accelerators: BTreeMap<String, String> =
             clocks.iter().map(|one| (one.base.clock.to_string(), one.choice.clone())).collect();
         let report = Report {

@@ -9,6 +9,7 @@ use vm_tests::host::process::{Program, Sink, describe};
 use vm_tests::host::signals::{Interrupted, Interrupts};
 use vm_tests::host::tools;
 use vm_tests::image::Suite;
+use xshell::{Cmd, Shell, cmd};
 
 use crate::exit::{FAILED, PASSED};
 use crate::prepare::MachineArgs;
@@ -29,72 +30,53 @@ pub(crate) struct CheckArgs {
     mutants: Option<Vec<String>>,
 }
 
-/// A step's name and its cargo arguments.
-const STEPS: [(&str, &[&str]); 5] = [
-    ("format", &["fmt", "--all", "--check"]),
-    (
-        "lints",
-        &[
-            "clippy",
-            "--quiet",
-            "--workspace",
-            "--all-targets",
-            "--all-features",
-            "--locked",
-            "--",
-            "--deny",
-            "warnings",
-        ],
-    ),
-    // --all-targets leaves out the suites that cargo is told not to run by itself.
-    (
-        "lints of the VM suites",
-        &[
-            "clippy",
-            "--quiet",
-            "--locked",
-            "-p",
-            "vm-tests",
-            "-p",
-            "xtask",
-            "--test",
-            "scenarios",
-            "--test",
-            "faults",
-            "--test",
-            "power_cut",
-            "--",
-            "--deny",
-            "warnings",
-        ],
-    ),
-    // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
-    // the lock file that they have, is what is asked. Their corpus is a test of `ctl`.
-    (
-        "lints of the fuzz targets",
-        &[
-            "clippy",
-            "--quiet",
-            "--manifest-path",
-            "helper/fuzz/Cargo.toml",
-            "--no-default-features",
-            "--target-dir",
-            "target/fuzz",
-            "--locked",
-            "--",
-            "--deny",
-            "warnings",
-        ],
-    ),
-    ("tests", &["test", "--quiet", "--workspace", "--all-features", "--locked"]),
-];
+/// A step's name and its command.
+type Step<'a> = (&'static str, Cmd<'a>);
+
+/// What needs no machine.
+fn steps(shell: &Shell) -> [Step<'_>; 5] {
+    let cargo = tools::cargo();
+    [
+        ("format", cmd!(shell, "{cargo} fmt --all --check")),
+        (
+            "lints",
+            cmd!(
+                shell,
+                "{cargo} clippy --quiet --workspace --all-targets --all-features --locked -- --deny warnings"
+            ),
+        ),
+        // --all-targets leaves out the suites that cargo is told not to run by itself.
+        (
+            "lints of the VM suites",
+            cmd!(
+                shell,
+                "{cargo} clippy --quiet --locked -p vm-tests -p xtask
+                 --test scenarios --test faults --test power_cut -- --deny warnings"
+            ),
+        ),
+        // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
+        // the lock file that they have, is what is asked. Their corpus is a test of `ctl`.
+        (
+            "lints of the fuzz targets",
+            cmd!(
+                shell,
+                "{cargo} clippy --quiet --manifest-path helper/fuzz/Cargo.toml --no-default-features
+                 --target-dir target/fuzz --locked -- --deny warnings"
+            ),
+        ),
+        ("tests", cmd!(shell, "{cargo} test --quiet --workspace --all-features --locked")),
+    ]
+}
 
 /// What boots machines and is not a scenario: how a machine's death is told, from a panic to a killed QEMU; and what the
 /// deployed software finds after one.
-const SUITES: [(&str, &[&str]); 2] = [
-    ("faults", &["test", "--quiet", "--locked", "-p", "xtask", "--test", "faults"]),
-    ("power cuts", &["test", "--quiet", "--locked", "-p", "xtask", "--test", "power_cut"]),
-];
+fn suites(shell: &Shell) -> [Step<'_>; 2] {
+    let cargo = tools::cargo();
+    [
+        ("faults", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test faults")),
+        ("power cuts", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test power_cut")),
+    ]
+}
 
 /// Runs every step, then says which failed: one bad step does not hide another.
 ///
@@ -105,13 +87,17 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     }
     let mut tally = Tally::default();
     step("docs", async { docs::check(&commands) }, &mut tally).await?;
-    for (name, arguments) in STEPS {
-        step(name, cargo(arguments), &mut tally).await?;
+    let shell = Shell::new()?;
+    shell.change_dir(cache::workspace()?);
+    // A snapshot is never accepted by a check.
+    shell.set_var("INSTA_UPDATE", "no");
+    for (name, command) in steps(&shell) {
+        step(name, to_its_end(command), &mut tally).await?;
     }
     if !args.no_vm {
         step("vm-test", vm_test::all(MachineArgs::of_suites(&Suite::ALL)), &mut tally).await?;
-        for (name, arguments) in SUITES {
-            step(name, cargo(arguments), &mut tally).await?;
+        for (name, command) in suites(&shell) {
+            step(name, to_its_end(command), &mut tally).await?;
         }
     }
     if !tally.failed.is_empty() {
@@ -146,16 +132,9 @@ async fn step(name: &'static str, work: impl Future<Output = Result<()>>, tally:
     Ok(())
 }
 
-async fn cargo(arguments: &[&str]) -> Result<()> {
-    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut child = Program::new(program)
-        .args(arguments)
-        // A snapshot is never accepted by a check.
-        .env("INSTA_UPDATE", "no")
-        .current_dir(cache::workspace()?)
-        .stdout(Sink::Inherit)
-        .stderr(Sink::Inherit)
-        .spawn()?;
+/// What it writes goes where ours goes.
+async fn to_its_end(command: Cmd<'_>) -> Result<()> {
+    let mut child = Program::from(command).stdout(Sink::Inherit).stderr(Sink::Inherit).spawn()?;
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
     let status = tokio::select! {
         status = child.wait() => status?,
@@ -164,6 +143,6 @@ async fn cargo(arguments: &[&str]) -> Result<()> {
             return Err(Interrupted::by(signal).into());
         }
     };
-    anyhow::ensure!(status.success(), "cargo {}: {}", arguments.join(" "), describe(status));
+    anyhow::ensure!(status.success(), "{}: {}", child.argv(), describe(status));
     Ok(())
 }

@@ -1,5 +1,5 @@
 //! The house's rules, which no compiler checks: no circle of files within a crate, arrows between crates that run one way,
-//! and no file that is too long to be read.
+//! no file that is too long to be read, and no sleep by another name.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -68,6 +68,21 @@ fn arrows_between_crates_run_one_way() {
         );
     }
     assert_eq!(wrong, Vec::<String>::new());
+}
+
+/// Nothing to wait for but the clock: `clippy.toml` knows the sleeps, and not these.
+#[test]
+fn nobody_sleeps_by_another_name() {
+    let mut wrong = Vec::new();
+    for file in members().iter().flat_map(|member| sources(&root().join(member))) {
+        let code = code(&read(&file)).replace([' ', '\n'], "");
+        let pending =
+            code.match_indices("timeout(").map(|(at, _)| code[at..].split(';').next().unwrap_or_default());
+        if code.contains("poll(&mut[],") || pending.into_iter().any(|wait| wait.contains("pending")) {
+            wrong.push(file.strip_prefix(root()).expect("below the root").display().to_string());
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new(), "wait for an event, or say that it is a sleep");
 }
 
 #[test]

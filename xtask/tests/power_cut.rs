@@ -17,11 +17,12 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 use vm_tests::host::events::{self, Event};
-use vm_tests::host::process::{self, Program};
+use vm_tests::host::process;
 use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, Machine};
 use vm_tests::run::{self, Prepared};
 use vm_tests::scenario::Scenario;
+use xshell::{Shell, cmd};
 
 /// How many cuts of each image, unless this variable of the environment says otherwise.
 const CUTS_VAR: &str = "VM_TESTS_CUTS";
@@ -113,11 +114,9 @@ where
 async fn prepare(image: &str, scratch: &Path) -> Result<Prepared> {
     let results = scratch.join("results");
     let quick = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/quick");
-    let program = Program::new(env!("CARGO_BIN_EXE_xtask"))
-        .args(["vm-test", "--image", image, "--clock", "real", "--results"])
-        .arg(&results)
-        .arg(quick);
-    process::run(program, READY, |_, _| ()).await.context("prepare a machine")?;
+    let (shell, xtask) = (Shell::new()?, env!("CARGO_BIN_EXE_xtask"));
+    let prepare = cmd!(shell, "{xtask} vm-test --image {image} --clock real --results {results} {quick}");
+    process::output(prepare.into(), READY).await.context("prepare a machine")?;
     let file = results.join("prepared.json");
     let text = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
     let mut all: Vec<Prepared> =

@@ -4,11 +4,13 @@
 //! password); elsewhere the error says what to type. What the host can do beyond programs (KVM) is
 //! [`crate::host::accel`]'s business.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use xshell::{Shell, cmd};
 
 use crate::cache;
 use crate::host::events::Progress;
@@ -279,6 +281,12 @@ pub fn which(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok())
 }
 
+/// The cargo that runs us, as it says; else the one on `PATH`.
+#[must_use]
+pub fn cargo() -> OsString {
+    std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into())
+}
+
 /// The first line of what a program says of its version. `None` if it has none to tell.
 ///
 /// # Errors
@@ -287,8 +295,8 @@ pub async fn version(found: &Found) -> anyhow::Result<Option<String>> {
     let Some(path) = found.path.as_deref().filter(|_| !found.tool.version_arg.is_empty()) else {
         return Ok(None);
     };
-    let argv = [path.as_os_str(), found.tool.version_arg.as_ref()];
-    let output = process::output(&argv, Duration::from_secs(10)).await?;
+    let (shell, argument) = (Shell::new()?, found.tool.version_arg);
+    let output = process::output(cmd!(shell, "{path} {argument}").into(), Duration::from_secs(10)).await?;
     Ok(output.text().lines().next().map(str::to_owned))
 }
 
@@ -340,7 +348,8 @@ async fn may_install(distro: Distro) -> Option<bool> {
     if nix::unistd::geteuid().is_root() {
         return Some(false);
     }
-    process::output(&["sudo", "-n", "true"], Duration::from_secs(5)).await.ok().map(|_| true)
+    let shell = Shell::new().ok()?;
+    process::output(cmd!(shell, "sudo -n true").into(), Duration::from_secs(5)).await.ok().map(|_| true)
 }
 
 /// Runs apt-get, once with the package lists as they are and once more with fresh ones.
@@ -351,29 +360,27 @@ async fn install(packages: &[&str], sudo: bool) -> anyhow::Result<()> {
     let log = File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;
     let progress = Progress::start(&format!("installing {}", packages.join(" ")));
 
+    let shell = Shell::new()?;
+    let run = |arguments: &[&str]| {
+        // The environment goes through env(1), since sudo drops ours.
+        let env = if sudo { cmd!(shell, "sudo -n env") } else { cmd!(shell, "env") };
+        let apt_get = ["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"];
+        let dup = || log.try_clone().map(Sink::File).unwrap_or(Sink::Null);
+        let program = Program::from(env.args(apt_get).args(arguments)).stdout(dup()).stderr(dup());
+        process::output(program, Duration::from_secs(900))
+    };
     let install = [&["install", "-y", "--no-install-recommends"][..], packages].concat();
     progress.now("apt-get install");
-    match apt_get(&install, sudo, &log).await {
+    match run(&install).await.map(drop) {
         // Lists that are missing or too old: E: Unable to locate package, 404 Not Found.
         Err(process::Error::Failed { .. }) => {
             progress.now("apt-get update");
-            apt_get(&["update"], sudo, &log).await.with_context(|| format!("see {}", log_path.display()))?;
+            run(&["update"]).await.with_context(|| format!("see {}", log_path.display()))?;
             progress.now("apt-get install, once more");
-            apt_get(&install, sudo, &log).await.with_context(|| format!("see {}", log_path.display()))
+            run(&install).await.map(drop).with_context(|| format!("see {}", log_path.display()))
         }
         result => result.with_context(|| format!("see {}", log_path.display())),
     }
-}
-
-async fn apt_get(args: &[&str], sudo: bool, log: &File) -> Result<(), process::Error> {
-    // The environment goes through env(1), since sudo drops ours.
-    let before: &[&str] = if sudo { &["sudo", "-n", "env"] } else { &["env"] };
-    let argv =
-        [before, &["DEBIAN_FRONTEND=noninteractive", "apt-get", "-o", "DPkg::Lock::Timeout=120"], args]
-            .concat();
-    let dup = || log.try_clone().map(Sink::File).unwrap_or(Sink::Null);
-    let program = Program::new(argv[0]).args(&argv[1..]).stdout(dup()).stderr(dup());
-    process::run(program, Duration::from_secs(900), |_, _| {}).await.map(drop)
 }
 
 #[cfg(test)]

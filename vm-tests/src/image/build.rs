@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use xshell::{Shell, cmd};
 
 use super::debian::{EPOCH, RECIPE, Request, SQUASHFS};
 use super::entry::{CONFIG, FileRecord, Image, KERNEL, MANIFEST, MODULES, Manifest, ROOT};
@@ -129,6 +130,7 @@ async fn debootstrap(
     lock: &Lock,
     progress: &Progress,
 ) -> anyhow::Result<()> {
+    // Word by word: the options are a plan, which a golden file holds.
     let program = Program::new("mmdebstrap")
         .args(request.options())
         .arg(request.suite.as_str())
@@ -168,14 +170,13 @@ async fn pack(tar: &Path, squashfs: &Path) -> anyhow::Result<()> {
     let root = nix::unistd::geteuid().is_root();
     output.set_permissions(Permissions::from_mode(if root { 0o644 } else { 0o666 })).with_context(what)?;
     let handle = output.try_clone().with_context(what)?;
-    let program = if root { Program::new("sqfstar") } else { mapped("sqfstar") };
-    let program = program
-        .args(SQUASHFS)
-        .arg("/proc/self/fd/9")
+    let shell = Shell::new()?;
+    let sqfstar = if root { cmd!(shell, "sqfstar") } else { mapped(&shell, "sqfstar") };
+    let program = Program::from(sqfstar.args(SQUASHFS).arg("/proc/self/fd/9"))
         .env("SOURCE_DATE_EPOCH", EPOCH)
         .stdin(input)
         .pass_fd(handle.into(), 9);
-    process::run(program, PACK_LIMIT, |_, _| {}).await?;
+    process::output(program, PACK_LIMIT).await?;
     // A guest has it as persistent memory, whose size must be a multiple of this.
     let length = output.metadata().with_context(what)?.len();
     output.set_len(length.next_multiple_of(crate::machine::config::PMEM_ALIGN)).with_context(what)?;
@@ -188,14 +189,13 @@ async fn pack(tar: &Path, squashfs: &Path) -> anyhow::Result<()> {
 async fn unpack(tar: &Path, work: &Path) -> anyhow::Result<(String, BTreeMap<String, String>)> {
     let out = work.join("unpacked");
     std::fs::create_dir(&out).with_context(|| format!("create {}", out.display()))?;
-    let program = Program::new("tar")
-        .args(["--extract", "--no-same-owner", "--wildcards"])
-        .arg("--file")
-        .arg(tar)
-        .arg("--directory")
-        .arg(&out)
-        .args(["./boot/vmlinuz-*", "./boot/config-*", "./usr/lib/modules", "./var/lib/dpkg/status"]);
-    process::run(program, PACK_LIMIT, |_, _| {}).await?;
+    let shell = Shell::new()?;
+    let extract = cmd!(
+        shell,
+        "tar --extract --no-same-owner --wildcards --file {tar} --directory {out}
+         ./boot/vmlinuz-* ./boot/config-* ./usr/lib/modules ./var/lib/dpkg/status"
+    );
+    process::output(extract.into(), PACK_LIMIT).await?;
 
     let modules = out.join("usr/lib/modules");
     let version = only_name_in(&modules)?;

@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
+use xshell::{Shell, cmd};
 
 use crate::cache;
 use crate::host::process::{self, Program, Sink};
+use crate::host::tools;
 
 /// A cold build takes two minutes on two old cores.
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
@@ -80,23 +82,20 @@ pub async fn accuracy_binaries() -> anyhow::Result<GuestBinaries> {
 }
 
 async fn build(what: &[&str]) -> anyhow::Result<GuestBinaries> {
-    let workspace = cache::workspace()?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let triple = host_triple().await?;
-    let program = Program::new(&cargo)
-        .current_dir(&workspace)
-        .args(["build", "--profile", "guest"])
-        .args(what)
-        .args(["--target", &triple])
-        .arg("--target-dir")
-        .arg(workspace.join("target/guest"))
-        .arg("--message-format=json-render-diagnostics")
+    let (shell, cargo) = (Shell::new()?, tools::cargo());
+    shell.change_dir(cache::workspace()?);
+    let build = cmd!(
+        shell,
+        "{cargo} build --profile guest {what...} --target {triple} --target-dir target/guest
+         --message-format=json-render-diagnostics"
+    );
+    let program = Program::from(build)
         .env("RUSTFLAGS", "-C target-feature=+crt-static")
         // It would win over RUSTFLAGS.
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stderr(Sink::Inherit);
-    let output =
-        process::run(program, BUILD_LIMIT, |_, _| {}).await.context("build the guest's static binaries")?;
+    let output = process::output(program, BUILD_LIMIT).await.context("build the guest's static binaries")?;
     let by_name = executables(&output.text()).context("read what cargo built")?;
     ensure!(!by_name.is_empty(), "cargo built no guest binary");
     for path in by_name.values() {
@@ -114,9 +113,10 @@ async fn build(what: &[&str]) -> anyhow::Result<GuestBinaries> {
 /// It is given to cargo as `--target`, since only then are build scripts and macros spared the static flag.
 async fn host_triple() -> anyhow::Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
-    let program = Program::new(rustc).args(["--version", "--verbose"]).current_dir(cache::workspace()?);
-    let output =
-        process::run(program, Duration::from_secs(60), |_, _| {}).await.context("ask rustc for its host")?;
+    let shell = Shell::new()?;
+    shell.change_dir(cache::workspace()?);
+    let ask = cmd!(shell, "{rustc} --version --verbose").into();
+    let output = process::output(ask, Duration::from_secs(60)).await.context("ask rustc for its host")?;
     let text = output.text();
     let host =
         text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not name its host")?;

@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use xshell::{Cmd, Shell, cmd};
 
 use crate::cache::{self, Inputs};
 use crate::host::events::{self, Event};
-use crate::host::process::{self, Program};
+use crate::host::process;
 
 /// How long packing and unpacking may take; a second each on a good disk.
 pub(super) const PACK_LIMIT: Duration = Duration::from_secs(600);
@@ -63,8 +64,8 @@ pub(super) async fn remove_scratch_of(work: &Path) -> anyhow::Result<()> {
 ///
 /// By mmdebstrap and not by `unshare --map-root-user`: where AppArmor restricts user namespaces (Ubuntu), it is
 /// one of the few that may make them.
-pub(super) fn mapped(name: &str) -> Program {
-    Program::new("mmdebstrap").arg("--unshare-helper").arg(name)
+pub(super) fn mapped<'a>(shell: &'a Shell, name: &str) -> Cmd<'a> {
+    cmd!(shell, "mmdebstrap --unshare-helper {name}")
 }
 
 /// Removes a scratch directory, provided it is one of ours.
@@ -77,15 +78,15 @@ pub(super) async fn remove_scratch(dir: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("stat {}", dir.display())),
     }
+    let shell = Shell::new()?;
     let what = || format!("list {}", dir.display());
     for entry in std::fs::read_dir(dir).with_context(what)? {
         let entry = entry.with_context(what)?;
         let owner = entry.metadata().with_context(what)?.uid();
         if owner != nix::unistd::geteuid().as_raw() && !nix::unistd::geteuid().is_root() {
             // It belongs to an id that the host lends us; only a namespace that maps it can empty it.
-            let args = ["-xdev", "-mindepth", "1", "-delete"];
-            let program = mapped("find").arg(entry.path()).args(args);
-            process::run(program, PACK_LIMIT, |_, _| {}).await?;
+            let find = mapped(&shell, "find").arg(entry.path()).args(["-xdev", "-mindepth", "1", "-delete"]);
+            process::output(find.into(), PACK_LIMIT).await?;
         }
     }
     cache::remove_tree(dir)

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-
 use vm_agent::wire::FIXED_SEED;
+use xshell::{Shell, cmd};
 
 use crate::host::accel::{Accel, Clock};
 use crate::host::process;
@@ -65,15 +65,12 @@ impl Abilities {
     ///
     /// # Errors
     /// If it can't be run.
-    pub async fn ask(qemu: &Path) -> Result<Self, process::Error> {
-        let mut output = [String::new(), String::new()];
-        for (output, question) in
-            output.iter_mut().zip([["-object", "memory-backend-file,help"], ["-cpu", "help"]])
-        {
-            let argv = [qemu.as_os_str(), question[0].as_ref(), question[1].as_ref()];
-            *output = process::output(&argv, Duration::from_secs(10)).await?.text();
-        }
-        let [backend, processors] = output;
+    pub async fn ask(qemu: &Path) -> anyhow::Result<Self> {
+        let shell = Shell::new()?;
+        let backend = cmd!(shell, "{qemu} -object memory-backend-file,help").into();
+        let processors = cmd!(shell, "{qemu} -cpu help").into();
+        let backend = process::output(backend, Duration::from_secs(10)).await?.text();
+        let processors = process::output(processors, Duration::from_secs(10)).await?.text();
         Ok(Self::parse(&backend, &processors))
     }
 

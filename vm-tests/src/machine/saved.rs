@@ -20,6 +20,7 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use xshell::{Shell, cmd};
 
 use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::host::accel::Accel;
@@ -139,8 +140,8 @@ fn tidy(machines: &Path) -> Result<()> {
 
 /// The hash of everything that a saved machine consists of.
 async fn key(base: &Base) -> Result<Key> {
-    let version =
-        process::output(&[base.qemu.as_os_str(), "--version".as_ref()], Duration::from_secs(10)).await?;
+    let (shell, qemu) = (Shell::new()?, &base.qemu);
+    let version = process::output(cmd!(shell, "{qemu} --version").into(), Duration::from_secs(10)).await?;
     let config = base.config(Ram::Saving(RAM.into()), "deploy".into());
     // The files are in by their content; where they lie is no part of the machine.
     let neutral = Config {

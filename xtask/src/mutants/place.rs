@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use vm_tests::cache::{self, Lock};
-use vm_tests::host::process::{self, Error, Program};
+use vm_tests::host::process::{self, Error};
+use vm_tests::host::tools;
 use vm_tests::report::{Report, Verdict};
+use xshell::{Shell, cmd};
 
 /// Something that is run, and is green without a mutant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -189,14 +191,14 @@ impl Place {
     async fn cargo(&self, arguments: &[&str], name: &str) -> Result<Ended> {
         let log = self.log(name);
         let mut lines = format!("$ cargo {}\n", arguments.join(" "));
-        let program = Program::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .args(arguments)
-            .current_dir(&self.tree)
+        let (shell, cargo) = (Shell::new()?, tools::cargo());
+        shell.change_dir(&self.tree);
+        let command = cmd!(shell, "{cargo} {arguments...}")
             .env("CARGO_TARGET_DIR", &self.target)
             .env(cache::CACHE_VAR, &self.cache)
             // A mutant's outcome is nobody's snapshot.
             .env("INSTA_UPDATE", "no");
-        let ended = process::run(program, DEADLINE, |_, line| lines.extend([line, "\n"])).await;
+        let ended = process::run(command.into(), DEADLINE, |_, line| lines.extend([line, "\n"])).await;
         let mut file = fs::File::options().append(true).create(true).open(&log);
         let written =
             file.as_mut().map_err(|error| error.kind()).map(|file| file.write_all(lines.as_bytes()));
@@ -235,10 +237,10 @@ pub(super) fn tests_passed(output: &str) -> u32 {
 
 /// What git knows of in a checkout, and what it would add.
 async fn files_of(checkout: &Path) -> Result<BTreeSet<PathBuf>> {
-    let argv = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"];
-    let program = Program::new("git").args(argv).current_dir(checkout);
-    let listed =
-        process::run(program, Duration::from_secs(60), |_, _| {}).await.context("list the checkout")?;
+    let shell = Shell::new()?;
+    shell.change_dir(checkout);
+    let list = cmd!(shell, "git ls-files -z --cached --others --exclude-standard").into();
+    let listed = process::output(list, Duration::from_secs(60)).await.context("list the checkout")?;
     let names = listed.stdout.split(|&byte| byte == 0).filter(|name| !name.is_empty());
     let files: BTreeSet<PathBuf> = names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect();
     // One that is deleted and not committed is still listed.

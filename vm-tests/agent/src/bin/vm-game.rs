@@ -90,7 +90,7 @@ impl Default for Options {
 /// How a child ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Manner {
-    /// [`LATE_MS`] after its parent.
+    /// [`LATE`] after its parent.
     Late,
     /// By SIGKILL only.
     Stubborn,
@@ -145,7 +145,7 @@ fn number<N: std::str::FromStr>(argument: &str, value: &str) -> Result<N> {
 }
 
 /// Of guest time. Less than what a stop grants before anybody is sent another signal.
-const LATE_MS: u16 = 1000;
+const LATE: Duration = Duration::from_secs(1);
 
 const READY: &str = "server.ready";
 const CHILD_READY: &str = "child.ready";
@@ -274,12 +274,17 @@ fn save(time: Duration) -> Result<()> {
     let mut file = File::create("save.dat").context("create save.dat")?;
     while began.elapsed() < time {
         file.write_all(&[b'.'; 100]).context("write save.dat")?;
-        poll(&mut [], SAVE_STEP_MS).context("take a while")?;
+        take(SAVE_STEP);
     }
     Ok(())
 }
 
-const SAVE_STEP_MS: u16 = 10;
+const SAVE_STEP: Duration = Duration::from_millis(10);
+
+#[expect(clippy::disallowed_methods, reason = "a game takes its time, whatever happens")]
+fn take(time: Duration) {
+    std::thread::sleep(time);
+}
 
 /// Lives until its parent's end closes the pipe and a while longer, or until SIGKILL.
 fn child(manner: Manner) -> Result<()> {
@@ -293,7 +298,7 @@ fn child(manner: Manner) -> Result<()> {
     }
     let mut end = Vec::new();
     std::io::stdin().read_to_end(&mut end).context("wait for the parent")?;
-    poll(&mut [], LATE_MS).context("take a while")?;
+    take(LATE);
     drop(log);
     Ok(())
 }

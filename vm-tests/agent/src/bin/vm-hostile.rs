@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use nix::libc;
-use nix::poll::poll;
 use nix::sys::ptrace;
 use nix::sys::signal::{SigHandler, SigSet, Signal, kill, raise, signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -308,7 +307,7 @@ fn guard(child: Pid, ready: impl FnOnce() -> Result<()>) -> Result<()> {
     );
     ready()?;
     alarm::cancel();
-    poll(&mut [], u16::try_from(LIFETIME_SECS * 1000).unwrap_or(u16::MAX)).context("wait")?;
+    take(Duration::from_secs(LIFETIME_SECS.into()));
     kill(child, Signal::SIGKILL).context("end the child")
 }
 
@@ -325,9 +324,14 @@ fn slow_save(time: Duration, ready: impl FnOnce() -> Result<()>) -> Result<()> {
     let mut file = File::create(path).with_context(|| format!("create {}", path.display()))?;
     while began.elapsed() < time {
         file.write_all(&[b'.'; 100]).with_context(|| format!("write {}", path.display()))?;
-        poll(&mut [], 5_u16).context("take a while")?;
+        take(Duration::from_millis(5));
     }
     Ok(())
+}
+
+#[expect(clippy::disallowed_methods, reason = "the time that it takes is what this program is for")]
+fn take(time: Duration) {
+    std::thread::sleep(time);
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Runs a program to its end, and collects what it writes.
 
-use std::ffi::OsStr;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -119,9 +118,8 @@ pub async fn run_noted(
 ///
 /// # Errors
 /// As [`run`].
-pub async fn output<A: AsRef<OsStr>>(argv: &[A], limit: Duration) -> Result<Output, Error> {
-    let (name, args) = argv.split_first().expect("an argv has a program name");
-    run(Program::new(name).args(args), limit, |_, _| {}).await
+pub async fn output(program: Program, limit: Duration) -> Result<Output, Error> {
+    run(program, limit, |_, _| {}).await
 }
 
 enum Ended {

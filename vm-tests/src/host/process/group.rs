@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use holders::stat::Stat;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use tokio::io::Interest;
@@ -95,8 +96,8 @@ impl Identity {
     /// # Errors
     /// If there is none, or `/proc` cannot be read.
     pub fn of(pid: u32) -> io::Result<Self> {
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let started = parse_start(&stat).ok_or(io::ErrorKind::InvalidData)?;
+        let line = std::fs::read(format!("/proc/{pid}/stat"))?;
+        let started = Stat::parse(&line).and_then(Stat::start_time).ok_or(io::ErrorKind::InvalidData)?;
         Ok(Self { pid, started })
     }
 
@@ -114,8 +115,8 @@ impl Identity {
             Err(error) => return Err(error),
         };
         // Looked at after the descriptor is there: both then mean the same process, or it is gone.
-        match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-            Ok(stat) if parse_start(&stat) == Some(self.started) => {
+        match Self::of(self.pid) {
+            Ok(same) if same == self => {
                 let fd = watch(fd)?;
                 let _guard = fd.readable().await?;
                 Ok(())
@@ -127,36 +128,19 @@ impl Identity {
     }
 }
 
-/// When a process started, in a `/proc/PID/stat` line.
-pub(super) fn parse_start(stat: &str) -> Option<u64> {
-    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
 /// The processes of a group that are not zombies.
-///
-/// Read from `/proc/PID/stat`; see proc_pid_stat(5): after the command's closing parenthesis come state,
-/// parent and group.
 fn live_members(group: Pid) -> io::Result<Vec<Pid>> {
     let mut members = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
         let name = entry?.file_name();
         let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
         // A process that ends while we look is not a member any more.
-        let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
-        if let Some((state, its_group)) = parse_stat(&stat)
-            && its_group == group.as_raw()
-            && !matches!(state, 'Z' | 'X')
-        {
+        let Ok(line) = std::fs::read(format!("/proc/{pid}/stat")) else { continue };
+        let is_member =
+            |stat: Stat<'_>| stat.group() == Some(group.as_raw().unsigned_abs()) && !stat.has_ended();
+        if Stat::parse(&line).is_some_and(is_member) {
             members.push(Pid::from_raw(pid));
         }
     }
     Ok(members)
-}
-
-/// State and process group in a `/proc/PID/stat` line.
-pub(super) fn parse_stat(stat: &str) -> Option<(char, i32)> {
-    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace();
-    let state = fields.next()?.chars().next()?;
-    let group = fields.nth(1)?.parse().ok()?;
-    Some((state, group))
 }

@@ -1,12 +1,16 @@
 //! A program that is to be started: its arguments, streams and descriptors.
+//!
+//! A short command line is written as in a shell, with `xshell::cmd!`, and becomes a [`Program`] by `into()`: so it gets a
+//! group, a deadline and an owner, which xshell's own ways to run a command have not. What computes its arguments
+//! ([`crate::machine::config`]) or has options in a loop says them one by one.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
@@ -43,9 +47,8 @@ impl Sink {
 /// A program to start: what it is called with, what it inherits, where its streams go.
 #[derive(Debug)]
 pub struct Program {
-    argv: Vec<OsString>,
-    env: Vec<(OsString, Option<OsString>)>,
-    cwd: Option<PathBuf>,
+    /// Without streams and descriptors.
+    command: Command,
     stdin: Option<File>,
     stdout: Sink,
     stderr: Sink,
@@ -55,49 +58,42 @@ pub struct Program {
 impl Program {
     /// A program found on `PATH` (or by a path), with no arguments, no input and piped output.
     pub fn new(name: impl AsRef<OsStr>) -> Self {
-        Self {
-            argv: vec![name.as_ref().to_owned()],
-            env: Vec::new(),
-            cwd: None,
-            stdin: None,
-            stdout: Sink::Piped,
-            stderr: Sink::Piped,
-            fds: Vec::new(),
-        }
+        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
+        Self::from(Command::new(name))
     }
 
     /// Adds one argument.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
-        self.argv.push(arg.as_ref().to_owned());
+        self.command.arg(arg);
         self
     }
 
     /// Adds arguments.
     #[must_use]
     pub fn args<A: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
-        self.argv.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.command.args(args);
         self
     }
 
     /// Sets one variable of the environment, which is ours otherwise.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
-        self.env.push((name.as_ref().to_owned(), Some(value.as_ref().to_owned())));
+        self.command.env(name, value);
         self
     }
 
     /// Removes one variable of the environment.
     #[must_use]
     pub fn env_remove(mut self, name: impl AsRef<OsStr>) -> Self {
-        self.env.push((name.as_ref().to_owned(), None));
+        self.command.env_remove(name);
         self
     }
 
     /// Sets the working directory.
     #[must_use]
     pub fn current_dir(mut self, dir: impl AsRef<Path>) -> Self {
-        self.cwd = Some(dir.as_ref().to_owned());
+        self.command.current_dir(dir);
         self
     }
 
@@ -133,7 +129,8 @@ impl Program {
 
     /// Its command line, for messages.
     pub(super) fn shown(&self) -> Argv {
-        Argv(self.argv.iter().map(|arg| arg.to_string_lossy().into_owned()).collect())
+        let words = std::iter::once(self.command.get_program()).chain(self.command.get_args());
+        Argv(words.map(|word| word.to_string_lossy().into_owned()).collect())
     }
 
     /// Starts the program.
@@ -147,20 +144,9 @@ impl Program {
         let argv = self.shown();
         let fail = |source| Error::Spawn { argv: argv.clone(), source };
 
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that spawns")]
-        let mut command = std::process::Command::new(&self.argv[0]);
-        command.args(&self.argv[1..]).process_group(0);
-        command.stdin(self.stdin.map_or_else(Stdio::null, Stdio::from));
+        let mut command = self.command;
+        command.process_group(0).stdin(self.stdin.map_or_else(Stdio::null, Stdio::from));
         command.stdout(self.stdout.into_stdio()).stderr(self.stderr.into_stdio());
-        for (name, value) in &self.env {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
-        if let Some(cwd) = &self.cwd {
-            command.current_dir(cwd);
-        }
 
         let passed = Passed::prepare(&self.fds).map_err(fail)?;
         let moves = passed.moves.iter().map(|(fd, at)| (fd.as_raw_fd(), *at)).collect::<Vec<_>>();
@@ -186,7 +172,7 @@ impl Program {
         }
 
         let mut inner = command.spawn().map_err(|source| match source.kind() {
-            io::ErrorKind::NotFound if self.cwd.as_deref().is_none_or(Path::is_dir) => {
+            io::ErrorKind::NotFound if command.get_current_dir().is_none_or(Path::is_dir) => {
                 Error::NotFound { program: argv.0[0].clone() }
             }
             _ => fail(source),
@@ -204,6 +190,20 @@ impl Program {
                 Err(fail(source))
             }
         }
+    }
+}
+
+/// Its program, arguments, environment and working directory; where its streams go is said here.
+impl From<Command> for Program {
+    fn from(command: Command) -> Self {
+        Self { command, stdin: None, stdout: Sink::Piped, stderr: Sink::Piped, fds: Vec::new() }
+    }
+}
+
+/// As of a [`Command`]: what is to be written to its input, and whether its status matters, is not taken over.
+impl From<xshell::Cmd<'_>> for Program {
+    fn from(cmd: xshell::Cmd<'_>) -> Self {
+        Self::from(Command::from(cmd))
     }
 }
 

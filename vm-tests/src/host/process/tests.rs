@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use tokio::io::AsyncReadExt as _;
+use xshell::cmd;
 
 use super::capture::*;
 use super::error::*;
@@ -97,8 +98,7 @@ fn a_pipe_held_from_outside_the_group_is_an_error_and_bounded() {
 
 #[test]
 fn death_by_a_signal_is_a_failure_with_its_name() {
-    let error =
-        block_on(output(&["/bin/sh", "-c", "echo why >&2; kill -SEGV $$"], LONG)).expect_err("it dies");
+    let error = block_on(output(sh("echo why >&2; kill -SEGV $$"), LONG)).expect_err("it dies");
     insta::assert_snapshot!(error.to_string(), @r"
     /bin/sh -c 'echo why >&2; kill -SEGV $$': killed by SIGSEGV; its stderr ends:
     why
@@ -107,8 +107,22 @@ fn death_by_a_signal_is_a_failure_with_its_name() {
 
 #[test]
 fn a_missing_program_is_named() {
-    let error = block_on(output(&["no-such-program-here"], LONG)).expect_err("it is missing");
+    let error = block_on(output(Program::new("no-such-program-here"), LONG)).expect_err("it is missing");
     insta::assert_snapshot!(error.to_string(), @"program no-such-program-here is not installed");
+}
+
+#[test]
+fn a_command_of_xshell_keeps_its_words_environment_and_place() {
+    let shell = xshell::Shell::new().expect("a working directory");
+    shell.change_dir("/");
+    let words = ["it's", "two words"];
+    let script = "echo $A ${CARGO_MANIFEST_DIR-none}; pwd; for word; do echo $word; done";
+    let cmd =
+        cmd!(shell, "/bin/sh -c {script} - {words...} '$A'").env("A", "b").env_remove("CARGO_MANIFEST_DIR");
+    let program = Program::from(cmd);
+    assert_eq!(program.shown().0.last().map(String::as_str), Some("$A"));
+    let output = block_on(output(program, LONG)).expect("it succeeds");
+    assert_eq!(output.text(), "b none\n/\nit's\ntwo words\n$A\n");
 }
 
 #[test]
@@ -159,16 +173,6 @@ fn dropping_a_child_ends_its_group() {
         text.trim().parse::<i32>().expect("a pid")
     });
     assert_dead(pid);
-}
-
-#[test]
-fn stat_lines_parse_whatever_the_command_is_called() {
-    assert_eq!(parse_stat("7 (a) b) Z 1 42 42 0 -1"), Some(('Z', 42)));
-    assert_eq!(parse_stat("7 (sh) S 1 9 9"), Some(('S', 9)));
-    assert_eq!(parse_stat("nonsense"), None);
-    let fields = (4..=25).map(|n| n.to_string()).collect::<Vec<_>>().join(" ");
-    assert_eq!(parse_start(&format!("7 (a) b) S {fields}")), Some(22));
-    assert_eq!(parse_start("7 (sh) S 1 9 9"), None);
 }
 
 #[test]
