@@ -24,6 +24,7 @@
 //! meant to explain; a readlink under `/proc/PID` does not.
 
 pub mod cgroup;
+pub mod chain;
 #[cfg(any(test, feature = "checks"))]
 pub mod checks;
 #[cfg(feature = "cli")]
