@@ -12,8 +12,8 @@ use std::cell::OnceCell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use holders::chain::chain;
 use holders::shown;
-use left4me_helper::chain::chain;
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::Instance;
 

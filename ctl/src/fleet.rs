@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use left4me_helper::chain::chain;
+use holders::chain::chain;
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::Instance;
 use left4me_helper::state::StateDir;

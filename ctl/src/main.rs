@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use serde::Serialize;
 
+use holders::chain::chain;
 use left4me_ctl::actions::{Action, Host};
 use left4me_ctl::cli::{Cli, Command, How, ResetTarget, StatusTarget, StopTarget, Target};
 use left4me_ctl::control;
@@ -23,7 +24,6 @@ use left4me_ctl::report::{self, Diagnosis, Exit, Files, Problem, Report};
 use left4me_ctl::systemd::Systemd;
 use left4me_ctl::units::UnitsError;
 use left4me_ctl::warning;
-use left4me_helper::chain::chain;
 use left4me_helper::instance::{Instance, STATE_DIR};
 
 /// What questions may take on top of the job itself.

@@ -48,15 +48,6 @@ pub enum Job {
 }
 
 impl Job {
-    /// systemd's method.
-    #[must_use]
-    pub fn method(self) -> &'static str {
-        match self {
-            Self::Start | Self::Mount => "StartUnit",
-            Self::Stop | Self::StopServer => "StopUnit",
-        }
-    }
-
     /// The unit whose job it is.
     #[must_use]
     pub fn unit(self, names: &Names) -> &str {

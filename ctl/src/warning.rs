@@ -295,7 +295,7 @@ mod tests {
                 break error;
             }
         };
-        assert!(left4me_helper::chain::chain(&full).contains("write "), "{full}");
+        assert!(holders::chain::chain(&full).contains("write "), "{full}");
     }
 
     #[test]

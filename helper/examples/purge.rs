@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use left4me_helper::chain::chain;
+use holders::chain::chain;
 use left4me_helper::instance::Instance;
 use left4me_helper::purge::{MOUNT_TABLES, purge};
 use left4me_helper::state::InstanceDir;

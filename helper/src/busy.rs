@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use holders::{Blocker, NOT_VISIBLE_HINTS};
 
-use crate::chain::chain;
+use holders::chain::chain;
 
 /// How many holders the one line names; the journal's fields have more.
 const NAMED: usize = 6;

@@ -92,9 +92,8 @@ impl UnitCgroup {
 /// `1:name=systemd:/system.slice/x.service`; cgroups(7).
 #[must_use]
 pub fn path_of(proc_cgroup: &str) -> Option<&str> {
-    let unified = proc_cgroup.lines().find_map(|line| line.strip_prefix("0::"));
     let systemds = || proc_cgroup.lines().find_map(|line| Some(line.split_once(":name=systemd:")?.1));
-    let path = unified.or_else(systemds)?;
+    let path = holders::cgroup::path_of(proc_cgroup).or_else(systemds)?;
     // A cgroup outside of our cgroup namespace is shown with `..`: no name that we can use.
     (path.starts_with('/') && !path.split('/').any(|component| component == "..")).then_some(path)
 }

@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn every_error_has_its_text_and_its_cause() {
-        let lines: Vec<_> = all().iter().map(|error| crate::chain::chain(error)).collect();
+        let lines: Vec<_> = all().iter().map(|error| holders::chain::chain(error)).collect();
         insta::assert_snapshot!(lines.join("\n"));
     }
 

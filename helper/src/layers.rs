@@ -120,7 +120,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::chain::chain;
+    use holders::chain::chain;
 
     #[test]
     fn the_order_of_the_file_is_the_order_of_the_layers() {

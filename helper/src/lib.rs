@@ -10,7 +10,6 @@ pub mod arguments;
 pub mod busy;
 pub mod busy_note;
 pub mod cgroup;
-pub mod chain;
 pub mod error;
 pub mod instance;
 pub mod journal;
@@ -24,3 +23,5 @@ pub mod purge;
 pub mod state;
 pub mod tree;
 pub mod unit_end;
+
+pub use holders::chain;

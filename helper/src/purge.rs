@@ -14,13 +14,13 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, RenameFlags};
 use rustix::io::Errno;
 
-use crate::chain::chain;
 use crate::error::HelperError;
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
 use crate::mountinfo;
 use crate::state::{InstanceDir, require_roots};
 use crate::tree::remove_tree;
+use holders::chain::chain;
 
 /// The tables that must not list the directory: what the system has mounted, and what we would delete through. They
 /// differ if this process runs in a namespace of its own, where `rmdir` would not see PID 1's mount.

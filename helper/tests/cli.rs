@@ -1,18 +1,11 @@
 //! `left4me-overlay` as a shell sees it: the help text, the page, and what a wrong command line exits with.
 
 use std::path::Path;
-use std::process::Output;
 
-#[expect(clippy::disallowed_methods, reason = "a short-lived program of this package, waited for at once")]
-fn run(program: &str, args: &[&str]) -> Output {
-    std::process::Command::new(program).args(args).output().expect("the binary was built for this test")
-}
+#[path = "support/program.rs"]
+mod program;
 
-fn stdout(output: &Output) -> String {
-    assert_eq!(output.status.code(), Some(0));
-    assert!(output.stderr.is_empty());
-    String::from_utf8(output.stdout.clone()).expect("help is UTF-8")
-}
+use program::{run, stdout};
 
 #[test]
 fn help_of_the_helper() {

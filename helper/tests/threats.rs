@@ -7,7 +7,7 @@ use std::path::Path;
 fn source(root: &Path, file: &str) -> String {
     let stem = file.trim_end_matches(".rs");
     let places = match file {
-        "native.rs" => vec![format!("tests/{file}")],
+        native if native.starts_with("native/") => vec![format!("tests/{native}")],
         elsewhere if elsewhere.contains('/') => vec![format!("../{file}")],
         _ => ["src", "../ctl/src"]
             .map(|src| ["", "/mod", "/tests"].map(|end| format!("{src}/{stem}{end}.rs")))

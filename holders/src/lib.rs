@@ -25,6 +25,7 @@
 
 mod beneath;
 pub mod cgroup;
+pub mod chain;
 #[cfg(any(test, feature = "checks"))]
 pub mod checks;
 #[cfg(feature = "cli")]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use holders::chain::chain;
 use holders::cli::{self, Command, Diagnose, Namespace, NamespaceOf};
 use holders::{Query, Verdict, mountinfo};
 
@@ -128,15 +129,4 @@ fn write(text: &str) -> io::Result<()> {
 /// If not even that can be written, the status has to do.
 fn complain(text: &str) {
     drop(writeln!(io::stderr(), "holders: {text}"));
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -114,20 +114,9 @@ impl Situation {
             },
         }));
         let events = (0..).zip(whats).map(|(at, what)| Event { at, cycle: 1, what }).collect();
-        let plan = Plan {
-            unit: "x.service".to_owned(),
-            mount_unit: None,
-            mount: MERGED.to_owned(),
-            removed: Vec::new(),
-            cycles: 1,
-            start: Vec::new(),
-            reset: Vec::new(),
-            recover: Vec::new(),
-            command_timeout_ms: 1,
-            sample_us: 1,
-        };
-        let (kernel, systemd, os) = (String::new(), String::new(), String::new());
-        let cycles = fold::cycles(&Recording { plan, kernel, systemd, os, events });
+        let plan =
+            Plan { unit: "x.service".to_owned(), mount: MERGED.to_owned(), cycles: 1, ..Plan::default() };
+        let cycles = fold::cycles(&Recording { plan, events, ..Recording::default() });
         cycles.first().expect("a cycle").verdict
     }
 

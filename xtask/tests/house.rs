@@ -15,10 +15,11 @@ const LONG: &[(&str, &str)] =
 const ARROWS: &[(&str, &[&str])] = &[
     ("xtask", &["vm-tests", "vm-tests/agent", "holders"]),
     ("vm-tests", &["vm-tests/agent", "holders"]),
-    ("vm-tests/agent", &["holders"]),
+    ("vm-tests/agent", &["holders", "systemd-bus"]),
     ("holders", &[]),
+    ("systemd-bus", &[]),
     ("helper", &["holders"]),
-    ("ctl", &["helper", "holders"]),
+    ("ctl", &["helper", "holders", "systemd-bus"]),
 ];
 
 #[test]

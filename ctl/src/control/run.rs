@@ -4,7 +4,7 @@ use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use left4me_helper::chain::chain;
+use holders::chain::chain;
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::Instance;
 use left4me_helper::purge;

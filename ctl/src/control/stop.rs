@@ -3,9 +3,9 @@
 use std::path::Path;
 use std::time::Instant;
 
+use holders::chain::chain;
 use holders::shown;
 use left4me_helper::busy_note;
-use left4me_helper::chain::chain;
 use left4me_helper::error::HelperError;
 use left4me_helper::purge;
 use left4me_helper::state::{InstanceDir, directory_beneath};

@@ -5,11 +5,12 @@ use std::time::Instant;
 
 use async_io::{Timer, block_on};
 use futures_lite::future;
+use systemd_bus::{ListedUnit, ManagerProxy, object, unit_path};
 use zbus::connection::Builder;
-use zbus::zvariant::{OwnedObjectPath, OwnedValue};
-use zbus::{Connection, Message};
+use zbus::proxy::Defaults;
+use zbus::{Connection, Proxy};
 
-use super::bus::{Arguments, Listed, MANAGER, MANAGER_PATH, PROPERTIES, SYSTEMD, listed};
+use super::bus::pair;
 use crate::units::{Names, Pair, UnitsError};
 
 /// How many questions are under way at once where each is about another unit: dbus-daemon lets a connection wait for 128
@@ -53,49 +54,33 @@ impl Systemd {
         block_on(future::or(by(deadline, answer), work))
     }
 
-    pub(super) async fn ask(
-        &self,
-        path: &str,
-        interface: &str,
-        method: &str,
-        body: &impl Arguments,
-    ) -> Result<Message, UnitsError> {
-        Ok(self.connection.call_method(Some(SYSTEMD), path, Some(interface), method, body).await?)
+    pub(super) async fn manager(&self) -> Result<ManagerProxy<'static>, UnitsError> {
+        Ok(systemd_bus::manager(&self.connection).await?)
     }
 
-    pub(super) async fn manager(&self, method: &str, body: &impl Arguments) -> Result<Message, UnitsError> {
-        self.ask(MANAGER_PATH, MANAGER, method, body).await
-    }
-
-    pub(super) async fn send(&self, call: &Message) -> Result<(), UnitsError> {
-        Ok(self.connection.send(call).await?)
-    }
-
-    /// Has systemd keep the unit loaded. Who may not ask for that gets the same answers, each after systemd has read the
-    /// unit's files again.
-    pub(super) async fn keep(&self, unit: &str) -> Result<(), UnitsError> {
-        drop(self.manager("RefUnit", &(unit)).await);
+    /// Has systemd keep units loaded: an inactive one is forgotten as soon as its job is done, with the exit statuses that
+    /// are to be reported. It is not asked whether it does: who may not ask for that gets the same answers, each after
+    /// systemd has read the unit's files again.
+    pub(super) async fn keep(&self, units: &[&str]) -> Result<(), UnitsError> {
+        let manager = self.manager().await?;
+        for unit in units {
+            manager.keep_unit(unit).await?;
+        }
         Ok(())
     }
 
-    /// Has both units loaded, if they are not.
-    pub(super) async fn listed(&self, names: &Names) -> Result<Pair<Listed>, UnitsError> {
-        let reply = self.manager("ListUnitsByNames", &(names.each().to_vec())).await?;
-        listed(names, &reply.body())
+    /// What a unit's object has: its `UnitProxy`, its `ServiceProxy`.
+    pub(super) async fn of_unit<P>(&self, unit: &str) -> Result<P, UnitsError>
+    where
+        P: Defaults + From<Proxy<'static>>,
+    {
+        Ok(object(&self.connection, unit_path(unit)).await?)
     }
 
-    pub(super) async fn property<T>(
-        &self,
-        path: &OwnedObjectPath,
-        interface: &str,
-        name: &str,
-    ) -> Result<T, UnitsError>
-    where
-        T: TryFrom<OwnedValue, Error = zbus::zvariant::Error>,
-    {
-        let value: OwnedValue =
-            self.ask(path, PROPERTIES, "Get", &(interface, name)).await?.body().deserialize()?;
-        T::try_from(value).map_err(|error| UnitsError::Other(format!("property {name}: {error}")))
+    /// Has both units loaded, if they are not.
+    pub(super) async fn listed(&self, names: &Names) -> Result<Pair<ListedUnit>, UnitsError> {
+        let units = names.each().map(String::as_str);
+        pair(names, self.manager().await?.list_units_by_names(&units).await?)
     }
 }
 

@@ -12,11 +12,12 @@
 
 use std::num::NonZeroU32;
 
+use systemd_bus::{JobRemoved, MANAGER_PATH};
 use zbus::message::{self, Message};
 use zbus::names::{OwnedUniqueName, UniqueName};
 use zbus::zvariant::OwnedObjectPath;
 
-use super::bus::{MANAGER, MANAGER_PATH, listed};
+use super::bus::pair;
 use crate::units::{Ended, Names, Pair, UnitsError};
 
 /// What was asked.
@@ -24,9 +25,6 @@ use crate::units::{Ended, Names, Pair, UnitsError};
 pub(super) enum Question {
     /// The bus, to pass on the ends of the unit's jobs.
     Match,
-    /// To keep a unit loaded: an inactive one is forgotten as soon as its job is done, with the exit statuses that
-    /// are to be reported. Who may not ask for that gets the same answers, each after systemd has read the files again.
-    Keep,
     /// How the units are before the job.
     Before,
     /// To forget that a unit has failed, and how often it was started.
@@ -116,18 +114,16 @@ impl JobWatch {
             let error = UnitsError::from(zbus::Error::from(message.clone()));
             return match (question, &error) {
                 // A unit that is not loaded has no failed state.
-                (Question::Keep | Question::Owner, _) | (Question::Count, UnitsError::NoSuchUnit(_)) => {
-                    Ok(Heard::Nothing)
-                }
+                (Question::Owner, _) | (Question::Count, UnitsError::NoSuchUnit(_)) => Ok(Heard::Nothing),
                 _ => Err(error),
             };
         }
         let by = header.sender().map(|name| OwnedUniqueName::from(name.to_owned()));
         let body = message.body();
         match question {
-            Question::Match | Question::Keep | Question::Count => Ok(Heard::Nothing),
+            Question::Match | Question::Count => Ok(Heard::Nothing),
             Question::Before => {
-                let units = listed(&self.names, &body)?;
+                let units = pair(&self.names, body.deserialize()?)?;
                 self.before = Some((
                     by,
                     Pair { server: units.server.active_state, overlay: units.overlay.active_state },
@@ -156,22 +152,20 @@ impl JobWatch {
 
     fn signal(&mut self, message: &Message) -> Heard {
         let header = message.header();
-        let is_removed = header.path().is_some_and(|path| path.as_str() == MANAGER_PATH)
-            && header.interface().is_some_and(|interface| interface.as_str() == MANAGER)
-            && header.member().is_some_and(|member| member.as_str() == "JobRemoved");
-        if !is_removed {
+        if header.path().is_none_or(|path| path.as_str() != MANAGER_PATH) {
             return Heard::Nothing;
         }
         // Whoever sends something else under that name is not systemd.
-        let body = message.body();
-        let Ok((_id, job, unit, result)) = body.deserialize::<(u32, OwnedObjectPath, String, String)>()
-        else {
-            return Heard::Nothing;
-        };
-        if unit != self.unit {
+        let Some(removed) = JobRemoved::from_message(message.clone()) else { return Heard::Nothing };
+        let Ok(ended) = removed.args() else { return Heard::Nothing };
+        if ended.unit != self.unit {
             return Heard::Nothing;
         }
-        let told = Told { by: header.sender().map(|name| name.to_owned().into()), job, result };
+        let told = Told {
+            by: header.sender().map(|name| name.to_owned().into()),
+            job: ended.job.to_owned().into(),
+            result: ended.result.to_owned(),
+        };
         if self.queued.is_some() {
             return self.weigh(told);
         }
@@ -208,10 +202,10 @@ fn same(one: Option<&UniqueName<'_>>, other: Option<&UniqueName<'_>>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use systemd_bus::{ListedUnit, ManagerProxy, interface};
     use zbus::zvariant::DynamicType;
 
     use super::*;
-    use crate::systemd::bus::ListedUnit;
 
     const UNIT: &str = "left4me-overlay@3.service";
     const SYSTEMD: &str = ":1.2";
@@ -241,19 +235,18 @@ mod tests {
     }
 
     fn state() -> Vec<ListedUnit> {
-        ["active", "failed"]
-            .map(|active| {
-                let [name, about, load, active, sub, none] =
-                    ["x", "x", "loaded", active, "running", ""].map(String::from);
-                let root = OwnedObjectPath::default();
-                (name, about, load, active, sub, none.clone(), root.clone(), 0, none, root)
-            })
-            .to_vec()
+        let unit =
+            |active_state: &str| ListedUnit { active_state: active_state.into(), ..ListedUnit::default() };
+        vec![unit("active"), unit("failed")]
     }
 
     fn removed(by: &str, number: u32, unit: &str, result: &str) -> Message {
-        let signal = Message::signal(MANAGER_PATH, MANAGER, "JobRemoved").unwrap().sender(by).unwrap();
+        let signal = signal("JobRemoved").unwrap().sender(by).unwrap();
         signal.build(&(number, job(number), unit, result)).unwrap()
+    }
+
+    fn signal(name: &'static str) -> zbus::Result<zbus::message::Builder<'static>> {
+        Message::signal(MANAGER_PATH, interface::<ManagerProxy<'_>>(), name)
     }
 
     fn ended(result: &str) -> Heard {
@@ -316,7 +309,6 @@ mod tests {
         let missing = "org.freedesktop.systemd1.NoSuchUnit";
         for (question, name, is_error) in [
             (Question::Match, denied, true),
-            (Question::Keep, denied, false),
             (Question::Count, denied, true),
             (Question::Count, missing, false),
             (Question::Before, denied, true),
@@ -333,8 +325,8 @@ mod tests {
         let mut watch = watch();
         let before = ask(&mut watch, Question::Before);
         let somebody = Message::method_call("/x", "X").unwrap().build(&()).unwrap();
-        let odd = Message::signal(MANAGER_PATH, MANAGER, "JobRemoved").unwrap().sender(SYSTEMD).unwrap();
-        let other = Message::signal(MANAGER_PATH, MANAGER, "JobNew").unwrap().sender(SYSTEMD).unwrap();
+        let odd = signal("JobRemoved").unwrap().sender(SYSTEMD).unwrap();
+        let other = signal("JobNew").unwrap().sender(SYSTEMD).unwrap();
         let body = (8_u32, job(8), UNIT, "done");
         let messages = [
             reply(&before, SYSTEMD, &state()),

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use futures_util::future::{try_join, try_join_all, try_join3, try_join4, try_join5};
 use left4me_helper::instance::Instance;
-use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
+use systemd_bus::{ExecStatus, ServiceProxy, UnitProxy, all_of_service, exec_statuses, unit_path};
+use zbus::zvariant::{OwnedValue, Value};
 
-use super::bus::{ExecEntry, PROPERTIES, SERVICE, UNIT, unit_path};
 use super::connection::Systemd;
 use crate::doctor::{Bind, ExecLine, Mountpoint, OverlaySetup, Sandbox, UnitSetup};
 use crate::units::UnitsError;
@@ -23,33 +23,16 @@ impl Systemd {
     }
 
     async fn read_setup(&self, instance: &Instance, merged: Mountpoint) -> Result<UnitSetup, UnitsError> {
+        const AROUND: [&str; 3] = ["ExecStartPre", "ExecStop", "ExecStopPost"];
         let unit = instance.unit();
-        let path = unit_path(&unit)?;
-        let around = ["ExecStartPre", "ExecStop", "ExecStopPost"].map(|setting| {
-            let path = &path;
-            async move {
-                let entries: Vec<ExecEntry> = self.property(path, SERVICE, &format!("{setting}Ex")).await?;
-                Ok(exec_lines(entries).into_iter().map(move |line| (setting, line)))
-            }
-        });
-        let stop = try_join3(
-            self.property(&path, SERVICE, "KillMode"),
-            self.property(&path, SERVICE, "SendSIGKILL"),
-            self.property::<u64>(&path, SERVICE, "TimeoutStopUSec"),
-        );
-        let bonds = try_join3(
-            self.property(&path, UNIT, "Requires"),
-            self.property(&path, UNIT, "After"),
-            self.property(&path, SERVICE, "User"),
-        );
-        let ((), files, around, sandbox, (stop, bonds)) = try_join5(
-            self.keep(&unit),
-            self.read_files(&path),
-            try_join_all(around),
-            self.read_sandbox(&path),
-            try_join(stop, bonds),
-        )
-        .await?;
+        self.keep(&[&unit]).await?;
+        let loaded: UnitProxy<'_> = self.of_unit(&unit).await?;
+        let service: ServiceProxy<'_> = self.of_unit(&unit).await?;
+        let around = try_join_all(AROUND.map(|line| exec_statuses(&service, line)));
+        let stop = try_join3(service.kill_mode(), service.send_sigkill(), service.timeout_stop_us());
+        let bonds = try_join3(loaded.requires(), loaded.after(), service.user());
+        let (files, around, sandbox, (stop, bonds)) =
+            try_join4(read_files(&loaded), around, read_sandbox(&service), try_join(stop, bonds)).await?;
         let (load_state, fragment, drop_ins, need_daemon_reload) = files;
         if load_state != "loaded" {
             return Err(UnitsError::NoSuchUnit(format!("Unit {unit} is {load_state}.")));
@@ -66,7 +49,7 @@ impl Systemd {
             requires,
             after,
             user,
-            around: around.into_iter().flatten().collect(),
+            around: of_each(AROUND, around).map(|(setting, run)| (setting, exec_line(run))).collect(),
             sandbox,
             kill_mode,
             send_sigkill,
@@ -75,39 +58,28 @@ impl Systemd {
         })
     }
 
-    /// A unit's LoadState, file, drop-ins, and whether one of these has changed.
-    async fn read_files(
-        &self,
-        path: &OwnedObjectPath,
-    ) -> Result<(String, String, Vec<String>, bool), UnitsError> {
-        try_join4(
-            self.property::<String>(path, UNIT, "LoadState"),
-            self.property(path, UNIT, "FragmentPath"),
-            self.property(path, UNIT, "DropInPaths"),
-            self.property(path, UNIT, "NeedDaemonReload"),
-        )
-        .await
-    }
-
     async fn read_overlay(&self, unit: &str) -> Result<OverlaySetup, UnitsError> {
-        let path = unit_path(unit)?;
-        self.keep(unit).await?;
-        let (load_state, fragment, drop_ins, need_daemon_reload) = self.read_files(&path).await?;
+        self.keep(&[unit]).await?;
+        let (load_state, fragment, drop_ins, need_daemon_reload) =
+            read_files(&self.of_unit(unit).await?).await?;
         if load_state != "loaded" {
             return Ok(OverlaySetup { unit: unit.to_owned(), load_state, ..OverlaySetup::default() });
         }
         // What gives a namespace is in so many settings that all are asked for at once.
-        let reply = self.ask(&path, PROPERTIES, "GetAll", &(SERVICE)).await?;
-        let settings: Settings = reply.body().deserialize()?;
+        let settings = all_of_service(&self.connection, unit_path(unit)).await?;
         let directory: String = setting(&settings, "WorkingDirectory")?;
+        let lines = |property| -> Result<_, UnitsError> {
+            let statuses: Vec<ExecStatus> = setting(&settings, property)?;
+            Ok(statuses.into_iter().map(exec_line).collect())
+        };
         Ok(OverlaySetup {
             unit: unit.to_owned(),
             load_state,
             fragment,
             drop_ins,
             need_daemon_reload,
-            exec_start: exec_lines(setting(&settings, "ExecStartEx")?),
-            exec_stop_post: exec_lines(setting(&settings, "ExecStopPostEx")?),
+            exec_start: lines("ExecStartEx")?,
+            exec_stop_post: lines("ExecStopPostEx")?,
             remain_after_exit: setting(&settings, "RemainAfterExit")?,
             user: setting(&settings, "User")?,
             namespaced: namespaced(&settings),
@@ -115,47 +87,56 @@ impl Systemd {
             timeout_stop: timeout_of(setting(&settings, "TimeoutStopUSec")?),
         })
     }
+}
 
-    /// What of a service's settings has to do with mounts.
-    pub(super) async fn read_sandbox(&self, path: &OwnedObjectPath) -> Result<Sandbox, UnitsError> {
-        let roots = ["RootDirectory", "RootImage"].map(|setting| async move {
-            let root: String = self.property(path, SERVICE, setting).await?;
-            Ok((setting, PathBuf::from(root)))
-        });
-        let binds = ["BindPaths", "BindReadOnlyPaths"].map(|setting| async move {
-            let entries: Vec<(String, String, bool, u64)> = self.property(path, SERVICE, setting).await?;
-            Ok(entries.into_iter().map(move |(source, destination, ..)| Bind {
-                setting,
-                source: plain_path(&source),
-                destination: plain_path(&destination),
-            }))
-        });
-        let paths = ["ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths"].map(|setting| async move {
-            let paths: Vec<String> = self.property(path, SERVICE, setting).await?;
-            Ok(paths.into_iter().map(move |path| (setting, plain_path(&path))))
-        });
-        let temporary = async {
-            let entries: Vec<(String, String)> = self.property(path, SERVICE, "TemporaryFileSystem").await?;
-            Ok(entries.into_iter().map(|(path, _options)| ("TemporaryFileSystem", plain_path(&path))))
-        };
-        let flags = self.property(path, SERVICE, "MountFlags");
-        let directory = self.property::<String>(path, SERVICE, "WorkingDirectory");
-        let (roots, binds, (paths, temporary), mount_flags, directory) = try_join5(
-            try_join_all(roots),
-            try_join_all(binds),
-            try_join(try_join_all(paths), temporary),
-            flags,
-            directory,
-        )
-        .await?;
-        Ok(Sandbox {
-            mount_flags,
-            roots: roots.into_iter().filter(|(_setting, root)| !root.as_os_str().is_empty()).collect(),
-            binds: binds.into_iter().flatten().collect(),
-            mounted_over: paths.into_iter().flatten().chain(temporary).collect(),
-            working_directory: plain_path(&directory),
-        })
-    }
+/// A unit's LoadState, file, drop-ins, and whether one of these has changed.
+async fn read_files(unit: &UnitProxy<'_>) -> zbus::Result<(String, String, Vec<String>, bool)> {
+    try_join4(unit.load_state(), unit.fragment_path(), unit.drop_in_paths(), unit.need_daemon_reload()).await
+}
+
+/// What of a service's settings has to do with mounts: ten questions.
+pub(super) async fn read_sandbox(service: &ServiceProxy<'_>) -> zbus::Result<Sandbox> {
+    const ROOTS: [&str; 2] = ["RootDirectory", "RootImage"];
+    const BINDS: [&str; 2] = ["BindPaths", "BindReadOnlyPaths"];
+    const PATHS: [&str; 3] = ["ReadOnlyPaths", "ReadWritePaths", "InaccessiblePaths"];
+    let properties = service.inner();
+    let (roots, binds, (paths, temporary), mount_flags, directory) = try_join5(
+        try_join_all(ROOTS.map(|setting| properties.get_property::<String>(setting))),
+        try_join_all(
+            BINDS.map(|setting| properties.get_property::<Vec<(String, String, bool, u64)>>(setting)),
+        ),
+        try_join(
+            try_join_all(PATHS.map(|setting| properties.get_property::<Vec<String>>(setting))),
+            service.temporary_file_system(),
+        ),
+        service.mount_flags(),
+        service.working_directory(),
+    )
+    .await?;
+    let roots = ROOTS.into_iter().zip(roots).filter(|(_setting, root)| !root.is_empty());
+    let bind = |(setting, (source, destination, ..)): (_, (String, String, bool, u64))| Bind {
+        setting,
+        source: plain_path(&source),
+        destination: plain_path(&destination),
+    };
+    let temporary = temporary.into_iter().map(|(path, _options)| ("TemporaryFileSystem", path));
+    let mounted_over = of_each(PATHS, paths).chain(temporary);
+    Ok(Sandbox {
+        mount_flags,
+        roots: roots.map(|(setting, root)| (setting, root.into())).collect(),
+        binds: of_each(BINDS, binds).map(bind).collect(),
+        mounted_over: mounted_over.map(|(setting, path)| (setting, plain_path(&path))).collect(),
+        working_directory: plain_path(&directory),
+    })
+}
+
+/// Each entry with its setting.
+fn of_each<T, const N: usize>(
+    settings: [&'static str; N],
+    entries: Vec<Vec<T>>,
+) -> impl Iterator<Item = (&'static str, T)> {
+    let of = |(setting, entries): (_, Vec<T>)| entries.into_iter().map(move |entry| (setting, entry));
+    settings.into_iter().zip(entries).flat_map(of)
 }
 
 /// A path without what systemd leaves in front of it: `-` and `+` (systemd.exec(5), ReadWritePaths=), and `!`, which it
@@ -227,8 +208,8 @@ pub(super) fn namespaced(settings: &Settings) -> Vec<&'static str> {
 /// mount(2)'s flag, as `MountFlags` has it: what is so without it.
 pub(super) const MS_SHARED: u64 = 1 << 20;
 
-fn exec_lines(entries: Vec<ExecEntry>) -> Vec<ExecLine> {
-    entries.into_iter().map(|(_, argv, flags, ..)| ExecLine { argv, flags }).collect()
+fn exec_line(ExecStatus { argv, flags, .. }: ExecStatus) -> ExecLine {
+    ExecLine { argv, flags }
 }
 
 /// A timeout in microseconds; none if it is `infinity`.

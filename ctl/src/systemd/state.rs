@@ -8,35 +8,28 @@
 use std::time::Instant;
 
 use futures_lite::{StreamExt, future};
-use futures_util::future::{try_join, try_join_all, try_join5};
-use zbus::zvariant::OwnedObjectPath;
+use futures_util::future::{try_join, try_join_all, try_join4};
+use systemd_bus::{ExecStatus, ListedUnit, ServiceProxy, UNITS_PATH, UnitProxy, call, exec_statuses};
+use zbus::fdo::PropertiesChanged;
 use zbus::{Message, MessageStream};
 
-use super::bus::{
-    ExecEntry, Listed, ListedUnit, MANAGER, MANAGER_PATH, PROPERTIES, SERVICE, SYSTEMD, UNIT, UNITS_PATH,
-    bus_call, gone, manager_call, unit_path,
-};
+use super::bus::gone;
 use super::connection::{QUESTIONS_AT_ONCE, Systemd};
 use super::job::{Heard, JobWatch, Question};
 use crate::units::{
     Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError, is_down,
 };
 
-/// The settings whose runs are reported, in the order of a unit's life, each with its property.
-const EXEC_PROPERTIES: [(&str, &str); 4] = [
-    ("ExecStartPre", "ExecStartPreEx"),
-    ("ExecStart", "ExecStartEx"),
-    ("ExecStop", "ExecStopEx"),
-    ("ExecStopPost", "ExecStopPostEx"),
-];
+/// The settings whose runs are reported, in the order of a unit's life.
+const EXEC_LINES: [&str; 4] = ["ExecStartPre", "ExecStart", "ExecStop", "ExecStopPost"];
 
 /// Which lines are asked about: of the server's unit, and of the overlay's, which has no `ExecStop=`. Each question is a way
 /// through the bus daemon and back, so after a stop it is only what a stop runs, and how the server itself ended.
-fn lines(asked: Lines) -> Pair<&'static [(&'static str, &'static str)]> {
-    const OF_OVERLAY: [(&str, &str); 3] = [EXEC_PROPERTIES[0], EXEC_PROPERTIES[1], EXEC_PROPERTIES[3]];
+fn lines(asked: Lines) -> Pair<&'static [&'static str]> {
+    const OF_OVERLAY: [&str; 3] = [EXEC_LINES[0], EXEC_LINES[1], EXEC_LINES[3]];
     match asked {
-        Lines::All => Pair { server: &EXEC_PROPERTIES, overlay: &OF_OVERLAY },
-        Lines::OfStop => Pair { server: &EXEC_PROPERTIES[1..], overlay: &OF_OVERLAY[2..] },
+        Lines::All => Pair { server: &EXEC_LINES, overlay: &OF_OVERLAY },
+        Lines::OfStop => Pair { server: &EXEC_LINES[1..], overlay: &OF_OVERLAY[2..] },
     }
 }
 
@@ -45,34 +38,34 @@ impl Systemd {
         let unit = job.unit(names);
         let mut messages = MessageStream::from(&self.connection);
         let mut watch = JobWatch::new(names, unit);
-        let rule = format!(
-            "type='signal',sender='{SYSTEMD}',path='{MANAGER_PATH}',interface='{MANAGER}',member='JobRemoved',arg2='{unit}'"
-        );
+        let rule = call::job_ends(unit)?;
+        self.keep(&names.each().map(String::as_str)).await?;
         let mut calls = Vec::new();
         // Without a bus in between everything comes anyway.
         if self.connection.is_bus() {
-            calls.push((Question::Match, bus_call("AddMatch", &rule)?));
+            calls.push((Question::Match, call::add_match(&rule)?));
         }
-        for name in names.each() {
-            calls.push((Question::Keep, manager_call("RefUnit", name)?));
-        }
-        calls.push((Question::Before, manager_call("ListUnitsByNames", &(names.each().to_vec()))?));
+        calls.push((Question::Before, call::list_units_by_names(&names.each().map(String::as_str))?));
         for name in job.resets_failed(names) {
-            calls.push((Question::Count, manager_call("ResetFailedUnit", &name)?));
+            calls.push((Question::Count, call::reset_failed_unit(name)?));
         }
-        calls.push((Question::Queue, manager_call(job.method(), &(unit, "replace"))?));
+        let queue = match job {
+            Job::Start | Job::Mount => call::start_unit(unit)?,
+            Job::Stop | Job::StopServer => call::stop_unit(unit)?,
+        };
+        calls.push((Question::Queue, queue));
         for (question, call) in &calls {
             watch.asked(*question, call.primary_header().serial_num());
-            self.send(call).await?;
+            self.connection.send(call).await?;
         }
         let ended = loop {
             let message = messages.next().await.ok_or_else(gone)??;
             match watch.hear(&message)? {
                 Heard::Nothing => {}
                 Heard::Doubt if self.connection.is_bus() => {
-                    let call = bus_call("GetNameOwner", &SYSTEMD)?;
+                    let call = call::systemds_owner()?;
                     watch.asked(Question::Owner, call.primary_header().serial_num());
-                    self.send(&call).await?;
+                    self.connection.send(&call).await?;
                 }
                 Heard::Doubt => {}
                 Heard::Ended(ended) => break ended,
@@ -80,28 +73,28 @@ impl Systemd {
         };
         if self.connection.is_bus() {
             // The bus lets a connection have only so many, and a reset of all has a job for each instance.
-            self.send(&bus_call("RemoveMatch", &rule)?).await?;
+            self.connection.send(&call::remove_match(&rule)?).await?;
         }
         Ok(ended)
     }
 
-    async fn active_states(&self, units: &[String]) -> Result<Vec<String>, UnitsError> {
-        let reply = self.manager("ListUnitsByNames", &(units)).await?;
-        let listed: Vec<ListedUnit> = reply.body().deserialize()?;
-        Ok(listed.into_iter().map(|(_, _, _, active_state, ..)| active_state).collect())
+    async fn active_states(&self, units: &[&str]) -> Result<Vec<String>, UnitsError> {
+        let listed = self.manager().await?.list_units_by_names(units).await?;
+        Ok(listed.into_iter().map(|unit| unit.active_state).collect())
     }
 
     async fn read_activity(&self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
         let mut all = Vec::new();
-        let states = self.active_states(units).await?;
+        let names: Vec<_> = units.iter().map(String::as_str).collect();
+        let states = self.active_states(&names).await?;
         for some in units.iter().zip(states).collect::<Vec<_>>().chunks(QUESTIONS_AT_ONCE) {
             let asked = some.iter().map(|(unit, active_state)| async move {
                 let active_state = active_state.clone();
                 if is_down(&active_state) {
                     return Ok::<_, UnitsError>(Activity { active_state, since_us: 0 });
                 }
-                let path = unit_path(unit)?;
-                let since_us = self.property(&path, UNIT, "ActiveEnterTimestampMonotonic").await?;
+                let unit: UnitProxy<'_> = self.of_unit(unit).await?;
+                let since_us = unit.active_enter_timestamp_monotonic().await?;
                 Ok(Activity { active_state, since_us })
             });
             all.extend(try_join_all(asked).await?);
@@ -113,20 +106,15 @@ impl Systemd {
     /// not keep it hears nothing, and waits to the end.
     async fn watch_until_down(&self, units: &[String]) -> Result<(), UnitsError> {
         let mut messages = MessageStream::from(&self.connection);
-        let rule = format!(
-            "type='signal',sender='{SYSTEMD}',path_namespace='/org/freedesktop/systemd1/unit',interface='{PROPERTIES}',\
-             member='PropertiesChanged',arg0='{UNIT}'"
-        );
+        let rule = call::unit_changes()?;
         if self.connection.is_bus() {
-            self.send(&bus_call("AddMatch", &rule)?).await?;
+            self.connection.send(&call::add_match(&rule)?).await?;
         }
-        for unit in units {
-            self.send(&manager_call("RefUnit", unit)?).await?;
-        }
+        let names: Vec<_> = units.iter().map(String::as_str).collect();
+        self.keep(&names).await?;
         let is_change = |message: &Message| {
-            let header = message.header();
-            header.member().is_some_and(|member| member.as_str() == "PropertiesChanged")
-                && header.path().is_some_and(|path| path.as_str().starts_with(UNITS_PATH))
+            message.header().path().is_some_and(|path| path.as_str().starts_with(UNITS_PATH))
+                && PropertiesChanged::from_message(message.clone()).is_some()
         };
         loop {
             let mut has_changed = false;
@@ -137,7 +125,7 @@ impl Systemd {
                 }
                 Err(gone())
             };
-            let states = future::or(self.active_states(units), drain).await?;
+            let states = future::or(self.active_states(&names), drain).await?;
             if states.iter().all(|state| is_down(state)) {
                 break;
             }
@@ -148,7 +136,7 @@ impl Systemd {
             }
         }
         if self.connection.is_bus() {
-            self.send(&bus_call("RemoveMatch", &rule)?).await?;
+            self.connection.send(&call::remove_match(&rule)?).await?;
         }
         Ok(())
     }
@@ -161,47 +149,38 @@ impl Systemd {
         is_kept: bool,
     ) -> Result<Pair<UnitState>, UnitsError> {
         let lines = lines(asked);
-        let paths = Pair { server: unit_path(&names.server)?, overlay: unit_path(&names.overlay)? };
-        let kept = async {
-            if !is_kept {
-                try_join(self.keep(&names.server), self.keep(&names.overlay)).await?;
-            }
-            Ok(())
-        };
+        if !is_kept {
+            self.keep(&names.each().map(String::as_str)).await?;
+        }
+        let (server, overlay) = (self.of_unit(&names.server).await?, self.of_unit(&names.overlay).await?);
         // Asked at once: answers of one moment, or nearly.
-        let restarts = self.property(&paths.server, SERVICE, "NRestarts");
-        let (_, listed, server, overlay, restarts) = try_join5(
-            kept,
+        let (listed, restarts, of_server, of_overlay) = try_join4(
             self.listed(names),
-            self.read_runs(&paths.server, lines.server),
-            self.read_runs(&paths.overlay, lines.overlay),
-            restarts,
+            async { Ok(ServiceProxy::n_restarts(&server).await?) },
+            read_runs(&server, lines.server),
+            read_runs(&overlay, lines.overlay),
         )
         .await?;
-        let state = |listed: Listed, (result, exec): (String, Vec<ExecRun>), restarts| {
-            let Listed { load_state, active_state, sub_state } = listed;
+        let state = |listed: ListedUnit, (result, exec): (String, Vec<ExecRun>), restarts| {
+            let ListedUnit { load_state, active_state, sub_state, .. } = listed;
             UnitState { load_state, active_state, sub_state, result, restarts, exec }
         };
         Ok(Pair {
-            server: state(listed.server, server, restarts),
-            overlay: state(listed.overlay, overlay, 0),
+            server: state(listed.server, of_server, restarts),
+            overlay: state(listed.overlay, of_overlay, 0),
         })
     }
+}
 
-    /// A service's result and its commands' last runs.
-    async fn read_runs(
-        &self,
-        path: &OwnedObjectPath,
-        properties: &[(&'static str, &str)],
-    ) -> Result<(String, Vec<ExecRun>), UnitsError> {
-        let runs = properties.iter().map(|&(line, property)| async move {
-            let entries: Vec<ExecEntry> = self.property(path, SERVICE, property).await?;
-            Ok(entries.into_iter().map(move |entry| exec_run(line, entry)))
-        });
-        let (result, runs) =
-            try_join(self.property::<String>(path, SERVICE, "Result"), try_join_all(runs)).await?;
-        Ok((result, runs.into_iter().flatten().collect()))
-    }
+/// A service's result and its commands' last runs.
+async fn read_runs(
+    service: &ServiceProxy<'_>,
+    lines: &[&'static str],
+) -> Result<(String, Vec<ExecRun>), UnitsError> {
+    let runs = lines.iter().map(|line| exec_statuses(service, line));
+    let (result, runs) = try_join(service.result(), try_join_all(runs)).await?;
+    let of = |(line, runs): (&&'static str, Vec<ExecStatus>)| runs.into_iter().map(|run| exec_run(line, run));
+    Ok((result, lines.iter().zip(runs).flat_map(of).collect()))
 }
 
 impl Units for Systemd {
@@ -217,13 +196,15 @@ impl Units for Systemd {
     }
 
     fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
-        self.wait(self.deadline, self.manager("ResetFailedUnit", &(unit))).map(drop)
+        self.wait(self.deadline, async { Ok(self.manager().await?.reset_failed_unit(unit).await?) })
     }
 
     fn requires_overlay(&mut self, names: &Names) -> Result<bool, UnitsError> {
-        let path = unit_path(&names.server)?;
-        let required: Vec<String> = self.wait(self.deadline, self.property(&path, UNIT, "Requires"))?;
-        Ok(required.contains(&names.overlay))
+        let required = async {
+            let server: UnitProxy<'_> = self.of_unit(&names.server).await?;
+            Ok(server.requires().await?)
+        };
+        Ok(self.wait(self.deadline, required)?.contains(&names.overlay))
     }
 
     fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
@@ -238,7 +219,7 @@ impl Units for Systemd {
     }
 }
 
-pub(super) fn exec_run(line: &'static str, entry: ExecEntry) -> ExecRun {
-    let (_path, argv, _flags, _start, started_us, _exit, exited_us, _pid, code, status) = entry;
+pub(super) fn exec_run(line: &'static str, status: ExecStatus) -> ExecRun {
+    let ExecStatus { argv, started_us, exited_us, code, status, .. } = status;
     ExecRun { line, argv, started_us, exited_us, code, status }
 }

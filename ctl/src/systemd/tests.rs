@@ -7,20 +7,19 @@ use async_io::block_on;
 use futures_lite::future;
 use left4me_helper::instance::Instance;
 use proptest::prelude::*;
+use systemd_bus::{ListedUnit, MANAGER_PATH, ManagerProxy, SYSTEMD, UnitProxy, interface};
 use zbus::connection::Builder;
+use zbus::fdo::PropertiesProxy;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 use zbus::{Connection, Message};
 
 use super::Systemd;
-use super::bus::{
-    ExecEntry, ListedUnit, MANAGER, MANAGER_PATH, PROPERTIES, SYSTEMD, UNIT, explain_reply, unit_path,
-};
+use super::bus::explain_reply;
 use super::connection::by;
 use super::settings::{MS_SHARED, NAMESPACED, Settings, namespaced, plain_path};
-use super::state::exec_run;
 use crate::doctor::{Bind, Mountpoint, Sandbox};
 use crate::neighbours::MountUnit;
-use crate::units::{Activity, Ended, ExecRun, Job, Lines, Names, Pair, Units, UnitsError};
+use crate::units::{Activity, Ended, Job, Lines, Names, Pair, Units, UnitsError};
 
 #[test]
 fn error_replies() {
@@ -38,41 +37,10 @@ fn error_replies() {
 }
 
 #[test]
-fn an_exec_entry_comes_off_the_wire() {
-    use zbus::zvariant::Value;
-    let entry: ExecEntry = ("/x".into(), vec!["/x".into(), "a".into()], vec![], 10, 20, 30, 45, 7, 1, 32);
-    let value = OwnedValue::try_from(Value::from(vec![entry])).unwrap();
-    assert_eq!(value.value_signature().to_string(), "a(sasasttttuii)");
-    let back = Vec::<ExecEntry>::try_from(value).unwrap();
-    let expected = ExecRun {
-        line: "ExecStopPost",
-        argv: vec!["/x".into(), "a".into()],
-        started_us: 20,
-        exited_us: 45,
-        code: 1,
-        status: 32,
-    };
-    assert_eq!(back.into_iter().map(|entry| exec_run("ExecStopPost", entry)).collect::<Vec<_>>(), [expected]);
-}
-
-#[test]
 fn a_deadline_ends_a_wait() {
     let never = future::pending::<Result<(), UnitsError>>();
     assert_eq!(block_on(by(Instant::now(), never)), Err(UnitsError::Deadline));
     assert_eq!(block_on(by(Instant::now(), async { Ok(3) })), Ok(3));
-}
-
-#[test]
-fn units_have_paths() {
-    for (unit, name) in [
-        (UNIT_NAME, "left4me_2dserver_403_2eservice"),
-        ("3.service", "_33_2eservice"),
-        ("a_b@x\\x2dy.service", "a_5fb_40x_5cx2dy_2eservice"),
-        ("", "_"),
-    ] {
-        let path = unit_path(unit).unwrap();
-        assert_eq!(path.as_str().strip_prefix("/org/freedesktop/systemd1/unit/"), Some(name));
-    }
 }
 
 const UNIT_PATH: &str = "/org/freedesktop/systemd1/unit/left4me_2dserver_403_2eservice";
@@ -137,7 +105,8 @@ impl Manager {
         };
         if self.is_forged {
             // Anybody may send us a signal, and number and unit are no secret.
-            let forged = Message::signal(MANAGER_PATH, MANAGER, "JobRemoved").unwrap();
+            let forged =
+                Message::signal(MANAGER_PATH, interface::<ManagerProxy<'_>>(), "JobRemoved").unwrap();
             let forged = forged.sender(":1.66").unwrap().build(&(8_u32, job(8), name, "failed"));
             connection.send(&forged.unwrap()).await.unwrap();
         }
@@ -145,7 +114,8 @@ impl Manager {
             [(6, "other.service", "failed"), (7, name, "canceled"), (8, name, "done")]
         {
             let body = (number, job(number), unit, result);
-            connection.emit_signal(None::<&str>, MANAGER_PATH, MANAGER, "JobRemoved", &body).await.unwrap();
+            let of = interface::<ManagerProxy<'_>>();
+            connection.emit_signal(None::<&str>, MANAGER_PATH, of, "JobRemoved", &body).await.unwrap();
         }
         Ok(job(8))
     }
@@ -161,9 +131,8 @@ impl Manager {
         assert_eq!(patterns, ["*.service", "*.mount", "*.automount"]);
         let unit = |name: &str, load: &str, active: &str, path: &str| -> ListedUnit {
             let path = OwnedObjectPath::try_from(path).unwrap();
-            let [name, load, active] = [name, load, active].map(String::from);
-            let [about, sub, none] = ["x", "dead", ""].map(String::from);
-            (name, about, load, active, sub, none.clone(), path, 0, none, OwnedObjectPath::default())
+            let [name, load_state, active_state] = [name, load, active].map(String::from);
+            ListedUnit { name, load_state, active_state, path, ..ListedUnit::default() }
         };
         let gone = "/org/freedesktop/systemd1/unit/gone";
         let mut units: Vec<_> = (0..CROWD)
@@ -193,15 +162,14 @@ impl Manager {
         let down = self.down.fetch_add(usize::from(names.len() == 4), std::sync::atomic::Ordering::Relaxed);
         if names.len() == 4 {
             let changed = std::collections::HashMap::<&str, zbus::zvariant::Value<'_>>::new();
-            let body = (UNIT, changed, &["x"][..]);
-            let signal = "PropertiesChanged";
-            connection.emit_signal(None::<&str>, UNIT_PATH, PROPERTIES, signal, &body).await.unwrap();
+            let body = (interface::<UnitProxy<'_>>(), changed, &["x"][..]);
+            let (of, signal) = (interface::<PropertiesProxy<'_>>(), "PropertiesChanged");
+            connection.emit_signal(None::<&str>, UNIT_PATH, of, signal, &body).await.unwrap();
         }
         let states = ["failed", "active"].into_iter().cycle();
         let unit = |(name, active): (String, &str)| {
-            let path = OwnedObjectPath::try_from(UNIT_PATH).unwrap();
-            let [about, load, active, sub, none] = ["x", "loaded", active, "dead", ""].map(String::from);
-            (name, about, load, active, sub, none.clone(), path, 0, none, OwnedObjectPath::default())
+            let [load_state, active_state] = ["loaded", active].map(String::from);
+            ListedUnit { name, load_state, active_state, ..ListedUnit::default() }
         };
         if names.len() == 4 {
             let states = (0..4).map(|at| if at < down { "inactive" } else { "active" });
@@ -249,6 +217,9 @@ impl Unit {
 }
 
 struct Service;
+
+/// `(sasasttttuii)`, as org.freedesktop.systemd1(5) has it.
+type ExecEntry = (String, Vec<String>, Vec<String>, u64, u64, u64, u64, u32, i32, i32);
 
 #[zbus::interface(name = "org.freedesktop.systemd1.Service")]
 impl Service {
@@ -504,7 +475,14 @@ fn on_a_bus_a_flood_of_forged_ends_neither_ends_nor_holds_up_a_job() {
         for _ in 0..count {
             let body = (8_u32, &job, OVERLAY_NAME, "failed");
             let to = Some(victim.as_str());
-            block_on(forger.emit_signal(to, MANAGER_PATH, MANAGER, "JobRemoved", &body)).unwrap();
+            block_on(forger.emit_signal(
+                to,
+                MANAGER_PATH,
+                interface::<ManagerProxy<'_>>(),
+                "JobRemoved",
+                &body,
+            ))
+            .unwrap();
         }
     };
     let mut systemd = Systemd { connection: client, deadline: soon(), kept: None };

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// What to run and what to watch. Handed to the guest as a whole before it starts, so that nothing the host
 /// does falls between two steps.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Plan {
     /// The unit under test, `left4me-server@3.service`.
     pub unit: String,
@@ -35,7 +35,7 @@ pub struct Plan {
 }
 
 /// What a run was and what happened.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Recording {
     /// The plan that was run.
     pub plan: Plan,

@@ -46,17 +46,11 @@ pub(crate) fn recording(mount_unit: Option<&str>, whats: impl IntoIterator<Item 
         unit: "x.service".to_owned(),
         mount_unit: mount_unit.map(str::to_owned),
         mount: "/m".to_owned(),
-        removed: Vec::new(),
         cycles: 1,
-        start: Vec::new(),
-        reset: Vec::new(),
-        recover: Vec::new(),
-        command_timeout_ms: 1,
-        sample_us: 1,
+        ..Plan::default()
     };
     let events = whats.into_iter().map(|(at, what)| Event { at, cycle: 1, what }).collect();
-    let (kernel, systemd, os) = (String::new(), String::new(), String::new());
-    Recording { plan, kernel, systemd, os, events }
+    Recording { plan, events, ..Recording::default() }
 }
 
 /// The end of a step that went well.

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-/// The whole chain of an error in one line, outermost first.
+/// The whole chain of an error in one line, outermost first. A cause may be a program's output, with a newline at its end.
 #[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
@@ -17,14 +17,16 @@ pub fn chain(error: &dyn Error) -> String {
 
 #[cfg(test)]
 mod tests {
-    use rustix::io::Errno;
-
     use super::*;
-    use crate::error::HelperError;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("umount /m")]
+    struct Umount(#[source] std::io::Error);
 
     #[test]
     fn the_chain_is_printed_once() {
-        let error = HelperError::Umount { path: "/m".into(), source: Errno::PERM };
+        let error = Umount(std::io::Error::from_raw_os_error(1));
         assert_eq!(chain(&error), "umount /m: Operation not permitted (os error 1)");
+        assert_eq!(chain(&Umount(std::io::Error::other("said so\n"))), "umount /m: said so");
     }
 }
