@@ -56,7 +56,7 @@ pub(crate) async fn run(args: &ShellArgs) -> Result<u8> {
     eprintln!("ready; exit or Ctrl-D ends the machine");
     let guest = machine.guest();
     let ended = machine.race("the shell's end", DEADLINE, talk(guest)).await;
-    machine.stop().await?;
+    let ended = machine.finish(ended.map_err(Into::into)).await;
     cache::remove_tree(&directory)?;
     match ended? {
         Exit::Code(code) => Ok(u8::try_from(code).unwrap_or(crate::exit::FAILED)),

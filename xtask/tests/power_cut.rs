@@ -164,7 +164,7 @@ impl Guest<'_> {
                     Err(error) => format!("{error}"),
                 };
                 let error = anyhow::anyhow!("the work has ended by itself: {why}");
-                return Err(self.evidence(machine, error).await);
+                return self.evidence(machine, error).await;
             }
         }
         let pid = Pid::from_raw(i32::try_from(machine.pid())?).context("a process id is not 0")?;
@@ -172,13 +172,10 @@ impl Guest<'_> {
         machine.stop().await
     }
 
-    async fn evidence(&self, mut machine: Machine, error: anyhow::Error) -> anyhow::Error {
+    async fn evidence(&self, mut machine: Machine, error: anyhow::Error) -> Result<()> {
         let manifest = &self.scenario.manifest;
         machine.save_evidence(&manifest.unit, &manifest.mount).await;
-        match machine.stop().await {
-            Ok(()) => error,
-            Err(left) => error.context(format!("and cleaning up failed: {left:#}")),
-        }
+        machine.finish(Err(error)).await
     }
 }
 

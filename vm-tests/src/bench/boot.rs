@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::guest::{DEADLINE, answer, stop, text};
+use super::guest::{DEADLINE, answer, text};
 use crate::machine::base::Base;
 use crate::machine::config::Ram;
 use crate::machine::saved::Saved;
@@ -63,7 +63,7 @@ pub async fn boot(base: &Base, directory: &Path, cancel: Cancel) -> Result<Boot>
         Ok(Boot { greeting, agent, running, guest: phases(&mut machine).await? })
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 async fn phases(machine: &mut Machine) -> Result<Phases> {
@@ -139,7 +139,7 @@ pub async fn restore(
     let mut wrong = None;
     for started in joined {
         let ended = match started {
-            Ok((machine, answered)) => stop(machine, answered).await,
+            Ok((machine, answered)) => machine.finish(answered).await,
             Err(error) => Err(error),
         };
         match ended {

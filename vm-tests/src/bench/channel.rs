@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::guest::{DEADLINE, restored, stop, text};
+use super::guest::{DEADLINE, restored, text};
 use super::samples::Samples;
 use crate::machine::Cancel;
 use crate::run::Prepared;
@@ -83,7 +83,7 @@ pub async fn channel(
         Ok(channel)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 /// The host's seconds for guest time in virtual time.
@@ -124,7 +124,7 @@ pub async fn idle(prepared: &Prepared, rounds: usize, directory: &Path, cancel: 
         Ok(idle)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 /// Restores a machine, runs `true` in it and ends it: the whole of the job, with the machine's end.
@@ -135,6 +135,6 @@ pub async fn one_true(prepared: &Prepared, directory: &Path, cancel: Cancel) -> 
     let begun = Instant::now();
     let mut machine = restored(prepared, directory, cancel).await?;
     let ran = text(&mut machine, &["true"]).await;
-    stop(machine, ran).await?;
+    machine.finish(ran).await?;
     Ok(begun.elapsed())
 }

@@ -16,7 +16,7 @@ use vm_agent::wire::{Body, Session};
 use super::samples::Samples;
 use crate::host::events::{self, Event};
 use crate::image::programs::GuestBinaries;
-use crate::machine::{Cancel, Machine};
+use crate::machine::Cancel;
 use crate::run::{self, Prepared};
 use crate::scenario::bundle::Bundle;
 
@@ -215,16 +215,7 @@ async fn planter(
         Ok(output.text())
     }
     .await;
-    stop(machine, done).await
-}
-
-async fn stop<T>(machine: Machine, done: Result<T>) -> Result<T> {
-    match (done, machine.stop().await) {
-        (Ok(value), Ok(())) => Ok(value),
-        (Ok(_), Err(left)) => Err(left),
-        (Err(error), Ok(())) => Err(error),
-        (Err(error), Err(left)) => Err(error.context(format!("and cleaning up failed: {left:#}"))),
-    }
+    machine.finish(done).await
 }
 
 fn lines<T: for<'de> Deserialize<'de>>(text: &str) -> Result<Vec<T>> {

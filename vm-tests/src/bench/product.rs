@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use vm_agent::recording::{Plan, Recording, Step, What};
 use vm_agent::wire::{Body, Session};
 
-use super::guest::{DEADLINE, stop, text};
+use super::guest::{DEADLINE, text};
 use super::samples::Samples;
 use crate::judge::cycle::Cycle;
 use crate::judge::{Judgement, fold};
@@ -96,7 +96,7 @@ pub async fn reset_and_stop(
         Ok(both)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 /// Runs a plan of one cycle and returns its Reset's guest time.
@@ -233,7 +233,7 @@ pub async fn programs(
         Ok(programs)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 /// Measures a purge beside `rm -rf`, by turns in one machine with a scenario's files.
@@ -282,5 +282,5 @@ pub async fn purges(
         Ok(purges)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }

@@ -255,9 +255,7 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
         machine.save(file).await.context("save the machine")
     }
     .await;
-    let stopped = machine.stop().await;
-    saved?;
-    stopped?;
+    machine.finish(saved).await?;
     std::fs::remove_file(&deploy).with_context(|| format!("delete {}", deploy.display()))?;
     dig_holes(&ram)?;
     let manifest = Manifest {

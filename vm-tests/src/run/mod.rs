@@ -161,7 +161,7 @@ pub async fn with_disk(
     .await;
     match prepared {
         Ok(_done) => Ok(machine),
-        Err(error) => Err(give_up(machine, error.into(), None).await),
+        Err(error) => give_up(machine, error.into(), None).await,
     }
 }
 
@@ -181,7 +181,7 @@ async fn restore_with(
     };
     match loaded {
         Ok(()) => Ok(machine),
-        Err(error) => Err(give_up(machine, error, None).await),
+        Err(error) => give_up(machine, error, None).await,
     }
 }
 
@@ -238,7 +238,7 @@ pub async fn prepare_shell(
     let mut machine = restore(&prepared.of_size(size), Some(wanted), directory, cancel).await?;
     match session(&mut machine, prepared.base.clock, "the set-up", SETUP_DEADLINE).await {
         Ok(_done) => Ok(machine),
-        Err(error) => Err(give_up(machine, error, scenario).await),
+        Err(error) => give_up(machine, error, scenario).await,
     }
 }
 
@@ -251,15 +251,12 @@ pub fn preparation(prepared: &Prepared, scenario: &Scenario) -> Result<Session> 
 }
 
 /// Saves evidence, stops the machine and says all that went wrong.
-async fn give_up(mut machine: Machine, error: anyhow::Error, scenario: Option<&Scenario>) -> anyhow::Error {
+async fn give_up<T>(mut machine: Machine, error: anyhow::Error, scenario: Option<&Scenario>) -> Result<T> {
     let units = scenario.map(Scenario::units).unwrap_or_default();
     let mount = scenario.map_or("/", |scenario| &scenario.manifest.mount);
     machine.save_evidence(&units, mount).await;
     let evidence = format!("evidence: {}", machine.directory().display());
-    match machine.stop().await {
-        Ok(()) => error.context(evidence),
-        Err(left) => error.context(evidence).context(format!("and cleaning up failed: {left:#}")),
-    }
+    machine.finish(Err(error.context(evidence))).await
 }
 
 /// Runs a scenario on a machine of its own.
@@ -290,9 +287,9 @@ pub async fn run(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Re
         Ok(Body::Recorded(recording)) => *recording,
         Ok(other) => {
             let error = anyhow::anyhow!("unexpected answer from the guest: {other:?}");
-            return Err(give_up(machine, error, Some(scenario)).await);
+            return give_up(machine, error, Some(scenario)).await;
         }
-        Err(error) => return Err(give_up(machine, error, Some(scenario)).await),
+        Err(error) => return give_up(machine, error, Some(scenario)).await,
     };
     let judgement = judge(&recording, scenario, &baselines);
     if !judgement.deviations.is_empty() {
