@@ -14,7 +14,7 @@ use crate::machine::base::Base;
 use crate::machine::config::Ram;
 use crate::machine::saved::Saved;
 use crate::machine::{Cancel, Machine};
-use crate::run::{self, Prepared};
+use crate::run::guest::{self, Guest};
 use crate::scenario::bundle;
 
 /// A cold boot.
@@ -109,9 +109,9 @@ pub(super) fn property_secs(shown: &str, name: &str) -> Result<f64> {
 /// of each, the earliest first. A machine that has answered is paused, so that only restoring is measured.
 ///
 /// # Errors
-/// As [`run::restore`] and [`Machine::race`].
+/// As [`guest::restore`] and [`Machine::race`].
 pub async fn restore(
-    prepared: &Arc<Prepared>,
+    guest: &Arc<Guest>,
     machines: usize,
     directory: &Path,
     cancel: &Cancel,
@@ -119,10 +119,10 @@ pub async fn restore(
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
     for number in 0..machines {
-        let (prepared, cancel) = (Arc::clone(prepared), cancel.clone());
+        let (guest, cancel) = (Arc::clone(guest), cancel.clone());
         let directory = directory.join(number.to_string());
         tasks.spawn(async move {
-            let mut machine = run::restore(&prepared, None, &directory, cancel).await?;
+            let mut machine = guest::restore(&guest, None, &directory, cancel).await?;
             let answered = async {
                 answer(&mut machine).await?;
                 let elapsed = begun.elapsed();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::machine::{Cancel, Machine};
-use crate::run::{self, Prepared};
+use crate::run::guest::{self, Guest};
 
 /// The longest a boot, or a guest's command, may take. A measurement is no deadline: this ends what hangs.
 pub(super) const DEADLINE: Duration = Duration::from_secs(300);
@@ -18,8 +18,8 @@ pub(super) async fn answer(machine: &mut Machine) -> Result<()> {
 }
 
 /// Restores a machine that runs and has answered.
-pub(super) async fn restored(prepared: &Prepared, directory: &Path, cancel: Cancel) -> Result<Machine> {
-    let mut machine = run::restore(prepared, None, directory, cancel).await?;
+pub(super) async fn restored(guest: &Guest, directory: &Path, cancel: Cancel) -> Result<Machine> {
+    let mut machine = guest::restore(guest, None, directory, cancel).await?;
     match answer(&mut machine).await {
         Ok(()) => Ok(machine),
         Err(error) => machine.finish(Err(error)).await,

@@ -12,7 +12,8 @@ use super::samples::Samples;
 use crate::judge::cycle::Cycle;
 use crate::judge::{Judgement, fold};
 use crate::machine::{Cancel, Machine};
-use crate::run::{self, Prepared};
+use crate::run::guest::{self, Guest};
+use crate::run::one::{self, Bounds};
 use crate::scenario::Scenario;
 
 /// The service that does nothing, for [`reset_and_stop`].
@@ -27,9 +28,15 @@ const STOP_POST_SERVER: (&str, &str) = ("left4me-server@990.service", "990");
 /// Runs a scenario as `cargo xtask vm-test` does, and returns each cycle's Reset in nanoseconds of guest time.
 ///
 /// # Errors
-/// As [`run::run`]; a run that is not as its manifest expects has other durations, and is one too.
-pub async fn resets(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Result<Vec<u64>> {
-    let run = run::run(prepared, scenario, cancel).await?;
+/// As [`one::run`]; a run that is not as its manifest expects has other durations, and is one too.
+pub async fn resets(
+    guest: &Guest,
+    scenario: &Scenario,
+    bounds: Bounds,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Vec<u64>> {
+    let run = one::run(guest, scenario, bounds, directory, cancel).await?;
     let Judgement { cycles, deviations, .. } = run.judgement;
     ensure!(deviations.is_empty(), "{}: {}", scenario.name, deviations.join("; "));
     Ok(cycles.iter().map(|cycle| cycle.reset_ns).collect())
@@ -52,15 +59,15 @@ pub struct ResetAndStop {
 /// same way. A first round of both is not counted: it loads programs.
 ///
 /// # Errors
-/// As [`run::run`].
+/// As [`one::run`].
 pub async fn reset_and_stop(
-    prepared: &Prepared,
+    guest: &Guest,
     scenario: &Scenario,
     rounds: usize,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<ResetAndStop> {
-    let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
     let measured = async {
         let services = "set -e
             printf '[Service]\\nType=exec\\nExecStart=sleep infinity\\n' >/run/systemd/system/$1
@@ -208,15 +215,15 @@ fn plan(scenario: &Scenario, start: &[&str], reset: &[&str]) -> Plan {
 /// Measures the helper's unmount in one machine with a scenario's files. A first round is not counted: it loads programs.
 ///
 /// # Errors
-/// As [`run::run`].
+/// As [`one::run`].
 pub async fn programs(
-    prepared: &Prepared,
+    guest: &Guest,
     scenario: &Scenario,
     rounds: usize,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Programs> {
-    let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
     let measured = async {
         let mut programs = Programs::default();
         let umount = plan(scenario, &[HELPER, "mount", "3"], &[HELPER, "umount", "3"]);
@@ -239,15 +246,15 @@ pub async fn programs(
 /// Measures a purge beside `rm -rf`, by turns in one machine with a scenario's files.
 ///
 /// # Errors
-/// As [`run::run`].
+/// As [`one::run`].
 pub async fn purges(
-    prepared: &Prepared,
+    guest: &Guest,
     scenario: &Scenario,
     rounds: usize,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Purges> {
-    let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
     let measured = async {
         // A file system with room for so many names: the usual one has 65,536 inodes.
         let room = "set -e

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 
 use super::entry::ROOT;
-use crate::cache::{self, Inputs, Key, Lock, Staging};
+use crate::cache::{Inputs, Key, Lock, Staging};
 use crate::host::events::{self, Event};
 
 /// The parts of a system that somebody else built, as they were given.
@@ -31,11 +31,11 @@ pub struct Adopted {
 }
 
 /// Checks the parts of a foreign system. A root whose size a guest can't have as persistent memory is copied to the
-/// cache, with zeros up to the next size that it can.
+/// cache, whose root is `cache`, with zeros up to the next size that it can.
 ///
 /// # Errors
 /// Names what is missing and what it should be.
-pub async fn adopt(foreign: &Foreign) -> anyhow::Result<Adopted> {
+pub async fn adopt(foreign: &Foreign, cache: &Path) -> anyhow::Result<Adopted> {
     let Foreign { kernel, modules, root } = foreign;
     ensure!(
         kernel.is_file(),
@@ -59,7 +59,7 @@ pub async fn adopt(foreign: &Foreign) -> anyhow::Result<Adopted> {
     if length == wanted {
         return Ok(Adopted { root: root.clone(), root_key });
     }
-    let dir = cache::root()?.join("images").join(format!("root-{}", root_key.short()));
+    let dir = cache.join("images").join(format!("root-{}", root_key.short()));
     let copy = dir.join(ROOT);
     let whole = || std::fs::metadata(&copy).is_ok_and(|meta| meta.len() == wanted);
     if !whole() {

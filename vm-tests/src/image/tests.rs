@@ -18,7 +18,7 @@ fn a_foreign_root_gets_a_size_that_a_guest_can_map() {
     let at = |name: &str| dir.path().join(name);
     let foreign = Foreign { kernel: at("vmlinuz"), modules: at("modules"), root: at("root") };
     let refused = |words: &str| {
-        let error = block_on(adopt(&foreign)).expect_err("a part is missing");
+        let error = block_on(adopt(&foreign, dir.path())).expect_err("a part is missing");
         assert!(error.to_string().contains(words), "{error:#}");
     };
     refused("--kernel");
@@ -33,7 +33,7 @@ fn a_foreign_root_gets_a_size_that_a_guest_can_map() {
         .open(&foreign.root)
         .and_then(|file| file.set_len(crate::machine::config::PMEM_ALIGN))
         .expect("length");
-    let adopted = block_on(adopt(&foreign)).expect("all is there");
+    let adopted = block_on(adopt(&foreign, dir.path())).expect("all is there");
     assert_eq!(adopted.root, foreign.root, "it is mapped as it is");
 }
 

@@ -521,7 +521,8 @@ fn exited(status: Result<std::process::ExitStatus, process::Error>, directory: &
     MachineError::QemuExited { status, stderr: tail(&directory.join("qemu.stderr"), 20) }
 }
 
-async fn cancelled(cancel: &mut Cancel) {
+/// Returns when the user has interrupted.
+pub(crate) async fn cancelled(cancel: &mut Cancel) {
     // A sender that is gone can't cancel any more.
     if cancel.wait_for(|cancelled| *cancelled).await.is_err() {
         std::future::pending::<()>().await;
