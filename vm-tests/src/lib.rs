@@ -7,7 +7,7 @@
 //! 3. [`image`]: the guest's root, kernel, initramfs and static programs.
 //! 4. [`machine`]: QEMU and the channels into the guest. [`machine::saved`] boots once and keeps the machine.
 //! 5. [`scenario`]: what to deploy, to run, to watch and to expect.
-//! 6. [`run`]: restores the saved machine, hands over the session, and gets one recording back.
+//! 6. [`run`]: prepares guests, restores their saved machines, hands each a session, and gets one recording back.
 //! 7. [`judge`]: recording, scenario and baselines to a judgement. Pure, and the only place that decides.
 //! 8. [`report`]: what is written and printed of it.
 //!
@@ -24,3 +24,4 @@ pub mod machine;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod workspace;

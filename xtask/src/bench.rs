@@ -25,22 +25,26 @@ use vm_tests::host::signals::Interrupted;
 use vm_tests::host::tools;
 use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
-use vm_tests::run::Prepared;
+use vm_tests::run::guest::Guest;
+use vm_tests::run::one::Bounds;
+use vm_tests::run::prepare::{prepare, prepare_one};
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
+use vm_tests::workspace::Workspace;
 use xshell::{Shell, cmd};
 
 use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SIDE_BY_SIDE, What, runs};
 use rows::{boot_rows, channel_rows, cpu, line, load, peers, restore_rows, spread_rows, target, word};
 
 use crate::exit::{FAILED, PASSED};
-use crate::prepare::{self, MachineArgs, Wanted};
+use crate::left4me;
+use crate::machine::MachineArgs;
 
 /// The scenario whose Reset is measured.
 const SCENARIO: &str = "5eac51a";
 /// What the whole of `vm-test` is measured with.
 const SUITE: [&str; 4] = ["--cycles", "10", "5eac51a", "936c8bb"];
-/// The longest a run of it may take, in seconds.
-const RUN_DEADLINE_SECS: u64 = 900;
+/// What bounds a run of the scenario.
+const RUN: Bounds = Bounds { cycles: Some(CYCLES), deadline_secs: 900 };
 /// The longest a whole `vm-test`, or a peer's job, may take.
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(1800);
 /// How long `vm-test` may take to end its machines after an interrupt.
@@ -78,7 +82,7 @@ struct Bench {
     /// Machines' directories, runs and the report.
     results: PathBuf,
     /// A clock's machine, in the order real, virtual; one where `--clock` or the accelerator leaves one.
-    clocks: Vec<Arc<Prepared>>,
+    clocks: Vec<Arc<Guest>>,
     machine: MachineArgs,
     cancel: Cancel,
     report: Report,
@@ -90,8 +94,9 @@ struct Bench {
 ///
 /// # Errors
 /// The first measurement that can't be made; what was measured before is shown and kept.
-pub(crate) async fn run(args: BenchArgs) -> Result<u8> {
-    let results = cache::workspace()?.join("target/vm-bench");
+pub(crate) async fn run(args: BenchArgs, cancel: Cancel) -> Result<u8> {
+    let workspace = left4me::workspace()?;
+    let results = workspace.target.join("vm-bench");
     std::fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
     let _ours = Lock::exclusive(&results.join("lock"), |who| {
         eprintln!("{}: waiting for {who}, which measures", results.display());
@@ -102,9 +107,9 @@ pub(crate) async fn run(args: BenchArgs) -> Result<u8> {
             args.what.len() == 1,
             "bench holders: by itself, as it takes several guests and other programs"
         );
-        return accuracy(&args, &results).await;
+        return accuracy(&workspace, &args, &results, cancel).await;
     }
-    let mut bench = Bench::prepare(args, results).await?;
+    let mut bench = Bench::prepare(&workspace, args, results, cancel).await?;
     let measured = bench.all().await;
     bench.report.complete = measured.is_ok();
     bench.report.host.load_after = load()?;
@@ -119,9 +124,13 @@ pub(crate) async fn run(args: BenchArgs) -> Result<u8> {
 }
 
 impl Bench {
-    async fn prepare(args: BenchArgs, results: PathBuf) -> Result<Self> {
+    async fn prepare(
+        workspace: &Workspace,
+        args: BenchArgs,
+        results: PathBuf,
+        cancel: Cancel,
+    ) -> Result<Self> {
         let counts = Counts::of(args.quick, args.runs);
-        let cancel = prepare::cancel_on_interrupt()?;
         let mut clocks = Vec::new();
         for clock in [Clock::Real, Clock::Virtual] {
             let wanted = args.machine.clock.is_none_or(|only| only == clock);
@@ -130,15 +139,11 @@ impl Bench {
                 continue;
             }
             let machine = MachineArgs { clock: Some(clock), ..args.machine.clone() };
+            let machines = machine.machines()?;
+            let sizes = BTreeSet::from([DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib]);
             let directory = results.join(word(clock));
-            let wanted = Wanted {
-                scenarios: &[],
-                memory_mib: BTreeSet::from([DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib]),
-                cycles: Some(CYCLES),
-                deadline_secs: RUN_DEADLINE_SECS,
-                results: &directory,
-            };
-            clocks.push(Arc::new(prepare::prepare_one(&machine, wanted, cancel.clone()).await?));
+            let guest = prepare_one(workspace, &machines, &sizes, &directory, cancel.clone()).await?;
+            clocks.push(Arc::new(guest));
         }
         let first = clocks.first().context("KVM has no virtual time: nothing is left to measure")?;
         let (shell, qemu) = (Shell::new()?, &first.base.qemu);
@@ -191,16 +196,16 @@ impl Bench {
             if !self.wants(what) {
                 continue;
             }
-            let Some(prepared) = self.clock(Clock::Virtual) else {
+            let Some(guest) = self.clock(Clock::Virtual) else {
                 self.report.notes.push(format!("{what:?}: not measured: it is about virtual time"));
                 continue;
             };
             match what {
-                What::Idle => self.idle(&prepared).await.context("measure idle")?,
-                What::Spread => self.spread(&prepared).await.context("measure spread")?,
-                What::Helper => self.helper(&prepared).await.context("measure helper")?,
-                What::Purge => self.purge(&prepared).await.context("measure purge")?,
-                _ => self.reset(&prepared).await.context("measure reset")?,
+                What::Idle => self.idle(&guest).await.context("measure idle")?,
+                What::Spread => self.spread(&guest).await.context("measure spread")?,
+                What::Helper => self.helper(&guest).await.context("measure helper")?,
+                What::Purge => self.purge(&guest).await.context("measure purge")?,
+                _ => self.reset(&guest).await.context("measure reset")?,
             }
             self.show()?;
         }
@@ -219,8 +224,8 @@ impl Bench {
         self.what.contains(&what)
     }
 
-    fn clock(&self, clock: Clock) -> Option<Arc<Prepared>> {
-        self.clocks.iter().find(|prepared| prepared.base.clock == clock).map(Arc::clone)
+    fn clock(&self, clock: Clock) -> Option<Arc<Guest>> {
+        self.clocks.iter().find(|guest| guest.base.clock == clock).map(Arc::clone)
     }
 
     /// Both in one loop, as each restore is compared with the boot before it.
@@ -234,9 +239,9 @@ impl Bench {
         let mut boots: Vec<Vec<Boot>> = vec![Vec::new(); clocks.len()];
         let mut restores: Vec<[Samples; 4]> = vec![Default::default(); clocks.len()];
         for round in 0..self.counts.machines {
-            for (at, prepared) in clocks.iter().enumerate() {
-                eprintln!("boot: {}, {} of {}", prepared.base.clock, round + 1, self.counts.machines);
-                let boot = bench::boot(&prepared.base, &directory, self.cancel.clone()).await?;
+            for (at, guest) in clocks.iter().enumerate() {
+                eprintln!("boot: {}, {} of {}", guest.base.clock, round + 1, self.counts.machines);
+                let boot = bench::boot(&guest.base, &directory, self.cancel.clone()).await?;
                 boots.get_mut(at).context("a clock")?.push(boot);
                 if !wants_restore {
                     continue;
@@ -244,21 +249,21 @@ impl Bench {
                 for (machines, samples) in
                     SIDE_BY_SIDE.into_iter().zip(restores.get_mut(at).context("a clock")?)
                 {
-                    let times = bench::restore(prepared, machines, &directory, &self.cancel).await?;
+                    let times = bench::restore(guest, machines, &directory, &self.cancel).await?;
                     let last = times.last().context("a machine that was restored")?;
                     samples.0.push(last.as_secs_f64());
                 }
             }
         }
         cache::remove_tree(&directory)?;
-        for (prepared, boots) in clocks.iter().zip(&boots) {
+        for (guest, boots) in clocks.iter().zip(&boots) {
             if wants_boot {
-                self.report.rows.extend(boot_rows(prepared, boots));
+                self.report.rows.extend(boot_rows(guest, boots));
             }
         }
         if wants_restore {
-            for ((prepared, boots), restores) in clocks.iter().zip(&boots).zip(restores) {
-                self.report.rows.extend(restore_rows(prepared, boots, restores)?);
+            for ((guest, boots), restores) in clocks.iter().zip(&boots).zip(restores) {
+                self.report.rows.extend(restore_rows(guest, boots, restores)?);
             }
         }
         Ok(())
@@ -266,19 +271,19 @@ impl Bench {
 
     async fn channel(&mut self) -> Result<()> {
         let directory = self.machines("channel");
-        for prepared in self.clocks.clone() {
-            eprintln!("channel: {}", prepared.base.clock);
+        for guest in self.clocks.clone() {
+            eprintln!("channel: {}", guest.base.clock);
             let requests = self.counts.requests;
-            let channel = bench::channel(&prepared, requests, &directory, self.cancel.clone()).await?;
-            self.report.rows.extend(channel_rows(&prepared, channel));
+            let channel = bench::channel(&guest, requests, &directory, self.cancel.clone()).await?;
+            self.report.rows.extend(channel_rows(&guest, channel));
         }
         cache::remove_tree(&directory)
     }
 
-    async fn idle(&mut self, prepared: &Prepared) -> Result<()> {
+    async fn idle(&mut self, guest: &Guest) -> Result<()> {
         eprintln!("idle");
         let directory = self.machines("idle");
-        let idle = bench::idle(prepared, self.counts.machines, &directory, self.cancel.clone()).await?;
+        let idle = bench::idle(guest, self.counts.machines, &directory, self.cancel.clone()).await?;
         let per_second = idle.asleep.0.iter().map(|wall| wall / f64::from(IDLE_SECS)).collect::<Samples>();
         let ratio = per_second.over(&idle.busy);
         let what = format!("{IDLE_SECS} idle guest seconds");
@@ -290,34 +295,31 @@ impl Bench {
         cache::remove_tree(&directory)
     }
 
-    async fn spread(&mut self, prepared: &Prepared) -> Result<()> {
+    async fn spread(&mut self, guest: &Guest) -> Result<()> {
         let scenario = scenario()?;
+        let directory = self.machines("spread");
+        let resets = || bench::resets(guest, &scenario, RUN, &directory, self.cancel.clone());
         let mut idle: Vec<Vec<u64>> = Vec::new();
         let mut busy: Vec<Vec<u64>> = Vec::new();
         for round in 0..self.counts.spread {
             eprintln!("spread: {} of {}, host idle", round + 1, self.counts.spread);
-            idle.push(bench::resets(prepared, &scenario, self.cancel.clone()).await?);
+            idle.push(resets().await?);
             eprintln!("spread: {} of {}, host busy", round + 1, self.counts.spread);
             let threads = BusyHost::start()?;
-            let resets = bench::resets(prepared, &scenario, self.cancel.clone()).await;
+            let resets = resets().await;
             drop(threads);
             busy.push(resets?);
         }
         self.report.rows.extend(spread_rows(&idle, &busy)?);
-        Ok(())
+        cache::remove_tree(&directory)
     }
 
-    async fn reset(&mut self, prepared: &Prepared) -> Result<()> {
+    async fn reset(&mut self, guest: &Guest) -> Result<()> {
         eprintln!("reset");
         let directory = self.machines("reset");
-        let both = bench::reset_and_stop(
-            prepared,
-            &scenario()?,
-            self.counts.machines,
-            &directory,
-            self.cancel.clone(),
-        )
-        .await?;
+        let both =
+            bench::reset_and_stop(guest, &scenario()?, self.counts.machines, &directory, self.cancel.clone())
+                .await?;
         let ratio = both.reset.over(&both.stop);
         self.report.rows.extend([
             Row::new("reset", "a Reset (guest time)", Unit::Seconds, both.reset),
@@ -334,11 +336,11 @@ impl Bench {
         cache::remove_tree(&directory)
     }
 
-    async fn helper(&mut self, prepared: &Prepared) -> Result<()> {
+    async fn helper(&mut self, guest: &Guest) -> Result<()> {
         eprintln!("helper");
         let (directory, rounds) = (self.machines("helper"), self.counts.machines);
         let cancel = self.cancel.clone();
-        let programs = bench::programs(prepared, &scenario()?, rounds, &directory, cancel).await?;
+        let programs = bench::programs(guest, &scenario()?, rounds, &directory, cancel).await?;
         self.report.rows.extend([
             Row::new(
                 "helper",
@@ -353,11 +355,11 @@ impl Bench {
         cache::remove_tree(&directory)
     }
 
-    async fn purge(&mut self, prepared: &Prepared) -> Result<()> {
+    async fn purge(&mut self, guest: &Guest) -> Result<()> {
         eprintln!("purge");
         let (directory, rounds) = (self.machines("purge"), self.counts.machines.min(PURGES));
         let cancel = self.cancel.clone();
-        let purges = bench::purges(prepared, &scenario()?, rounds, &directory, cancel).await?;
+        let purges = bench::purges(guest, &scenario()?, rounds, &directory, cancel).await?;
         let ratio = purges.purge.over(&purges.rm);
         let files = bench::PURGED_FILES;
         self.report.rows.extend([
@@ -530,22 +532,15 @@ impl Bench {
 }
 
 /// The accuracy benchmark: three tables, what is kept of the bounds, and what is wrong with `holders`.
-async fn accuracy(args: &BenchArgs, results: &Path) -> Result<u8> {
-    let cancel = prepare::cancel_on_interrupt()?;
-    let programs = programs::accuracy_binaries().await?;
-    let wanted = Wanted {
-        scenarios: &[],
-        memory_mib: BTreeSet::from([DEFAULT_MEMORY_MIB]),
-        cycles: Some(CYCLES),
-        deadline_secs: RUN_DEADLINE_SECS,
-        results: &results.join("holders"),
-    };
-    let guests = prepare::prepare(&args.machine, wanted, cancel.clone()).await?;
+async fn accuracy(workspace: &Workspace, args: &BenchArgs, results: &Path, cancel: Cancel) -> Result<u8> {
+    let programs = programs::accuracy_binaries(workspace).await?;
+    let (sizes, directory) = (BTreeSet::from([DEFAULT_MEMORY_MIB]), results.join("holders"));
+    let guests = prepare(workspace, &args.machine.machines()?, &sizes, &directory, cancel.clone()).await?;
     let rounds = if args.quick { QUICK_ACCURACY_ROUNDS } else { ACCURACY_ROUNDS };
     let mut accuracies = Vec::new();
-    for prepared in &guests {
-        accuracies
-            .push(holders::measure(prepared, &programs, rounds, &prepared.results, cancel.clone()).await?);
+    for guest in &guests {
+        let directory = directory.join(&guest.name);
+        accuracies.push(holders::measure(guest, &programs, rounds, &directory, cancel.clone()).await?);
     }
     let path = results.join("holders.json");
     std::fs::write(&path, serde_json::to_string_pretty(&accuracies)?)
@@ -588,7 +583,7 @@ async fn accuracy(args: &BenchArgs, results: &Path) -> Result<u8> {
 }
 
 fn scenario() -> Result<Scenario> {
-    Scenario::load(&prepare::scenarios_root()?.join(SCENARIO))
+    left4me::workspace()?.scenarios(&[SCENARIO.to_owned()])?.pop().context(SCENARIO)
 }
 
 fn wish(wish: Wish) -> &'static str {

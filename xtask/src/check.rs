@@ -4,16 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use vm_tests::cache;
 use vm_tests::host::process::{Program, Sink, describe};
 use vm_tests::host::signals::{Interrupted, Interrupts};
 use vm_tests::host::tools;
-use vm_tests::image::Suite;
 use xshell::{Cmd, Shell, cmd};
 
 use crate::exit::{FAILED, PASSED};
-use crate::prepare::MachineArgs;
-use crate::{docs, mutants, vm_test};
+use crate::{docs, left4me, mutants};
 
 /// Runs what CI runs: format, lints, documents, all tests, the VM suite.
 ///
@@ -68,11 +65,15 @@ fn steps(shell: &Shell) -> [Step<'_>; 5] {
     ]
 }
 
-/// What boots machines and is not a scenario: how a machine's death is told, from a panic to a killed QEMU; and what the
-/// deployed software finds after one.
-fn suites(shell: &Shell) -> [Step<'_>; 2] {
+/// What boots machines: the scenarios; how a machine's death is told, from a panic to a killed QEMU; what the deployed
+/// software finds after one.
+fn suites(shell: &Shell) -> [Step<'_>; 3] {
     let cargo = tools::cargo();
     [
+        (
+            "vm-test",
+            cmd!(shell, "{cargo} run --quiet --locked -p xtask -- vm-test --image bookworm,trixie,sid"),
+        ),
         ("faults", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test faults")),
         ("power cuts", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test power_cut")),
     ]
@@ -88,14 +89,13 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     let mut tally = Tally::default();
     step("docs", async { docs::check(&commands) }, &mut tally).await?;
     let shell = Shell::new()?;
-    shell.change_dir(cache::workspace()?);
+    shell.change_dir(left4me::workspace()?.root);
     // A snapshot is never accepted by a check.
     shell.set_var("INSTA_UPDATE", "no");
     for (name, command) in steps(&shell) {
         step(name, to_its_end(command), &mut tally).await?;
     }
     if !args.no_vm {
-        step("vm-test", vm_test::all(MachineArgs::of_suites(&Suite::ALL)), &mut tally).await?;
         for (name, command) in suites(&shell) {
             step(name, to_its_end(command), &mut tally).await?;
         }

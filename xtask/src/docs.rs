@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use clap::Command;
 use clap::error::ErrorKind;
-use vm_tests::cache;
+
+use crate::left4me;
 
 /// The documents at the root; those below `docs/` are added to them.
 const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
@@ -28,7 +29,7 @@ const FILE_EXTENSIONS: [&str; 5] = ["rs", "md", "toml", "yml", "snap"];
 /// # Errors
 /// All that is wrong, a line each: document, line number, what.
 pub(crate) fn check(commands: &Command) -> Result<()> {
-    let root = cache::workspace()?;
+    let root = left4me::workspace()?.root;
     let problems = problems(&root, commands)?;
     ensure!(problems.is_empty(), "\n  {}", problems.join("\n  "));
     Ok(())
@@ -447,7 +448,7 @@ The files are `xtask/src/cli.rs`, `vm-tests/scenarios/<name>/files` and `target/
 
     #[test]
     fn this_repositorys_code_map_is_whole() {
-        let root = cache::workspace().expect("the workspace");
+        let root = left4me::workspace().expect("the workspace").root;
         let repository = Repository::read(&root).expect("the repository");
         let text = read(&root.join(ARCHITECTURE)).expect(ARCHITECTURE);
         assert_eq!(code_map_gaps(&text, &repository.sources), Vec::<String>::new());

@@ -1,10 +1,15 @@
 //! `cargo xtask doctor`: what this host has of what the harness needs, and what to type for the rest.
 
+use std::path::Path;
+
 use anyhow::Context as _;
 use clap::Args;
 use vm_tests::cache;
 use vm_tests::host::accel::{self, Wish};
+use vm_tests::host::memory;
 use vm_tests::host::tools::{self, Distro, Need};
+
+use crate::left4me;
 
 /// Room for the guest binaries (300 MB), an image while it is built (600 MB), a saved machine (130 MB), and runs.
 const DISK_MB: u64 = 2000;
@@ -24,9 +29,10 @@ pub(crate) struct DoctorArgs {
 
 /// Prints the table; `false` means that something required is missing.
 pub(crate) async fn run(args: &DoctorArgs) -> anyhow::Result<bool> {
+    let cache = left4me::workspace()?.cache()?;
     let needs = [Need::Machine, Need::Image, Need::GuestBinaries];
     if args.install {
-        tools::ensure(&needs).await?;
+        tools::ensure(&needs, &cache).await?;
     }
     let mut well = true;
     let found = tools::find_all(&needs);
@@ -52,9 +58,9 @@ pub(crate) async fn run(args: &DoctorArgs) -> anyhow::Result<bool> {
     let choice = accel::decide(Wish::Auto, None).await?;
     row("accelerator", choice.to_string().trim_start_matches("accelerator: "), "");
 
-    let (free, path) = disk_free_mb()?;
+    let (free, path) = disk_free_mb(&cache)?;
     well &= report("disk", free, DISK_MB, &format!("free at {path}"));
-    well &= report("memory", memory_available_mb()?, MEMORY_MB, "available");
+    well &= report("memory", memory::available_bytes()? / 1_000_000, MEMORY_MB, "available");
 
     if let Some(missing) = tools::missing(&found, Distro::of_host()) {
         println!("\nto install what is missing, type:\n  {}", missing.command);
@@ -76,33 +82,9 @@ fn report(name: &str, have_mb: u64, need_mb: u64, where_: &str) -> bool {
 }
 
 /// Free space where the caches go, or where they will once their directory exists.
-fn disk_free_mb() -> anyhow::Result<(u64, String)> {
-    let root = cache::root()?;
+fn disk_free_mb(root: &Path) -> anyhow::Result<(u64, String)> {
     let there =
         root.ancestors().find(|dir| dir.exists()).context("no directory of the cache's path exists")?;
     let free = cache::free_bytes(there)?;
     Ok((free / 1_000_000, there.display().to_string()))
-}
-
-/// `MemAvailable` of `/proc/meminfo`; see proc_meminfo(5).
-pub(crate) fn memory_available_mb() -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    parse_meminfo(&text).context("/proc/meminfo has no MemAvailable")
-}
-
-fn parse_meminfo(text: &str) -> Option<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024 / 1_000_000)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn available_memory_is_in_megabytes() {
-        assert_eq!(parse_meminfo("MemTotal: 1 kB\nMemAvailable:   20000000 kB\n"), Some(20480));
-        assert_eq!(parse_meminfo("MemTotal: 1 kB\n"), None);
-    }
 }

@@ -3,6 +3,8 @@
 use clap::Args;
 use vm_tests::image::{self, Image, Request, Suite};
 
+use crate::left4me;
+
 /// Builds the image that guests boot from, unless it exists.
 ///
 /// Makes a guest's root file system from Debian's packages, without root, in about a minute, and keeps it until
@@ -36,7 +38,7 @@ impl ImageArgs {
 
 /// Builds the image if need be and prints what it is.
 pub(crate) async fn run(args: &ImageArgs) -> anyhow::Result<()> {
-    let image = image::ensure(&args.request()).await?;
+    let image = image::ensure(&args.request(), &left4me::workspace()?.cache()?).await?;
     if args.verify {
         image.verify()?;
     }

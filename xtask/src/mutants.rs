@@ -376,7 +376,7 @@ mod tests {
     use std::path::PathBuf;
     use std::time::Duration;
 
-    use vm_tests::cache;
+    use crate::left4me;
 
     use super::place::tests_passed;
     use super::*;
@@ -384,7 +384,7 @@ mod tests {
     /// A change of the code that takes a mutant's place away is noticed here, and not before a release.
     #[test]
     fn every_mutant_applies_and_what_has_to_notice_it_is_there() {
-        let checkout = cache::workspace().expect("the checkout");
+        let checkout = left4me::workspace().expect("the checkout").root;
         let mut names = BTreeSet::new();
         for mutant in MUTANTS {
             assert!(names.insert(mutant.name), "{} is there twice", mutant.name);

@@ -10,11 +10,14 @@ use tokio::sync::mpsc;
 use vm_agent::wire::{Body, Call, Command, Exit, Stream, Streams};
 use vm_tests::cache;
 use vm_tests::host::accel::Clock;
+use vm_tests::machine::Cancel;
 use vm_tests::machine::guest::{Guest, GuestError};
-use vm_tests::run;
+use vm_tests::run::guest::prepare_shell;
+use vm_tests::run::prepare::prepare_one;
 use vm_tests::scenario::{self, DEFAULT_MEMORY_MIB};
 
-use crate::prepare::{self, MachineArgs, Wanted};
+use crate::left4me;
+use crate::machine::MachineArgs;
 
 /// A day: a person may think.
 const DEADLINE: Duration = Duration::from_secs(24 * 3600);
@@ -35,28 +38,26 @@ pub(crate) struct ShellArgs {
 }
 
 /// Returns the shell's own exit code.
-pub(crate) async fn run(args: &ShellArgs) -> Result<u8> {
+pub(crate) async fn run(args: &ShellArgs, cancel: Cancel) -> Result<u8> {
+    let workspace = left4me::workspace()?;
     let names: Vec<String> = args.scenario.iter().cloned().collect();
     let scenarios = match names.is_empty() {
         true => Vec::new(),
-        false => scenario::select(&prepare::scenarios_root()?, &names)?,
+        false => workspace.scenarios(&names)?,
     };
-    let results = cache::workspace()?.join("target/vm-shell");
+    let results = workspace.target.join("vm-shell");
     let machine = MachineArgs { clock: args.machine.clock.or(Some(Clock::Real)), ..args.machine.clone() };
     let mut memory_mib = scenario::memory_sizes(&scenarios);
     if scenarios.is_empty() {
         memory_mib.insert(DEFAULT_MEMORY_MIB);
     }
-    let wanted =
-        Wanted { scenarios: &scenarios, memory_mib, cycles: None, deadline_secs: 0, results: &results };
-    let cancel = prepare::cancel_on_interrupt()?;
-    let prepared = prepare::prepare_one(&machine, wanted, cancel.clone()).await?;
+    let guest = prepare_one(&workspace, &machine.machines()?, &memory_mib, &results, cancel.clone()).await?;
     let directory = results.join(std::process::id().to_string());
-    let mut machine = run::prepare_shell(&prepared, scenarios.first(), &directory, cancel).await?;
+    let mut machine = prepare_shell(&guest, scenarios.first(), &directory, cancel).await?;
     eprintln!("ready; exit or Ctrl-D ends the machine");
     let guest = machine.guest();
     let ended = machine.race("the shell's end", DEADLINE, talk(guest)).await;
-    machine.stop().await?;
+    let ended = machine.finish(ended.map_err(Into::into)).await;
     cache::remove_tree(&directory)?;
     match ended? {
         Exit::Code(code) => Ok(u8::try_from(code).unwrap_or(crate::exit::FAILED)),

@@ -22,9 +22,9 @@ use vm_tests::cache;
 use vm_tests::host::process::{Child, Identity, Program, describe};
 use vm_tests::host::tools;
 use vm_tests::report::{Report, ScenarioReport, Verdict};
-use vm_tests::run::PREPARED_VAR;
+use vm_tests::workspace::Workspace;
 
-/// From the start of `xtask` to a machine at work: the first run builds the guest's programs, the image, the suite.
+/// From the start of `xtask` to a machine at work: the first run builds the guest's programs, the image.
 const READY: Duration = Duration::from_secs(1800);
 /// What a process takes to follow the one it depends on.
 const FOLLOW: Duration = Duration::from_secs(10);
@@ -51,7 +51,6 @@ fn main() -> ExitCode {
         trial("qemu-refuses-to-start", qemu_refuses_to_start),
         trial("qemu-refuses-to-boot", qemu_refuses_to_boot),
         trial("qemu-never-answers", qemu_never_answers),
-        trial("suite-is-killed", suite_is_killed),
         trial("xtask-is-killed", xtask_is_killed),
         trial("ctrl-c", ctrl_c),
         trial("ctrl-c-before-the-machine-answers", ctrl_c_before_the_machine_answers),
@@ -156,17 +155,6 @@ async fn qemu_never_answers(scratch: &Path) -> Result<()> {
     ended.reports(Verdict::Infrastructure, "QEMU's monitor")
 }
 
-async fn suite_is_killed(scratch: &Path) -> Result<()> {
-    let mut run = Run::start("waits", scratch, &[], Vec::new())?;
-    run.is_recording().await?;
-    run.signal(Who::Suite, Signal::KILL)?;
-    let ended = run.ends(FOLLOW).await?;
-    let words = "the test process ended without a verdict: killed by SIGKILL";
-    ended.is(INFRASTRUCTURE, &[words])?;
-    ended.reports(Verdict::Infrastructure, words)?;
-    ended.keeps("qmp.log", "qmp_capabilities")
-}
-
 /// Nobody is left to tell; what matters is that the machine does not stay.
 async fn xtask_is_killed(scratch: &Path) -> Result<()> {
     let mut run = Run::start("waits", scratch, &[], Vec::new())?;
@@ -207,11 +195,11 @@ async fn ctrl_c_while_it_boots(scratch: &Path) -> Result<()> {
     ended.names_evidence("qemu.pid", "")
 }
 
-/// The suite is stopped first, so that its clean-up cannot be over before the second interrupt.
+/// QEMU is stopped first, so that the clean-up cannot be over before the second interrupt.
 async fn ctrl_c_twice(scratch: &Path) -> Result<()> {
     let mut run = Run::start("waits", scratch, &[], Vec::new())?;
     run.is_recording().await?;
-    run.signal(Who::Suite, Signal::STOP)?;
+    run.signal(Who::Qemu, Signal::STOP)?;
     run.signal(Who::Xtask, Signal::INT)?;
     run.says("once more ends it at once", FOLLOW).await?;
     run.signal(Who::Xtask, Signal::INT)?;
@@ -358,7 +346,7 @@ const SEED_VAR: &str = "VM_TESTS_SEED";
 
 /// A cache of the case's own, with the images of the usual one.
 fn own_cache(scratch: &Path) -> Result<PathBuf> {
-    let images = cache::root()?.join("images");
+    let images = Workspace::find(env!("CARGO_MANIFEST_DIR"))?.cache()?.join("images");
     std::fs::create_dir_all(&images)?;
     let own = scratch.join("cache");
     std::fs::create_dir(&own)?;
@@ -457,7 +445,6 @@ fn nothing_saved(scratch: &Path, script: &str) -> Result<Vec<(&'static str, OsSt
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Who {
     Xtask,
-    Suite,
     Qemu,
 }
 
@@ -561,7 +548,6 @@ impl Run {
     fn signal(&mut self, who: Who, signal: Signal) -> Result<()> {
         let pid = match who {
             Who::Xtask => self.xtask.pid(),
-            Who::Suite => self.pid_of("scenarios-")?,
             Who::Qemu => {
                 let file = self.results.join(GUEST).join(self.scenario).join("qemu.pid");
                 let noted =
@@ -636,12 +622,11 @@ async fn relay(stream: impl AsyncRead + Unpin, lines: mpsc::UnboundedSender<Stri
     }
 }
 
-/// Every process but us that has a run's directory in its command line, or in its environment as what was prepared.
+/// Every process but us that has a run's directory in its command line.
 fn processes(results: &Path) -> Result<Vec<Process>> {
     let results = results.as_os_str().as_encoded_bytes();
-    let prepared = [PREPARED_VAR.as_bytes(), b"=", results].concat();
-    let contains = |text: io::Result<Vec<u8>>, what: &[u8]| {
-        text.is_ok_and(|text| text.windows(what.len()).any(|at| at == what))
+    let contains = |text: io::Result<Vec<u8>>| {
+        text.is_ok_and(|text| text.windows(results.len()).any(|at| at == results))
     };
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc")? {
@@ -649,7 +634,7 @@ fn processes(results: &Path) -> Result<Vec<Process>> {
         let Some(pid) = name.to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
         // What can't be read is another user's, or gone.
         let read = |file: &str| std::fs::read(format!("/proc/{pid}/{file}"));
-        if contains(read("cmdline"), results) || contains(read("environ"), &prepared) {
+        if contains(read("cmdline")) {
             let (Ok(identity), Ok(comm)) = (Identity::of(pid), read("comm")) else { continue };
             let comm = String::from_utf8_lossy(&comm).trim_end().to_owned();
             found.push(Process { identity, comm });

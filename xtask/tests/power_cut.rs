@@ -2,12 +2,12 @@
 //! reset mends what is found after it.
 //!
 //! A cut is QEMU's death by SIGKILL. What the guest has in memory is gone; what it has stored on the one disk that
-//! outlives it (`vm_tests::run::with_disk`) is there, up to some byte in some block: persistent memory has no cache of its
+//! outlives it (`vm_tests::run::guest::with_disk`) is there, up to some byte in some block: persistent memory has no cache of its
 //! own to lose. The next machine has the same disk, replays the file system's journal, mends, and is cut in turn.
 //!
 //! What is run in the guest, and what counts as mended, is in `power-cut/scenario.toml`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -16,13 +16,14 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
+use vm_tests::host::accel::Clock;
 use vm_tests::host::events::{self, Event};
-use vm_tests::host::process;
 use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, Machine};
-use vm_tests::run::{self, Prepared};
+use vm_tests::run::guest::{self, Guest};
+use vm_tests::run::prepare::{Machines, prepare_one};
 use vm_tests::scenario::Scenario;
-use xshell::{Shell, cmd};
+use vm_tests::workspace::{Package, Workspace};
 
 /// How many cuts of each image, unless this variable of the environment says otherwise.
 const CUTS_VAR: &str = "VM_TESTS_CUTS";
@@ -30,8 +31,6 @@ const CUTS: u32 = 3;
 /// Repeats the moments of an earlier run: as far as they are moments of the host, not of the guest.
 const SEED_VAR: &str = "VM_TESTS_SEED";
 
-/// The first run builds the guest's programs, the image, the saved machine.
-const READY: Duration = Duration::from_secs(1800);
 /// A set-up, or a mending: some seconds of a guest under emulation, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(300);
 /// Cuts come within this from the start of the work, or within two rounds of it, whichever is longer.
@@ -39,20 +38,16 @@ const LEAST: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    events::listen(|event| match event {
-        Event::Over => {}
-        _ => eprintln!("{event}"),
-    });
+    events::listen_to_lines(|line| eprintln!("{line}"));
     // One for each image.
     let cases = Suite::ALL.map(|suite| {
-        let image = suite.as_str();
-        Trial::test(format!("power-cut-{image}"), move || {
+        Trial::test(format!("power-cut-{suite}"), move || {
             let scratch = tempfile::Builder::new()
                 .prefix("power-cut-")
                 .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
                 .map_err(|error| format!("make a directory: {error}"))?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            match runtime.block_on(power_cuts(image, scratch.path())) {
+            match runtime.block_on(power_cuts(suite, scratch.path())) {
                 Ok(()) => Ok(()),
                 Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
             }
@@ -61,19 +56,20 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, cases.into()).exit_code()
 }
 
-async fn power_cuts(image: &str, scratch: &Path) -> Result<()> {
+async fn power_cuts(suite: Suite, scratch: &Path) -> Result<()> {
+    let image = suite.as_str();
     let cuts: u32 = number(CUTS_VAR)?.unwrap_or(CUTS);
     let seed: u64 =
         number(SEED_VAR)?.unwrap_or_else(|| u64::from(std::process::id()) ^ 0x9e37_79b9_7f4a_7c15);
     eprintln!("{image}: {cuts} cuts; {SEED_VAR}={seed}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let prepared = prepare(image, scratch).await?;
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/power-cut");
-    let guest = Guest { prepared, scenario: Scenario::load(&here)?, scratch };
+    let scenario = Scenario::load(&here)?;
+    let disk = Disk { guest: prepare(suite, &scenario, scratch).await?, scenario, scratch };
 
-    let mut machine = guest.restore(0).await?;
+    let mut machine = disk.restore(0).await?;
     let begun = Instant::now();
-    let found = guest.mend(&mut machine, "start").await?;
+    let found = disk.mend(&mut machine, "start").await?;
     ensure!(found == "no runtime directory", "a new disk has {found:?}");
     // Mending is a start and a reset, and more: two of the work's rounds at least.
     let within = begun.elapsed().max(LEAST);
@@ -81,11 +77,11 @@ async fn power_cuts(image: &str, scratch: &Path) -> Result<()> {
     for number in 1..=cuts {
         let moment = within.mul_f64(random.f64());
         let work = if random.bool() { "server" } else { "helper" };
-        let cut = guest.cut(machine, work, moment).await;
+        let cut = disk.cut(machine, work, moment).await;
         cut.with_context(|| format!("cut {number}, of a {work}, after {moment:?}"))?;
-        machine = guest.restore(number).await?;
+        machine = disk.restore(number).await?;
         let first = if random.bool() { "start" } else { "reset" };
-        let mended = guest.mend(&mut machine, first).await;
+        let mended = disk.mend(&mut machine, first).await;
         let context =
             || format!("cut {number}, of a {work}, after {moment:?}, to be mended by a {first} first");
         let found = mended.with_context(context)?;
@@ -110,35 +106,33 @@ where
     }
 }
 
-/// Has `xtask` prepare a machine, by a scenario that does nothing.
-async fn prepare(image: &str, scratch: &Path) -> Result<Prepared> {
-    let results = scratch.join("results");
-    let quick = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults/quick");
-    let (shell, xtask) = (Shell::new()?, env!("CARGO_BIN_EXE_xtask"));
-    let prepare = cmd!(shell, "{xtask} vm-test --image {image} --clock real --results {results} {quick}");
-    process::output(prepare.into(), READY).await.context("prepare a machine")?;
-    let file = results.join("prepared.json");
-    let text = std::fs::read(&file).with_context(|| format!("read {}", file.display()))?;
-    let mut all: Vec<Prepared> =
-        serde_json::from_slice(&text).with_context(|| format!("parse {}", file.display()))?;
-    all.pop().context("one guest was prepared")
+/// A machine of an image, from the scenario's programs.
+async fn prepare(suite: Suite, scenario: &Scenario, scratch: &Path) -> Result<Guest> {
+    let packages = &[
+        Package { name: "left4me-helper", binaries: &["left4me-overlay"] },
+        Package { name: "left4me-ctl", binaries: &["l4d2ctl"] },
+    ];
+    let workspace = Workspace { packages, ..Workspace::find(env!("CARGO_MANIFEST_DIR"))? };
+    let machines = Machines { suites: vec![suite], clock: Some(Clock::Real), ..Machines::default() };
+    let sizes = BTreeSet::from([scenario.manifest.memory_mib]);
+    // Nobody interrupts: a test that is killed takes its machines with it.
+    prepare_one(&workspace, &machines, &sizes, &scratch.join("results"), Cancel::new()).await
 }
 
 /// What all machines have in common.
-struct Guest<'a> {
-    prepared: Prepared,
+struct Disk<'a> {
+    guest: Guest,
     scenario: Scenario,
     scratch: &'a Path,
 }
 
-impl Guest<'_> {
+impl Disk<'_> {
     /// A machine with the disk of the one before, mounted.
     async fn restore(&self, number: u32) -> Result<Machine> {
-        let session = run::preparation(&self.prepared, &self.scenario)?;
+        let session = guest::preparation(&self.guest, &self.scenario)?;
         let directory = self.scratch.join(format!("machine-{number}"));
         let disk = self.scratch.join("disk");
-        // Nobody interrupts: a test that is killed takes its machines with it.
-        run::with_disk(&self.prepared, session, &disk, &directory, Cancel::new()).await
+        guest::with_disk(&self.guest, session, &disk, &directory, Cancel::new()).await
     }
 
     /// Says what was found on the disk, if it could be mended.
@@ -163,7 +157,7 @@ impl Guest<'_> {
                     Err(error) => format!("{error}"),
                 };
                 let error = anyhow::anyhow!("the work has ended by itself: {why}");
-                return Err(self.evidence(machine, error).await);
+                return self.evidence(machine, error).await;
             }
         }
         let pid = Pid::from_raw(i32::try_from(machine.pid())?).context("a process id is not 0")?;
@@ -171,12 +165,9 @@ impl Guest<'_> {
         machine.stop().await
     }
 
-    async fn evidence(&self, mut machine: Machine, error: anyhow::Error) -> anyhow::Error {
+    async fn evidence(&self, mut machine: Machine, error: anyhow::Error) -> Result<()> {
         let manifest = &self.scenario.manifest;
         machine.save_evidence(&manifest.unit, &manifest.mount).await;
-        match machine.stop().await {
-            Ok(()) => error,
-            Err(left) => error.context(format!("and cleaning up failed: {left:#}")),
-        }
+        machine.finish(Err(error)).await
     }
 }

@@ -9,12 +9,12 @@ use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::guest::{DEADLINE, answer, stop, text};
+use super::guest::{DEADLINE, answer, text};
 use crate::machine::base::Base;
 use crate::machine::config::Ram;
 use crate::machine::saved::Saved;
 use crate::machine::{Cancel, Machine};
-use crate::run::{self, Prepared};
+use crate::run::guest::{self, Guest};
 use crate::scenario::bundle;
 
 /// A cold boot.
@@ -63,7 +63,7 @@ pub async fn boot(base: &Base, directory: &Path, cancel: Cancel) -> Result<Boot>
         Ok(Boot { greeting, agent, running, guest: phases(&mut machine).await? })
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 async fn phases(machine: &mut Machine) -> Result<Phases> {
@@ -109,9 +109,9 @@ pub(super) fn property_secs(shown: &str, name: &str) -> Result<f64> {
 /// of each, the earliest first. A machine that has answered is paused, so that only restoring is measured.
 ///
 /// # Errors
-/// As [`run::restore`] and [`Machine::race`].
+/// As [`guest::restore`] and [`Machine::race`].
 pub async fn restore(
-    prepared: &Arc<Prepared>,
+    guest: &Arc<Guest>,
     machines: usize,
     directory: &Path,
     cancel: &Cancel,
@@ -119,10 +119,10 @@ pub async fn restore(
     let begun = Instant::now();
     let mut tasks = JoinSet::new();
     for number in 0..machines {
-        let (prepared, cancel) = (Arc::clone(prepared), cancel.clone());
+        let (guest, cancel) = (Arc::clone(guest), cancel.clone());
         let directory = directory.join(number.to_string());
         tasks.spawn(async move {
-            let mut machine = run::restore(&prepared, None, &directory, cancel).await?;
+            let mut machine = guest::restore(&guest, None, &directory, cancel).await?;
             let answered = async {
                 answer(&mut machine).await?;
                 let elapsed = begun.elapsed();
@@ -139,7 +139,7 @@ pub async fn restore(
     let mut wrong = None;
     for started in joined {
         let ended = match started {
-            Ok((machine, answered)) => stop(machine, answered).await,
+            Ok((machine, answered)) => machine.finish(answered).await,
             Err(error) => Err(error),
         };
         match ended {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
-use super::guest::{DEADLINE, restored, stop, text};
+use super::guest::{DEADLINE, restored, text};
 use super::samples::Samples;
 use crate::machine::Cancel;
-use crate::run::Prepared;
+use crate::run::guest::Guest;
 
 /// The size of the file that [`channel`] puts, in bytes.
 pub const PUT_BYTES: usize = 10 << 20;
@@ -44,13 +44,8 @@ pub struct Requests {
 ///
 /// # Errors
 /// As [`Machine::race`]; a command or a file that is not what it should be.
-pub async fn channel(
-    prepared: &Prepared,
-    requests: Requests,
-    directory: &Path,
-    cancel: Cancel,
-) -> Result<Channel> {
-    let mut machine = restored(prepared, directory, cancel).await?;
+pub async fn channel(guest: &Guest, requests: Requests, directory: &Path, cancel: Cancel) -> Result<Channel> {
+    let mut machine = restored(guest, directory, cancel).await?;
     let guest = machine.guest();
     let measured = async {
         let mut channel = Channel::default();
@@ -83,7 +78,7 @@ pub async fn channel(
         Ok(channel)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 /// The host's seconds for guest time in virtual time.
@@ -99,7 +94,7 @@ pub struct Idle {
 ///
 /// # Errors
 /// As [`Machine::race`].
-pub async fn idle(prepared: &Prepared, rounds: usize, directory: &Path, cancel: Cancel) -> Result<Idle> {
+pub async fn idle(guest: &Guest, rounds: usize, directory: &Path, cancel: Cancel) -> Result<Idle> {
     /// Loops until /proc/uptime, in hundredths, is a second further; prints how much it has become.
     const LOOP: &str = "now() { read -r up _ </proc/uptime; now=$((${up%.*} * 100 + 1${up#*.} - 100)); }
         now; begun=$now
@@ -108,7 +103,7 @@ pub async fn idle(prepared: &Prepared, rounds: usize, directory: &Path, cancel: 
             now
         done
         echo $((now - begun))";
-    let mut machine = restored(prepared, directory, cancel).await?;
+    let mut machine = restored(guest, directory, cancel).await?;
     let measured = async {
         let mut idle = Idle::default();
         for _ in 0..rounds {
@@ -124,17 +119,17 @@ pub async fn idle(prepared: &Prepared, rounds: usize, directory: &Path, cancel: 
         Ok(idle)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 /// Restores a machine, runs `true` in it and ends it: the whole of the job, with the machine's end.
 ///
 /// # Errors
 /// As [`Machine::race`].
-pub async fn one_true(prepared: &Prepared, directory: &Path, cancel: Cancel) -> Result<Duration> {
+pub async fn one_true(guest: &Guest, directory: &Path, cancel: Cancel) -> Result<Duration> {
     let begun = Instant::now();
-    let mut machine = restored(prepared, directory, cancel).await?;
+    let mut machine = restored(guest, directory, cancel).await?;
     let ran = text(&mut machine, &["true"]).await;
-    stop(machine, ran).await?;
+    machine.finish(ran).await?;
     Ok(begun.elapsed())
 }

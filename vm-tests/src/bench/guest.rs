@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::machine::{Cancel, Machine};
-use crate::run::{self, Prepared};
+use crate::run::guest::{self, Guest};
 
 /// The longest a boot, or a guest's command, may take. A measurement is no deadline: this ends what hangs.
 pub(super) const DEADLINE: Duration = Duration::from_secs(300);
@@ -18,11 +18,11 @@ pub(super) async fn answer(machine: &mut Machine) -> Result<()> {
 }
 
 /// Restores a machine that runs and has answered.
-pub(super) async fn restored(prepared: &Prepared, directory: &Path, cancel: Cancel) -> Result<Machine> {
-    let mut machine = run::restore(prepared, None, directory, cancel).await?;
+pub(super) async fn restored(guest: &Guest, directory: &Path, cancel: Cancel) -> Result<Machine> {
+    let mut machine = guest::restore(guest, None, directory, cancel).await?;
     match answer(&mut machine).await {
         Ok(()) => Ok(machine),
-        Err(error) => stop(machine, Err(error)).await,
+        Err(error) => machine.finish(Err(error)).await,
     }
 }
 
@@ -32,14 +32,4 @@ pub(super) async fn text(machine: &mut Machine, argv: &[&str]) -> Result<String>
     let complaint = String::from_utf8_lossy(&output.stderr);
     ensure!(output.exit.success(), "{}: {}: {}", argv.join(" "), output.exit, complaint.trim());
     Ok(output.text())
-}
-
-/// Ends a machine whatever was measured; says both if both went wrong.
-pub(super) async fn stop<T>(machine: Machine, measured: Result<T>) -> Result<T> {
-    match (measured, machine.stop().await) {
-        (Ok(value), Ok(())) => Ok(value),
-        (Ok(_), Err(left)) => Err(left),
-        (Err(error), Ok(())) => Err(error),
-        (Err(error), Err(left)) => Err(error.context(format!("and cleaning up failed: {left:#}"))),
-    }
 }

@@ -16,8 +16,8 @@ use vm_agent::wire::{Body, Session};
 use super::samples::Samples;
 use crate::host::events::{self, Event};
 use crate::image::programs::GuestBinaries;
-use crate::machine::{Cancel, Machine};
-use crate::run::{self, Prepared};
+use crate::machine::Cancel;
+use crate::run::guest::{self, Guest};
 use crate::scenario::bundle::Bundle;
 
 /// The longest that the guest may take for one of the three parts.
@@ -160,7 +160,7 @@ pub struct Watch {
 /// # Errors
 /// As [`Machine::race`]; when the fixture fails, or prints what is not understood.
 pub async fn measure(
-    prepared: &Prepared,
+    guest: &Guest,
     programs: &GuestBinaries,
     rounds: Rounds,
     directory: &Path,
@@ -170,19 +170,19 @@ pub async fn measure(
     let (scans, events) = (rounds.scans.to_string(), rounds.events.to_string());
     let mut texts = Vec::new();
     for (name, args) in [("judge", vec![]), ("cost", vec![&scans, &more]), ("watch", vec![&events])] {
-        events::tell(Event::Measuring { guest: prepared.guest.clone(), part: name });
+        events::tell(Event::Measuring { guest: guest.name.clone(), part: name });
         let command = format!(
             "{FIXTURE} {name} {HOLDERS} {}",
             args.iter().map(|arg| arg.as_str()).collect::<Vec<_>>().join(" ")
         );
-        texts.push(fixture(prepared, programs, &command, &directory.join(name), cancel.clone()).await?);
+        texts.push(fixture(guest, programs, &command, &directory.join(name), cancel.clone()).await?);
     }
     let [judged, costs, watch] = texts.as_slice() else { unreachable!("three parts") };
     let mut watch = lines::<Watch>(watch)?;
     Ok(Accuracy {
-        guest: prepared.guest.clone(),
-        image: prepared.image.clone(),
-        choice: prepared.choice.clone(),
+        guest: guest.name.clone(),
+        image: guest.image.clone(),
+        choice: guest.choice.clone(),
         cases: lines(judged)?,
         costs: lines(costs)?,
         watch: watch.pop().context("fixture watch printed nothing")?,
@@ -190,7 +190,7 @@ pub async fn measure(
 }
 
 async fn fixture(
-    prepared: &Prepared,
+    guest: &Guest,
     programs: &GuestBinaries,
     command: &str,
     directory: &Path,
@@ -204,9 +204,9 @@ async fn fixture(
     let script = format!("echo $$ >/sys/fs/cgroup/cgroup.procs; exec {command} >{OUTPUT}");
     let setup = vec![["sh", "-c", &script].map(str::to_owned).to_vec()];
     let session = Session { files: bundle.into_files(), setup, plan: None };
-    let mut machine = run::restore(prepared, Some(session), directory, cancel).await?;
+    let mut machine = guest::restore(guest, Some(session), directory, cancel).await?;
     let done = async {
-        match run::session(&mut machine, prepared.base.clock, command, DEADLINE).await? {
+        match guest::session(&mut machine, guest.base.clock, command, DEADLINE).await? {
             Body::Done => {}
             other => anyhow::bail!("unexpected answer from the guest: {other:?}"),
         }
@@ -215,16 +215,7 @@ async fn fixture(
         Ok(output.text())
     }
     .await;
-    stop(machine, done).await
-}
-
-async fn stop<T>(machine: Machine, done: Result<T>) -> Result<T> {
-    match (done, machine.stop().await) {
-        (Ok(value), Ok(())) => Ok(value),
-        (Ok(_), Err(left)) => Err(left),
-        (Err(error), Ok(())) => Err(error),
-        (Err(error), Err(left)) => Err(error.context(format!("and cleaning up failed: {left:#}"))),
-    }
+    machine.finish(done).await
 }
 
 fn lines<T: for<'de> Deserialize<'de>>(text: &str) -> Result<Vec<T>> {

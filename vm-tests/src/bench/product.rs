@@ -7,12 +7,13 @@ use anyhow::{Context, Result, bail, ensure};
 use vm_agent::recording::{Plan, Recording, Step, What};
 use vm_agent::wire::{Body, Session};
 
-use super::guest::{DEADLINE, stop, text};
+use super::guest::{DEADLINE, text};
 use super::samples::Samples;
 use crate::judge::cycle::Cycle;
 use crate::judge::{Judgement, fold};
 use crate::machine::{Cancel, Machine};
-use crate::run::{self, Prepared};
+use crate::run::guest::{self, Guest};
+use crate::run::one::{self, Bounds};
 use crate::scenario::Scenario;
 
 /// The service that does nothing, for [`reset_and_stop`].
@@ -27,9 +28,15 @@ const STOP_POST_SERVER: (&str, &str) = ("left4me-server@990.service", "990");
 /// Runs a scenario as `cargo xtask vm-test` does, and returns each cycle's Reset in nanoseconds of guest time.
 ///
 /// # Errors
-/// As [`run::run`]; a run that is not as its manifest expects has other durations, and is one too.
-pub async fn resets(prepared: &Prepared, scenario: &Scenario, cancel: Cancel) -> Result<Vec<u64>> {
-    let run = run::run(prepared, scenario, cancel).await?;
+/// As [`one::run`]; a run that is not as its manifest expects has other durations, and is one too.
+pub async fn resets(
+    guest: &Guest,
+    scenario: &Scenario,
+    bounds: Bounds,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Vec<u64>> {
+    let run = one::run(guest, scenario, bounds, directory, cancel).await?;
     let Judgement { cycles, deviations, .. } = run.judgement;
     ensure!(deviations.is_empty(), "{}: {}", scenario.name, deviations.join("; "));
     Ok(cycles.iter().map(|cycle| cycle.reset_ns).collect())
@@ -52,15 +59,15 @@ pub struct ResetAndStop {
 /// same way. A first round of both is not counted: it loads programs.
 ///
 /// # Errors
-/// As [`run::run`].
+/// As [`one::run`].
 pub async fn reset_and_stop(
-    prepared: &Prepared,
+    guest: &Guest,
     scenario: &Scenario,
     rounds: usize,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<ResetAndStop> {
-    let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
     let measured = async {
         let services = "set -e
             printf '[Service]\\nType=exec\\nExecStart=sleep infinity\\n' >/run/systemd/system/$1
@@ -96,7 +103,7 @@ pub async fn reset_and_stop(
         Ok(both)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 /// Runs a plan of one cycle and returns its Reset's guest time.
@@ -213,17 +220,17 @@ fn plan(scenario: &Scenario, start: &[&str], reset: &[&str]) -> Plan {
 /// Measures the helper's unmount in one machine with a scenario's files. A first round is not counted: it loads programs.
 ///
 /// # Errors
-/// As [`run::run`].
+/// As [`one::run`].
 pub async fn programs(
-    prepared: &Prepared,
+    guest: &Guest,
     scenario: &Scenario,
     rounds: usize,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Programs> {
-    let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
     let measured = async {
-        let timer = prepared.programs.get("vm-time").context("vm-time was not built")?;
+        let timer = guest.programs.get("vm-time").context("vm-time was not built")?;
         let timer = std::fs::read(timer).with_context(|| format!("read {}", timer.display()))?;
         let guest = machine.guest();
         machine.race("the timer to be put", DEADLINE, guest.put_bytes(TIMER, 0o755, &timer)).await?;
@@ -251,21 +258,21 @@ pub async fn programs(
         Ok(programs)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }
 
 /// Measures a purge beside `rm -rf`, by turns in one machine with a scenario's files.
 ///
 /// # Errors
-/// As [`run::run`].
+/// As [`one::run`].
 pub async fn purges(
-    prepared: &Prepared,
+    guest: &Guest,
     scenario: &Scenario,
     rounds: usize,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Purges> {
-    let mut machine = run::prepare_shell(prepared, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
     let measured = async {
         // A file system with room for so many names: the usual one has 65,536 inodes.
         let room = "set -e
@@ -300,5 +307,5 @@ pub async fn purges(
         Ok(purges)
     }
     .await;
-    stop(machine, measured).await
+    machine.finish(measured).await
 }

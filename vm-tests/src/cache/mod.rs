@@ -21,5 +21,5 @@ mod tests;
 pub use entry::Staging;
 pub use key::{Inputs, Key, hash_file};
 pub use lock::Lock;
-pub use place::{CACHE_VAR, free_bytes, root, workspace};
+pub use place::{CACHE_VAR, free_bytes, root};
 pub use remove::remove_tree;

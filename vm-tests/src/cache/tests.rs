@@ -1,57 +1,14 @@
 //! Keys, locks, entries and their removal.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::entry::*;
 use super::key::*;
 use super::lock::*;
-use super::place::*;
 use super::remove::*;
 use crate::host::process;
 use crate::host::process::Identity;
-
-#[test]
-fn a_copy_of_a_checkout_is_not_run_by_the_programs_of_the_other() {
-    let scratch = tempfile::tempdir().expect("tempdir");
-    let checkout = |name: &str| {
-        let root = scratch.path().join(name);
-        for package in ["", "vm-tests", "vm-tests/agent", "xtask"] {
-            let package = root.join(package);
-            std::fs::create_dir_all(&package).expect("mkdir");
-            std::fs::write(package.join("Cargo.toml"), "").expect("write");
-        }
-        root
-    };
-    let (one, copy) = (checkout("one"), checkout("copy"));
-    let elsewhere = scratch.path().join("elsewhere");
-    std::fs::create_dir(&elsewhere).expect("mkdir");
-    std::fs::write(elsewhere.join("Cargo.toml"), "").expect("write");
-    std::os::unix::fs::symlink(&one, scratch.path().join("link")).expect("symlink");
-    let built = one.join("vm-tests");
-    let found = |said: Option<PathBuf>, here: &Path| {
-        workspace_of(&built, said.as_deref(), here).map_err(|error| format!("{error:#}"))
-    };
-
-    assert_eq!(found(None, &one), Ok(one.clone()));
-    assert_eq!(found(Some(one.join("xtask")), &elsewhere), Ok(one.clone()));
-    assert_eq!(found(None, &elsewhere), Ok(one.clone()), "taken along, it has its own files");
-    assert_eq!(found(Some(elsewhere.clone()), &elsewhere), Ok(one.clone()), "a test of another project's");
-    let link = scratch.path().join("link");
-    assert_eq!(found(None, &link.join("vm-tests")), Ok(link));
-    for (said, here) in [(None, copy.join("vm-tests")), (Some(copy.join("xtask")), one.clone())] {
-        let error = found(said, &here).expect_err("a copy");
-        let (built, run) = (format!("built from {}", one.display()), format!("run in {}", copy.display()));
-        assert!(error.contains(&built) && error.contains(&run), "{error}");
-        assert!(error.contains("cargo clean -p vm-tests -p xtask"), "{error}");
-    }
-
-    // Moved, and run at its new place or at none.
-    let moved = scratch.path().join("moved");
-    std::fs::rename(&one, &moved).expect("rename");
-    assert!(found(None, &moved).expect_err("moved").contains("build it anew"));
-    assert!(found(None, &elsewhere).expect_err("gone").contains("not at"));
-}
 
 fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)

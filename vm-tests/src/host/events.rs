@@ -6,6 +6,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 /// Something that whoever waits wants to know.
 #[derive(Debug)]
@@ -28,6 +29,19 @@ pub enum Event {
         test: String,
         /// How many.
         cycles: u32,
+    },
+    /// It has ended.
+    Finished {
+        /// The guest and the scenario.
+        test: String,
+        /// How, in a word or two.
+        verdict: &'static str,
+        /// Wall time.
+        took: Duration,
+        /// How many have ended by now.
+        number: usize,
+        /// Of how many.
+        of: usize,
     },
     /// A part of a benchmark begins in a guest.
     Measuring {
@@ -72,6 +86,8 @@ pub enum Event {
         /// Why.
         error: std::io::Error,
     },
+    /// A line that needs no other words.
+    Note(String),
     /// Something could not be cleaned up.
     Warning(String),
 }
@@ -85,6 +101,9 @@ impl fmt::Display for Event {
             Self::Over => Ok(()),
             Self::Restoring { test } => write!(f, "{test}: restoring"),
             Self::Recording { test, cycles } => write!(f, "{test}: recording {cycles} cycles"),
+            Self::Finished { test, verdict, took, number, of } => {
+                write!(f, "{test}: {verdict} after {:.1} s ({number}/{of})", took.as_secs_f64())
+            }
             Self::Measuring { guest, part } => write!(f, "{guest}: {part}"),
             Self::Waiting { what, who, does } => write!(f, "{what}: waiting for {who}, which {does} it"),
             Self::Damaged { entry, remedy, error } => {
@@ -96,6 +115,7 @@ impl fmt::Display for Event {
             Self::Removing(path) => write!(f, "removing what an earlier build left in {}", path.display()),
             Self::Copying(root) => write!(f, "copying {} to a size that a guest can map", root.display()),
             Self::NoEvidence { path, error } => write!(f, "evidence: write {}: {error}", path.display()),
+            Self::Note(what) => write!(f, "{what}"),
             Self::Warning(what) => write!(f, "warning: {what}"),
         }
     }
@@ -108,6 +128,14 @@ static LISTENER: OnceLock<Listener> = OnceLock::new();
 /// Sets who is told, for the rest of the process. Once: a second listener is told nothing.
 pub fn listen(listener: impl Fn(&Event) + Send + Sync + 'static) {
     LISTENER.get_or_init(|| Box::new(listener));
+}
+
+/// The same, for whoever shows each event as a line.
+pub fn listen_to_lines(show: impl Fn(&str) + Send + Sync + 'static) {
+    listen(move |event| match event {
+        Event::Over => {}
+        _ => show(&event.to_string()),
+    });
 }
 
 pub(crate) fn tell(event: Event) {

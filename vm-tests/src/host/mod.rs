@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod events;
+pub mod memory;
 pub mod process;
 pub mod signals;
 pub mod tools;

@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
 
-use crate::cache;
 use crate::host::events::Progress;
 use crate::host::process::{self, Program, Sink};
 
@@ -321,17 +320,18 @@ pub struct Missing {
     pub command: String,
 }
 
-/// Makes sure that everything the needs ask for is there, by installing it where we may.
+/// Makes sure that everything the needs ask for is there, by installing it where we may; `logs` is the directory that
+/// gets `install.log`.
 ///
 /// # Errors
 /// With the command to type, if something is missing and we may not or cannot install it.
-pub async fn ensure(needs: &[Need]) -> anyhow::Result<()> {
+pub async fn ensure(needs: &[Need], logs: &Path) -> anyhow::Result<()> {
     let distro = Distro::of_host();
     let Some(missing) = missing(&find_all(needs), distro) else { return Ok(()) };
     let what =
         || format!("not installed: {}; to install, type:\n  {}", missing.names.join(", "), missing.command);
     let Some(sudo) = may_install(distro).await else { bail!(what()) };
-    install(&missing.packages, sudo).await.with_context(what)?;
+    install(&missing.packages, sudo, logs).await.with_context(what)?;
     match self::missing(&find_all(needs), distro) {
         None => Ok(()),
         Some(still) => {
@@ -353,10 +353,9 @@ async fn may_install(distro: Distro) -> Option<bool> {
 }
 
 /// Runs apt-get, once with the package lists as they are and once more with fresh ones.
-async fn install(packages: &[&str], sudo: bool) -> anyhow::Result<()> {
-    let dir = cache::root()?;
-    std::fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-    let log_path = dir.join("install.log");
+async fn install(packages: &[&str], sudo: bool, logs: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(logs).with_context(|| format!("create {}", logs.display()))?;
+    let log_path = logs.join("install.log");
     let log = File::create(&log_path).with_context(|| format!("create {}", log_path.display()))?;
     let progress = Progress::start(&format!("installing {}", packages.join(" ")));
 

@@ -22,7 +22,7 @@ use crate::host::tools::{self, Need};
 /// How long mmdebstrap may take: a minute from a near mirror, far more over a bad line.
 const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 
-/// Returns the image that is asked for, building it if it is not in the cache.
+/// Returns the image that is asked for, building it if it is not in the cache, whose root is `cache`.
 ///
 /// Two builds of one image wait for each other, with a message; an interrupted one leaves nothing behind, and
 /// what a killed one left is removed by the next.
@@ -30,8 +30,8 @@ const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 /// # Errors
 /// [`Interrupted`](crate::host::signals::Interrupted) somewhere in the chain (see [`process::is_interrupt`]) if we are told to stop; a
 /// missing tool with the command that installs it; what mmdebstrap says.
-pub async fn ensure(request: &Request) -> anyhow::Result<Image> {
-    let dir = request.dir()?;
+pub async fn ensure(request: &Request, cache: &Path) -> anyhow::Result<Image> {
+    let dir = request.dir(cache);
     if !request.rebuild && dir.exists() {
         match Image::load(&dir) {
             Ok(image) => return Ok(image),
@@ -42,7 +42,7 @@ pub async fn ensure(request: &Request) -> anyhow::Result<Image> {
             }),
         }
     }
-    tools::ensure(&[Need::Image]).await?;
+    tools::ensure(&[Need::Image], cache).await?;
     check_user()?;
     let lock = Lock::exclusive(&dir.with_extension("lock"), |who| {
         let (what, who) = (format!("image {}", request.suite), who.to_owned());

@@ -1,9 +1,9 @@
 //! The recipe of a Debian root: its packages, what it leaves out, and the options for that.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::suite::Suite;
-use crate::cache::{self, Inputs, Key};
+use crate::cache::{Inputs, Key};
 
 /// Goes up when the way an image is made changes and its inputs do not.
 pub(super) const RECIPE: u32 = 3;
@@ -58,13 +58,6 @@ pub struct Request {
 }
 
 impl Request {
-    /// A suite from the mirror that `$VM_TESTS_MIRROR` names, if it does.
-    #[must_use]
-    pub fn from_env(suite: Suite) -> Self {
-        let mirror = std::env::var(MIRROR_VAR).ok().filter(|mirror| !mirror.is_empty());
-        Self { suite, mirror, rebuild: false }
-    }
-
     /// What the image is named by.
     #[must_use]
     pub fn key(&self) -> Key {
@@ -78,12 +71,10 @@ impl Request {
             .key()
     }
 
-    /// Where the image is or will be.
-    ///
-    /// # Errors
-    /// As [`cache::root`].
-    pub fn dir(&self) -> anyhow::Result<PathBuf> {
-        Ok(cache::root()?.join("images").join(format!("{}-{}", self.suite, self.key().short())))
+    /// Where the image is or will be in the cache that lies at `cache`.
+    #[must_use]
+    pub fn dir(&self, cache: &Path) -> PathBuf {
+        cache.join("images").join(format!("{}-{}", self.suite, self.key().short()))
     }
 
     /// mmdebstrap's options; suite, output and mirror follow them.

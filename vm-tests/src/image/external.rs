@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 
 use super::entry::ROOT;
-use crate::cache::{self, Inputs, Key, Lock, Staging};
+use crate::cache::{Inputs, Key, Lock, Staging};
 use crate::host::events::{self, Event};
 
 /// The parts of an external image, as given on the command line.
@@ -31,11 +31,11 @@ pub struct MappableRoot {
 }
 
 /// Checks the parts of an external image. A root whose size a guest can't map as persistent memory is copied to the
-/// cache, with zeros up to the next size that it can map.
+/// cache, whose root is `cache`, with zeros up to the next size that it can map.
 ///
 /// # Errors
 /// Names what is missing and what it should be.
-pub async fn mappable_root(external: &External) -> anyhow::Result<MappableRoot> {
+pub async fn mappable_root(external: &External, cache: &Path) -> anyhow::Result<MappableRoot> {
     let External { kernel, modules, root } = external;
     ensure!(kernel.is_file(), "--kernel {}: no such file; expected a bzImage or a vmlinux", kernel.display());
     ensure!(
@@ -55,7 +55,7 @@ pub async fn mappable_root(external: &External) -> anyhow::Result<MappableRoot> 
     if length == wanted {
         return Ok(MappableRoot { root: root.clone(), root_key });
     }
-    let dir = cache::root()?.join("images").join(format!("root-{}", root_key.short()));
+    let dir = cache.join("images").join(format!("root-{}", root_key.short()));
     let copy = dir.join(ROOT);
     let whole = || std::fs::metadata(&copy).is_ok_and(|meta| meta.len() == wanted);
     if !whole() {

@@ -14,28 +14,20 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use xshell::{Shell, cmd};
 
-use crate::cache;
 use crate::host::process::{self, Program, Sink};
 use crate::host::tools;
+use crate::workspace::{Package, Workspace};
 
 /// A cold build takes two minutes on two old cores.
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 
-/// What goes into every guest: packages, and the features they need for it.
-const GUEST: &[&str] = &[
-    "--bins",
-    "--package",
-    "vm-agent",
-    "--package",
-    "left4me-helper",
-    "--package",
-    "left4me-ctl",
-    "--features",
-    "vm-agent/guest",
-];
+/// The harness's own guest programs: a package beside its library, wherever that lies.
+const AGENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/agent/Cargo.toml");
 
-/// What [`crate::bench::holders`] runs in a guest: the command, and the fixture that plants and judges.
-const ACCURACY: &[&str] = &["--package", "holders", "--bin", "holders", "--example", "fixture"];
+/// What goes into a guest: small, quick to load under emulation. Unwinding stays on: guards need it. Given on the command
+/// line, since cargo reads profiles from the workspace alone that it is run in.
+const PROFILE: [&str; 5] =
+    ["inherits='release'", "opt-level=2", "debug=false", "strip=true", "codegen-units=4"];
 
 /// The guest's binaries, each proved to be static.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,31 +55,43 @@ impl GuestBinaries {
     }
 }
 
-/// Builds the guest's binaries where they are out of date.
+/// Builds the guest's binaries where they are out of date: the harness's own, and those of the workspace. Apart, so that
+/// the agent, and with it every saved machine, is the same for all workspaces.
 ///
 /// Cargo's progress and diagnostics go to stderr as they come.
 ///
 /// # Errors
 /// If the build fails (cargo has said why), if a binary is not static, or on an interrupt.
-pub async fn guest_binaries() -> anyhow::Result<GuestBinaries> {
-    build(GUEST).await
+pub async fn guest_binaries(workspace: &Workspace) -> anyhow::Result<GuestBinaries> {
+    let mut all = build(workspace, &["--manifest-path", AGENT, "--bins", "--features", "guest"]).await?;
+    if !workspace.packages.is_empty() {
+        let package = |one: &Package| {
+            let binaries = one.binaries.iter().flat_map(|binary| ["--bin", binary]);
+            ["--package", one.name].into_iter().chain(binaries).collect::<Vec<_>>()
+        };
+        let what: Vec<&str> = workspace.packages.iter().flat_map(package).collect();
+        all.by_name.extend(build(workspace, &what).await?.by_name);
+    }
+    Ok(all)
 }
 
 /// Builds what the accuracy benchmark runs in a guest: `holders` and `fixture`.
 ///
 /// # Errors
 /// As [`guest_binaries`].
-pub async fn accuracy_binaries() -> anyhow::Result<GuestBinaries> {
-    build(ACCURACY).await
+pub async fn accuracy_binaries(workspace: &Workspace) -> anyhow::Result<GuestBinaries> {
+    let holders = ["--package", "holders", "--bin", "holders", "--example", "fixture"];
+    build(workspace, &[&["--manifest-path", AGENT][..], &holders].concat()).await
 }
 
-async fn build(what: &[&str]) -> anyhow::Result<GuestBinaries> {
-    let triple = host_triple().await?;
-    let (shell, cargo) = (Shell::new()?, tools::cargo());
-    shell.change_dir(cache::workspace()?);
+async fn build(workspace: &Workspace, what: &[&str]) -> anyhow::Result<GuestBinaries> {
+    let triple = host_triple(&workspace.root).await?;
+    let (shell, cargo, target) = (Shell::new()?, tools::cargo(), workspace.target.join("guest"));
+    shell.change_dir(&workspace.root);
+    let profile = PROFILE.iter().flat_map(|part| ["--config".to_owned(), format!("profile.guest.{part}")]);
     let build = cmd!(
         shell,
-        "{cargo} build --profile guest {what...} --target {triple} --target-dir target/guest
+        "{cargo} build --profile guest {profile...} {what...} --target {triple} --target-dir {target}
          --message-format=json-render-diagnostics"
     );
     let program = Program::from(build)
@@ -111,10 +115,10 @@ async fn build(what: &[&str]) -> anyhow::Result<GuestBinaries> {
 /// The triple that rustc builds for by itself, for instance `x86_64-unknown-linux-gnu`.
 ///
 /// It is given to cargo as `--target`, since only then are build scripts and macros spared the static flag.
-async fn host_triple() -> anyhow::Result<String> {
+async fn host_triple(workspace: &Path) -> anyhow::Result<String> {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
     let shell = Shell::new()?;
-    shell.change_dir(cache::workspace()?);
+    shell.change_dir(workspace);
     let ask = cmd!(shell, "{rustc} --version --verbose").into();
     let output = process::output(ask, Duration::from_secs(60)).await.context("ask rustc for its host")?;
     let text = output.text();

@@ -18,7 +18,7 @@ fn an_external_root_gets_a_size_that_a_guest_can_map() {
     let at = |name: &str| dir.path().join(name);
     let external = External { kernel: at("vmlinuz"), modules: at("modules"), root: at("root") };
     let refused = |words: &str| {
-        let error = block_on(mappable_root(&external)).expect_err("a part is missing");
+        let error = block_on(mappable_root(&external, dir.path())).expect_err("a part is missing");
         assert!(error.to_string().contains(words), "{error:#}");
     };
     refused("--kernel");
@@ -33,7 +33,7 @@ fn an_external_root_gets_a_size_that_a_guest_can_map() {
         .open(&external.root)
         .and_then(|file| file.set_len(crate::machine::config::PMEM_ALIGN))
         .expect("length");
-    let mappable = block_on(mappable_root(&external)).expect("all is there");
+    let mappable = block_on(mappable_root(&external, dir.path())).expect("all is there");
     assert_eq!(mappable.root, external.root, "it is mapped as it is");
 }
 

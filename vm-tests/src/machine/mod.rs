@@ -410,6 +410,18 @@ impl Machine {
         }
         self.child.kill_group(STOP_STEP).await.map(|_status| ()).context("stop QEMU")
     }
+
+    /// Ends QEMU as [`Machine::stop`] does, whatever came of what was done with it.
+    ///
+    /// # Errors
+    /// That of the result; what stopping says; both if both went wrong.
+    pub async fn finish<T>(self, result: Result<T>) -> Result<T> {
+        match (result, self.stop().await) {
+            (result, Ok(())) => result,
+            (Ok(_), Err(left)) => Err(left),
+            (Err(error), Err(left)) => Err(error.context(format!("and cleaning up failed: {left:#}"))),
+        }
+    }
 }
 
 struct Starting<'a> {

@@ -73,14 +73,15 @@ struct Manifest {
     boot_ms: u64,
 }
 
-/// Returns the saved machine for a base, booting and saving one if there is none.
+/// Returns the saved machine for a base, booting and saving one if there is none in the cache, whose root is `cache`.
 ///
 /// # Errors
 /// As [`Machine::race`] for the boot; a machine that settles in another state than `running` names the failed
 /// units.
-pub async fn ensure(base: &Base, cancel: Cancel) -> Result<Saved> {
+pub async fn ensure(base: &Base, cache: &Path, cancel: Cancel) -> Result<Saved> {
     let key = key(base).await?;
-    let directory = cache::root()?.join("machines").join(key.short());
+    let machines = cache.join("machines");
+    let directory = machines.join(key.short());
     if directory.exists() {
         match load(&directory, &key) {
             Ok(saved) => return Ok(saved),
@@ -111,7 +112,7 @@ pub async fn ensure(base: &Base, cancel: Cancel) -> Result<Saved> {
         return Err(error.context(kept).context("boot the machine that is saved"));
     }
     let saved = load(&staging.commit()?, &key)?;
-    tidy(&cache::root()?.join("machines"))?;
+    tidy(&machines)?;
     Ok(saved)
 }
 
@@ -256,9 +257,7 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
         machine.save(file).await.context("save the machine")
     }
     .await;
-    let stopped = machine.stop().await;
-    saved?;
-    stopped?;
+    machine.finish(saved).await?;
     std::fs::remove_file(&deploy).with_context(|| format!("delete {}", deploy.display()))?;
     dig_holes(&ram)?;
     let manifest = Manifest {

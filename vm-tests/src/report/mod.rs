@@ -9,9 +9,10 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::host::tools;
+use crate::host::{process, tools};
 use crate::judge::cycle::{Cycle, Holder};
-use crate::run::{Prepared, Run, Stages};
+use crate::run::guest::Guest;
+use crate::run::one::{Run, Stages};
 use crate::scenario::{History, Scenario};
 use vm_agent::wire::Exit;
 
@@ -95,6 +96,92 @@ pub enum Verdict {
     Interrupted,
 }
 
+impl Verdict {
+    /// The verdict on something that ended with an error.
+    #[must_use]
+    pub fn of_error(error: &anyhow::Error) -> Self {
+        if process::is_interrupt(error) { Self::Interrupted } else { Self::Infrastructure }
+    }
+
+    /// A program's exit status: 0, 1, 69 (sysexits.h: EX_UNAVAILABLE) or 130 (128 + SIGINT).
+    #[must_use]
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Passed => 0,
+            Self::Failed => 1,
+            Self::Infrastructure => 69,
+            Self::Interrupted => 130,
+        }
+    }
+
+    /// In a word or two.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Passed => "ok",
+            Self::Failed => "FAILED",
+            Self::Infrastructure => "no result",
+            Self::Interrupted => "interrupted",
+        }
+    }
+}
+
+impl Report {
+    /// Of a suite's scenarios on its guests.
+    ///
+    /// # Errors
+    /// Without a guest.
+    pub fn new(guests: &[Guest], scenarios: Vec<ScenarioReport>) -> Result<Self> {
+        let first = guests.first().context("no guest was prepared")?;
+        Ok(Self {
+            schema: SCHEMA,
+            accelerator: first.choice.clone(),
+            clock: serde_json::to_value(first.base.clock)?.as_str().unwrap_or_default().to_owned(),
+            guests: guests.iter().map(|guest| (guest.name.clone(), guest.image.clone())).collect(),
+            scenarios,
+        })
+    }
+
+    /// The verdict on all. One bad scenario does not hide another: a failure is told before a missing result.
+    #[must_use]
+    pub fn verdict(&self) -> Verdict {
+        [Verdict::Interrupted, Verdict::Failed, Verdict::Infrastructure]
+            .into_iter()
+            .find(|verdict| self.count(*verdict) > 0)
+            .unwrap_or(Verdict::Passed)
+    }
+
+    fn count(&self, verdict: Verdict) -> usize {
+        self.scenarios.iter().filter(|scenario| scenario.verdict == verdict).count()
+    }
+
+    /// All of it for a person: what it was measured on, a table for each guest (see [`table`], [`history`]), why what has
+    /// not passed has not, and how many are which.
+    #[must_use]
+    pub fn text(&self, table: fn(&Self, &str) -> String) -> String {
+        let mut text = format!("\n{}\ndurations are {} time of the guest\n", self.accelerator, self.clock);
+        for (guest, image) in &self.guests {
+            text.push_str(&format!("\n{image}\n"));
+            if self.scenarios.iter().any(|scenario| scenario.guest == *guest && !scenario.cycles.is_empty()) {
+                text.push_str(&format!("\n{}\n", table(self, guest)));
+            }
+        }
+        for scenario in &self.scenarios {
+            for why in &scenario.why {
+                text.push_str(&format!("{}/{}: {why}\n", scenario.guest, scenario.name));
+            }
+        }
+        let [passed, failed] = [Verdict::Passed, Verdict::Failed].map(|verdict| self.count(verdict));
+        let without = self.scenarios.len() - passed - failed;
+        text.push_str(&format!("{passed} passed, {failed} failed"));
+        if without > 0 {
+            text.push_str(&format!(", {without} without result"));
+        }
+        text.push('\n');
+        text
+    }
+}
+
 impl ScenarioReport {
     /// The report of a run that has a result.
     #[must_use]
@@ -116,12 +203,8 @@ impl ScenarioReport {
     /// The report of a run that has no result.
     #[must_use]
     pub fn of_error(guest: &str, scenario: &Scenario, error: &anyhow::Error) -> Self {
-        let verdict = if crate::host::process::is_interrupt(error) {
-            Verdict::Interrupted
-        } else {
-            Verdict::Infrastructure
-        };
-        Self::without_result(guest, scenario, verdict, vec![tools::explain(error)])
+        let why = vec![tools::explain(error)];
+        Self::without_result(guest, scenario, Verdict::of_error(error), why)
     }
 
     fn without_result(guest: &str, scenario: &Scenario, verdict: Verdict, why: Vec<String>) -> Self {
@@ -168,35 +251,6 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
     }
     // Last, so that a report that is there means that all is.
     write(SCENARIO_FILE, serde_json::to_string_pretty(report)?)
-}
-
-/// Collects the scenarios' reports into one; `missing` is the verdict on those that left none, and why.
-///
-/// # Errors
-/// When a report is there and can't be read.
-pub fn collect(guests: &[Prepared], scenarios: &[Scenario], missing: &(Verdict, String)) -> Result<Report> {
-    let mut reports = Vec::new();
-    for (prepared, scenario) in guests.iter().flat_map(|guest| scenarios.iter().map(move |one| (guest, one)))
-    {
-        let path = prepared.results_of(&scenario.name).join(SCENARIO_FILE);
-        let report = match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let (verdict, why) = missing;
-                ScenarioReport::without_result(&prepared.guest, scenario, *verdict, vec![why.clone()])
-            }
-            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
-        };
-        reports.push(report);
-    }
-    let first = guests.first().context("no guest was prepared")?;
-    Ok(Report {
-        schema: SCHEMA,
-        accelerator: first.choice.clone(),
-        clock: serde_json::to_value(first.base.clock)?.as_str().unwrap_or_default().to_owned(),
-        guests: guests.iter().map(|guest| (guest.guest.clone(), guest.image.clone())).collect(),
-        scenarios: reports,
-    })
 }
 
 /// More scenarios than this are a line each, since their columns would be wider than any terminal.

@@ -93,32 +93,35 @@ pub fn memory_sizes(scenarios: &[Scenario]) -> BTreeSet<u32> {
     scenarios.iter().map(|scenario| scenario.manifest.memory_mib).collect()
 }
 
-/// The scenarios below a directory, in the order of their names.
+/// The scenarios below directories, in the order of their names.
 ///
 /// # Errors
-/// When the directory can't be read, a manifest is wrong, or there is none at all.
-pub fn discover(root: &Path) -> Result<Vec<Scenario>> {
+/// When a directory can't be read, a manifest is wrong, or there is none at all.
+pub fn discover(roots: &[PathBuf]) -> Result<Vec<Scenario>> {
     let mut scenarios = Vec::new();
-    for entry in std::fs::read_dir(root).with_context(|| format!("read {}", root.display()))? {
-        let path = entry.with_context(|| format!("read {}", root.display()))?.path();
-        if path.join("scenario.toml").exists() {
-            scenarios.push(Scenario::load(&path)?);
+    for root in roots {
+        let before = scenarios.len();
+        for entry in std::fs::read_dir(root).with_context(|| format!("read {}", root.display()))? {
+            let path = entry.with_context(|| format!("read {}", root.display()))?.path();
+            if path.join("scenario.toml").exists() {
+                scenarios.push(Scenario::load(&path)?);
+            }
         }
-    }
-    if scenarios.is_empty() {
-        bail!("no scenario in {}: none of its directories has a scenario.toml", root.display());
+        if scenarios.len() == before {
+            bail!("no scenario in {}: none of its directories has a scenario.toml", root.display());
+        }
     }
     scenarios.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(scenarios)
 }
 
-/// The scenarios that a user named: each a name in `root`, or a path to a scenario's directory.
+/// The scenarios that a user named: each a name in one of `roots`, or a path to a scenario's directory.
 ///
 /// # Errors
 /// Names what is not there and lists what is.
-pub fn select(root: &Path, names: &[String]) -> Result<Vec<Scenario>> {
+pub fn select(roots: &[PathBuf], names: &[String]) -> Result<Vec<Scenario>> {
     if names.is_empty() {
-        return discover(root);
+        return discover(roots);
     }
     let mut selected = Vec::new();
     for name in names {
@@ -127,7 +130,7 @@ pub fn select(root: &Path, names: &[String]) -> Result<Vec<Scenario>> {
             selected.push(Scenario::load(path)?);
             continue;
         }
-        let known = discover(root)?;
+        let known = discover(roots)?;
         match known.iter().find(|scenario| scenario.name == *name) {
             Some(scenario) => selected.push(scenario.clone()),
             None => {

@@ -132,7 +132,8 @@ fn a_name_that_is_not_there_lists_what_is() {
     let root = tempfile::tempdir().expect("tempdir");
     std::fs::create_dir(root.path().join("one")).expect("mkdir");
     std::fs::write(root.path().join("one/scenario.toml"), GOOD).expect("write");
-    let error = select(root.path(), &["two".into()]).expect_err("no such scenario").to_string();
+    let roots = [root.path().to_owned()];
+    let error = select(&roots, &["two".into()]).expect_err("no such scenario").to_string();
     assert!(error.contains("there are one"), "{error}");
-    assert_eq!(select(root.path(), &[]).expect("all").len(), 1);
+    assert_eq!(select(&roots, &[]).expect("all").len(), 1);
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use vm_tests::bench::{self, Boot, Channel, Row, Samples, Unit};
 use vm_tests::host::accel::{Accel, Clock};
-use vm_tests::run::Prepared;
+use vm_tests::run::guest::Guest;
 
 use super::counts::SIDE_BY_SIDE;
 
@@ -29,8 +29,8 @@ pub(super) mod target {
     pub(crate) const PURGE_RATIO: f64 = 1.2;
 }
 
-pub(super) fn boot_rows(prepared: &Prepared, boots: &[Boot]) -> Vec<Row> {
-    let clock = prepared.base.clock;
+pub(super) fn boot_rows(guest: &Guest, boots: &[Boot]) -> Vec<Row> {
+    let clock = guest.base.clock;
     let row = |what: &str, of: fn(&Boot) -> f64| {
         Row::new("boot", format!("{clock}: {what}"), Unit::Seconds, boots.iter().map(of).collect())
     };
@@ -57,8 +57,8 @@ pub(super) fn boot_rows(prepared: &Prepared, boots: &[Boot]) -> Vec<Row> {
     rows
 }
 
-pub(super) fn restore_rows(prepared: &Prepared, boots: &[Boot], restores: [Samples; 4]) -> Result<Vec<Row>> {
-    let clock = prepared.base.clock;
+pub(super) fn restore_rows(guest: &Guest, boots: &[Boot], restores: [Samples; 4]) -> Result<Vec<Row>> {
+    let clock = guest.base.clock;
     let cold: Samples = boots.iter().map(|boot| boot.agent.as_secs_f64()).collect();
     let mut rows = Vec::new();
     for (machines, samples) in SIDE_BY_SIDE.into_iter().zip(restores) {
@@ -75,15 +75,15 @@ pub(super) fn restore_rows(prepared: &Prepared, boots: &[Boot], restores: [Sampl
         });
     }
     #[expect(clippy::cast_precision_loss, reason = "a file's size is far below 2^52")]
-    let mib = bench::disk_bytes(prepared.saved()?)? as f64 / f64::from(1 << 20);
+    let mib = bench::disk_bytes(guest.saved()?)? as f64 / f64::from(1 << 20);
     let saved =
         Row::new("restore", format!("{clock}: saved machine on disk"), Unit::Mebibytes, Samples(vec![mib]));
     rows.push(saved.target(target::SAVED_MIB));
     Ok(rows)
 }
 
-pub(super) fn channel_rows(prepared: &Prepared, channel: Channel) -> [Row; 4] {
-    let clock = prepared.base.clock;
+pub(super) fn channel_rows(guest: &Guest, channel: Channel) -> [Row; 4] {
+    let clock = guest.base.clock;
     let row = |what, samples, target| {
         Row::new("channel", format!("{clock}: {what}"), Unit::Seconds, samples).target(target)
     };
@@ -130,7 +130,7 @@ pub(super) fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Ro
 }
 
 /// Other tools, and how they are asked for the same: `true` on a machine with our kernel.
-pub(super) fn peers(ours: &Prepared) -> [(&'static str, Vec<String>); 2] {
+pub(super) fn peers(ours: &Guest) -> [(&'static str, Vec<String>); 2] {
     let kernel = ours.base.kernel.display().to_string();
     let memory = format!("{}M", ours.base.memory_mib);
     // Without it vng is silent about what went wrong.

@@ -15,6 +15,8 @@ use vm_tests::host::tools;
 use vm_tests::report::{Report, Verdict};
 use xshell::{Shell, cmd};
 
+use crate::left4me;
+
 /// Something that is run, and is green without a mutant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Run {
@@ -75,8 +77,9 @@ pub(super) struct Place {
 
 impl Place {
     pub(super) async fn prepare() -> Result<Self> {
-        let from = cache::workspace()?;
-        let place = from.join("target/mutants");
+        let workspace = left4me::workspace()?;
+        let cache = workspace.cache()?;
+        let (from, place) = (workspace.root, workspace.target.join("mutants"));
         let (tree, target, logs) = (place.join("tree"), place.join("target"), place.join("logs"));
         for directory in [&tree, &target, &logs] {
             fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
@@ -86,7 +89,7 @@ impl Place {
         })
         .await?;
         let files = files_of(&from).await?;
-        Ok(Self { from, tree, target, logs, cache: cache::root()?, files, _ours: Some(ours) })
+        Ok(Self { from, tree, target, logs, cache, files, _ours: Some(ours) })
     }
 
     /// Makes the copy what the checkout is, uncommitted changes included. A file that is the same stays as it is, with its

@@ -1,0 +1,100 @@
+//! One run of one scenario: machine, deploy, plan, recording, verdict.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+use vm_agent::recording::Recording;
+use vm_agent::wire::{Body, Session};
+
+use super::guest::{Guest, give_up, preparation, restore, session};
+use crate::host::events::{self, Event};
+use crate::judge::baselines::Baselines;
+use crate::judge::{Judgement, judge};
+use crate::machine::Cancel;
+use crate::scenario::Scenario;
+
+/// What bounds a run.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Bounds {
+    /// Overrides the manifest's number of cycles.
+    pub cycles: Option<u32>,
+    /// The longest that all cycles may take together, in seconds of wall time.
+    pub deadline_secs: u64,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self { cycles: None, deadline_secs: 900 }
+    }
+}
+
+/// What a run gave.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// What was recorded.
+    pub recording: Recording,
+    /// The verdict on it.
+    pub judgement: Judgement,
+    /// The host's time for each stage.
+    pub stages: Stages,
+}
+
+/// Wall time of the stages of a run, in milliseconds.
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize)]
+pub struct Stages {
+    /// From QEMU's start to a machine that runs.
+    pub restore_ms: u64,
+    /// Files, set-up and plan.
+    pub session_ms: u64,
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Runs a scenario on a machine of its own.
+///
+/// # Errors
+/// Whatever kept the run from having a result. A result that is not as expected is no error: see
+/// [`Judgement::why`].
+pub async fn run(
+    guest: &Guest,
+    scenario: &Scenario,
+    bounds: Bounds,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Run> {
+    let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
+    let mut stages = Stages::default();
+    let begun = Instant::now();
+    let test = format!("{}/{}", guest.name, scenario.name);
+    events::tell(Event::Restoring { test: test.clone() });
+    let plan = scenario.plan(bounds.cycles);
+    let planned = plan.cycles;
+    let wanted = Session { plan: Some(plan), ..preparation(guest, scenario)? };
+    let sized = guest.of_size(scenario.manifest.memory_mib);
+    let mut machine = restore(&sized, Some(wanted), directory, cancel).await?;
+    stages.restore_ms = millis(begun);
+
+    let begun = Instant::now();
+    events::tell(Event::Recording { test, cycles: planned });
+    let deadline = Duration::from_secs(bounds.deadline_secs);
+    let answer = session(&mut machine, guest.base.clock, "the recording", deadline).await;
+    stages.session_ms = millis(begun);
+    let recording = match answer {
+        Ok(Body::Recorded(recording)) => *recording,
+        Ok(other) => {
+            let error = anyhow::anyhow!("unexpected answer from the guest: {other:?}");
+            return give_up(machine, error, Some(scenario)).await;
+        }
+        Err(error) => return give_up(machine, error, Some(scenario)).await,
+    };
+    let judgement = judge(&recording, scenario, &baselines);
+    if !judgement.deviations.is_empty() {
+        machine.save_evidence(&scenario.units(), &scenario.manifest.mount).await;
+    }
+    machine.stop().await?;
+    Ok(Run { recording, judgement, stages })
+}

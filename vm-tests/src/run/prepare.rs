@@ -1,0 +1,192 @@
+//! Makes sure of everything that a machine needs: tools, accelerator, image, guest programs, initramfs, saved machine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, ensure};
+
+use super::guest::Guest;
+use crate::cache::Key;
+use crate::host::accel::{self, Clock, Wish};
+use crate::host::events::{self, Event};
+use crate::host::tools::{self, Need};
+use crate::image::external::{self, External};
+use crate::image::{self, EXTERNAL, Request, Suite, initramfs, programs};
+use crate::machine::Cancel;
+use crate::machine::base::Base;
+use crate::machine::config::Abilities;
+use crate::machine::saved;
+use crate::scenario::DEFAULT_MEMORY_MIB;
+use crate::workspace::Workspace;
+
+/// The machines that are asked for.
+#[derive(Debug, Clone)]
+pub struct Machines {
+    /// The guests' Debian suites; one that is named twice is one guest.
+    pub suites: Vec<Suite>,
+    /// An external image, in place of them.
+    pub external: Option<External>,
+    /// The QEMU to run; `None` is the one on `PATH`.
+    pub qemu: Option<PathBuf>,
+    /// What executes the guest's instructions.
+    pub accel: Wish,
+    /// The guest's time; `None` is the accelerator's choice.
+    pub clock: Option<Clock>,
+    /// Where packages come from; `None`, or an empty one, is Debian's own servers.
+    pub mirror: Option<String>,
+}
+
+impl Default for Machines {
+    /// One of the default suite; QEMU and mirror as `$VM_TESTS_QEMU` and `$VM_TESTS_MIRROR` say.
+    fn default() -> Self {
+        Self {
+            suites: vec![Suite::default()],
+            external: None,
+            qemu: std::env::var_os(QEMU_VAR).map(PathBuf::from),
+            accel: Wish::Auto,
+            clock: None,
+            mirror: std::env::var(image::MIRROR_VAR).ok(),
+        }
+    }
+}
+
+/// The variable that names another QEMU than the one on `PATH`.
+pub const QEMU_VAR: &str = "VM_TESTS_QEMU";
+
+impl Machines {
+    /// How many guests that makes.
+    #[must_use]
+    pub fn guests(&self) -> usize {
+        self.external.as_ref().map_or_else(|| self.suites().len(), |_one| 1)
+    }
+
+    /// In the order they were asked for, each once.
+    fn suites(&self) -> Vec<Suite> {
+        let mut once = Vec::new();
+        for suite in &self.suites {
+            if !once.contains(suite) {
+                once.push(*suite);
+            }
+        }
+        once
+    }
+}
+
+/// Prepares one guest, where no more than one is wanted.
+///
+/// # Errors
+/// As [`prepare`]; more suites than one.
+pub async fn prepare_one(
+    workspace: &Workspace,
+    machines: &Machines,
+    memory_mib: &BTreeSet<u32>,
+    results: &Path,
+    cancel: Cancel,
+) -> Result<Guest> {
+    ensure!(machines.guests() == 1, "--image: one suite at a time here; vm-test takes several");
+    prepare(workspace, machines, memory_mib, results, cancel).await?.pop().context("a guest")
+}
+
+/// Installs, builds and chooses; tells in one line on what the machines will run. One result for each guest, in the order
+/// they were asked for, with saved machines of these sizes. `results` gets a directory for each guest.
+///
+/// # Errors
+/// Whatever is not there and can't be had, and what to do about it.
+pub async fn prepare(
+    workspace: &Workspace,
+    machines: &Machines,
+    memory_mib: &BTreeSet<u32>,
+    results: &Path,
+    cancel: Cancel,
+) -> Result<Vec<Guest>> {
+    let cache = workspace.cache()?;
+    tools::ensure(&[Need::Machine, Need::GuestBinaries], &cache).await?;
+    let choice = accel::decide(machines.accel, machines.clock).await?;
+    events::tell(Event::Note(choice.to_string()));
+    let qemu = match &machines.qemu {
+        Some(program) => std::path::absolute(program).context("the path of QEMU")?,
+        None => tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?,
+    };
+    let abilities = Abilities::ask(&qemu).await?;
+    let programs = programs::guest_binaries(workspace).await?;
+    let mut guests = Vec::new();
+    for system in systems(machines, &cache).await? {
+        let results = results.join(&system.name);
+        std::fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
+        let initramfs = results.join("initramfs.img");
+        let mut bytes = Vec::new();
+        initramfs::write(&mut bytes, &system.modules, programs.path("vm-init")?, programs.path("vm-agent")?)?;
+        std::fs::write(&initramfs, bytes).with_context(|| format!("write {}", initramfs.display()))?;
+        let base = Base {
+            qemu: qemu.clone(),
+            abilities,
+            root_bytes: std::fs::metadata(&system.root).context("look at the root")?.len(),
+            root: system.root,
+            root_key: system.root_key.as_str().to_owned(),
+            kernel: system.kernel,
+            initramfs,
+            accel: choice.accel,
+            clock: choice.clock,
+            memory_mib: DEFAULT_MEMORY_MIB,
+        };
+        let mut saved = BTreeMap::new();
+        for memory_mib in memory_mib {
+            let base = Base { memory_mib: *memory_mib, ..base.clone() };
+            let machine = saved::ensure(&base, &cache, cancel.clone())
+                .await
+                .with_context(|| format!("the machine of {} with {memory_mib} MiB", system.name))?;
+            saved.insert(*memory_mib, machine);
+        }
+        guests.push(Guest {
+            name: system.name,
+            base,
+            saved,
+            image: system.description,
+            choice: choice.to_string(),
+            programs: programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect(),
+        });
+    }
+    Ok(guests)
+}
+
+/// What a guest boots.
+struct System {
+    /// Short, and a directory's name.
+    name: String,
+    kernel: PathBuf,
+    modules: PathBuf,
+    root: PathBuf,
+    root_key: Key,
+    /// One line.
+    description: String,
+}
+
+/// The systems that are asked for, built where they are not there.
+async fn systems(machines: &Machines, cache: &Path) -> Result<Vec<System>> {
+    if let Some(external) = machines.external.clone() {
+        let mappable = external::mappable_root(&external, cache).await?;
+        let description = format!("{}, kernel {}", external.root.display(), external.kernel.display());
+        return Ok(vec![System {
+            name: EXTERNAL.to_owned(),
+            kernel: external.kernel,
+            modules: external.modules,
+            root: mappable.root,
+            root_key: mappable.root_key,
+            description,
+        }]);
+    }
+    let mirror = machines.mirror.clone().filter(|mirror| !mirror.is_empty());
+    let mut systems = Vec::new();
+    for suite in machines.suites() {
+        let image = image::ensure(&Request { suite, mirror: mirror.clone(), rebuild: false }, cache).await?;
+        systems.push(System {
+            name: suite.to_string(),
+            root_key: image.content_key(),
+            description: format!("Debian {suite}, kernel {}", image.manifest.kernel_version),
+            kernel: image.kernel,
+            modules: image.modules,
+            root: image.root,
+        });
+    }
+    Ok(systems)
+}

@@ -1,0 +1,400 @@
+//! The suite: each scenario on each guest, some of them side by side. What `cargo xtask vm-test` does.
+
+use std::panic::AssertUnwindSafe;
+use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::accept::accept;
+use super::guest::Guest;
+use super::one::{self, Bounds};
+use super::prepare::{Machines, prepare};
+use super::results::Results;
+use crate::cache;
+use crate::host::events::{self, Event};
+use crate::host::memory;
+use crate::host::signals::Interrupted;
+use crate::judge::baselines::Baselines;
+use crate::machine::Cancel;
+use crate::report::{self, Report, ScenarioReport, Verdict};
+use crate::scenario::{self, Scenario};
+use crate::workspace::Workspace;
+
+/// How long the machines may take to end after an interrupt: each step of a machine's stop is bounded by 3 s, its evidence
+/// by 20 s.
+const STOP_GRACE: Duration = Duration::from_secs(40);
+
+/// How the suite is run.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// On which machines.
+    pub machines: Machines,
+    /// How many cycles, how long.
+    pub bounds: Bounds,
+    /// How many machines run side by side; `None` is what cores and memory bear.
+    pub jobs: Option<usize>,
+    /// Where the results go; `None` is `vm-test` in the target directory.
+    pub results: Option<PathBuf>,
+}
+
+/// A suite that has run.
+#[derive(Debug, Clone)]
+pub struct Ran {
+    /// All that was measured, and the verdicts.
+    pub report: Report,
+    /// Where the report was written.
+    pub path: PathBuf,
+}
+
+/// Prepares all that is not there, runs the scenarios, and writes the report. `cancel` turns true when the user interrupts:
+/// the machines are ended then, and what they did not get to is reported as interrupted.
+///
+/// # Errors
+/// Those of the preparation, and of writing the report. A scenario that fails or has no result is no error: see
+/// [`Report::verdict`].
+pub async fn run(
+    workspace: &Workspace,
+    scenarios: &[Scenario],
+    options: &Options,
+    cancel: Cancel,
+) -> Result<Ran> {
+    let results = match &options.results {
+        Some(named) => Results::at(named).await?,
+        None => Results::next_free(&workspace.target)?,
+    };
+    let sizes = scenario::memory_sizes(scenarios);
+    let guests = prepare(workspace, &options.machines, &sizes, &results.directory, cancel.clone()).await?;
+    let plan = SuitePlan {
+        bounds: options.bounds,
+        results: results.directory.clone(),
+        scenarios: scenarios.iter().map(|scenario| scenario.directory.clone()).collect(),
+    };
+    let prepared = Prepared { guests, plan };
+    prepared.write()?;
+    let path = results.directory.join("report.json");
+    let trials = prepared.trials()?;
+    forget(&path, &trials)?;
+    let jobs = options.jobs.unwrap_or_else(|| jobs(scenarios, prepared.guests.len()));
+    let report = Report::new(&prepared.guests, run_all(trials, jobs, cancel).await)?;
+    std::fs::write(&path, serde_json::to_string_pretty(&report)?)
+        .with_context(|| format!("write {}", path.display()))?;
+    Ok(Ran { report, path })
+}
+
+/// A machine is one busy thread and what its guest has written to its RAM: a quarter of a gigabyte for most, and never
+/// more than all of it.
+fn jobs(scenarios: &[Scenario], guests: usize) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let sizes = scenarios.iter().map(|scenario| u64::from(scenario.manifest.memory_mib));
+    let sizes = sizes.flat_map(|size| std::iter::repeat_n(size, guests)).collect();
+    let available_mib = memory::available_bytes().map_or(0, |bytes| bytes >> 20);
+    cores.min(fitting(sizes, available_mib)).max(1)
+}
+
+/// How many machines of these sizes fit in what is available, whichever of them run at once.
+fn fitting(mut sizes: Vec<u64>, available: u64) -> usize {
+    sizes.sort_unstable_by(|one, other| other.cmp(one));
+    let sums = sizes.into_iter().scan(0_u64, |sum, size| {
+        *sum += size;
+        Some(*sum)
+    });
+    sums.take_while(|sum| *sum <= available).count()
+}
+
+/// A result of an earlier run must not be taken for one of this run.
+fn forget(report: &Path, trials: &[Trial]) -> Result<()> {
+    for trial in trials.iter().filter(|trial| trial.directory.exists()) {
+        cache::remove_tree(&trial.directory)?;
+    }
+    match std::fs::remove_file(report) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", report.display()))
+        }
+        _gone => Ok(()),
+    }
+}
+
+/// What a suite runs on its guests.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SuitePlan {
+    /// Of each run.
+    pub bounds: Bounds,
+    /// Where the results go: a directory per guest, and in it one per scenario.
+    pub results: PathBuf,
+    /// The scenarios, by their directories.
+    pub scenarios: Vec<PathBuf>,
+}
+
+/// A suite for which all is there: what `prepared.json` in the results says.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Prepared {
+    /// On what it runs.
+    pub guests: Vec<Guest>,
+    /// What it runs.
+    pub plan: SuitePlan,
+}
+
+/// The variable by which a test of this suite finds the file that holds a [`Prepared`] as JSON.
+pub const PREPARED_VAR: &str = "VM_TESTS_PREPARED";
+
+impl Prepared {
+    /// Reads what [`PREPARED_VAR`] names.
+    ///
+    /// # Errors
+    /// Says which command to type where nothing is prepared.
+    pub fn from_env() -> Result<Self> {
+        let Some(path) = std::env::var_os(PREPARED_VAR) else {
+            bail!("nothing is prepared for the VM suite: run it with `cargo xtask vm-test`");
+        };
+        let path = PathBuf::from(path);
+        let text = std::fs::read_to_string(&path)
+            .with_context(|| format!("read {}: run `cargo xtask vm-test`", path.display()))?;
+        serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    fn write(&self) -> Result<()> {
+        let file = self.plan.results.join("prepared.json");
+        std::fs::write(&file, serde_json::to_string_pretty(self)?)
+            .with_context(|| format!("write {}", file.display()))
+    }
+
+    /// Each scenario on each guest, in the order of the report.
+    ///
+    /// # Errors
+    /// A manifest or durations that can't be read.
+    pub fn trials(&self) -> Result<Vec<Trial>> {
+        let mut trials = Vec::new();
+        for guest in self.guests.iter().cloned().map(Arc::new) {
+            for directory in &self.plan.scenarios {
+                let scenario = Scenario::load(directory)?;
+                let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
+                let cycle = baselines.durations.map_or(0.0, |median| median.start_ms + median.reset_ms);
+                trials.push(Trial {
+                    expected_secs: cycle * f64::from(scenario.manifest.cycles) / 1000.0,
+                    directory: self.plan.results.join(&guest.name).join(&scenario.name),
+                    bounds: self.plan.bounds,
+                    guest: Arc::clone(&guest),
+                    scenario,
+                });
+            }
+        }
+        Ok(trials)
+    }
+}
+
+/// One scenario on one guest.
+#[derive(Debug)]
+pub struct Trial {
+    guest: Arc<Guest>,
+    scenario: Scenario,
+    bounds: Bounds,
+    /// Gets the results.
+    directory: PathBuf,
+    /// Guest time of all cycles, by the durations of an earlier run; 0 if there are none.
+    pub expected_secs: f64,
+}
+
+impl Trial {
+    /// `<guest>/<scenario>`.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.guest.name, self.scenario.name)
+    }
+
+    /// Runs it, writes its results and tells where the time went if it has failed.
+    ///
+    /// It blocks, on a runtime of its own: the thread that spawns QEMU is there as long as the machine, which the
+    /// parent-death signal needs.
+    #[must_use]
+    pub fn run(&self, cancel: Cancel) -> ScenarioReport {
+        // Nothing that a panic leaves half done is looked at again.
+        let ran = std::panic::catch_unwind(AssertUnwindSafe(|| self.run_and_write(cancel)));
+        ran.unwrap_or_else(|_told| Err(anyhow!("the harness panicked: its message is above")))
+            .unwrap_or_else(|error| ScenarioReport::of_error(&self.guest.name, &self.scenario, &error))
+    }
+
+    fn run_and_write(&self, cancel: Cancel) -> Result<ScenarioReport> {
+        let Self { guest, scenario, .. } = self;
+        let ran = self.run_on_a_runtime(cancel).and_then(|mut run| {
+            accept(guest, scenario, &mut run.judgement)?;
+            Ok(run)
+        });
+        let report = match &ran {
+            Ok(run) => ScenarioReport::of_run(&guest.name, scenario, run),
+            Err(error) => ScenarioReport::of_error(&guest.name, scenario, error),
+        };
+        report::write_scenario(&self.directory, &report, ran.as_ref().ok())?;
+        if report.verdict == Verdict::Failed {
+            for line in ran.iter().flat_map(|run| &run.judgement.stretches) {
+                events::tell(Event::Note(format!("{}: {line}", self.name())));
+            }
+        }
+        Ok(report)
+    }
+
+    fn run_on_a_runtime(&self, cancel: Cancel) -> Result<one::Run> {
+        if cancel.is_cancelled() {
+            return Err(Interrupted::default().into());
+        }
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().context("start a runtime")?;
+        let run = one::run(&self.guest, &self.scenario, self.bounds, &self.directory, cancel);
+        let ran = runtime.block_on(run);
+        runtime.shutdown_timeout(Duration::from_secs(1));
+        ran
+    }
+}
+
+/// Runs all, so many at once, and tells of each that has ended. The reports are in the order of the trials.
+async fn run_all(trials: Vec<Trial>, jobs: usize, cancel: Cancel) -> Vec<ScenarioReport> {
+    let trials: Vec<Arc<Trial>> = trials.into_iter().map(Arc::new).collect();
+    let mut reports: Vec<Option<ScenarioReport>> = vec![None; trials.len()];
+    let mut waiting: Vec<(usize, &Arc<Trial>)> = trials.iter().enumerate().collect();
+    // The longest first, at the end: one that began last would have the machine to itself.
+    waiting.sort_by(|(_, one), (_, other)| one.expected_secs.total_cmp(&other.expected_secs));
+    let mut running = JoinSet::new();
+    let (mut number, of) = (0, trials.len());
+    let each_its_own = cancel.clone();
+    let mut overdue = pin!(async {
+        cancel.cancelled().await;
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a deadline beside the trials' ends, which are the events"
+        )]
+        tokio::time::sleep(STOP_GRACE).await;
+    });
+    loop {
+        while running.len() < jobs
+            && let Some((at, trial)) = waiting.pop()
+        {
+            let (trial, cancel) = (Arc::clone(trial), each_its_own.clone());
+            running.spawn_blocking(move || (at, Instant::now(), trial.run(cancel)));
+        }
+        let ended = tokio::select! {
+            ended = running.join_next() => ended,
+            () = &mut overdue => None,
+        };
+        let Some(ended) = ended else { break };
+        if let Ok((at, begun, report)) = ended {
+            number += 1;
+            events::tell(Event::Finished {
+                test: format!("{}/{}", report.guest, report.name),
+                verdict: report.verdict.words(),
+                took: begun.elapsed(),
+                number,
+                of,
+            });
+            if let Some(place) = reports.get_mut(at) {
+                *place = Some(report);
+            }
+        }
+    }
+    let without = |trial: &Trial| {
+        let error = anyhow::Error::from(Interrupted::default())
+            .context(format!("its machine did not end within {} s", STOP_GRACE.as_secs()));
+        ScenarioReport::of_error(&trial.guest.name, &trial.scenario, &error)
+    };
+    trials.iter().zip(reports).map(|(trial, report)| report.unwrap_or_else(|| without(trial))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::host::accel::{Accel, Clock};
+    use crate::machine::base::Base;
+    use crate::machine::config::Abilities;
+    use crate::machine::saved::Saved;
+
+    const SCENARIO: &str = r#"
+description = "d"
+unit = "x.service"
+mount = "/m"
+start = ["true"]
+reset = ["true"]
+[expect]
+reset_exit = 0
+reset_max_ms = 1000
+active_state = "inactive"
+mounted = false
+holders = []
+"#;
+
+    /// A suite whose QEMU is a program that ends at once.
+    fn without_qemu(directory: &Path, scenarios: &[&str]) -> Prepared {
+        let scenarios: Vec<PathBuf> = scenarios.iter().map(|name| directory.join(name)).collect();
+        for scenario in &scenarios {
+            std::fs::create_dir(scenario).expect("mkdir");
+            std::fs::write(scenario.join("scenario.toml"), SCENARIO).expect("write");
+        }
+        let base = Base {
+            qemu: "false".into(),
+            abilities: Abilities { private_readonly: true, fast_strings: true },
+            root: "root".into(),
+            root_key: String::new(),
+            root_bytes: 0,
+            kernel: "kernel".into(),
+            initramfs: "initramfs".into(),
+            accel: Accel::Tcg,
+            clock: Clock::Virtual,
+            memory_mib: scenario::DEFAULT_MEMORY_MIB,
+        };
+        let guest = Guest {
+            name: "trixie".to_owned(),
+            saved: BTreeMap::from([(base.memory_mib, Saved { ram: "ram".into(), state: "state".into() })]),
+            base,
+            image: "Debian".to_owned(),
+            choice: "TCG".to_owned(),
+            programs: BTreeMap::new(),
+        };
+        let plan = SuitePlan { bounds: Bounds::default(), results: directory.join("results"), scenarios };
+        Prepared { guests: vec![guest], plan }
+    }
+
+    #[test]
+    fn every_trial_is_reported_in_its_place() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let prepared = without_qemu(directory.path(), &["b", "a", "c"]);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let cancel = Cancel::new();
+        for (words, verdict) in
+            [("QEMU died: exit code 1", Verdict::Infrastructure), ("interrupted", Verdict::Interrupted)]
+        {
+            let trials = prepared.trials().expect("trials");
+            let reports = runtime.block_on(run_all(trials, 2, cancel.clone()));
+            let report = Report::new(&prepared.guests, reports).expect("a guest");
+            let names: Vec<&str> = report.scenarios.iter().map(|one| one.name.as_str()).collect();
+            assert_eq!((names, report.verdict()), (vec!["b", "a", "c"], verdict));
+            for one in &report.scenarios {
+                assert!(one.verdict == verdict && one.why.concat().contains(words), "{one:?}");
+                let file = prepared.plan.results.join("trixie").join(&one.name).join("report.json");
+                assert!(std::fs::read_to_string(&file).expect("read").contains(words), "{}", file.display());
+            }
+            cancel.cancel();
+        }
+    }
+
+    #[test]
+    fn the_largest_machines_may_run_at_once() {
+        let small = vec![512; 10];
+        let mixed = [vec![2048, 1024], small.clone()].concat();
+        let cases = [
+            (small.clone(), 5120, 10),
+            (small.clone(), 1100, 2),
+            (small, 100, 0),
+            (mixed.clone(), 2047, 0),
+            (mixed.clone(), 3071, 1),
+            (mixed.clone(), 3072, 2),
+            (mixed, 3072 + 1024, 4),
+        ];
+        for (sizes, available, expected) in cases {
+            assert_eq!(fitting(sizes.clone(), available), expected, "{sizes:?} in {available}");
+        }
+    }
+}

@@ -1,0 +1,16 @@
+//! left4me as a user of the harness: where its scenarios are, and which of its programs they deploy.
+
+use anyhow::Result;
+use vm_tests::workspace::{Package, Workspace};
+
+/// What a host gets.
+const PACKAGES: &[Package] = &[
+    Package { name: "left4me-helper", binaries: &["left4me-overlay"] },
+    Package { name: "left4me-ctl", binaries: &["l4d2ctl"] },
+];
+
+/// The workspace that this is run in.
+pub(crate) fn workspace() -> Result<Workspace> {
+    let found = Workspace::find(env!("CARGO_MANIFEST_DIR"))?;
+    Ok(Workspace { scenario_roots: vec![found.root.join("vm-tests/scenarios")], packages: PACKAGES, ..found })
+}

@@ -1,0 +1,72 @@
+//! The flags that say which machines are wanted, which several commands have.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use vm_tests::host::accel::{Clock, Wish};
+use vm_tests::image::external::External;
+use vm_tests::image::{self, Suite};
+use vm_tests::run::prepare::{Machines, QEMU_VAR};
+
+/// What a machine is made of.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct MachineArgs {
+    /// Debian suite of the guest: bookworm, trixie or sid; vm-test and bench holders take several, with commas
+    #[arg(long, value_name = "SUITE", value_delimiter = ',', default_values_t = [Suite::default()])]
+    pub(crate) image: Vec<Suite>,
+
+    /// Kernel of an external image (bzImage or vmlinux), in place of --image
+    #[arg(long, value_name = "FILE", requires_all = ["modules", "root"], conflicts_with = "image")]
+    pub(crate) kernel: Option<PathBuf>,
+
+    /// Modules of that kernel: the directory with modules.dep
+    #[arg(long, value_name = "DIR", requires = "kernel")]
+    pub(crate) modules: Option<PathBuf>,
+
+    /// Root file system of the external image, with systemd: squashfs, erofs, ext4 or btrfs. It is never written to
+    #[arg(long, value_name = "FILE", requires = "kernel")]
+    pub(crate) root: Option<PathBuf>,
+
+    /// QEMU to run, in place of the one on PATH
+    #[arg(long, value_name = "PROGRAM", env = QEMU_VAR)]
+    pub(crate) qemu: Option<PathBuf>,
+
+    /// Accelerator: auto uses KVM if it runs a guest, else TCG; kvm fails if KVM runs no guest
+    #[arg(long, value_name = "auto|kvm|tcg", default_value = "auto")]
+    pub(crate) accel: Wish,
+
+    /// Clock of the guest: real is the host's; virtual counts instructions and skips idle time, so a duration is the
+    /// same on every host [default: virtual without KVM, else real]
+    #[arg(long, value_name = "real|virtual")]
+    pub(crate) clock: Option<Clock>,
+
+    /// Mirror for packages, in place of Debian's servers
+    #[arg(long, value_name = "URL", env = image::MIRROR_VAR)]
+    pub(crate) mirror: Option<String>,
+}
+
+impl MachineArgs {
+    pub(crate) fn machines(&self) -> Result<Machines> {
+        let absolute = |path: &PathBuf| {
+            std::path::absolute(path).with_context(|| format!("the absolute path of {}", path.display()))
+        };
+        let external = match (&self.kernel, &self.modules, &self.root) {
+            // By absolute paths: prepared.json may be read elsewhere.
+            (Some(kernel), Some(modules), Some(root)) => Some(External {
+                kernel: absolute(kernel)?,
+                modules: absolute(modules)?,
+                root: absolute(root)?,
+            }),
+            _ => None,
+        };
+        Ok(Machines {
+            suites: self.image.clone(),
+            external,
+            qemu: self.qemu.clone(),
+            accel: self.accel,
+            clock: self.clock,
+            mirror: self.mirror.clone(),
+        })
+    }
+}
