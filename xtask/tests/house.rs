@@ -71,6 +71,50 @@ fn arrows_between_crates_run_one_way() {
     assert_eq!(wrong, Vec::<String>::new());
 }
 
+/// What of nix may be named, and why not rustix, which makes all other system calls. What goes onto a host has rustix alone.
+const NIX: &[(&str, &str)] = &[
+    ("nix::errno::Errno", "rustix has no names of errnos"),
+    ("nix::Result", "with that errno"),
+    ("nix::sys::signal", "rustix has no names of signals"),
+    ("nix::unistd::Pid", "whom nix sends a signal"),
+    ("nix::unistd::User", "rustix does not read /etc/passwd"),
+    ("nix::unistd::Uid", "whom nix looks up there"),
+    ("nix::sys::wait", "rustix tells nothing of a traced process"),
+    ("nix::sys::ptrace", "rustix has none"),
+    ("nix::sys::signalfd", "rustix has none"),
+    ("nix::sys::socket", "rustix has no groups of the proc connector"),
+    ("nix::sys::inotify", "rustix gives the events' bytes"),
+    ("nix::kmod", "rustix has none"),
+    ("nix::unistd::fork", "rustix has none"),
+    ("nix::unistd::ForkResult", "what it returns"),
+    ("nix::unistd::execv", "of rustix an experiment"),
+    ("nix::unistd::alarm", "rustix has none"),
+    ("nix::libc", "constants and structures of the kernel"),
+    ("nix::ioctl_write_ptr", "rustix owns what it writes, this has a tail"),
+];
+
+#[test]
+fn nix_does_what_rustix_does_not() {
+    let mut wrong = Vec::new();
+    for member in members() {
+        let text = manifest(&member);
+        let shipped = text.split("[dev-dependencies]").next().unwrap_or_default();
+        if ["holders", "helper", "ctl"].contains(&member.as_str())
+            && dependencies(shipped).contains(&"nix".to_owned())
+        {
+            wrong.push(format!("{member} goes onto a host: it has rustix"));
+        }
+        for file in sources(&root().join(&member)) {
+            let named: BTreeSet<String> = paths(&code(&read(&file))).into_iter().collect();
+            let is_known = |path: &String| NIX.iter().any(|(known, _why)| path.starts_with(known));
+            let shown = file.strip_prefix(root()).expect("below the root").display();
+            let unknown = named.iter().filter(|path| path.starts_with("nix::") && !is_known(path));
+            wrong.extend(unknown.map(|path| format!("{shown}: {path}")));
+        }
+    }
+    assert_eq!(wrong, Vec::<String>::new(), "rustix has it; or say in NIX why not");
+}
+
 /// Nothing to wait for but the clock: `clippy.toml` knows the sleeps, and not these.
 #[test]
 fn nobody_sleeps_by_another_name() {

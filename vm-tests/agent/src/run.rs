@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use vm_agent::wire::{Body, CHUNK, Command, Exit, Stream, Streams};
 
@@ -81,8 +81,8 @@ pub(crate) fn input(running: &Running, id: u64, bytes: Vec<u8>) -> Result<()> {
 pub(crate) fn cancel(running: &Running, id: u64) -> Result<()> {
     let control = control(running, id)?;
     end_group(control.group, Signal::TERM);
-    let timeout = PollTimeout::try_from(TERM_GRACE).context("poll timeout")?;
-    let gone = poll(&mut [PollFd::new(control.pidfd.as_fd(), PollFlags::POLLIN)], timeout);
+    let timeout = Timespec::try_from(TERM_GRACE).context("poll timeout")?;
+    let gone = poll(&mut [PollFd::new(&control.pidfd, PollFlags::IN)], Some(&timeout));
     if gone.context("wait for the cancelled command")? == 0 {
         end_group(control.group, Signal::KILL);
     }
@@ -212,13 +212,13 @@ fn start_in_terminal(command: &Command, rows: u16, columns: u16) -> Result<Start
 fn relay(outputs: &mut Vec<(Stream, File)>, pidfd: BorrowedFd<'_>, answer: &Answer) -> Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
-        let mut polled: Vec<PollFd<'_>> = vec![PollFd::new(pidfd, PollFlags::POLLIN)];
-        polled.extend(outputs.iter().map(|(_, file)| PollFd::new(file.as_fd(), PollFlags::POLLIN)));
-        match poll(&mut polled, PollTimeout::NONE) {
-            Err(nix::errno::Errno::EINTR) => continue,
+        let mut polled: Vec<PollFd<'_>> = vec![PollFd::new(&pidfd, PollFlags::IN)];
+        polled.extend(outputs.iter().map(|(_, file)| PollFd::new(file, PollFlags::IN)));
+        match poll(&mut polled, None) {
+            Err(rustix::io::Errno::INTR) => continue,
             other => other.context("poll the command's output")?,
         };
-        let ready: Vec<bool> = polled.iter().map(|fd| fd.any().unwrap_or(true)).collect();
+        let ready: Vec<bool> = polled.iter().map(|fd| !fd.revents().is_empty()).collect();
         let mut any_output = false;
         let mut index = 0;
         let mut broken = None;

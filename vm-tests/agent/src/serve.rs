@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 
 use anyhow::{Context, Result};
+use rustix::time::{ClockId, Timespec, clock_settime};
 use vm_agent::wire::{self, Body, Call, Hello, Request, SESSION_ID};
 
 use crate::answer::{Answer, lock};
@@ -112,8 +113,8 @@ fn handle(request: Request, running: &Running) -> Result<Body> {
 
 fn set_clock(realtime_ns: u64) -> Result<()> {
     let nanos = i64::try_from(realtime_ns).context("set the clock: beyond the year 2262")?;
-    let time = nix::sys::time::TimeSpec::new(nanos / 1_000_000_000, nanos % 1_000_000_000);
-    nix::time::clock_settime(nix::time::ClockId::CLOCK_REALTIME, time).context("clock_settime CLOCK_REALTIME")
+    let time = Timespec { tv_sec: nanos / 1_000_000_000, tv_nsec: nanos % 1_000_000_000 };
+    clock_settime(ClockId::Realtime, time).context("clock_settime CLOCK_REALTIME")
 }
 
 /// Writes to stderr, which is the journal; there is no one else to tell.

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 /// A server in a process group and an installation of its own. SIGKILL for all of it on drop.
 struct Server {
@@ -57,8 +57,9 @@ impl Server {
         let events = Inotify::init(InitFlags::IN_CLOEXEC).unwrap();
         events.add_watch(self.place.path(), AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MODIFY).unwrap();
         while !fs::read_to_string(self.path(name)).is_ok_and(|text| text.contains(words)) {
-            let mut polled = [PollFd::new(std::os::fd::AsFd::as_fd(&events), PollFlags::POLLIN)];
-            assert_ne!(poll(&mut polled, 20_000_u16), Ok(0), "no {words:?} in {name}");
+            let mut polled = [PollFd::new(&events, PollFlags::IN)];
+            let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+            assert_ne!(poll(&mut polled, Some(&limit)), Ok(0), "no {words:?} in {name}");
             events.read_events().unwrap();
         }
     }

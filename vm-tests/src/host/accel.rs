@@ -254,11 +254,9 @@ mod probe {
 /// The guest and the processor state it starts in.
 #[cfg(target_arch = "x86_64")]
 mod probe {
-    use std::num::NonZeroUsize;
-
     use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_userspace_memory_region};
     use kvm_ioctls::{Kvm as Device, VcpuExit, VcpuFd};
-    use nix::sys::mman::{MapFlags, ProtFlags};
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
     use super::{Kvm, open_failure};
 
@@ -283,15 +281,14 @@ mod probe {
     const EFER: u64 = 0x500;
 
     /// The guest's memory, unmapped when dropped.
-    struct Memory(std::ptr::NonNull<std::ffi::c_void>);
+    struct Memory(*mut std::ffi::c_void);
 
     impl Memory {
-        fn map() -> nix::Result<Self> {
-            let length = NonZeroUsize::new(MEMORY).expect("a constant above zero");
-            let (prot, flags) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_PRIVATE);
+        fn map() -> rustix::io::Result<Self> {
+            let (prot, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE);
             #[expect(unsafe_code, reason = "a guest's memory is memory of this process")]
             // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing that exists.
-            unsafe { nix::sys::mman::mmap_anonymous(None, length, prot, flags) }.map(Self)
+            unsafe { mmap_anonymous(std::ptr::null_mut(), MEMORY, prot, flags) }.map(Self)
         }
 
         fn write(&mut self, at: usize, bytes: &[u8]) {
@@ -299,10 +296,7 @@ mod probe {
             #[expect(unsafe_code, reason = "a guest's memory is memory of this process")]
             // SAFETY: the range is inside the mapping, which is writable, ours alone, and not yet run by a guest.
             unsafe {
-                self.0
-                    .cast::<u8>()
-                    .add(at)
-                    .copy_from_nonoverlapping(std::ptr::NonNull::from(bytes).cast::<u8>(), bytes.len());
+                self.0.cast::<u8>().add(at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
             }
         }
     }
@@ -311,7 +305,7 @@ mod probe {
         fn drop(&mut self) {
             #[expect(unsafe_code, reason = "a guest's memory is memory of this process")]
             // SAFETY: mapped by `map` with this length, and no reference into it exists.
-            let unmapped = unsafe { nix::sys::mman::munmap(self.0, MEMORY) };
+            let unmapped = unsafe { munmap(self.0, MEMORY) };
             debug_assert_eq!(unmapped, Ok(()));
         }
     }
@@ -367,7 +361,7 @@ mod probe {
             flags: 0,
             guest_phys_addr: 0,
             memory_size: MEMORY as u64,
-            userspace_addr: memory.0.as_ptr() as u64,
+            userspace_addr: memory.0 as u64,
         };
         #[expect(unsafe_code, reason = "KVM is given an address")]
         // SAFETY: the region is the whole mapping, which outlives the machine and which nobody else refers to.

@@ -218,7 +218,7 @@ impl Distro {
         let command = self.install_command(packages);
         match self {
             Self::Nix | Self::Other => command,
-            _ if nix::unistd::geteuid().is_root() => command,
+            _ if rustix::process::geteuid().is_root() => command,
             _ => format!("sudo {command}"),
         }
     }
@@ -256,7 +256,7 @@ pub struct Found {
 /// Finds the programs that the given needs ask for. Starts no program.
 #[must_use]
 pub fn find_all(needs: &[Need]) -> Vec<Found> {
-    let root = nix::unistd::geteuid().is_root();
+    let root = rustix::process::geteuid().is_root();
     TOOLS
         .iter()
         .filter(|tool| needs.contains(&tool.need) && !(root && tool.only == Only::NotRoot))
@@ -345,7 +345,7 @@ async fn may_install(distro: Distro) -> Option<bool> {
     if distro != Distro::Debian {
         return None;
     }
-    if nix::unistd::geteuid().is_root() {
+    if rustix::process::geteuid().is_root() {
         return Some(false);
     }
     let shell = Shell::new().ok()?;

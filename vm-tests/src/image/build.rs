@@ -167,7 +167,7 @@ async fn pack(tar: &Path, squashfs: &Path) -> anyhow::Result<()> {
     let input = File::open(tar).with_context(|| format!("open {}", tar.display()))?;
     let what = || format!("create {}", squashfs.display());
     let output = File::create_new(squashfs).with_context(what)?;
-    let root = nix::unistd::geteuid().is_root();
+    let root = rustix::process::geteuid().is_root();
     output.set_permissions(Permissions::from_mode(if root { 0o644 } else { 0o666 })).with_context(what)?;
     let handle = output.try_clone().with_context(what)?;
     let shell = Shell::new()?;

@@ -12,7 +12,7 @@ pub(super) fn check_user() -> anyhow::Result<()> {
             bail!("user namespaces are switched off: {path} is {closed}");
         }
     }
-    let user = nix::unistd::geteuid();
+    let user = nix::unistd::Uid::effective();
     if user.is_root() {
         return Ok(());
     }

@@ -33,7 +33,7 @@ impl Scratch {
     pub(super) fn make(work: &Path) -> anyhow::Result<Self> {
         let unique =
             work.file_name().and_then(|name| name.to_str()).context("the working directory has no name")?;
-        let user = nix::unistd::geteuid();
+        let user = rustix::process::geteuid();
         let nonce = Instant::now();
         let nonce = Inputs::new("scratch", 0).text("at", &format!("{nonce:?}")).text("work", unique).key();
         let name = format!("{SCRATCH_PREFIX}{user}-{}-{}", std::process::id(), nonce.short());
@@ -73,7 +73,7 @@ pub(super) async fn remove_scratch(dir: &Path) -> anyhow::Result<()> {
     let named = dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with(SCRATCH_PREFIX));
     ensure!(named, "{} is not a scratch directory", dir.display());
     match std::fs::symlink_metadata(dir) {
-        Ok(meta) if meta.is_dir() && meta.uid() == nix::unistd::geteuid().as_raw() => {}
+        Ok(meta) if meta.is_dir() && meta.uid() == rustix::process::geteuid().as_raw() => {}
         Ok(_) => bail!("{} is somebody else's", dir.display()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error).with_context(|| format!("stat {}", dir.display())),
@@ -83,7 +83,7 @@ pub(super) async fn remove_scratch(dir: &Path) -> anyhow::Result<()> {
     for entry in std::fs::read_dir(dir).with_context(what)? {
         let entry = entry.with_context(what)?;
         let owner = entry.metadata().with_context(what)?.uid();
-        if owner != nix::unistd::geteuid().as_raw() && !nix::unistd::geteuid().is_root() {
+        if owner != rustix::process::geteuid().as_raw() && !rustix::process::geteuid().is_root() {
             // It belongs to an id that the host lends us; only a namespace that maps it can empty it.
             let find = mapped(&shell, "find").arg(entry.path()).args(["-xdev", "-mindepth", "1", "-delete"]);
             process::output(find.into(), PACK_LIMIT).await?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use rustix::io::Errno;
 use vm_agent::recording::{
     EndState, Event, Exec, Recording, Remount, Role, Scan, Step, StepEnd, Target, Trigger, UmountCall,
     UnitState, What,
@@ -192,7 +193,7 @@ pub(super) fn listed(events: &[&Event]) -> Vec<String> {
 /// Whether the file system outlives the mount that is gone.
 pub(super) fn lives_on(end: &EndState) -> bool {
     let remount_in_use = match end.remount {
-        Remount::Tried { result, in_use } => in_use || result == -i64::from(nix::libc::EBUSY),
+        Remount::Tried { result, in_use } => in_use || result == -i64::from(Errno::BUSY.raw_os_error()),
         Remount::NotTried { .. } => false,
     };
     remount_in_use || !end.mounted_in.is_empty()
@@ -204,7 +205,7 @@ pub(super) fn verdict(
     listed: &[String],
     lives_on: bool,
 ) -> MountVerdict {
-    let is_busy = |call: &UmountCall| call.result == -i64::from(nix::libc::EBUSY);
+    let is_busy = |call: &UmountCall| call.result == -i64::from(Errno::BUSY.raw_os_error());
     let is_control = |role: Role| matches!(role, Role::Control | Role::ControlChild);
     match calls.iter().find(|(_, call)| is_busy(call)) {
         Some(_) if holders.is_empty() => MountVerdict::NotVisible,

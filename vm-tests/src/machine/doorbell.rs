@@ -4,8 +4,8 @@
 //! nothing, so what is waited for is that the socket's other end has been read.
 
 use std::io;
-use std::os::fd::AsRawFd as _;
 
+use rustix::ioctl::{Getter, Opcode, ioctl};
 use tokio::io::{AsyncWriteExt as _, Interest};
 use tokio::net::UnixStream;
 
@@ -22,11 +22,11 @@ pub(super) async fn ring(doorbell: &mut UnixStream) -> io::Result<()> {
 /// not (net/unix/af_unix.c:unix_outq_len). 1 is nothing, too: the kernel tells the event while it has yet to take the last 1
 /// off that number (net/core/sock.c:sock_wfree), and does not tell it again.
 fn is_read(socket: &UnixStream) -> io::Result<bool> {
-    nix::ioctl_read_bad!(siocoutq, nix::libc::TIOCOUTQ, nix::libc::c_int);
-    let mut memory = 0;
+    /// The number of TIOCOUTQ (include/uapi/linux/sockios.h).
+    const SIOCOUTQ: Opcode = 0x5411;
     #[expect(unsafe_code, reason = "no crate has a safe call for SIOCOUTQ")]
-    // SAFETY: the descriptor is open for as long as `socket` is borrowed, and the kernel writes one int to `memory`.
-    unsafe { siocoutq(socket.as_raw_fd(), &raw mut memory) }?;
+    // SAFETY: of a socket, the kernel writes one int.
+    let memory: i32 = unsafe { ioctl(socket, Getter::<SIOCOUTQ, i32>::new()) }?;
     Ok(memory <= 1)
 }
 

@@ -35,10 +35,10 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous};
 
@@ -166,9 +166,9 @@ fn wait_for(directory: &Path, name: &str) -> Result<()> {
         .add_watch(directory, AddWatchFlags::IN_CREATE | AddWatchFlags::IN_MOVED_TO)
         .with_context(|| format!("watch {}", directory.display()))?;
     while !directory.join(name).exists() {
-        let mut polled = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut polled, READY_DEADLINE_MS).context("poll inotify")? == 0 {
-            bail!("no {} after {READY_DEADLINE_MS} ms", directory.join(name).display());
+        let mut polled = [PollFd::new(&events, PollFlags::IN)];
+        if poll(&mut polled, Some(&READY_DEADLINE)).context("poll inotify")? == 0 {
+            bail!("no {} after {} s", directory.join(name).display(), READY_DEADLINE.tv_sec);
         }
         events.read_events().context("read inotify")?;
     }
@@ -176,7 +176,7 @@ fn wait_for(directory: &Path, name: &str) -> Result<()> {
 }
 
 /// Of guest time; a start takes a few hundred milliseconds under emulation.
-const READY_DEADLINE_MS: u16 = 30_000;
+const READY_DEADLINE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
 fn serve(options: &Options) -> Result<()> {
     if let Some(directory) = &options.directory {
@@ -219,13 +219,13 @@ fn play(log: &File, socket: Option<&UdpSocket>, signals: Option<&SignalFd>) -> R
     loop {
         let sources = [console, socket.map(AsFd::as_fd), signals.map(AsFd::as_fd)];
         let mut polled: Vec<_> =
-            sources.iter().flatten().map(|source| PollFd::new(*source, PollFlags::POLLIN)).collect();
-        let ready = poll(&mut polled, FRAME_MS).context("poll")?;
+            sources.iter().flatten().map(|source| PollFd::new(source, PollFlags::IN)).collect();
+        let ready = poll(&mut polled, Some(&FRAME)).context("poll")?;
         if ready == 0 {
             say(log, "a frame");
             continue;
         }
-        let mut polled = polled.iter().map(|source| source.any().unwrap_or(true));
+        let mut polled = polled.iter().map(|source| !source.revents().is_empty());
         let mut is_ready =
             sources.map(|source| source.is_some() && polled.next().unwrap_or(false)).into_iter();
         let mut next = || is_ready.next().unwrap_or(false);
@@ -259,7 +259,7 @@ fn play(log: &File, socket: Option<&UdpSocket>, signals: Option<&SignalFd>) -> R
 }
 
 /// The log gets a line as often. A real server writes more, of which a mount sees as much: an open file.
-const FRAME_MS: u16 = 1000;
+const FRAME: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// A server on a full disk goes on, without its log.
 fn say(mut log: &File, line: &str) {

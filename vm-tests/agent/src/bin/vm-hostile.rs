@@ -169,7 +169,7 @@ fn end(status: i32) -> ! {
 /// Does nothing until it is killed.
 fn stay() -> Result<()> {
     loop {
-        nix::unistd::pause();
+        rustix::event::pause();
     }
 }
 

@@ -5,21 +5,21 @@
 //! mount already (systemd(1), "mount points set up by the initrd"). Everything is synchronous: a driver's
 //! module init has probed its PCI device when finit_module returns.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::libc;
-use nix::mount::{MsFlags, mount};
-use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
-use nix::unistd::{chdir, chroot, execv};
-
+use nix::unistd::execv;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::mount::{MountFlags, mount, mount_move};
+use rustix::process::{chdir, chroot};
 use vm_agent::wire::FIXED_SEED;
 
 /// Root file systems that are tried, in this order.
@@ -30,7 +30,7 @@ const ROOT_TYPES: [&str; 4] = ["squashfs", "erofs", "ext4", "btrfs"];
 const INIT_COMPRESSED_FILE: u32 = 4;
 
 /// Of guest time; it takes a few milliseconds.
-const DEVICE_DEADLINE_MS: u16 = 30_000;
+const DEVICE_DEADLINE: Timespec = Timespec { tv_sec: 30, tv_nsec: 0 };
 
 fn main() {
     let Err(error) = boot();
@@ -45,7 +45,7 @@ fn main() {
 
 fn boot() -> Result<std::convert::Infallible> {
     for (kind, at) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys")] {
-        mount_new(kind, kind, at, MsFlags::empty(), None)?;
+        mount_new(kind, kind, at, MountFlags::empty(), None)?;
     }
     credit_entropy()?;
     load_modules()?;
@@ -54,8 +54,7 @@ fn boot() -> Result<std::convert::Infallible> {
     bring_in("/vm", "/new/run")?;
     for at in ["/dev", "/proc", "/sys"] {
         let to = format!("/new{at}");
-        mount(Some(at), to.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
-            .with_context(|| format!("move {at} to {to}"))?;
+        mount_move(at, &to).with_context(|| format!("move {at} to {to}"))?;
     }
     switch_root("/new")
 }
@@ -89,9 +88,9 @@ nix::ioctl_write_ptr!(
     rndaddentropy, b'R', 0x03, [libc::c_int; 2]
 );
 
-fn mount_new(source: &str, kind: &str, at: &str, flags: MsFlags, data: Option<&str>) -> Result<()> {
+fn mount_new(source: &str, kind: &str, at: &str, flags: MountFlags, data: Option<&CStr>) -> Result<()> {
     fs::create_dir_all(at).with_context(|| format!("create {at}"))?;
-    mount(Some(source), at, Some(kind), flags, data).with_context(|| format!("mount {kind} at {at}"))
+    mount(source, at, kind, flags, data).with_context(|| format!("mount {kind} at {at}"))
 }
 
 /// Loads `/modules/<nn>-<name>.ko[.xz|.zst]` in the order of their names, with the parameters that stand in
@@ -122,9 +121,10 @@ fn wait_for_device(name: &str) -> Result<()> {
     let events = Inotify::init(InitFlags::IN_CLOEXEC).context("inotify_init")?;
     events.add_watch("/dev", AddWatchFlags::IN_CREATE).context("watch /dev")?;
     while !Path::new("/dev").join(name).exists() {
-        let mut polled = [PollFd::new(events.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut polled, DEVICE_DEADLINE_MS).context("poll inotify")? == 0 {
-            bail!("no /dev/{name} after {DEVICE_DEADLINE_MS} ms: has the machine a virtio-pmem device?");
+        let mut polled = [PollFd::new(&events, PollFlags::IN)];
+        if poll(&mut polled, Some(&DEVICE_DEADLINE)).context("poll inotify")? == 0 {
+            let limit = DEVICE_DEADLINE.tv_sec;
+            bail!("no /dev/{name} after {limit} s: has the machine a virtio-pmem device?");
         }
         events.read_events().context("read inotify")?;
     }
@@ -134,23 +134,22 @@ fn wait_for_device(name: &str) -> Result<()> {
 /// A tmpfs over the read-only root: the machine may write anywhere and the image stays what it is.
 fn mount_root(device: &str, at: &str) -> Result<()> {
     fs::create_dir_all("/lower").context("create /lower")?;
-    let mounted = ROOT_TYPES
-        .iter()
-        .any(|kind| mount(Some(device), "/lower", Some(*kind), MsFlags::MS_RDONLY, None::<&str>).is_ok());
+    let mounted =
+        ROOT_TYPES.iter().any(|kind| mount(device, "/lower", *kind, MountFlags::RDONLY, None).is_ok());
     if !mounted {
         bail!("mount {device}: it holds none of {ROOT_TYPES:?}, or the kernel lacks the module");
     }
-    mount_new("tmpfs", "tmpfs", "/writes", MsFlags::empty(), Some("mode=0755"))?;
+    mount_new("tmpfs", "tmpfs", "/writes", MountFlags::empty(), Some(c"mode=0755"))?;
     for directory in ["/writes/upper", "/writes/work"] {
         fs::create_dir(directory).with_context(|| format!("create {directory}"))?;
     }
-    let layers = "lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work";
-    mount_new("overlay", "overlay", at, MsFlags::empty(), Some(layers))
+    let layers = c"lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work";
+    mount_new("overlay", "overlay", at, MountFlags::empty(), Some(layers))
 }
 
 /// Copies the tree `/vm` into the new root's `/run`, a tmpfs that systemd takes over.
 fn bring_in(from: &str, to: &str) -> Result<()> {
-    mount_new("tmpfs", "tmpfs", to, MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))?;
+    mount_new("tmpfs", "tmpfs", to, MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755"))?;
     copy_tree(Path::new(from), Path::new(to))
 }
 
@@ -175,7 +174,7 @@ fn copy_tree(from: &Path, to: &Path) -> Result<()> {
 
 fn switch_root(root: &str) -> Result<std::convert::Infallible> {
     chdir(root).with_context(|| format!("enter {root}"))?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("move the new root to /")?;
+    mount_move(".", "/").context("move the new root to /")?;
     chroot(".").context("chroot to the new root")?;
     chdir("/").context("enter the new root")?;
     for init in ["/sbin/init", "/usr/lib/systemd/systemd", "/init"] {

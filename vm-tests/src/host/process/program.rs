@@ -7,6 +7,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -150,10 +151,10 @@ impl Program {
 
         let passed = Passed::prepare(&self.fds).map_err(fail)?;
         let moves = passed.moves.iter().map(|(fd, at)| (fd.as_raw_fd(), *at)).collect::<Vec<_>>();
-        let parent = nix::unistd::getpid();
+        let parent = Some(rustix::process::getpid());
         let in_child = move || {
-            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-            if nix::unistd::getppid() != parent {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            if rustix::process::getppid() != parent {
                 // The parent died between fork and prctl: there is nobody left to send the signal.
                 return Err(io::Error::from(io::ErrorKind::BrokenPipe));
             }
@@ -230,10 +231,10 @@ impl Passed {
 
 /// dup2(2) without its target being owned by anybody, for a child that is about to exec.
 fn dup_onto(from: RawFd, at: RawFd) -> io::Result<()> {
-    use std::os::fd::{BorrowedFd, IntoRawFd as _};
+    use std::os::fd::{BorrowedFd, FromRawFd as _};
     #[expect(unsafe_code, reason = "the new descriptor belongs to the program that is about to be executed")]
-    // SAFETY: `from` is open, since the parent holds it over the spawn; `at` is free or reserved for this.
-    let new = unsafe { nix::unistd::dup2_raw(BorrowedFd::borrow_raw(from), at) }?;
-    let _kept_open_over_exec = new.into_raw_fd();
-    Ok(())
+    // SAFETY: `from` is open, since the parent holds it over the spawn; `at` is free or reserved for this, and not closed here.
+    let (from, mut at) =
+        unsafe { (BorrowedFd::borrow_raw(from), ManuallyDrop::new(OwnedFd::from_raw_fd(at))) };
+    Ok(rustix::io::dup2(from, &mut at)?)
 }
