@@ -29,7 +29,7 @@ pub(crate) async fn run(args: &DoctorArgs) -> anyhow::Result<bool> {
         tools::ensure(&needs).await?;
     }
     let mut well = true;
-    let found = tools::find_all(&needs);
+    let found = tools::look(&needs);
     for one in &found {
         let what = match &one.path {
             None => {

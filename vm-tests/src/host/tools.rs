@@ -252,9 +252,9 @@ pub struct Found {
     pub path: Option<PathBuf>,
 }
 
-/// Finds the programs that the given needs ask for. Starts no program.
+/// Looks for everything that the given needs ask for. Starts no program.
 #[must_use]
-pub fn find_all(needs: &[Need]) -> Vec<Found> {
+pub fn look(needs: &[Need]) -> Vec<Found> {
     let root = nix::unistd::geteuid().is_root();
     TOOLS
         .iter()
@@ -319,12 +319,12 @@ pub struct Missing {
 /// With the command to type, if something is missing and we may not or cannot install it.
 pub async fn ensure(needs: &[Need]) -> anyhow::Result<()> {
     let distro = Distro::of_host();
-    let Some(missing) = missing(&find_all(needs), distro) else { return Ok(()) };
+    let Some(missing) = missing(&look(needs), distro) else { return Ok(()) };
     let what =
         || format!("not installed: {}; to install, type:\n  {}", missing.names.join(", "), missing.command);
     let Some(sudo) = may_install(distro).await else { bail!(what()) };
     install(&missing.packages, sudo).await.with_context(what)?;
-    match self::missing(&find_all(needs), distro) {
+    match self::missing(&look(needs), distro) {
         None => Ok(()),
         Some(still) => {
             bail!("installed {}, but {} is not there", missing.packages.join(" "), still.names.join(", "))

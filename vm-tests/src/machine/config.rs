@@ -50,7 +50,7 @@ pub enum Ram {
     Restoring(PathBuf),
 }
 
-/// What a QEMU can do that another one can't; probed, and not inferred from its version, which distributions patch.
+/// What a QEMU can do that another one can't; asked, and not told by its version, which distributions patch.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Abilities {
     /// `memory-backend-file` has `rom`: RAM can be a private, writable mapping of a file that is opened for reading only
@@ -66,14 +66,14 @@ impl Abilities {
     /// # Errors
     /// If it can't be run.
     pub async fn ask(qemu: &Path) -> Result<Self, process::Error> {
-        let mut output = [String::new(), String::new()];
-        for (output, question) in
-            output.iter_mut().zip([["-object", "memory-backend-file,help"], ["-cpu", "help"]])
+        let mut told = [String::new(), String::new()];
+        for (told, question) in
+            told.iter_mut().zip([["-object", "memory-backend-file,help"], ["-cpu", "help"]])
         {
             let argv = [qemu.as_os_str(), question[0].as_ref(), question[1].as_ref()];
-            *output = process::output(&argv, Duration::from_secs(10)).await?.text();
+            *told = process::output(&argv, Duration::from_secs(10)).await?.text();
         }
-        let [backend, processors] = output;
+        let [backend, processors] = told;
         Ok(Self::parse(&backend, &processors))
     }
 

@@ -1,14 +1,13 @@
-//! The units as systemd reports them on D-Bus: their states as they change, their Exec lines' runs after each step.
+//! The units as systemd tells of them on D-Bus: their states as they change, their Exec lines' runs after each step.
 //!
 //! systemd sends PropertiesChanged in pairs, first for the type's interface (Service) and at once for Unit, each
 //! with all its properties (`src/core/dbus-unit.c:send_changed_signal`); a state is complete with the second.
 //! The recorder holds a reference on each unit (Manager.RefUnit), so that systemd does not forget it, and with
-//! it the Exec lines' runs, as soon as it is down. The reference also makes systemd announce
-//! this unit on the bus (`src/core/dbus-unit.c:bus_unit_send_change_signal`), and no other: Manager.Subscribe would make it
-//! announce all.
+//! it the Exec lines' runs, as soon as it is down. It is also what has systemd tell of the unit on the bus
+//! (`src/core/dbus-unit.c:bus_unit_send_change_signal`), and of no other: Manager.Subscribe would have it tell of all.
 //!
-//! Requests go through the bus daemon, which the recorded programs use too, so they are sent together. (systemd's own
-//! socket would avoid the daemon; but on it systemd has a sender name that zbus rejects as invalid.)
+//! What is asked goes through the bus daemon, which the recorded talk through too, so it is asked for at once. (systemd's
+//! own socket would spare it; but on it systemd gives itself a sender that zbus takes for an invalid name.)
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -36,7 +35,7 @@ const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
 const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
-/// The properties that describe Exec lines, and the line's name as unit files have it.
+/// The properties that tell of Exec lines, and the line's name as unit files have it.
 const EXEC_LINES: [(&str, &str); 4] = [
     ("ExecStartPreEx", "ExecStartPre"),
     ("ExecStartEx", "ExecStart"),
@@ -191,7 +190,7 @@ impl UnitWatch {
         let bus = Bus { connection, path, is_service: unit.ends_with(".service") };
         let mut known = Known::nothing_of(watched);
         known.take_all(&bus)?;
-        sink.send_now(known.event(known.state.clone()));
+        sink.send_now(known.told(known.state.clone()));
         known.sent = (known.state.clone(), known.changed_us);
         orders.send(Order::Unit(watched, known.view()));
         let (state, control_group) = (known.state.clone(), known.control_group.clone());
@@ -226,7 +225,7 @@ impl UnitWatch {
         let mut known = Known::nothing_of(self.watched);
         known.take_all(&self.bus)?;
         self.orders.send(Order::Unit(self.watched, known.view()));
-        self.sink.send_now(known.event(known.state.clone()));
+        self.sink.send_now(known.told(known.state.clone()));
         self.state = known.state;
         if !known.control_group.is_empty() {
             self.control_group = known.control_group;
@@ -377,7 +376,7 @@ fn take_change(message: &Message, bus: &Bus, sink: &Sink, orders: &Orders, known
         if is_state_change {
             let at = sink.clock.at_us(known.changed_us);
             known.record_held_back(sink, at);
-            sink.send(at, known.event(known.state.clone()));
+            sink.send(at, known.told(known.state.clone()));
         } else {
             known.record_held_back(sink, noticed);
             known.held_back = Some((noticed, known.state.clone()));
@@ -403,7 +402,7 @@ impl Known {
     }
 
     /// A state of the unit as an event.
-    fn event(&self, state: UnitState) -> What {
+    fn told(&self, state: UnitState) -> What {
         match self.watched {
             Watched::Unit => What::Unit(state),
             Watched::MountUnit => What::MountUnit(state),
@@ -423,10 +422,10 @@ impl Known {
     }
 
     /// Records what was held back, and no later than what comes after it: a signal is noticed later than the
-    /// state change that the next one reports.
+    /// state change that the next one tells of.
     fn record_held_back(&mut self, sink: &Sink, next: u64) {
         if let Some((noticed, state)) = self.held_back.take() {
-            sink.send(noticed.min(next), self.event(state));
+            sink.send(noticed.min(next), self.told(state));
         }
     }
 
@@ -545,7 +544,7 @@ mod tests {
         };
         assert_eq!((&known.state, known.changed_us), (&expected, 7));
         assert!(known.view().is_deactivating);
-        assert_eq!(known.event(expected.clone()), What::MountUnit(expected.clone()));
+        assert_eq!(known.told(expected.clone()), What::MountUnit(expected.clone()));
         assert_eq!(Known::nothing_of(Watched::Unit).told(expected.clone()), What::Unit(expected));
     }
 
