@@ -215,7 +215,7 @@ pub fn table(report: &Report, guest: &str) -> String {
     let mut rows = vec![
         vec!["Metric".to_owned()],
         vec!["Reset duration".to_owned()],
-        vec!["`holders=` of the dying namespace".to_owned()],
+        vec!["Holders of the mount at umount".to_owned()],
         vec!["Unit state after Stop".to_owned()],
         vec!["ExecStopPost exit code".to_owned()],
         vec!["Cycles".to_owned()],
