@@ -48,6 +48,9 @@ pub struct Host {
     pub mount_tables: Vec<PathBuf>,
     /// CLOCK_MONOTONIC now, microseconds: what systemd's monotonic times are compared with.
     pub now_us: fn() -> u64,
+    /// Whether what blocks, which is the wait for an instance's lock and the delete, is done in a thread of its own: for
+    /// whoever has other futures to poll.
+    pub offload: bool,
 }
 
 impl Default for Host {
@@ -56,6 +59,7 @@ impl Default for Host {
             state_dir: STATE_DIR.into(),
             mount_tables: purge::MOUNT_TABLES.map(PathBuf::from).to_vec(),
             now_us: monotonic_us,
+            offload: false,
         }
     }
 }

@@ -28,8 +28,8 @@ mod stop;
 mod tests;
 
 /// Does `action` to `instance` and says how it went. Every failure is in the report.
-pub fn run(
-    units: &mut dyn Units,
+pub async fn run<U: Units>(
+    units: &mut U,
     host: &Host,
     action: Action,
     instance: &Instance,
@@ -51,10 +51,10 @@ pub fn run(
     };
     let begun = (host.now_us)();
     let outcome = match action {
-        Action::Start => run.start(),
-        Action::Stop => run.stop(),
-        Action::Reset => run.reset(),
-        Action::Status => run.status(),
+        Action::Start => run.start().await,
+        Action::Stop => run.stop().await,
+        Action::Reset => run.reset().await,
+        Action::Status => run.status().await,
     };
     let mut report = run.report;
     if let Err(failure) = outcome {
@@ -111,15 +111,15 @@ fn empty(action: Action, instance: &Instance) -> Report {
     }
 }
 
-impl Run<'_> {
-    fn start(&mut self) -> Result<(), Failure> {
+impl<U: Units> Run<'_, U> {
+    async fn start(&mut self) -> Result<(), Failure> {
         let file = self.instance.paths(&self.host.state_dir).file;
         if is_missing(&file) {
             let text = Some(chain(&HelperError::NoInstanceFile(file)));
             return Err(Failure { exit: Exit::NoSuchUnit, text });
         }
-        let Ended { result, .. } = self.job(Job::Start)?;
-        let state = self.look()?;
+        let Ended { result, .. } = self.job(Job::Start).await?;
+        let state = self.look().await?;
         if result == "done" && state.server.active_state == "active" {
             return Ok(());
         }
@@ -143,8 +143,8 @@ impl Run<'_> {
         Err(Failure::new(text))
     }
 
-    fn status(&mut self) -> Result<(), Failure> {
-        let state = self.look()?.server;
+    async fn status(&mut self) -> Result<(), Failure> {
+        let state = self.look().await?.server;
         // Not everybody may read PID 1's mount table; then it is not known, which is no failure.
         self.report.mounted = self.still_mounted().ok().map(|mounts| !mounts.is_empty());
         if state.load_state == "not-found" {

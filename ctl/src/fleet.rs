@@ -1,11 +1,10 @@
 //! Several instances at once, and which there are.
 
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc;
-use std::thread;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::{self, StreamExt};
 use holders::chain::chain;
 use left4me_helper::error::HelperError;
 use left4me_helper::instance::Instance;
@@ -33,7 +32,7 @@ pub struct Times {
 
 /// Does `action` to all of `instances`, several at once, and says how each went, in their order. `done` hears of each
 /// end as it comes.
-pub fn run_all<U: Units + Clone + Send>(
+pub async fn run_all<U: Units + Clone>(
     units: &U,
     host: &Host,
     action: Action,
@@ -42,54 +41,44 @@ pub fn run_all<U: Units + Clone + Send>(
     done: &mut dyn FnMut(&Report),
 ) -> Vec<Report> {
     let begun = (host.now_us)();
-    let warned = times.grace.map(|grace| warn(&mut units.clone(), host, instances, grace));
-    let grace_us = warned.as_ref().map(|_warned| (host.now_us)().saturating_sub(begun));
-    let act = |units: &mut U, index: usize| {
-        let mut report = run(units, host, action, &instances[index], times.timeout);
-        report.phases.grace_us = grace_us;
-        if let Some(note) = warned.as_ref().and_then(|warned| warned[index].clone()) {
-            report.notes.insert(0, note);
-        }
-        report
+    let warned = match times.grace {
+        Some(grace) => Some(warn(&mut units.clone(), host, instances, grace).await),
+        None => None,
     };
-    if let [_only] = instances {
-        // The usual case, which is worth no thread.
-        let report = act(&mut units.clone(), 0);
-        done(&report);
-        return vec![report];
-    }
-    let next = AtomicUsize::new(0);
-    let (sender, reports) = mpsc::channel();
+    let grace_us = warned.as_ref().map(|_warned| (host.now_us)().saturating_sub(begun));
+    // One alone, the usual case, is worth no thread.
+    let host = &Host { offload: host.offload || instances.len() > 1, ..host.clone() };
+    let act = |index: usize| {
+        let (mut units, warned) = (units.clone(), &warned);
+        async move {
+            let mut report = run(&mut units, host, action, &instances[index], times.timeout).await;
+            report.phases.grace_us = grace_us;
+            if let Some(note) = warned.as_ref().and_then(|notes| notes[index].clone()) {
+                report.notes.insert(0, note);
+            }
+            (index, report)
+        }
+    };
+    let mut reports = pin!(stream::iter((0..instances.len()).map(act)).buffer_unordered(AT_ONCE));
     let mut ended: Vec<Option<Report>> = vec![None; instances.len()];
-    thread::scope(|scope| {
-        for _ in 0..instances.len().min(AT_ONCE) {
-            let (sender, next, act, mut units) = (sender.clone(), &next, &act, units.clone());
-            scope.spawn(move || {
-                while let Some(index) =
-                    Some(next.fetch_add(1, Ordering::Relaxed)).filter(|index| *index < instances.len())
-                {
-                    // Nobody listens any more only if the whole has failed already.
-                    if sender.send((index, act(&mut units, index))).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        for (index, report) in reports {
-            done(&report);
-            ended[index] = Some(report);
-        }
-    });
+    while let Some((index, report)) = reports.next().await {
+        done(&report);
+        ended[index] = Some(report);
+    }
     ended.into_iter().map(|report| report.expect("every instance was worked on")).collect()
 }
 
 /// Tells the players of those servers that run, and waits for all of them together: so long, or until none runs any
 /// more. A note for each instance that is warned, or should have been.
-fn warn(units: &mut dyn Units, host: &Host, instances: &[Instance], grace: Duration) -> Vec<Option<String>> {
+async fn warn<U: Units>(
+    units: &mut U,
+    host: &Host,
+    instances: &[Instance],
+    grace: Duration,
+) -> Vec<Option<String>> {
     let deadline = Instant::now() + grace;
     let names: Vec<_> = instances.iter().map(Instance::unit).collect();
-    let activity = match units.activity(&names) {
+    let activity = match units.activity(&names).await {
         Ok(activity) => activity,
         Err(error) => return vec![Some(format!("no player was warned: {error}")); instances.len()],
     };
@@ -114,7 +103,7 @@ fn warn(units: &mut dyn Units, host: &Host, instances: &[Instance], grace: Durat
         .filter_map(|(unit, is_running)| is_running.then_some(unit))
         .collect();
     if !running.is_empty()
-        && let Err(error) = units.wait_until_down(&running, deadline)
+        && let Err(error) = units.wait_until_down(&running, deadline).await
     {
         // Then the stop comes early, or can't be either.
         for note in notes.iter_mut().flatten() {
@@ -128,14 +117,14 @@ fn warn(units: &mut dyn Units, host: &Host, instances: &[Instance], grace: Durat
 ///
 /// # Errors
 /// As [`UnitsError`].
-pub fn running(
-    units: &mut dyn Units,
+pub async fn running<U: Units>(
+    units: &mut U,
     host: &Host,
     instances: &[Instance],
 ) -> Result<Vec<Running>, UnitsError> {
     let names: Vec<_> = instances.iter().map(Instance::unit).collect();
     let now = (host.now_us)();
-    let activity = units.activity(&names)?;
+    let activity = units.activity(&names).await?;
     let running = instances.iter().zip(activity).filter(|(_, unit)| !is_down(&unit.active_state));
     Ok(running
         .map(|(instance, Activity { since_us, .. })| Running {
@@ -190,6 +179,7 @@ mod tests {
     use std::fs;
     use std::sync::{Arc, Mutex};
 
+    use futures_lite::future::block_on;
     use proptest::prelude::*;
 
     use super::*;
@@ -204,26 +194,26 @@ mod tests {
     }
 
     impl Units for Play {
-        fn run(&mut self, job: Job, names: &Names, _deadline: Instant) -> Result<Ended, UnitsError> {
+        async fn run(&mut self, job: Job, names: &Names, _deadline: Instant) -> Result<Ended, UnitsError> {
             self.asked.lock().unwrap().push(format!("{job:?} {}", names.server));
             let before = Pair { server: "inactive".into(), overlay: "inactive".into() };
             Ok(Ended { before, result: "done".into() })
         }
 
-        fn state(&mut self, _names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
+        async fn state(&mut self, _names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
             let down = || UnitState { active_state: "inactive".into(), ..UnitState::default() };
             Ok(Pair { server: down(), overlay: down() })
         }
 
-        fn reset_failed(&mut self, _unit: &str) -> Result<(), UnitsError> {
+        async fn reset_failed(&mut self, _unit: &str) -> Result<(), UnitsError> {
             Ok(())
         }
 
-        fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
+        async fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
             Ok(true)
         }
 
-        fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+        async fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
             let state = |unit| if self.running.contains(unit) { ("active", 5) } else { ("inactive", 0) };
             let activity = |unit| {
                 let (active_state, since_us) = state(unit);
@@ -232,7 +222,7 @@ mod tests {
             Ok(units.iter().map(activity).collect())
         }
 
-        fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError> {
+        async fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError> {
             assert!(deadline > Instant::now());
             self.asked.lock().unwrap().push(format!("wait for {}", units.join(" ")));
             Ok(())
@@ -270,12 +260,34 @@ mod tests {
         assert_eq!(names(Action::Reset), expected);
         let all = all_instances(&host.state_dir, Action::Reset).unwrap();
         let mut heard = 0;
-        let reports = run_all(&Play::default(), &host, Action::Reset, &all, TIMES, &mut |_| heard += 1);
+        let reports =
+            block_on(run_all(&Play::default(), &host, Action::Reset, &all, TIMES, &mut |_| heard += 1));
         assert_eq!(heard, all.len());
         assert!(reports.iter().all(|report| report.ok), "{reports:?}");
         assert!(reports.iter().map(|report| &report.instance).eq(&expected));
         assert_eq!(fs::read_dir(host.state_dir.join("runtime")).unwrap().count(), 0);
-        assert_eq!(run_all(&Play::default(), &host, Action::Reset, &[], TIMES, &mut |_| ()), []);
+        assert_eq!(block_on(run_all(&Play::default(), &host, Action::Reset, &[], TIMES, &mut |_| ())), []);
+    }
+
+    /// One thread polls all of them: what blocks for one is done in another.
+    #[test]
+    fn who_waits_for_a_lock_holds_nobody_else_up() {
+        let directory = tempfile::tempdir().unwrap();
+        let table = directory.path().join("mountinfo");
+        fs::write(&table, "").unwrap();
+        let state_dir = directory.path().canonicalize().unwrap();
+        let host = Host { state_dir, mount_tables: vec![table], ..Host::default() };
+        let names: Vec<Instance> = ["3", "4"].map(|name| name.parse().unwrap()).into();
+        for name in &names {
+            fs::create_dir_all(host.state_dir.join(format!("runtime/{name}/upper"))).unwrap();
+        }
+        let held = fs::File::open(host.state_dir.join("runtime/3")).unwrap();
+        rustix::fs::flock(&held, rustix::fs::FlockOperation::LockExclusive).unwrap();
+        let times = Times { timeout: Duration::from_millis(500), ..TIMES };
+        let mut ended = Vec::new();
+        let mut hear = |report: &Report| ended.push((report.instance.clone(), report.ok));
+        block_on(run_all(&Play::default(), &host, Action::Reset, &names, times, &mut hear));
+        assert_eq!(ended, [("4".to_owned(), true), ("3".to_owned(), false)]);
     }
 
     #[test]
@@ -284,7 +296,7 @@ mod tests {
         let table = directory.path().join("mountinfo");
         fs::write(&table, "").unwrap();
         let state_dir = directory.path().canonicalize().unwrap();
-        let host = Host { state_dir, mount_tables: vec![table], now_us: || 3_000_005 };
+        let host = Host { state_dir, mount_tables: vec![table], now_us: || 3_000_005, ..Host::default() };
         let names: Vec<Instance> = ["3", "4", "5"].map(|name| name.parse().unwrap()).into();
         for name in &names {
             fs::create_dir_all(host.state_dir.join(format!("runtime/{name}/merged"))).unwrap();
@@ -293,7 +305,7 @@ mod tests {
         fs::write(host.state_dir.join("runtime/3/upper/x"), "").unwrap();
         let play = Play { running: [&names[0], &names[2]].map(Instance::unit).into(), ..Play::default() };
         let times = Times { grace: Some(Duration::from_secs(30)), ..TIMES };
-        let reports = run_all(&play, &host, Action::Stop, &names, times, &mut |_| ());
+        let reports = block_on(run_all(&play, &host, Action::Stop, &names, times, &mut |_| ()));
         let asked = play.asked.lock().unwrap().clone();
         assert_eq!(asked[0], "wait for left4me-server@3.service left4me-server@5.service");
         assert_eq!(asked.len(), 4, "{asked:?}");
@@ -303,7 +315,7 @@ mod tests {
             ["it has no console, no player was warned", "", "it has no console, no player was warned"]
         );
         assert!(reports.iter().all(|report| report.ok && report.phases.grace_us == Some(0)));
-        let running = running(&mut play.clone(), &host, &names).unwrap();
+        let running = block_on(running(&mut play.clone(), &host, &names)).unwrap();
         let who: Vec<_> = running.iter().map(|one| one.instance.as_str()).collect();
         assert_eq!((who, running[0].since), (vec!["3", "5"], Some(Duration::from_secs(3))));
         assert_eq!(running[0].loss.as_ref().unwrap().files, 1);

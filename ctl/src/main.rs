@@ -45,21 +45,26 @@ fn main() -> ExitCode {
         }
     };
     let mut output = Output::default();
-    let exit = match cli.command {
-        Command::Start(target) => act(&Request::of(Action::Start, target), &mut output),
+    // One thread does it all.
+    let exit = async_io::block_on(run(cli.command, &mut output));
+    ExitCode::from(if output.has_failed { Exit::Failed.code() } else { exit.code() })
+}
+
+async fn run(command: Command, output: &mut Output) -> Exit {
+    match command {
+        Command::Start(target) => act(&Request::of(Action::Start, target), output).await,
         Command::Stop(StopTarget { target, before }) => {
-            act(&Request { grace: before.grace, ..Request::of(Action::Stop, target) }, &mut output)
+            act(&Request { grace: before.grace, ..Request::of(Action::Stop, target) }, output).await
         }
         Command::Reset(ResetTarget { target, before, yes }) => {
             let request = Request { grace: before.grace, asks: !yes, ..Request::of(Action::Reset, target) };
-            act(&request, &mut output)
+            act(&request, output).await
         }
         Command::Status(StatusTarget { ids, how }) => {
-            act(&Request::of(Action::Status, Target { ids, all: false, how }), &mut output)
+            act(&Request::of(Action::Status, Target { ids, all: false, how }), output).await
         }
-        Command::Doctor(target) => doctor(&target.ids, &target.how, &mut output),
-    };
-    ExitCode::from(if output.has_failed { Exit::Failed.code() } else { exit.code() })
+        Command::Doctor(target) => doctor(&target.ids, &target.how, output).await,
+    }
 }
 
 /// What is printed, and whether that went well.
@@ -120,7 +125,7 @@ impl Request {
     }
 }
 
-fn act(request: &Request, output: &mut Output) -> Exit {
+async fn act(request: &Request, output: &mut Output) -> Exit {
     let Request { action, target, .. } = request;
     let (word, how) = (action.word(), &target.how);
     let is_overview = !target.all && target.ids.is_empty();
@@ -129,7 +134,7 @@ fn act(request: &Request, output: &mut Output) -> Exit {
         Err(problem) => return output.problem(word, problem, how, false),
     };
     let is_one = instances.len() == 1 && !target.all && !is_overview;
-    let reports = match reports(request, &instances) {
+    let reports = match reports(request, &instances).await {
         Ok(Some(reports)) => reports,
         Ok(None) => return output.problem(word, "nothing was stopped and nothing was deleted", how, is_one),
         Err(error) if instances.is_empty() => return output.problem(word, error, how, false),
@@ -168,20 +173,21 @@ fn chosen(ids: &[Instance], action: Action) -> Result<Vec<Instance>, String> {
 }
 
 /// None if it was asked whether to do it, and it is not to be done.
-fn reports(request: &Request, instances: &[Instance]) -> Result<Option<Vec<Report>>, UnitsError> {
+async fn reports(request: &Request, instances: &[Instance]) -> Result<Option<Vec<Report>>, UnitsError> {
     let Request { action, target, grace, asks } = request;
     let timeout = Duration::from_secs(target.how.timeout);
     control::may(*action, rustix::process::geteuid().is_root())?;
     // Whoever answers may take their time, so the work has a connection of its own.
-    if *asks && is_attended() && !agrees(&mut connect(timeout, 1)?, instances)? {
+    if *asks && is_attended() && !agrees(&mut connect(timeout, 1).await?, instances).await? {
         return Ok(None);
     }
-    let systemd = connect(timeout + grace.unwrap_or_default(), instances.len())?;
+    let systemd = connect(timeout + grace.unwrap_or_default(), instances.len()).await?;
     let mut progress = Progress::new(instances);
     let times = Times { timeout, grace: *grace };
     let reports = fleet::run_all(&systemd, &Host::default(), *action, instances, times, &mut |report| {
         progress.ended(report);
-    });
+    })
+    .await;
     progress.clear();
     Ok(Some(reports))
 }
@@ -192,8 +198,8 @@ fn is_attended() -> bool {
 }
 
 /// Asks whether servers that run are to be reset; yes if none does.
-fn agrees(systemd: &mut Systemd, instances: &[Instance]) -> Result<bool, UnitsError> {
-    let running = fleet::running(systemd, &Host::default(), instances)?;
+async fn agrees(systemd: &mut Systemd, instances: &[Instance]) -> Result<bool, UnitsError> {
+    let running = fleet::running(systemd, &Host::default(), instances).await?;
     if running.is_empty() {
         return Ok(true);
     }
@@ -206,9 +212,9 @@ fn agrees(systemd: &mut Systemd, instances: &[Instance]) -> Result<bool, UnitsEr
 }
 
 /// Each instance has its own time for its job; the connection lasts for as many as can follow one another.
-fn connect(timeout: Duration, instances: usize) -> Result<Systemd, UnitsError> {
+async fn connect(timeout: Duration, instances: usize) -> Result<Systemd, UnitsError> {
     let turns = u32::try_from(instances).unwrap_or(u32::MAX).max(1);
-    Systemd::connect(Instant::now() + timeout.saturating_mul(turns) + MARGIN)
+    Systemd::connect(Instant::now() + timeout.saturating_mul(turns) + MARGIN).await
 }
 
 /// A line on a terminal that says who is waited for; nothing elsewhere.
@@ -250,7 +256,7 @@ impl Progress {
     }
 }
 
-fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
+async fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
     const ACTION: &str = "doctor";
     let is_one = ids.len() == 1;
     let timeout = Duration::from_secs(how.timeout);
@@ -258,36 +264,34 @@ fn doctor(ids: &[Instance], how: &How, output: &mut Output) -> Exit {
         Ok(instances) => instances,
         Err(problem) => return output.problem(ACTION, problem, how, is_one),
     };
-    let systemd = match connect(timeout, 1) {
+    let systemd = match connect(timeout, 1).await {
         Ok(systemd) => systemd,
         Err(error) => return output.problem(ACTION, error, how, is_one),
     };
     let state_dir = Path::new(STATE_DIR);
     let runtimes: Vec<_> = doctor::names(state_dir).iter().map(|name| name.join("runtime")).collect();
-    let around = systemd.neighbours(&runtimes);
+    let around = systemd.neighbours(&runtimes).await;
     if let Err(error) = &around {
         output.complain(format_args!("the other units: {error}"));
     }
-    let diagnoses: Vec<_> = instances
-        .iter()
-        .map(|instance| {
-            let diagnosis = Diagnosis::of(instance.unit(), instance.overlay_unit());
-            match systemd.setup(instance, Mountpoint::of(instance, state_dir)) {
-                Ok(setup) => Diagnosis {
-                    findings: findings(&setup, around.as_ref().ok()),
-                    fragment: setup.fragment,
-                    drop_ins: setup.drop_ins,
-                    overlay: Files {
-                        unit: setup.overlay.unit,
-                        fragment: setup.overlay.fragment,
-                        drop_ins: setup.overlay.drop_ins,
-                    },
-                    ..diagnosis
+    let mut diagnoses = Vec::new();
+    for instance in &instances {
+        let diagnosis = Diagnosis::of(instance.unit(), instance.overlay_unit());
+        diagnoses.push(match systemd.setup(instance, Mountpoint::of(instance, state_dir)).await {
+            Ok(setup) => Diagnosis {
+                findings: findings(&setup, around.as_ref().ok()),
+                fragment: setup.fragment,
+                drop_ins: setup.drop_ins,
+                overlay: Files {
+                    unit: setup.overlay.unit,
+                    fragment: setup.overlay.fragment,
+                    drop_ins: setup.overlay.drop_ins,
                 },
-                Err(error) => Diagnosis { error: Some(error.to_string()), ..diagnosis },
-            }
-        })
-        .collect();
+                ..diagnosis
+            },
+            Err(error) => Diagnosis { error: Some(error.to_string()), ..diagnosis },
+        });
+    }
     if how.json {
         output.json(&diagnoses, is_one);
     }

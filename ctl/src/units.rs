@@ -1,4 +1,4 @@
-//! What `l4d2ctl` needs of systemd: the trait [`Units`], and the types it speaks in. `systemd.rs` does it over D-Bus, a
+//! What `l4d2ctl` needs of systemd: the trait [`Units`], which is async, and the types it speaks in. `systemd.rs` does it over D-Bus, a
 //! test plays it.
 
 use std::time::Instant;
@@ -197,41 +197,58 @@ pub enum Lines {
     OfStop,
 }
 
-/// What is needed of systemd.
-pub trait Units {
+/// What is needed of systemd. Whoever calls it has the executor, of whichever kind: the futures can be sent to another
+/// thread. One that is dropped waits no more; a job that is queued goes on.
+pub trait Units: Send {
     /// Queues a job and waits for its end.
     ///
     /// # Errors
     /// As [`UnitsError`].
-    fn run(&mut self, job: Job, names: &Names, deadline: Instant) -> Result<Ended, UnitsError>;
+    fn run(
+        &mut self,
+        job: Job,
+        names: &Names,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Ended, UnitsError>> + Send;
 
     /// The units' states now, with the last runs of the lines that are asked for.
     ///
     /// # Errors
     /// As [`UnitsError`].
-    fn state(&mut self, names: &Names, asked: Lines) -> Result<Pair<UnitState>, UnitsError>;
+    fn state(
+        &mut self,
+        names: &Names,
+        asked: Lines,
+    ) -> impl Future<Output = Result<Pair<UnitState>, UnitsError>> + Send;
 
     /// Takes a unit's failed state back: it is `inactive` then.
     ///
     /// # Errors
     /// As [`UnitsError`].
-    fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError>;
+    fn reset_failed(&mut self, unit: &str) -> impl Future<Output = Result<(), UnitsError>> + Send;
 
     /// Whether the server's unit, as it is loaded, requires the overlay's.
     ///
     /// # Errors
     /// As [`UnitsError`].
-    fn requires_overlay(&mut self, names: &Names) -> Result<bool, UnitsError>;
+    fn requires_overlay(&mut self, names: &Names) -> impl Future<Output = Result<bool, UnitsError>> + Send;
 
     /// Whether each of `units` runs, in their order.
     ///
     /// # Errors
     /// As [`UnitsError`].
-    fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError>;
+    fn activity(
+        &mut self,
+        units: &[String],
+    ) -> impl Future<Output = Result<Vec<Activity>, UnitsError>> + Send;
 
     /// Waits until all of `units` are down, or until `deadline`, which is no error.
     ///
     /// # Errors
     /// As [`UnitsError`].
-    fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError>;
+    fn wait_until_down(
+        &mut self,
+        units: &[String],
+        deadline: Instant,
+    ) -> impl Future<Output = Result<(), UnitsError>> + Send;
 }

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use left4me_ctl::actions::{Action, Host};
@@ -162,7 +164,7 @@ impl Play<'_> {
 }
 
 impl Units for Play<'_> {
-    fn run(&mut self, job: Job, names: &Names, deadline: Instant) -> Result<Ended, UnitsError> {
+    async fn run(&mut self, job: Job, names: &Names, deadline: Instant) -> Result<Ended, UnitsError> {
         assert_eq!(names, &Pair { server: SERVER.to_owned(), overlay: OVERLAY.to_owned() });
         assert!(deadline > Instant::now());
         let number = self.count(|call| matches!(call, Call::Run(_)));
@@ -175,28 +177,28 @@ impl Units for Play<'_> {
         answer
     }
 
-    fn state(&mut self, names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
+    async fn state(&mut self, names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
         assert_eq!(names.each(), [SERVER, OVERLAY]);
         let look = self.answers.looks[self.count(|call| *call == Call::State).min(2)].clone();
         self.asked(Call::State, look.clone().map(Some));
         look
     }
 
-    fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+    async fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
         self.asked(Call::Clear(unit.to_owned()), self.answers.clear.clone().map(|()| None));
         self.answers.clear.clone()
     }
 
-    fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
+    async fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
         self.asked(Call::Requires, self.answers.requires.clone().map(|_requires| None));
         self.answers.requires.clone()
     }
 
-    fn activity(&mut self, _units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+    async fn activity(&mut self, _units: &[String]) -> Result<Vec<Activity>, UnitsError> {
         unreachable!("asked for several instances at once")
     }
 
-    fn wait_until_down(&mut self, _units: &[String], _deadline: Instant) -> Result<(), UnitsError> {
+    async fn wait_until_down(&mut self, _units: &[String], _deadline: Instant) -> Result<(), UnitsError> {
         unreachable!("asked for several instances at once")
     }
 }
@@ -343,7 +345,11 @@ pub fn control(data: &[u8]) {
     let (answers, directory, now) = (&answers, &*place, before);
     let mut play = Play { answers, directory, now, after, later, calls: Vec::new(), seen: Vec::new() };
     let instance = "3".parse().expect("a name");
-    let report = control::run(&mut play, &host, action, &instance, Duration::from_secs(60));
+    let run = control::run(&mut play, &host, action, &instance, Duration::from_secs(60));
+    // The play answers at once, and nothing else is waited for.
+    let Poll::Ready(report) = pin!(run).poll(&mut Context::from_waker(Waker::noop())) else {
+        panic!("it waits")
+    };
     let left = listing(&state);
 
     // Of what there is nothing of, it is asked first whether it runs.

@@ -27,10 +27,9 @@ pub enum HelperError {
     Name(NameError),
     /// This process does not run in the mount namespace of PID 1.
     #[error(
-        "not in the mount namespace of PID 1: a mount made or removed here would not be the one the system sees; run it by \
-         `systemctl start` or `stop` of left4me-overlay@.service, or as `/usr/bin/nsenter --mount=/proc/1/ns/mnt -- \
-         /usr/local/libexec/left4me/left4me-overlay ...` (a setting of that unit that gives it a namespace of its own is \
-         named by `l4d2ctl doctor`)"
+        "not in the mount namespace of PID 1: a mount made or removed here would not be the one the system sees; start and \
+         stop the instance's left4me-overlay@.service instead, and if that unit said this, `l4d2ctl doctor` names its setting \
+         that gives it a namespace of its own"
     )]
     Namespace,
     /// PID 1's mount namespace may not be read.
@@ -97,8 +96,8 @@ pub enum HelperError {
     },
     /// Somebody other than root could swap what lies in a directory on the way to the overlay.
     #[error(
-        "{path} belongs to uid {uid} with mode {mode:o}: nobody but root may write in it; `chown root:root` and `chmod go-w` \
-         it, or run `systemd-tmpfiles --create`"
+        "{path} belongs to uid {uid} with mode {mode:o}: nobody but root may write in it: `sudo chown root:root {path}` \
+         and `sudo chmod go-w {path}`, or `sudo systemd-tmpfiles --create`"
     )]
     NotRoots {
         /// The directory.
@@ -122,7 +121,8 @@ pub enum HelperError {
     /// The server's own layer belongs to another user, so the server could not write what lies there.
     #[error(
         "{path} belongs to uid {uid}, and the server runs as {user}: `sudo chown --recursive --no-dereference {user}:{user} \
-         {path}` gives it what lies there, `sudo l4d2ctl reset` deletes it"
+         {path}` gives it what lies there, `sudo l4d2ctl reset {}` deletes it",
+        instance_of(user)
     )]
     UpperOfAnotherUser {
         /// The layer.
@@ -150,8 +150,8 @@ pub enum HelperError {
     },
     /// Another helper or a reset works on the same instance at this moment.
     #[error(
-        "lock {0}: another left4me-overlay or l4d2ctl reset still works on this instance; `fuser -v` of that directory says \
-         which"
+        "lock {0}: another left4me-overlay or l4d2ctl reset still works on this instance; `sudo lslocks --output \
+         PID,COMMAND,PATH` says which"
     )]
     Locked(PathBuf),
     /// The overlay could not be mounted.
@@ -219,8 +219,8 @@ pub enum HelperError {
     OutOfTime(PathBuf),
     /// A file or directory that not even root may delete.
     #[error(
-        "delete {0}: it, or the directory that it lies in, is immutable or append-only, which only root can have made it; \
-         `chattr -R -i -a` that directory if it may go, then reset again"
+        "delete {0}: it, or the directory that it lies in, is immutable or append-only, which only root can have made it; if \
+         it may go, `sudo chattr -R -i -a {trash}`, then reset again", trash = trash_of(.0).display()
     )]
     Protected(PathBuf),
     /// Any other system call.
@@ -263,6 +263,19 @@ fn of_the_kernel(said: &str) -> String {
     } else {
         format!("the kernel says: {said}")
     }
+}
+
+/// The instance whose user this is.
+fn instance_of(user: &str) -> &str {
+    user.strip_prefix("left4me-").unwrap_or(user)
+}
+
+/// What of a path to be deleted is named by us: what follows is named by the server's user, who is not to write a command
+/// for root.
+fn trash_of(path: &Path) -> &Path {
+    let is_trash =
+        |above: &&Path| above.file_name().is_some_and(|name| name.to_string_lossy().starts_with(".purge-"));
+    path.ancestors().filter(is_trash).last().unwrap_or(path)
 }
 
 fn listed(mounts: &[PathBuf]) -> String {
@@ -333,6 +346,13 @@ mod tests {
             HelperError::Protected(path()),
             HelperError::Call { call: "open", path: path(), source },
         ]
+    }
+
+    #[test]
+    fn no_command_has_a_name_that_a_server_gave() {
+        let path = "/s/runtime/.purge-3/upper/.purge-$(x)/y";
+        let text = HelperError::Protected(path.into()).to_string();
+        assert!(text.contains("`sudo chattr -R -i -a /s/runtime/.purge-3`"), "{text}");
     }
 
     #[test]

@@ -314,7 +314,7 @@ impl Verdict {
             Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
             Self::NotAllowed { otherwise, .. } => otherwise.advice(),
             Self::CutShort { otherwise, .. } => {
-                let mut advice = vec!["scan again with more time: `holders --deadline SECS`".to_owned()];
+                let mut advice = vec!["scan again with more time, by the option --deadline".to_owned()];
                 advice.extend(otherwise.advice());
                 advice
             }

@@ -2,6 +2,7 @@
 
 use std::cell::OnceCell;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use holders::chain::chain;
@@ -41,12 +42,12 @@ impl From<HelperError> for Failure {
     }
 }
 
-pub(super) struct Run<'a> {
-    pub(super) units: &'a mut dyn Units,
+pub(super) struct Run<'a, U> {
+    pub(super) units: &'a mut U,
     pub(super) host: &'a Host,
     pub(super) instance: &'a Instance,
     pub(super) names: Names,
-    pub(super) place: OnceCell<InstanceDir>,
+    pub(super) place: OnceCell<Arc<InstanceDir>>,
     /// What is reported of the units.
     pub(super) asked: Lines,
     pub(super) timeout: Duration,
@@ -54,35 +55,34 @@ pub(super) struct Run<'a> {
     pub(super) report: Report,
 }
 
-impl Run<'_> {
+impl<U: Units> Run<'_, U> {
     pub(super) fn still_mounted(&self) -> Result<Vec<PathBuf>, HelperError> {
         purge::still_mounted(&self.place()?.paths, &self.host.mount_tables)
     }
 
     /// The instance's place, opened once.
-    pub(super) fn place(&self) -> Result<&InstanceDir, HelperError> {
+    pub(super) fn place(&self) -> Result<&Arc<InstanceDir>, HelperError> {
         match self.place.get() {
             Some(place) => Ok(place),
             None => {
                 let place = InstanceDir::open(&self.host.state_dir, self.instance)?;
-                Ok(self.place.get_or_init(|| place))
+                Ok(self.place.get_or_init(|| Arc::new(place)))
             }
         }
     }
 
-    pub(super) fn job(&mut self, job: Job) -> Result<Ended, Failure> {
-        self.units.run(job, &self.names, self.deadline).map_err(|error| {
-            // The state it is in belongs to the report; why it cannot be had does not add to the error.
-            if !matches!(error, UnitsError::Unreachable(_)) {
-                drop(self.look());
-            }
-            error.into()
-        })
+    pub(super) async fn job(&mut self, job: Job) -> Result<Ended, Failure> {
+        let ended = self.units.run(job, &self.names, self.deadline).await;
+        // The state it is in belongs to the report; why it cannot be had does not add to the error.
+        if ended.as_ref().is_err_and(|error| !matches!(error, UnitsError::Unreachable(_))) {
+            drop(self.look().await);
+        }
+        Ok(ended?)
     }
 
     /// Reads the units' states into the report.
-    pub(super) fn look(&mut self) -> Result<Pair<UnitState>, UnitsError> {
-        let state = self.units.state(&self.names, self.asked)?;
+    pub(super) async fn look(&mut self) -> Result<Pair<UnitState>, UnitsError> {
+        let state = self.units.state(&self.names, self.asked).await?;
         let Pair { server, overlay } = &state;
         self.report.active_state.clone_from(&server.active_state);
         self.report.sub_state.clone_from(&server.sub_state);

@@ -1,6 +1,7 @@
 //! A stop, and a reset: what makes one a success, what it may delete after, and what is said of one that is none.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 use holders::chain::chain;
@@ -12,7 +13,7 @@ use left4me_helper::state::{InstanceDir, directory_beneath};
 
 use super::run::{Failure, Run, is_missing};
 use crate::report::Exit;
-use crate::units::{CLD_EXITED, Ended, ExecRun, Job, Names, Pair, UnitState, UnitsError};
+use crate::units::{CLD_EXITED, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError};
 
 /// What a stop came to, besides what the report has.
 struct Stop {
@@ -27,9 +28,9 @@ struct Stop {
     state: Pair<UnitState>,
 }
 
-impl Run<'_> {
-    pub(super) fn stop(&mut self) -> Result<(), Failure> {
-        let stop = self.stop_units()?;
+impl<U: Units> Run<'_, U> {
+    pub(super) async fn stop(&mut self) -> Result<(), Failure> {
+        let stop = self.stop_units().await?;
         if let Some(refused) = stop.refused {
             return Err(Failure::new(refused));
         }
@@ -57,9 +58,9 @@ impl Run<'_> {
         Err(Failure::new(text))
     }
 
-    pub(super) fn reset(&mut self) -> Result<(), Failure> {
-        self.require_something()?;
-        let stop = self.stop_units()?;
+    pub(super) async fn reset(&mut self) -> Result<(), Failure> {
+        self.require_something().await?;
+        let stop = self.stop_units().await?;
         if let Some(refused) = stop.refused {
             // A server can run on an overlay that no table here lists: one that only its own namespace has left.
             return Err(Failure::new(format!("{refused}; nothing was deleted")));
@@ -68,26 +69,26 @@ impl Run<'_> {
             return Err(self.left_mounted(&stop, " and nothing was deleted", "unmounts it and deletes"));
         }
         let begun = (self.host.now_us)();
-        let purged = self.purge();
+        let purged = self.purge().await;
         self.report.phases.purge_us = Some((self.host.now_us)().saturating_sub(begun));
         match purged {
             Ok(()) => {
-                self.forgive(stop);
+                self.forgive(stop).await;
                 Ok(())
             }
             Err(error) => {
                 let mut sentences = stop.failed;
-                sentences.push(self.not_purged(&error));
+                sentences.push(self.not_purged(&error).await);
                 Err(Failure::new(sentences.join("; ")))
             }
         }
     }
 
     /// Refuses an instance that there is nothing of: its name is a slip of the pen, and another one was meant.
-    fn require_something(&mut self) -> Result<(), Failure> {
+    async fn require_something(&mut self) -> Result<(), Failure> {
         let paths = self.instance.paths(&self.host.state_dir);
         let places = [&paths.file, &paths.runtime, &paths.trash];
-        if !places.iter().all(|place| is_missing(place)) || !is_all_down(&self.look()?) {
+        if !places.iter().all(|place| is_missing(place)) || !is_all_down(&self.look().await?) {
             return Ok(());
         }
         let [file, runtime, trash] = places.map(|place| place.display());
@@ -102,27 +103,27 @@ impl Run<'_> {
     ///
     /// The job is sent to units that do not run, too: it is a no-op there, ends at once, and takes back a start that is
     /// queued or about to be retried.
-    fn stop_units(&mut self) -> Result<Stop, Failure> {
+    async fn stop_units(&mut self) -> Result<Stop, Failure> {
         let begun = (self.host.now_us)();
-        let Ended { before, mut result } = self.job(Job::Stop)?;
+        let Ended { before, mut result } = self.job(Job::Stop).await?;
         self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
-        let mut state = self.look()?;
+        let mut state = self.look().await?;
         let mut job = Job::Stop;
-        if result == "done" && !state.server.is_down() && !self.units.requires_overlay(&self.names)? {
+        if result == "done" && !state.server.is_down() && !self.units.requires_overlay(&self.names).await? {
             let Names { server, overlay } = &self.names;
             self.report.notes.push(format!(
                 "{server} does not require {overlay} (an older unit, or one that systemd has not read again since: \
                  `sudo systemctl daemon-reload`), so it was stopped by itself"
             ));
             job = Job::StopServer;
-            result = self.job(job)?.result;
+            result = self.job(job).await?.result;
             self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
-            state = self.look()?;
+            state = self.look().await?;
         }
         self.report.still_mounted = self.still_mounted()?;
         if result == "done" && is_all_down(&state) && self.is_left_from_before(&state, begun) {
             job = Job::Stop;
-            (state, result) = self.unmount_what_is_left()?;
+            (state, result) = self.unmount_what_is_left().await?;
             self.report.phases.stop_us = Some((self.host.now_us)().saturating_sub(begun));
         }
         self.report.phases.umount_us = umount_us(&state, begun);
@@ -179,25 +180,25 @@ impl Run<'_> {
     /// Whether what is mounted was left by an earlier stop: all is down, the overlay is still there, and no unmount was
     /// tried since this stop began. One that was tried and refused is not tried again.
     fn is_left_from_before(&self, state: &Pair<UnitState>, begun: u64) -> bool {
-        let Ok(InstanceDir { paths, .. }) = self.place() else { return false };
+        let Ok(InstanceDir { paths, .. }) = self.place().map(Arc::as_ref) else { return false };
         let was_tried = state.each().into_iter().any(|state| ran_since(state, begun).next().is_some());
         self.report.still_mounted.contains(&paths.merged) && !was_tried
     }
 
     /// Unmounts, once, what an earlier stop has left: the overlay's unit, which is down, is started and stopped. That
     /// also is the way of an upgrade, where the server was started by a unit that mounted by itself.
-    fn unmount_what_is_left(&mut self) -> Result<(Pair<UnitState>, String), Failure> {
+    async fn unmount_what_is_left(&mut self) -> Result<(Pair<UnitState>, String), Failure> {
         // How this ends does not matter: its ExecStopPost runs after a start that failed as well.
-        self.job(Job::Mount)?;
-        let Ended { result, .. } = self.job(Job::Stop)?;
-        let mut state = self.look()?;
+        self.job(Job::Mount).await?;
+        let Ended { result, .. } = self.job(Job::Stop).await?;
+        let mut state = self.look().await?;
         self.report.still_mounted = self.still_mounted()?;
         if self.report.still_mounted.is_empty() {
             let note = "an earlier stop had left the overlay mounted; it is unmounted now";
             self.report.notes.push(note.into());
             if state.overlay.active_state == "failed" {
                 // Of a start that could not mount anew, which nobody wanted.
-                self.clear_failed(&self.names.overlay.clone())?;
+                self.clear_failed(&self.names.overlay.clone()).await?;
                 state.overlay.active_state = "inactive".into();
             }
         }
@@ -223,7 +224,7 @@ impl Run<'_> {
 
     /// Makes a success of a reset that did all it is for: that the server failed in it, or before, is a note, and the
     /// units end inactive. What a kill may have lost was to be deleted anyway.
-    fn forgive(&mut self, stop: Stop) {
+    async fn forgive(&mut self, stop: Stop) {
         for failure in &stop.failed {
             self.report.notes.push(format!("{failure}; all it wrote was deleted anyway"));
         }
@@ -235,7 +236,7 @@ impl Run<'_> {
             if !stop.failed.iter().any(|failure| failure.starts_with(unit)) {
                 self.report.notes.push(format!("{unit} had failed before (result {})", state.result));
             }
-            if self.clear_failed(unit).is_err() {
+            if self.clear_failed(unit).await.is_err() {
                 return;
             }
         }
@@ -245,8 +246,8 @@ impl Run<'_> {
     ///
     /// # Errors
     /// systemd is out of reach, so that nothing more can be asked of it.
-    fn clear_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
-        if let Err(error) = self.units.reset_failed(unit) {
+    async fn clear_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+        if let Err(error) = self.units.reset_failed(unit).await {
             self.report.notes.push(format!("the failed state of {unit} could not be cleared: {error}"));
             return if matches!(error, UnitsError::Unreachable(_)) { Err(error) } else { Ok(()) };
         }
@@ -260,7 +261,7 @@ impl Run<'_> {
     }
 
     /// Why nothing, or not all, was deleted.
-    fn not_purged(&mut self, error: &HelperError) -> String {
+    async fn not_purged(&mut self, error: &HelperError) -> String {
         if let HelperError::StillMounted(mounts) = error {
             self.report.still_mounted.clone_from(mounts);
         }
@@ -269,7 +270,7 @@ impl Run<'_> {
             text.insert_str(0, "nothing was deleted: ");
         }
         // Who comes between the stop and the delete has the lock, or has mounted already.
-        if let Ok(state) = self.look()
+        if let Ok(state) = self.look().await
             && !is_all_down(&state)
         {
             text.push_str(&format!(
@@ -280,8 +281,11 @@ impl Run<'_> {
         text
     }
 
-    fn purge(&self) -> Result<(), HelperError> {
-        purge::purge(self.place()?, &self.host.mount_tables, Instant::now() + self.timeout)
+    async fn purge(&mut self) -> Result<(), HelperError> {
+        let (place, tables) = (Arc::clone(self.place()?), self.host.mount_tables.clone());
+        let deadline = Instant::now() + self.timeout;
+        let purge = move || purge::purge(&place, &tables, deadline);
+        if self.host.offload { blocking::unblock(purge).await } else { purge() }
     }
 
     /// The failure of a stop that left something mounted: what went wrong with it, if anything else did, and what to do.

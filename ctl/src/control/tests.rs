@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::PathBuf;
 
+use futures_lite::future::block_on;
+
 use super::stop::{ran_since, umount_us};
 use super::*;
 use crate::actions::DEFAULT_TIMEOUT;
@@ -29,7 +31,7 @@ fn next<T: Clone>(of: &mut Vec<T>) -> T {
 }
 
 impl Units for Play {
-    fn run(&mut self, job: Job, names: &Names, _deadline: Instant) -> Result<Ended, UnitsError> {
+    async fn run(&mut self, job: Job, names: &Names, _deadline: Instant) -> Result<Ended, UnitsError> {
         self.asked.push(format!("{job:?} {}", job.unit(names)));
         if let Some((table, jobs)) = &self.unmounted
             && self.asked.len() == *jobs
@@ -40,24 +42,24 @@ impl Units for Play {
         Ok(Ended { before: self.before.clone(), result })
     }
 
-    fn state(&mut self, _names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
+    async fn state(&mut self, _names: &Names, _asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
         Ok(next(&mut self.looks))
     }
 
-    fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+    async fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
         self.asked.push(format!("reset-failed {unit}"));
         Ok(())
     }
 
-    fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
+    async fn requires_overlay(&mut self, _names: &Names) -> Result<bool, UnitsError> {
         Ok(self.requires)
     }
 
-    fn activity(&mut self, _units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+    async fn activity(&mut self, _units: &[String]) -> Result<Vec<Activity>, UnitsError> {
         unreachable!("asked for several instances at once")
     }
 
-    fn wait_until_down(&mut self, _units: &[String], _deadline: Instant) -> Result<(), UnitsError> {
+    async fn wait_until_down(&mut self, _units: &[String], _deadline: Instant) -> Result<(), UnitsError> {
         unreachable!("asked for several instances at once")
     }
 }
@@ -100,7 +102,7 @@ impl Play {
     }
 
     fn act(&mut self, action: Action, host: &Host) -> Report {
-        run(self, host, action, &"3".parse().unwrap(), DEFAULT_TIMEOUT)
+        block_on(run(self, host, action, &"3".parse().unwrap(), DEFAULT_TIMEOUT))
     }
 }
 
@@ -372,7 +374,7 @@ fn who_starts_it_between_stop_and_delete_keeps_what_is_there() {
             fs::write(runtime.join("merged/mounted"), "").unwrap();
         }
         let short = Duration::from_millis(20);
-        let report = run(&mut play, &host, Action::Reset, &"3".parse().unwrap(), short);
+        let report = block_on(run(&mut play, &host, Action::Reset, &"3".parse().unwrap(), short));
         assert_eq!(report.exit, Exit::Failed);
         let started =
             format!("{SERVER} is active and {OVERLAY} is active: somebody has started it meanwhile");
@@ -385,7 +387,7 @@ fn who_starts_it_between_stop_and_delete_keeps_what_is_there() {
 fn a_reset_of_what_there_is_nothing_of_is_an_error() {
     let (_directory, host) = host(false);
     let act = |play: &mut Play, name: &str| {
-        run(play, &host, Action::Reset, &name.parse().unwrap(), DEFAULT_TIMEOUT)
+        block_on(run(play, &host, Action::Reset, &name.parse().unwrap(), DEFAULT_TIMEOUT))
     };
     let mut play = stopped();
     let report = act(&mut play, "33");

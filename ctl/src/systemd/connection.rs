@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Instant;
 
-use async_io::{Timer, block_on};
+use async_io::Timer;
 use futures_lite::future;
 use systemd_bus::{ListedUnit, ManagerProxy, object, unit_path};
 use zbus::connection::Builder;
@@ -31,17 +31,18 @@ impl Systemd {
     ///
     /// # Errors
     /// No system bus.
-    pub fn connect(deadline: Instant) -> Result<Self, UnitsError> {
+    pub async fn connect(deadline: Instant) -> Result<Self, UnitsError> {
         let connecting = async {
             // It drives itself until it is there.
             let connected = async { Builder::system()?.internal_executor(false).build().await };
             connected.await.map_err(|error| UnitsError::Unreachable(error.to_string()))
         };
-        Ok(Self { connection: block_on(by(deadline, connecting))?, deadline, kept: None })
+        Ok(Self { connection: by(deadline, connecting).await?, deadline, kept: None })
     }
 
-    /// Waits for an answer, up to a deadline, and does the connection's work meanwhile. Several threads may wait at once.
-    pub(super) fn wait<T>(
+    /// Waits for an answer, up to a deadline, and does the connection's work meanwhile, so that it needs no executor of its
+    /// own. Several may wait at once.
+    pub(super) async fn wait<T>(
         &self,
         deadline: Instant,
         answer: impl Future<Output = Result<T, UnitsError>>,
@@ -51,7 +52,7 @@ impl Systemd {
                 self.connection.executor().tick().await;
             }
         };
-        block_on(future::or(by(deadline, answer), work))
+        future::or(by(deadline, answer), work).await
     }
 
     pub(super) async fn manager(&self) -> Result<ManagerProxy<'static>, UnitsError> {

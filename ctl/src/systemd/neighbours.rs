@@ -19,8 +19,8 @@ impl Systemd {
     ///
     /// # Errors
     /// As [`UnitsError`]; a unit that goes away meanwhile is none.
-    pub fn neighbours(&self, runtimes: &[PathBuf]) -> Result<Neighbours, UnitsError> {
-        self.wait(self.deadline, self.read_neighbours(runtimes))
+    pub async fn neighbours(&self, runtimes: &[PathBuf]) -> Result<Neighbours, UnitsError> {
+        self.wait(self.deadline, self.read_neighbours(runtimes)).await
     }
 
     async fn read_neighbours(&self, runtimes: &[PathBuf]) -> Result<Neighbours, UnitsError> {

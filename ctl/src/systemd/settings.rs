@@ -18,8 +18,8 @@ impl Systemd {
     ///
     /// # Errors
     /// As [`UnitsError`]. That there is no unit of the overlay is none: the doctor says so.
-    pub fn setup(&self, instance: &Instance, merged: Mountpoint) -> Result<UnitSetup, UnitsError> {
-        self.wait(self.deadline, self.read_setup(instance, merged))
+    pub async fn setup(&self, instance: &Instance, merged: Mountpoint) -> Result<UnitSetup, UnitsError> {
+        self.wait(self.deadline, self.read_setup(instance, merged)).await
     }
 
     async fn read_setup(&self, instance: &Instance, merged: Mountpoint) -> Result<UnitSetup, UnitsError> {

@@ -184,35 +184,35 @@ async fn read_runs(
 }
 
 impl Units for Systemd {
-    fn run(&mut self, job: Job, names: &Names, deadline: Instant) -> Result<Ended, UnitsError> {
-        let ended = self.wait(deadline, self.run_job(job, names));
+    async fn run(&mut self, job: Job, names: &Names, deadline: Instant) -> Result<Ended, UnitsError> {
+        let ended = self.wait(deadline, self.run_job(job, names)).await;
         self.kept = ended.is_ok().then(|| names.clone());
         ended
     }
 
-    fn state(&mut self, names: &Names, asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
+    async fn state(&mut self, names: &Names, asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
         let is_kept = self.kept.as_ref() == Some(names);
-        self.wait(self.deadline, self.read_state(names, asked, is_kept))
+        self.wait(self.deadline, self.read_state(names, asked, is_kept)).await
     }
 
-    fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
-        self.wait(self.deadline, async { Ok(self.manager().await?.reset_failed_unit(unit).await?) })
+    async fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+        self.wait(self.deadline, async { Ok(self.manager().await?.reset_failed_unit(unit).await?) }).await
     }
 
-    fn requires_overlay(&mut self, names: &Names) -> Result<bool, UnitsError> {
+    async fn requires_overlay(&mut self, names: &Names) -> Result<bool, UnitsError> {
         let required = async {
             let server: UnitProxy<'_> = self.of_unit(&names.server).await?;
             Ok(server.requires().await?)
         };
-        Ok(self.wait(self.deadline, required)?.contains(&names.overlay))
+        Ok(self.wait(self.deadline, required).await?.contains(&names.overlay))
     }
 
-    fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
-        self.wait(self.deadline, self.read_activity(units))
+    async fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
+        self.wait(self.deadline, self.read_activity(units)).await
     }
 
-    fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError> {
-        match self.wait(deadline, self.watch_until_down(units)) {
+    async fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError> {
+        match self.wait(deadline, self.watch_until_down(units)).await {
             Err(UnitsError::Deadline) => Ok(()),
             result => result,
         }

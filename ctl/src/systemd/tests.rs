@@ -17,6 +17,7 @@ use super::Systemd;
 use super::bus::explain_reply;
 use super::connection::by;
 use super::settings::{MS_SHARED, NAMESPACED, Settings, namespaced, plain_path};
+use crate::actions::{Action, Host};
 use crate::doctor::{Bind, Mountpoint, Sandbox};
 use crate::neighbours::MountUnit;
 use crate::units::{Activity, Ended, Job, Lines, Names, Pair, Units, UnitsError};
@@ -335,7 +336,7 @@ fn played() -> (Systemd, Connection) {
 #[test]
 fn the_setup_comes_off_the_wire() {
     let (systemd, _server) = played();
-    let setup = systemd.setup(&three(), merged()).unwrap();
+    let setup = block_on(systemd.setup(&three(), merged())).unwrap();
     let sandbox = Sandbox {
         binds: vec![Bind { setting: "BindPaths", source: "/m/x".into(), destination: "/y".into() }],
         mounted_over: vec![("ReadWritePaths", "/m".into()), ("TemporaryFileSystem", "/m/t".into())],
@@ -391,10 +392,10 @@ fn what_gives_a_namespace_is_what_is_set() {
 #[test]
 fn the_neighbours_come_off_the_wire_and_those_that_go_meanwhile_are_no_error() {
     let (systemd, _server) = played();
-    let neighbours = systemd.neighbours(&["/r".into()]).unwrap();
+    let neighbours = block_on(systemd.neighbours(&["/r".into()])).unwrap();
     let names: Vec<_> = neighbours.services.iter().map(|service| service.unit.as_str()).collect();
     assert_eq!(names, (0..CROWD).map(|number| format!("s{number:03}.service")).collect::<Vec<_>>());
-    let setup = systemd.setup(&three(), merged()).unwrap();
+    let setup = block_on(systemd.setup(&three(), merged())).unwrap();
     assert!(neighbours.services.iter().all(|service| service.sandbox == setup.sandbox));
     let mount = |unit: &str, at: &str, active| MountUnit {
         unit: unit.into(),
@@ -406,6 +407,14 @@ fn the_neighbours_come_off_the_wire_and_those_that_go_meanwhile_are_no_error() {
     assert_eq!(neighbours.mounts, expected);
 }
 
+#[test]
+fn a_page_may_spawn_what_it_asks_for() {
+    fn spawnable(_future: impl Future<Output = crate::report::Report> + Send) {}
+    let (mut systemd, _server) = played();
+    let host = Host::default();
+    spawnable(crate::control::run(&mut systemd, &host, Action::Status, &three(), Duration::ZERO));
+}
+
 /// Far beyond what a socket pair needs.
 fn soon() -> Instant {
     Instant::now() + std::time::Duration::from_secs(30)
@@ -414,8 +423,12 @@ fn soon() -> Instant {
 #[test]
 fn a_job_that_is_gone_before_its_reply_is_not_missed() {
     let (mut systemd, _server) = played();
-    assert_eq!(systemd.run(Job::Stop, &names(), soon()), Ok(done()));
-    assert_eq!(systemd.run(Job::StopServer, &names(), soon()), Ok(done()), "and again on one connection");
+    assert_eq!(block_on(systemd.run(Job::Stop, &names(), soon())), Ok(done()));
+    assert_eq!(
+        block_on(systemd.run(Job::StopServer, &names(), soon())),
+        Ok(done()),
+        "and again on one connection"
+    );
 }
 
 /// A bus of our own, ended with the test.
@@ -498,7 +511,7 @@ fn on_a_bus_a_flood_of_forged_ends_neither_ends_nor_holds_up_a_job() {
                 forge(10);
             }
         });
-        let results = [(); 20].map(|()| systemd.run(Job::Stop, &names(), soon()));
+        let results = [(); 20].map(|()| block_on(systemd.run(Job::Stop, &names(), soon())));
         is_done.store(true, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(results, [(); 20].map(|()| Ok(done())));
     });
@@ -508,25 +521,25 @@ fn on_a_bus_a_flood_of_forged_ends_neither_ends_nor_holds_up_a_job() {
 fn a_job_that_never_ends_meets_its_deadline_and_a_refusal_is_a_refusal() {
     let (mut systemd, _server) = played();
     let deadline = Instant::now() + std::time::Duration::from_millis(50);
-    assert_eq!(systemd.run(Job::Start, &names(), deadline), Err(UnitsError::Deadline));
-    assert_eq!(systemd.run(Job::Mount, &names(), deadline), Err(UnitsError::Deadline));
+    assert_eq!(block_on(systemd.run(Job::Start, &names(), deadline)), Err(UnitsError::Deadline));
+    assert_eq!(block_on(systemd.run(Job::Mount, &names(), deadline)), Err(UnitsError::Deadline));
     let others = Names::of(&"4".parse().unwrap());
-    assert_eq!(systemd.run(Job::Stop, &others, soon()), Err(UnitsError::Denied("no".into())));
+    assert_eq!(block_on(systemd.run(Job::Stop, &others, soon())), Err(UnitsError::Denied("no".into())));
 }
 
 #[test]
 fn a_wait_ends_when_the_last_unit_is_down_or_at_its_deadline() {
     let (mut systemd, _server) = played();
     let four = ["1", "2", "3", "4"].map(|name| format!("{name}.service"));
-    assert_eq!(systemd.wait_until_down(&four, soon()), Ok(()));
+    assert_eq!(block_on(systemd.wait_until_down(&four, soon())), Ok(()));
     let (mut systemd, _server) = played();
     let began = Instant::now();
     let deadline = began + Duration::from_millis(50);
-    assert_eq!(systemd.wait_until_down(&names().each().map(Clone::clone), deadline), Ok(()));
+    assert_eq!(block_on(systemd.wait_until_down(&names().each().map(Clone::clone), deadline)), Ok(()));
     assert!(began.elapsed() >= Duration::from_millis(50));
     let activity = |active: &str, since_us| Activity { active_state: active.into(), since_us };
     assert_eq!(
-        systemd.activity(&names().each().map(Clone::clone)),
+        block_on(systemd.activity(&names().each().map(Clone::clone))),
         Ok(vec![activity("failed", 0), activity("active", 77)])
     );
 }
@@ -534,7 +547,7 @@ fn a_wait_ends_when_the_last_unit_is_down_or_at_its_deadline() {
 #[test]
 fn the_state_comes_off_the_wire() {
     let (mut systemd, _server) = played();
-    let Pair { server, overlay } = systemd.state(&names(), Lines::All).unwrap();
+    let Pair { server, overlay } = block_on(systemd.state(&names(), Lines::All)).unwrap();
     assert_eq!((server.active_state.as_str(), overlay.active_state.as_str()), ("failed", "active"));
     assert_eq!((server.result.as_str(), server.restarts, overlay.restarts), ("exit-code", 2, 0));
     for state in [server, overlay] {
@@ -542,11 +555,11 @@ fn the_state_comes_off_the_wire() {
             state.exec.iter().map(|run| (run.line, run.started_us, run.code, run.status)).collect();
         assert_eq!(runs, [("ExecStart", 2, 2, 15), ("ExecStopPost", 20, 1, 32)]);
     }
-    let of_stop = systemd.state(&names(), Lines::OfStop).unwrap();
+    let of_stop = block_on(systemd.state(&names(), Lines::OfStop)).unwrap();
     let lines = of_stop.each().map(|state| state.exec.iter().map(|run| run.line).collect::<Vec<_>>());
     assert_eq!(lines, [vec!["ExecStart", "ExecStopPost"], vec!["ExecStopPost"]]);
-    assert_eq!(systemd.requires_overlay(&names()), Ok(true));
-    assert_eq!(systemd.reset_failed(UNIT_NAME), Ok(()));
+    assert_eq!(block_on(systemd.requires_overlay(&names())), Ok(true));
+    assert_eq!(block_on(systemd.reset_failed(UNIT_NAME)), Ok(()));
 }
 
 proptest! {
