@@ -4,14 +4,15 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use async_io::block_on;
-use futures_lite::future;
+use futures_lite::{StreamExt, future};
 use left4me_helper::instance::Instance;
 use proptest::prelude::*;
 use systemd_bus::{ListedUnit, MANAGER_PATH, ManagerProxy, SYSTEMD, UnitProxy, interface};
 use zbus::connection::Builder;
 use zbus::fdo::PropertiesProxy;
+use zbus::message::Type;
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
-use zbus::{Connection, Message};
+use zbus::{Connection, Message, MessageStream};
 
 use super::Systemd;
 use super::bus::explain_reply;
@@ -405,6 +406,24 @@ fn the_neighbours_come_off_the_wire_and_those_that_go_meanwhile_are_no_error() {
     };
     let expected = [mount("r-3-merged.mount", "/r/3/merged", true), mount("r-5.automount", "/r/5", false)];
     assert_eq!(neighbours.mounts, expected);
+}
+
+/// Each is a way to systemd and back: a property that is kept would cost a `GetAll` and a match.
+#[test]
+fn a_stop_asks_for_what_it_needs_and_for_nothing_else() {
+    let (mut systemd, server) = played();
+    let mut messages = MessageStream::from(&server);
+    block_on(systemd.run(Job::Stop, &names(), soon())).unwrap();
+    block_on(systemd.state(&names(), Lines::OfStop)).unwrap();
+    let mut asked = Vec::new();
+    while let Some(Some(Ok(message))) = block_on(future::poll_once(messages.next())) {
+        if message.message_type() == Type::MethodCall {
+            asked.push(message.header().member().unwrap().to_string());
+        }
+    }
+    assert_eq!(asked[..4], ["RefUnit", "RefUnit", "ListUnitsByNames", "StopUnit"]);
+    asked[4..].sort();
+    assert_eq!(asked[4..], [&["Get"; 7][..], &["ListUnitsByNames"]].concat());
 }
 
 #[test]
