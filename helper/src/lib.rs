@@ -23,5 +23,3 @@ pub mod purge;
 pub mod state;
 pub mod tree;
 pub mod unit_end;
-
-pub use holders::chain;

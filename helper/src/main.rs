@@ -9,8 +9,8 @@ use std::time::Instant;
 
 use rustix::fs::Mode;
 
+use holders::chain::chain;
 use left4me_helper::arguments::{self, Action, Command, HELP, Request};
-use left4me_helper::chain::chain;
 use left4me_helper::error::{EXIT_FAILED, EXIT_OK, EXIT_USAGE, HelperError};
 use left4me_helper::instance::STATE_DIR;
 use left4me_helper::overlay::{self, Outcome};

@@ -22,7 +22,6 @@ use rustix::mount::{
 
 use crate::account::Account;
 use crate::busy_note;
-use crate::chain::chain;
 use crate::error::HelperError;
 use crate::instance::Paths;
 use crate::lock::RuntimeLock;
@@ -30,6 +29,7 @@ use crate::mountinfo;
 use crate::state::{InstanceDir, StateDir, directory_beneath, proc_path, require_roots};
 use crate::tree::remove_tree;
 use crate::unit_end::{self, Processes, Wait};
+use holders::chain::chain;
 
 /// The longest option string `mount(2)` takes, bytes: one page less the final NUL
 /// (fs/namespace.c:copy_mount_options).
