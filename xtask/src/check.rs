@@ -27,7 +27,7 @@ pub(crate) struct CheckArgs {
 }
 
 /// A step's name and its cargo arguments.
-const STEPS: [(&str, &[&str]); 5] = [
+const STEPS: [(&str, &[&str]); 7] = [
     ("format", &["fmt", "--all", "--check"]),
     (
         "lints",
@@ -83,12 +83,19 @@ const STEPS: [(&str, &[&str]); 5] = [
             "warnings",
         ],
     ),
+    ("format of the example", &["fmt", "--manifest-path", ELSEWHERE, "--check"]),
+    (
+        "lints of the example",
+        &["clippy", "--quiet", "--manifest-path", ELSEWHERE, "--locked", "--", "--deny", "warnings"],
+    ),
     ("tests", &["test", "--quiet", "--workspace", "--all-features", "--locked"]),
 ];
 
-/// What boots machines: the scenarios; how a machine's death is told, from a panic to a killed QEMU; what the deployed
-/// software finds after one.
-const SUITES: [(&str, &[&str]); 3] = [
+/// What boots machines: the example's scenario; those of this repository; how a machine's death is told, from a panic to a
+/// killed QEMU; what the deployed software finds after one.
+const SUITES: [(&str, &[&str]); 4] = [
+    // Before vm-test, which has its results in the same place.
+    ("the example", &["run", "--quiet", "--locked", "--manifest-path", ELSEWHERE]),
     (
         "vm-test",
         &["run", "--quiet", "--locked", "-p", "xtask", "--", "vm-test", "--image", "bookworm,trixie,sid"],
@@ -96,6 +103,9 @@ const SUITES: [(&str, &[&str]); 3] = [
     ("faults", &["test", "--quiet", "--locked", "-p", "xtask", "--test", "faults"]),
     ("power cuts", &["test", "--quiet", "--locked", "-p", "xtask", "--test", "power_cut"]),
 ];
+
+/// A workspace that uses the harness from outside.
+const ELSEWHERE: &str = "vm-tests/examples/elsewhere/Cargo.toml";
 
 /// Runs every step, then says which failed: one bad step does not hide another.
 ///
@@ -148,11 +158,14 @@ async fn step(name: &'static str, work: impl Future<Output = Result<()>>, tally:
 
 async fn cargo(arguments: &[&str]) -> Result<()> {
     let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let workspace = left4me::workspace()?;
     let mut child = Program::new(program)
         .args(arguments)
         // A snapshot is never accepted by a check.
         .env("INSTA_UPDATE", "no")
-        .current_dir(left4me::workspace()?.root)
+        // Of the example too: what it needs for machines is there then.
+        .env("CARGO_TARGET_DIR", workspace.target)
+        .current_dir(workspace.root)
         .stdout(Sink::Inherit)
         .stderr(Sink::Inherit)
         .spawn()?;
