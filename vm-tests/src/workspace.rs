@@ -58,6 +58,11 @@ impl Workspace {
         cache::root(&self.target)
     }
 
+    /// Whether a file is of a package of it.
+    pub(crate) fn has(&self, file: &Path) -> bool {
+        around(file).is_some_and(|root| is_same(root, &self.root))
+    }
+
     /// The scenarios of these names or directories; all of the workspace if there are none.
     ///
     /// # Errors

@@ -31,7 +31,7 @@ pub(crate) struct CheckArgs {
 type Step<'a> = (&'static str, Cmd<'a>);
 
 /// What needs no machine.
-fn steps(shell: &Shell) -> [Step<'_>; 5] {
+fn steps(shell: &Shell) -> [Step<'_>; 7] {
     let cargo = tools::cargo();
     [
         ("format", cmd!(shell, "{cargo} fmt --all --check")),
@@ -61,15 +61,22 @@ fn steps(shell: &Shell) -> [Step<'_>; 5] {
                  --target-dir target/fuzz --locked -- --deny warnings"
             ),
         ),
+        ("format of the example", cmd!(shell, "{cargo} fmt --manifest-path {ELSEWHERE} --check")),
+        (
+            "lints of the example",
+            cmd!(shell, "{cargo} clippy --quiet --manifest-path {ELSEWHERE} --locked -- --deny warnings"),
+        ),
         ("tests", cmd!(shell, "{cargo} test --quiet --workspace --all-features --locked")),
     ]
 }
 
-/// What boots machines: the scenarios; how a machine's death is told, from a panic to a killed QEMU; what the deployed
-/// software finds after one.
-fn suites(shell: &Shell) -> [Step<'_>; 3] {
+/// What boots machines: the example's scenario; those of this repository; the reports of a machine's death, from a panic to a
+/// killed QEMU; what the deployed software finds after one.
+fn suites(shell: &Shell) -> [Step<'_>; 4] {
     let cargo = tools::cargo();
     [
+        // Before vm-test, which has its results in the same place.
+        ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}")),
         (
             "vm-test",
             cmd!(shell, "{cargo} run --quiet --locked -p xtask -- vm-test --image bookworm,trixie,sid"),
@@ -78,6 +85,9 @@ fn suites(shell: &Shell) -> [Step<'_>; 3] {
         ("power cuts", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test power_cut")),
     ]
 }
+
+/// A workspace that uses the harness from outside.
+const ELSEWHERE: &str = "vm-tests/examples/elsewhere/Cargo.toml";
 
 /// Runs every step, then says which failed: one bad step does not hide another.
 ///
@@ -89,7 +99,10 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     let mut tally = Tally::default();
     step("docs", async { docs::check(&commands) }, &mut tally).await?;
     let shell = Shell::new()?;
-    shell.change_dir(left4me::workspace()?.root);
+    let workspace = left4me::workspace()?;
+    shell.change_dir(workspace.root);
+    // Of the example too: what it needs for machines is there then.
+    shell.set_var("CARGO_TARGET_DIR", workspace.target);
     // A snapshot is never accepted by a check.
     shell.set_var("INSTA_UPDATE", "no");
     for (name, command) in steps(&shell) {

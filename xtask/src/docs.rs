@@ -453,4 +453,14 @@ The files are `xtask/src/cli.rs`, `vm-tests/scenarios/<name>/files` and `target/
         let text = read(&root.join(ARCHITECTURE)).expect(ARCHITECTURE);
         assert_eq!(code_map_gaps(&text, &repository.sources), Vec::<String>::new());
     }
+
+    #[test]
+    fn the_program_in_the_documents_is_the_examples() {
+        let root = left4me::workspace().expect("the workspace").root;
+        let text = read(&root.join("docs/running.md")).expect("the document");
+        let program = read(&root.join("vm-tests/examples/elsewhere/src/main.rs")).expect("the program");
+        let (_, block) = text.split_once("```rust\n").expect("a block of Rust");
+        let (shown, _) = block.split_once("```").expect("its end");
+        assert!(program.ends_with(shown), "docs/running.md shows another program:\n{shown}");
+    }
 }

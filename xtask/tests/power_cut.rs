@@ -16,8 +16,8 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
-use vm_tests::host::accel::Clock;
-use vm_tests::host::events::{self, Event};
+use vm_tests::host::accel::{self, Clock};
+use vm_tests::host::events;
 use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, Machine};
 use vm_tests::run::guest::{self, Guest};
@@ -37,6 +37,7 @@ const DEADLINE: Duration = Duration::from_secs(300);
 const LEAST: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    accel::child_main_if_asked();
     let arguments = Arguments::from_args();
     events::listen_to_lines(|line| eprintln!("{line}"));
     // One for each image.

@@ -22,7 +22,11 @@ use crate::workspace::{Package, Workspace};
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 
 /// The harness's own guest programs: a package beside its library, wherever that lies.
-const AGENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/agent/Cargo.toml");
+const OWN: Package = Package {
+    name: "vm-agent",
+    binaries: &["vm-agent", "vm-init", "vm-game", "vm-attack", "vm-hostile", "vm-kill"],
+};
+const OWN_MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/agent/Cargo.toml");
 
 /// What goes into a guest: small, quick to load under emulation. Unwinding stays on: guards need it. Given on the command
 /// line, since cargo reads profiles from the workspace alone that it is run in.
@@ -55,24 +59,32 @@ impl GuestBinaries {
     }
 }
 
-/// Builds the guest's binaries where they are out of date: the harness's own, and those of the workspace. Apart, so that
-/// the agent, and with it every saved machine, is the same for all workspaces.
+/// Builds the guest's binaries where they are out of date: the harness's own, and those of the workspace. In one build where
+/// the harness is a part of the workspace, as they share dependencies; else from the harness's own sources, since cargo takes
+/// no features of a dependency from the workspace that has it.
 ///
 /// Cargo's progress and diagnostics go to stderr as they come.
 ///
 /// # Errors
 /// If the build fails (cargo has said why), if a binary is not static, or on an interrupt.
 pub async fn guest_binaries(workspace: &Workspace) -> anyhow::Result<GuestBinaries> {
-    let mut all = build(workspace, &["--manifest-path", AGENT, "--bins", "--features", "guest"]).await?;
-    if !workspace.packages.is_empty() {
-        let package = |one: &Package| {
-            let binaries = one.binaries.iter().flat_map(|binary| ["--bin", binary]);
-            ["--package", one.name].into_iter().chain(binaries).collect::<Vec<_>>()
-        };
-        let what: Vec<&str> = workspace.packages.iter().flat_map(package).collect();
-        all.by_name.extend(build(workspace, &what).await?.by_name);
+    let own =
+        &[&["--manifest-path", OWN_MANIFEST, "--features", "vm-agent/guest"][..], &arguments(&OWN)].concat();
+    let theirs: Vec<&str> = workspace.packages.iter().flat_map(arguments).collect();
+    if workspace.has(Path::new(OWN_MANIFEST)) {
+        return build(workspace, &[&own[..], &theirs].concat()).await;
+    }
+    let mut all = build(workspace, own).await?;
+    if !theirs.is_empty() {
+        all.by_name.extend(build(workspace, &theirs).await?.by_name);
     }
     Ok(all)
+}
+
+/// Cargo's arguments for a package's binaries.
+fn arguments(package: &Package) -> Vec<&'static str> {
+    let binaries = package.binaries.iter().flat_map(|binary| ["--bin", binary]);
+    ["--package", package.name].into_iter().chain(binaries).collect()
 }
 
 /// Builds what the accuracy benchmark runs in a guest: `holders` and `fixture`.
@@ -81,7 +93,7 @@ pub async fn guest_binaries(workspace: &Workspace) -> anyhow::Result<GuestBinari
 /// As [`guest_binaries`].
 pub async fn accuracy_binaries(workspace: &Workspace) -> anyhow::Result<GuestBinaries> {
     let holders = ["--package", "holders", "--bin", "holders", "--example", "fixture"];
-    build(workspace, &[&["--manifest-path", AGENT][..], &holders].concat()).await
+    build(workspace, &[&["--manifest-path", OWN_MANIFEST][..], &holders].concat()).await
 }
 
 async fn build(workspace: &Workspace, what: &[&str]) -> anyhow::Result<GuestBinaries> {
