@@ -9,8 +9,8 @@ use crate::namespace::MountNamespace;
 use crate::ns::NamespaceReport;
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Carries, CutShort, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Reference, Relation,
-    Report, Suspect,
+    Carries, CutShort, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, PartialView, Reference,
+    Relation, Report, Suspect,
 };
 use crate::verdict::Verdict;
 
@@ -23,12 +23,13 @@ impl Report {
             "path": path(&self.path),
             "verdict": verdict.word(),
             "otherwise": match &verdict {
-                Verdict::NotAllowed { .. } | Verdict::CutShort { .. } => Some(verdict.of_what_was_seen().word()),
+                Verdict::NotAllowed { .. } | Verdict::CutShort { .. } | Verdict::PartialView { .. } => Some(verdict.of_what_was_seen().word()),
                 _ => None,
             },
             "line": verdict.line(),
             "advice": verdict.advice(),
             "blocks_umount": verdict.blocks_umount(),
+            "command": self.command(),
             "namespace": namespace(self.namespace),
             "mount": self.mount.as_ref().map(mount),
             "lies_on": self.lies_on.as_ref().map(mount),
@@ -42,6 +43,10 @@ impl Report {
             "namespaces": self.namespaces.iter().map(namespace_use).collect::<Vec<_>>(),
             "processes": self.processes,
             "unseen": {
+                "view": self.unseen.view.map(|view| match view {
+                    PartialView::PidNamespace => "pid-namespace",
+                    PartialView::Hidden => "hidden",
+                }),
                 "processes": self.unseen.processes,
                 "namespaces": self.unseen.namespaces.iter().copied().map(namespace).collect::<Vec<_>>(),
                 "namespaces_were_listed": self.unseen.namespace_list,

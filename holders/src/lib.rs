@@ -51,6 +51,7 @@ mod task;
 mod text;
 mod unix_diag;
 mod verdict;
+mod view;
 mod walk;
 
 pub use printable::shown;

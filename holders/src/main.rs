@@ -98,7 +98,8 @@ fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
 }
 
 fn resolve(given: &Path, current: &Path) -> Result<PathBuf, Failure> {
-    let mounts = mountinfo::read(std::process::id())?;
+    // By the name that also holds where `/proc` is another pid namespace's.
+    let mounts = mountinfo::parse(&std::fs::read("/proc/thread-self/mountinfo")?)?;
     Ok(cli::resolve(given, current, &mounts, |path| std::fs::read_link(path).ok())?)
 }
 

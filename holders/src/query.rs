@@ -14,6 +14,7 @@ use crate::proc;
 use crate::propagation::{self, Table};
 use crate::report::Report;
 use crate::survey::Survey;
+use crate::view;
 use crate::walk::Walk;
 
 /// What is asked.
@@ -140,6 +141,7 @@ impl Query {
             unlisted: Vec::new(),
             sockets: None,
             networks_unseen: 0,
+            view: if self.among.is_none() { view::partial(proc_dir.as_fd()) } else { None },
             walk: Walk::default(),
         };
         survey.scan().map_err(proc_error("list", "/proc"))?;

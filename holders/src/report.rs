@@ -228,9 +228,20 @@ pub struct Member {
     pub unit: Option<String>,
 }
 
+/// Why `/proc` has not all processes of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartialView {
+    /// It is that of a pid namespace, as in a container: it has the processes in it and no others.
+    PidNamespace,
+    /// It is mounted with `hidepid=`, and hides those of other users.
+    Hidden,
+}
+
 /// What the caller may not or the kernel can't show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unseen {
+    /// Other processes of the machine are not even listed.
+    pub view: Option<PartialView>,
     /// Processes that could not be looked at, wholly or in part.
     pub processes: usize,
     /// Namespaces that something keeps alive, but whose mounts this kernel lists to nobody outside (before Linux
@@ -281,6 +292,19 @@ pub struct Blocker {
 }
 
 impl Report {
+    /// The question as a command line, for somebody who may see more: another user, or the host of a container. It names the
+    /// file system, which may be mounted elsewhere there.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let busy = if self.refused { "--busy " } else { "" };
+        let devices = self.devices.iter().map(|device| format!("--device {device} ")).collect::<String>();
+        let path = shown(&self.path);
+        let is_plain = |one: char| one.is_ascii_alphanumeric() || "/._-@:+,".contains(one);
+        let path =
+            if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) };
+        format!("holders {busy}{devices}{path}")
+    }
+
     /// The processes that make the unmount fail, each once, by process id. Threads count as their process, whose
     /// pidfd says when the last of them has ended.
     #[must_use]
@@ -352,6 +376,16 @@ impl Effect {
             Self::Harmless => "harmless",
             Self::Unclear => "unclear",
         }
+    }
+}
+
+impl fmt::Display for PartialView {
+    /// `/proc has the processes of this pid namespace only`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PidNamespace => "/proc has the processes of this pid namespace only",
+            Self::Hidden => "/proc hides the processes of other users (hidepid=)",
+        })
     }
 }
 

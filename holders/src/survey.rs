@@ -20,7 +20,7 @@ use crate::proc;
 use crate::propagation::{self, Fate, Table};
 use crate::report::{
     Carries, CutShort, Effect, Holder, KernelHolder, KernelKind, Kind, Member, MountCopy, NamespaceUse,
-    Phase, Reference, Report, Suspect, Unseen,
+    PartialView, Phase, Reference, Report, Suspect, Unseen,
 };
 use crate::task::{self, Detail};
 use crate::unix_diag::{self, BoundSocket};
@@ -44,6 +44,7 @@ pub(crate) struct Survey<'a> {
     pub(crate) sockets: Option<HashMap<u64, BoundSocket>>,
     /// Network namespaces whose sockets could not be asked for.
     pub(crate) networks_unseen: usize,
+    pub(crate) view: Option<PartialView>,
     pub(crate) walk: Walk,
 }
 
@@ -273,6 +274,7 @@ impl Survey<'_> {
             suspects: Vec::new(),
             namespaces: self.namespace_uses(&walk),
             unseen: Unseen {
+                view: self.view,
                 processes: walk.denied,
                 namespaces: self.unlisted.clone(),
                 namespace_list: self.listed.is_some(),

@@ -52,12 +52,18 @@ impl fmt::Display for Report {
             write_namespace(f, namespace)?;
         }
         let unseen = &self.unseen;
+        if let Some(view) = unseen.view {
+            writeln!(f, "not all is seen: {view}")?;
+        }
         if unseen.processes > 0 {
             writeln!(
                 f,
                 "not seen: {} of {} processes, for want of CAP_SYS_PTRACE",
                 unseen.processes, self.processes
             )?;
+        }
+        if unseen.processes > 0 || unseen.view.is_some() {
+            writeln!(f, "to see all: `{}` as root on the host, outside any container", self.command())?;
         }
         if unseen.bound_sockets {
             writeln!(f, "not seen: sockets that are bound to a file (that takes unix_diag in the kernel)")?;
@@ -149,7 +155,7 @@ fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Resu
 mod tests {
     use crate::propagation::Fate;
     use crate::report::samples::*;
-    use crate::report::{CutShort, Effect, Holder, Phase, Relation, Report, Unseen};
+    use crate::report::{CutShort, Effect, Holder, PartialView, Phase, Relation, Report, Unseen};
 
     #[test]
     fn a_report_as_a_person_sees_it() {
@@ -165,6 +171,7 @@ mod tests {
             namespaces: vec![unit_namespace()],
             stacked: 1,
             unseen: Unseen {
+                view: Some(PartialView::PidNamespace),
                 processes: 2,
                 namespaces: vec![UNIT],
                 namespace_list: false,

@@ -7,8 +7,8 @@ use crate::mountinfo::Device;
 use crate::printable::{printable, shown};
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, Phase, Relation, Report,
-    Suspect,
+    Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, PartialView, Phase,
+    Relation, Report, Suspect,
 };
 
 /// The answer.
@@ -44,6 +44,13 @@ pub enum Verdict {
         /// How many processes could not be looked at.
         processes: usize,
         /// What is so if these have nothing to do with it.
+        otherwise: Box<Self>,
+    },
+    /// Nobody who can be seen blocks it, but this `/proc` does not even list everybody.
+    PartialView {
+        /// Why.
+        view: PartialView,
+        /// What is so if the others have nothing to do with it.
         otherwise: Box<Self>,
     },
     /// The deadline came before the end, and nobody who was looked at until then settles it.
@@ -126,6 +133,12 @@ impl Verdict {
             }
             seen => seen,
         };
+        let seen = match report.unseen.view {
+            Some(view) if seen.blocks_umount() != Some(true) => {
+                Self::PartialView { view, otherwise: Box::new(seen) }
+            }
+            _ => seen,
+        };
         match (report.unseen.cut_short, &seen) {
             // That somebody blocks is so, whoever else does.
             (_, Self::HeldByProcess { .. } | Self::HeldByKernel { .. } | Self::Submounts { .. })
@@ -138,9 +151,9 @@ impl Verdict {
     #[must_use]
     pub fn of_what_was_seen(&self) -> &Self {
         match self {
-            Self::NotAllowed { otherwise, .. } | Self::CutShort { otherwise, .. } => {
-                otherwise.of_what_was_seen()
-            }
+            Self::NotAllowed { otherwise, .. }
+            | Self::PartialView { otherwise, .. }
+            | Self::CutShort { otherwise, .. } => otherwise.of_what_was_seen(),
             seen => seen,
         }
     }
@@ -198,9 +211,9 @@ impl Verdict {
             | Self::HeldByKernel { .. }
             | Self::Submounts { .. }
             | Self::NotVisible { .. } => Some(true),
-            Self::NotAllowed { otherwise, .. } | Self::CutShort { otherwise, .. } => {
-                otherwise.blocks_umount().filter(|&blocks| blocks)
-            }
+            Self::NotAllowed { otherwise, .. }
+            | Self::PartialView { otherwise, .. }
+            | Self::CutShort { otherwise, .. } => otherwise.blocks_umount().filter(|&blocks| blocks),
             Self::OnlyListed { .. }
             | Self::Outlives { .. }
             | Self::AliveElsewhere { .. }
@@ -219,6 +232,7 @@ impl Verdict {
             Self::Submounts { .. } => "submounts",
             Self::NotVisible { .. } => "not-visible",
             Self::NotAllowed { .. } => "not-allowed",
+            Self::PartialView { .. } => "partial-view",
             Self::CutShort { .. } => "cut-short",
             Self::OnlyListed { .. } => "only-listed",
             Self::Outlives { .. } => "outlives",
@@ -260,6 +274,9 @@ impl Verdict {
                 if *processes == 1 { "that" } else { "these" },
                 otherwise.line()
             ),
+            Self::PartialView { view, otherwise } => {
+                format!("{view}; {}", otherwise.line_so_far())
+            }
             Self::CutShort { cut, otherwise } => format!("{cut}; {}", otherwise.line_so_far()),
             Self::OnlyListed { namespaces } => format!(
                 "nothing blocks an unmount; {} listed with a copy, which goes along",
@@ -318,7 +335,7 @@ impl Verdict {
             Self::HeldByKernel { holders } => holders.iter().map(advice_about_kernel).collect(),
             Self::Submounts { .. } => vec!["unmount these first, the innermost first".to_owned()],
             Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
-            Self::NotAllowed { otherwise, .. } => otherwise.advice(),
+            Self::NotAllowed { otherwise, .. } | Self::PartialView { otherwise, .. } => otherwise.advice(),
             Self::CutShort { otherwise, .. } => {
                 let mut advice = vec!["look again with more time: `holders --deadline SECS`".to_owned()];
                 advice.extend(otherwise.advice());

@@ -210,9 +210,9 @@ fn in_the_harness_words(verdict: &holders::Verdict) -> MountVerdict {
         holders::Verdict::OnlyListed { .. } => MountVerdict::OnlyListed,
         holders::Verdict::NothingInTheWay | holders::Verdict::NotMounted { .. } => MountVerdict::None,
         // The recorder is root and sees all, and has all the time that it takes.
-        holders::Verdict::NotAllowed { otherwise, .. } | holders::Verdict::CutShort { otherwise, .. } => {
-            in_the_harness_words(otherwise)
-        }
+        holders::Verdict::NotAllowed { otherwise, .. }
+        | holders::Verdict::PartialView { otherwise, .. }
+        | holders::Verdict::CutShort { otherwise, .. } => in_the_harness_words(otherwise),
     }
 }
 

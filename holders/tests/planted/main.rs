@@ -14,6 +14,7 @@ mod sockets;
 #[path = "../../examples/planter/stage.rs"]
 mod stage;
 mod victim;
+mod view;
 
 use std::error::Error;
 use std::io::{BufRead as _, BufReader};
@@ -77,6 +78,12 @@ fn main() -> ExitCode {
     trials.push(Trial::test("loop-older", || on_a_stage(innocent::older_loop)));
     trials.push(Trial::test("layer-older", || on_a_stage(innocent::older_layer)));
     trials.push(Trial::test("copy-as-root", || on_a_stage(innocent::copy_as_root)));
+    trials.push(Trial::test("pid-namespace", || on_a_stage(view::pid_namespace)));
+    trials.push(Trial::test("pid-namespace-with-the-whole-proc", || {
+        on_a_stage(view::pid_namespace_with_the_whole_proc)
+    }));
+    trials.push(Trial::test("hidden-processes", || on_a_stage(view::hidden)));
+    trials.push(Trial::test("root-without-ptrace", || on_a_stage(view::unprivileged_root)));
     let mut trials: Vec<_> = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
     let hanging = [
         Trial::test("hangs-in-its-end", || on_a_stage(ending::hangs)),
@@ -129,7 +136,9 @@ fn on_a_stage(
 /// The verdict on what can be seen: a sandbox may have a process that not even root may look at.
 fn seen(report: &Report) -> Verdict {
     match report.verdict() {
-        Verdict::NotAllowed { otherwise, .. } => *otherwise,
+        Verdict::NotAllowed { .. } | Verdict::PartialView { .. } => {
+            report.verdict().of_what_was_seen().clone()
+        }
         verdict => verdict,
     }
 }
