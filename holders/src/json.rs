@@ -115,7 +115,7 @@ fn reference(reference: &Reference) -> Value {
         "kind": reference.kind.word(),
         "fd": match reference.kind {
             Kind::File { fd } | Kind::Socket { fd } | Kind::RegisteredFile { ring: fd } => Some(fd),
-            Kind::Cwd | Kind::Root | Kind::Exe | Kind::Mapping => None,
+            Kind::Cwd | Kind::Root | Kind::Exe | Kind::Mapping | Kind::Call { .. } => None,
         },
         "path": path(&reference.path),
         "mount_id": reference.mount_id,

@@ -44,11 +44,7 @@ pub(crate) fn kernel_files(mounts: &[Mount]) -> Vec<KernelFile> {
 pub(crate) fn effect_of(file: &KernelFile, known: &Mounts) -> Option<Effect> {
     let Table { namespace, mounts } = &known.tables[0];
     let (on, _) = propagation::containing(mounts, &file.path)?;
-    let by_path = || {
-        let effect = known.effect_at(&file.path, Some(*namespace))?;
-        let is_beneath = beneath::is_there(mounts, on, &file.path);
-        Some(if is_beneath == Ok(false) { effect } else { Effect::Unclear })
-    };
+    let by_path = || known.effect_by_path(&file.path, *namespace);
     match file.kind {
         KernelKind::Loop(ref name) => {
             let may_be_there = |(at, _): &(At, _)| file.path.starts_with(&known.mount(*at).mount_point);

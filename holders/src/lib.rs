@@ -24,6 +24,7 @@
 //! meant to explain; a readlink under `/proc/PID` does not.
 
 mod beneath;
+mod calls;
 pub mod cgroup;
 #[cfg(any(test, feature = "checks"))]
 pub mod checks;

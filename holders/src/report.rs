@@ -128,6 +128,11 @@ pub enum Kind {
         /// Its descriptor.
         fd: u32,
     },
+    /// A call under way that was given a path there: it holds what it has found of that, and has no descriptor yet.
+    Call {
+        /// The call's name, `openat`.
+        name: &'static str,
+    },
     /// A file that is registered with io_uring, whether or not it is also open.
     RegisteredFile {
         /// The descriptor of the io_uring instance.
@@ -360,6 +365,7 @@ impl Kind {
             Self::File { .. } => "file",
             Self::Mapping => "mapping",
             Self::Socket { .. } => "socket",
+            Self::Call { .. } => "call",
             Self::RegisteredFile { .. } => "io_uring",
         }
     }
@@ -411,6 +417,7 @@ impl fmt::Display for Kind {
             Self::File { fd } => write!(f, "file {fd}"),
             Self::Mapping => f.write_str("mapping"),
             Self::Socket { fd } => write!(f, "bound socket {fd}"),
+            Self::Call { name } => write!(f, "{name} under way"),
             Self::RegisteredFile { ring } => write!(f, "file registered with io_uring {ring}"),
         }
     }

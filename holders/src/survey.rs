@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
+use crate::calls;
 use crate::effect::Mounts;
 use crate::fdinfo;
 use crate::kernel;
@@ -284,7 +285,7 @@ impl Survey<'_> {
                 references: walk.not_kept,
             },
             refused: self.refused,
-            processes: walk.processes,
+            processes: walk.pids.len(),
         };
         match self.mounts.target {
             Some(target) => {
@@ -301,13 +302,22 @@ impl Survey<'_> {
         report.holders = self.holders(&walk);
         if self.among.is_none() {
             report.kernel_holders = self.kernel_holders();
+            // Costs a look at each task by itself, so only where nobody else is known to block.
+            let does_block = |held: &KernelHolder| held.effect == Effect::BlocksUmount;
+            let is_held = !report.blockers().is_empty()
+                || !report.submounts.is_empty()
+                || report.kernel_holders.iter().any(does_block);
+            if self.mounts.target.is_some() && !is_held {
+                let calls = calls::holders(self.proc_dir, &walk.pids, &self.mounts, self.path, self.deadline);
+                report.holders.extend(calls);
+            }
             if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {
                 report.suspects = self.suspects(&walk);
             }
         }
         if self.mounts.is_late {
             let left = walk.left.unwrap_or_default();
-            report.unseen.cut_short = Some(CutShort { processes: walk.processes, left });
+            report.unseen.cut_short = Some(CutShort { processes: walk.pids.len(), left });
         }
         report
     }

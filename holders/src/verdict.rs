@@ -378,6 +378,7 @@ fn advice_to_yourself(blocker: &Blocker) -> String {
     let held = blocker.kinds.iter().map(|kind| match kind {
         Kind::Cwd => "change its working directory first (chdir, or no WorkingDirectory= inside the mount)",
         Kind::Root => "leave that root directory first",
+        Kind::Call { .. } => "end the call that waits there first",
         Kind::Exe => "run a program from elsewhere",
         Kind::File { .. } | Kind::Mapping | Kind::Socket { .. } | Kind::RegisteredFile { .. } => {
             "close what it has open there first"

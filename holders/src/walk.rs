@@ -140,7 +140,7 @@ impl Walker<'_> {
             }
             is_alive = life == Life::Alive;
         }
-        self.keeper.walk.processes += 1;
+        self.keeper.walk.pids.push(pid);
         let program = self.keeper.allowed(program);
         let has_program = program.is_some();
         let mut first = None;

@@ -23,8 +23,8 @@ pub(crate) struct Walk {
     pub(crate) members: Vec<(u32, u32)>,
     /// Processes that are ending: no thread has its memory any more, and one at least has not come to its end.
     pub(crate) ending: HashSet<u32>,
-    /// How many processes were scanned, kernel threads not counted.
-    pub(crate) processes: usize,
+    /// Which processes were scanned, kernel threads left out.
+    pub(crate) pids: Vec<u32>,
     /// How many of them the caller was not allowed to look at, wholly or in part.
     pub(crate) denied: usize,
     /// How many were not scanned, or not to their end, when the deadline had come; the kernel threads that are not

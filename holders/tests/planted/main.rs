@@ -5,6 +5,7 @@
 //! without, the trials are ignored and the reason is printed.
 
 mod bounds;
+mod calls;
 mod ending;
 mod innocent;
 #[path = "../../examples/planter/plant.rs"]
@@ -78,6 +79,10 @@ fn main() -> ExitCode {
     trials.push(Trial::test("loop-older", || on_a_stage(innocent::older_loop)));
     trials.push(Trial::test("layer-older", || on_a_stage(innocent::older_layer)));
     trials.push(Trial::test("copy-as-root", || on_a_stage(innocent::copy_as_root)));
+    for how in ["fifo", "fifo-at"] {
+        trials.push(Trial::test(how, move || on_a_stage(move |stage| calls::fifo(stage, how))));
+    }
+    trials.push(Trial::test("fifo-older", || on_a_stage(calls::older_fifo)));
     trials.push(Trial::test("pid-namespace", || on_a_stage(view::pid_namespace)));
     trials.push(Trial::test("pid-namespace-with-the-whole-proc", || {
         on_a_stage(view::pid_namespace_with_the_whole_proc)
