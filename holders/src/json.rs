@@ -138,6 +138,7 @@ fn suspect(suspect: &Suspect) -> Value {
     let (what, count) = match suspect.carries {
         Carries::InFlight(count) => ("descriptors-in-flight", Some(count)),
         Carries::Registered(count) => ("io_uring-files", Some(count)),
+        Carries::Events => ("fanotify-events", None),
         Carries::Rest => ("ending", None),
     };
     json!({ "pid": suspect.pid, "comm": suspect.comm, "fd": suspect.fd, "carries": what, "count": count })

@@ -178,6 +178,12 @@ pub enum KernelKind {
     Swap,
     /// The interpreter of a binfmt_misc entry with the flag F, by the entry's name.
     BinfmtMisc(String),
+    /// A uprobe that tracefs lists, by its group and name.
+    Uprobe(String),
+    /// An export of the kernel's NFS server, by the client that it is for.
+    NfsExport(String),
+    /// A file that LIO serves as a disk, by the back store's name.
+    LioFile(String),
     /// A layer of an overlay, by the overlay's mount point. Overlayfs keeps a private copy of the mount, so this
     /// blocks nothing.
     OverlayLayer(PathBuf),
@@ -203,6 +209,8 @@ pub enum Carries {
     InFlight(u32),
     /// Files registered with io_uring; how many.
     Registered(u32),
+    /// Events of fanotify that are not read yet: how many is not told.
+    Events,
     /// What a process had mapped or open that is ending, and shows neither any more before it lets go of both.
     Rest,
 }
@@ -447,6 +455,9 @@ impl fmt::Display for KernelKind {
             Self::Loop(name) => write!(f, "loop device /dev/{name}"),
             Self::Swap => f.write_str("swap file"),
             Self::BinfmtMisc(name) => write!(f, "binfmt_misc interpreter of {}", printable(name)),
+            Self::Uprobe(name) => write!(f, "uprobe {}", printable(name)),
+            Self::NfsExport(client) => write!(f, "NFS export to {}", printable(client)),
+            Self::LioFile(name) => write!(f, "LIO back store {}", printable(name)),
             Self::OverlayLayer(at) => write!(f, "layer of the overlay at {}", shown(at)),
         }
     }

@@ -25,7 +25,7 @@ use crate::report::{
 };
 use crate::task::{self, Detail};
 use crate::unix_diag::{self, BoundSocket};
-use crate::walk::{self, Found, Link, MetNamespace, OnMount, TOO_LONG, Walk, Wanted};
+use crate::walk::{self, CarrierKind, Found, Link, MetNamespace, OnMount, TOO_LONG, Walk, Wanted};
 
 /// What is being found out.
 pub(crate) struct Survey<'a> {
@@ -418,7 +418,7 @@ impl Survey<'_> {
     /// The files that are registered with an io_uring instance, by process.
     fn files_in_rings(&mut self, walk: &Walk) -> Vec<(u32, Reference)> {
         let mut files = Vec::new();
-        for ring in walk.carriers.iter().filter(|carrier| carrier.is_ring) {
+        for ring in walk.carriers.iter().filter(|carrier| carrier.kind == CarrierKind::Ring) {
             if self.is_late() {
                 break;
             }
@@ -543,14 +543,19 @@ impl Survey<'_> {
         let suspect = |pid| Suspect { pid, comm: comm(pid), fd: None, carries: Carries::Rest };
         let ending: Vec<_> = ending.into_iter().take(MOST_SUSPECTS).map(suspect).collect();
         let proc_dir = self.proc_dir;
+        let marked: Vec<u64> =
+            self.mounts.related().iter().map(|(at, _)| self.mounts.mount(*at).id).collect();
+        let devices = self.mounts.devices.clone();
         let carriers = walk.carriers.iter().take_while(|_| !self.is_late());
         carriers
             .filter_map(|carrier| {
                 let (process, text) = fdinfo::read(proc_dir, carrier.pid, carrier.fd)?;
-                let carries = if carrier.is_ring {
-                    Carries::Registered(fdinfo::field(&text, "UserFiles:")?)
-                } else {
-                    Carries::InFlight(fdinfo::field(&text, "scm_fds:")?)
+                let carries = match carrier.kind {
+                    CarrierKind::Ring => Carries::Registered(fdinfo::field(&text, "UserFiles:")?),
+                    CarrierKind::Socket => Carries::InFlight(fdinfo::field(&text, "scm_fds:")?),
+                    CarrierKind::Watch => {
+                        fdinfo::watches(&text, &marked, &devices).then_some(Carries::Events)?
+                    }
                 };
                 if matches!(carries, Carries::Registered(0) | Carries::InFlight(0)) {
                     return None;

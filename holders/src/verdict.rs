@@ -97,16 +97,21 @@ pub enum Verdict {
 }
 
 /// What can make umount(2) fail although nothing under `/proc` shows it, and how to find out.
-pub const NOT_VISIBLE_HINTS: [&str; 5] = [
+pub const NOT_VISIBLE_HINTS: [&str; 8] = [
     "a descriptor in flight over a Unix socket (SCM_RIGHTS): `scm_fds` in /proc/PID/fdinfo/FD of the receiving \
      socket is not 0; end or restart the receiver",
     "a file registered with io_uring, which for some 50 ms outlives a killed process: `UserFiles` in \
      /proc/PID/fdinfo/FD of a ring; for a process that has just ended, unmount at the next event, not in a loop",
     "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket on a kernel without unix_diag: \
      `ss -xap`; or one in a network namespace that no process is in any more",
+    "events of fanotify that nobody has read: `anon_inode:[fanotify]` in /proc/PID/fd of a virus scanner or the like; have it \
+     read, or end it",
+    "a probe by perf_event_open(2) on a program there: end perf, bpftrace or the agent that has set it",
+    "a call under way whose path leads there by a link, or a call of the kernel's own: `ps -eLo pid,tid,stat,wchan:32,args` \
+     shows who waits (state D) and where",
     "a process that has just ended or was just started: look again",
-    "the kernel itself: an NFS export (`exportfs`), a device-mapper or nbd back end, an accounting file (acct(2)), \
-     a process in a pid namespace whose /proc this is not",
+    "the kernel itself: an NFS export of another network namespace (`exportfs -v` there), an nbd, md or device-mapper device \
+     over a file there (`lsblk`)",
 ];
 
 impl Report {
@@ -422,6 +427,13 @@ fn advice_about_kernel(holder: &KernelHolder) -> String {
         ),
         KernelKind::Swap => format!("swapoff {}", shown(&holder.path)),
         KernelKind::BinfmtMisc(name) => format!("echo -1 > /proc/sys/fs/binfmt_misc/{}", printable(name)),
+        KernelKind::Uprobe(name) => {
+            format!("echo '-:{}' >> /sys/kernel/tracing/uprobe_events", printable(name))
+        }
+        KernelKind::NfsExport(client) => {
+            format!("exportfs -u '{}:{}', then exportfs -f", printable(client), shown(&holder.path))
+        }
+        KernelKind::LioFile(name) => format!("targetcli /backstores/fileio delete {}", printable(name)),
         KernelKind::OverlayLayer(at) => format!("unmount {}", shown(at)),
     }
 }
@@ -470,6 +482,7 @@ impl std::fmt::Display for Suspect {
         match carries {
             Carries::InFlight(count) => write!(f, "{count} descriptors in flight to socket")?,
             Carries::Registered(count) => write!(f, "{count} files registered with io_uring")?,
+            Carries::Events => write!(f, "unread events of fanotify group")?,
             Carries::Rest => return write!(f, "{pid} ({comm}), which is ending"),
         }
         if let Some(fd) = fd {

@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use rustix::path::DecInt;
 
 use self::files::Files;
-pub(crate) use self::found::{Found, Link, MetNamespace, OnMount, Walk};
+pub(crate) use self::found::{CarrierKind, Found, Link, MetNamespace, OnMount, Walk};
 pub(crate) use self::keeper::socket_inode;
 use self::keeper::{Keeper, Mark, inode_in};
 use self::life::{Life, kernel_threads, life};
@@ -200,7 +200,8 @@ impl Walker<'_> {
     /// Notes who it is, if something was found of it since `begin`.
     fn note(&mut self, leader: BorrowedFd<'_>, task: BorrowedFd<'_>, of: (u32, u32), begin: Mark) {
         let walk = &self.keeper.walk;
-        let has_ring = walk.carriers[begin.carriers..].iter().any(|carrier| carrier.is_ring);
+        let has_ring =
+            walk.carriers[begin.carriers..].iter().any(|carrier| carrier.kind == CarrierKind::Ring);
         let is_member = walk.members.len() > begin.members;
         let has_namespace = walk.namespace_files[begin.namespace_files..]
             .iter()

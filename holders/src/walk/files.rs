@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::path::DecInt;
 
-use super::found::{Carrier, Found, Link, NamespaceFile};
+use super::found::{Carrier, CarrierKind, Found, Link, NamespaceFile};
 use super::keeper::{Keeper, MOST_CARRIERS, socket_inode};
 use crate::kernel::InCommon;
 use crate::namespace;
@@ -69,7 +69,11 @@ fn file(keeper: &mut Keeper<'_>, directory: BorrowedFd<'_>, (pid, tid): (u32, u3
         }
     } else if shown == b"anon_inode:[io_uring]" {
         if may_keep(keeper.walk.carriers.len()) {
-            keeper.walk.carriers.push(Carrier { pid, fd, is_ring: true });
+            keeper.walk.carriers.push(Carrier { pid, fd, kind: CarrierKind::Ring });
+        }
+    } else if keeper.wanted.carriers && shown == b"anon_inode:[fanotify]" {
+        if may_keep(keeper.walk.carriers.len()) {
+            keeper.walk.carriers.push(Carrier { pid, fd, kind: CarrierKind::Watch });
         }
     } else if let Some(inode) = socket_inode(shown) {
         if keeper.wanted.sockets.contains_key(&inode) {
@@ -77,7 +81,7 @@ fn file(keeper: &mut Keeper<'_>, directory: BorrowedFd<'_>, (pid, tid): (u32, u3
             keeper.keep(Found { pid, tid, link, path, mount: None });
         }
         if keeper.wanted.carriers && may_keep(keeper.walk.carriers.len()) {
-            keeper.walk.carriers.push(Carrier { pid, fd, is_ring: false });
+            keeper.walk.carriers.push(Carrier { pid, fd, kind: CarrierKind::Socket });
         }
     }
 }

@@ -95,7 +95,16 @@ pub(crate) struct NamespaceFile {
 pub(crate) struct Carrier {
     pub(crate) pid: u32,
     pub(crate) fd: u32,
-    pub(crate) is_ring: bool,
+    pub(crate) kind: CarrierKind,
+}
+
+/// What a [`Carrier`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CarrierKind {
+    Socket,
+    Ring,
+    /// A fanotify group.
+    Watch,
 }
 
 impl Walk {

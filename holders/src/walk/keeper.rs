@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::found::{Carrier, Found, Link, NamespaceFile, OnMount, Walk};
+use super::found::{Carrier, CarrierKind, Found, Link, NamespaceFile, OnMount, Walk};
 use super::wanted::Wanted;
 use crate::kernel::{self, InCommon};
 use crate::mount::Device;
@@ -196,7 +196,8 @@ impl<'a> Keeper<'a> {
             self.tables.remove(oldest);
         }
         let namespace_files = self.walk.namespace_files[begin.namespace_files..].iter();
-        let rings = self.walk.carriers[begin.carriers..].iter().filter(|carrier| carrier.is_ring);
+        let rings =
+            self.walk.carriers[begin.carriers..].iter().filter(|carrier| carrier.kind == CarrierKind::Ring);
         self.tables.push(SeenTable {
             what,
             task,

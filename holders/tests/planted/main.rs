@@ -8,6 +8,7 @@ mod bounds;
 mod calls;
 mod ending;
 mod innocent;
+mod kernel;
 #[path = "../../examples/planter/plant.rs"]
 mod planter;
 mod sharing;
@@ -79,6 +80,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("loop-older", || on_a_stage(innocent::older_loop)));
     trials.push(Trial::test("layer-older", || on_a_stage(innocent::older_layer)));
     trials.push(Trial::test("copy-as-root", || on_a_stage(innocent::copy_as_root)));
+    trials.push(Trial::test("fanotify-unread", || on_a_stage(kernel::fanotify)));
     for how in ["fifo", "fifo-at"] {
         trials.push(Trial::test(how, move || on_a_stage(move |stage| calls::fifo(stage, how))));
     }
@@ -106,6 +108,11 @@ fn main() -> ExitCode {
         println!("skipped: no mkfs.ext4 to make a file system that can be swapped to");
     }
     trials.push(Trial::test("swap", || on_a_stage(innocent::swap)).with_ignored_flag(!can_swap));
+    let can_probe = is_root && kernel::uprobe_events().is_some();
+    if is_root && !can_probe {
+        println!("skipped: no tracefs to plant a uprobe by");
+    }
+    trials.push(Trial::test("uprobe", || on_a_stage(kernel::uprobe)).with_ignored_flag(!can_probe));
     let can_hang = is_root && ending::has_fuse();
     if is_root && !can_hang {
         println!("skipped: no /dev/fuse to stop a process in its end");
