@@ -156,6 +156,7 @@ pub(crate) fn holders(
                 phase: known.phase,
                 relation: task::relation(&lineage, pid),
                 namespace,
+                person: None,
                 references: vec![Reference {
                     kind: Kind::Call { name },
                     path,

@@ -14,8 +14,8 @@ pub const HELP: &str = "\
 holders: who keeps a mount busy, and by what kind of reference
 
 Usage:
-  holders [--busy] [--detached] [--device MAJ:MIN] [--deadline SECS] [--json]
-          PATH
+  holders [--busy] [--detached] [--all] [--device MAJ:MIN] [--deadline SECS]
+          [--json] PATH
   holders ns [--json] PID|FILE
   holders watch [--unit UNIT] [--rate HZ] [--until-unmounted] [--json] PATH
   holders --help | --version
@@ -32,6 +32,7 @@ has a copy, and nothing in it, blocks nothing, and is not blamed.
                     lie in no namespace: clones, lazily unmounted ones
   --device MAJ:MIN  the file system that was mounted at PATH, as mountinfo had
                     it: find what is left of it after an unmount
+  --all             also list what is harmless, and copies that go along
   --deadline SECS   stop after so long, 30 without, and say what was not reached
   --json            JSON instead of text
 
@@ -138,6 +139,8 @@ pub struct Diagnose {
     pub is_busy: bool,
     /// `--detached`.
     pub detached: bool,
+    /// `--all`.
+    pub all: bool,
     /// `--device`.
     pub device: Option<Device>,
     /// `--deadline`, or what it is without.
@@ -152,6 +155,7 @@ struct Given {
     operand: Option<OsString>,
     is_busy: bool,
     detached: bool,
+    all: bool,
     device: Option<Device>,
     deadline: Option<Duration>,
     json: bool,
@@ -183,6 +187,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             (Long("json"), _) => given.json = true,
             (Long("busy"), Verb::Diagnose) => given.is_busy = true,
             (Long("detached"), Verb::Diagnose) => given.detached = true,
+            (Long("all"), Verb::Diagnose) => given.all = true,
             (Long("device"), Verb::Diagnose) => given.device = Some(parse_device(&text_of(&mut parser)?)?),
             (Long("deadline"), Verb::Diagnose) => {
                 given.deadline = Some(parse_deadline(&text_of(&mut parser)?)?);
@@ -205,11 +210,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
     };
     let operand = given.operand.ok_or(missing)?;
     let path = PathBuf::from(&operand);
-    let Given { is_busy, detached, device, deadline, json, unit, rate, until_unmounted, .. } = given;
+    let Given { is_busy, detached, all, device, deadline, json, unit, rate, until_unmounted, .. } = given;
     Ok(match verb {
         Verb::Diagnose => {
             let deadline = deadline.unwrap_or(LONGEST_SCAN);
-            Command::Diagnose(Diagnose { path, is_busy, detached, device, deadline, json })
+            Command::Diagnose(Diagnose { path, is_busy, detached, all, device, deadline, json })
         }
         Verb::Ns => {
             let pid = operand.to_str().and_then(|text| text.parse().ok());
@@ -330,6 +335,7 @@ mod tests {
             path: path.into(),
             is_busy: false,
             detached: false,
+            all: false,
             device: None,
             deadline: LONGEST_SCAN,
             json: false,
@@ -340,10 +346,11 @@ mod tests {
         );
         assert_eq!(parsed(&["/m"]), Ok(Command::Diagnose(plain("/m"))));
         assert_eq!(
-            parsed(&["/m", "--json", "--busy", "--detached", "--device", "0:42"]),
+            parsed(&["/m", "--json", "--busy", "--detached", "--all", "--device", "0:42"]),
             Ok(Command::Diagnose(Diagnose {
                 is_busy: true,
                 detached: true,
+                all: true,
                 json: true,
                 device: Some(Device { major: 0, minor: 42 }),
                 ..plain("/m")

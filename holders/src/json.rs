@@ -106,6 +106,9 @@ fn holder(holder: &Holder) -> Value {
             Relation::Other => "other",
         },
         "namespace": holder.namespace.map(namespace),
+        "command": holder.person.as_ref().map(|person| &person.command),
+        "user": holder.person.as_ref().map(|person| &person.user),
+        "age_secs": holder.person.as_ref().map(|person| person.age.as_secs()),
         "references": holder.references.iter().map(reference).collect::<Vec<_>>(),
     })
 }

@@ -40,6 +40,7 @@ mod mount;
 pub mod mountinfo;
 pub mod namespace;
 pub mod ns;
+mod person;
 mod printable;
 mod proc;
 pub mod propagation;

@@ -60,7 +60,11 @@ fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
         query = query.of_device(device);
     }
     let report = query.run()?;
-    let text = if asked.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    let text = match asked {
+        Diagnose { json: true, .. } => format!("{:#}\n", report.to_json()),
+        Diagnose { all: true, .. } => format!("{report:#}"),
+        _ => report.to_string(),
+    };
     print(&text, status(&report.verdict()))
 }
 

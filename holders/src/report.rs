@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::mountinfo::{Device, Mount, in_context};
 use crate::namespace::MountNamespace;
+pub use crate::person::Person;
 use crate::printable::{printable, shown};
 use crate::propagation::Fate;
 pub use crate::task::{Phase, Relation};
@@ -84,6 +85,8 @@ pub struct Holder {
     pub relation: Relation,
     /// The mount namespace it is in; `None` if the caller may not know.
     pub namespace: Option<MountNamespace>,
+    /// More of it, if it blocks: asked last, so that it can be gone.
+    pub person: Option<Person>,
     /// What it holds.
     pub references: Vec<Reference>,
 }
@@ -516,6 +519,11 @@ pub(crate) mod samples {
             phase: Phase::Stop,
             relation,
             namespace: Some(UNIT),
+            person: (effect == Effect::BlocksUmount).then(|| Person {
+                command: "left4me-overlay umount 3".to_owned(),
+                user: "root".to_owned(),
+                age: std::time::Duration::from_secs(12),
+            }),
             references: vec![Reference {
                 kind: Kind::Cwd,
                 path: "/srv/merged".into(),

@@ -17,6 +17,7 @@ use crate::kernel;
 use crate::kernel_holders;
 use crate::mountinfo::{self, Device};
 use crate::namespace::{self, MountNamespace};
+use crate::person;
 use crate::proc;
 use crate::propagation::{self, Fate, Table};
 use crate::report::{
@@ -315,6 +316,14 @@ impl Survey<'_> {
                 report.suspects = self.suspects(&walk);
             }
         }
+        if self.among.is_none() {
+            for holder in &mut report.holders {
+                let does_block = holder.references.iter().any(|held| held.effect == Effect::BlocksUmount);
+                if does_block && !self.is_late() {
+                    holder.person = person::person(self.proc_dir, holder.pid, holder.start_time, self.path);
+                }
+            }
+        }
         if self.mounts.is_late {
             let left = walk.left.unwrap_or_default();
             report.unseen.cut_short = Some(CutShort { processes: walk.pids.len(), left });
@@ -409,6 +418,7 @@ impl Survey<'_> {
                 comm: about.comm,
                 cgroup: about.cgroup,
                 unit: about.unit,
+                person: None,
                 references,
             });
         }

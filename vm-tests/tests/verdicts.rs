@@ -146,6 +146,7 @@ impl Situation {
             phase: Phase::Unknown,
             relation: held.relation,
             namespace: Some(other),
+            person: None,
             references: vec![Reference {
                 kind: Kind::Cwd,
                 path: MERGED.into(),

@@ -57,6 +57,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("underlying", || on_a_stage(underlying)));
     trials.push(Trial::test("self", || on_a_stage(held_by_the_caller)));
     trials.push(Trial::test("ancestor", || on_a_stage(held_by_an_ancestor)));
+    trials.push(Trial::test("told-to-a-person", || on_a_stage(told_to_a_person)));
     trials.push(Trial::test("stacked", || on_a_stage(stacked)));
     trials.push(Trial::test("the-observer-holds-nothing", || on_a_stage(the_observer_holds_nothing)));
     trials.push(Trial::test("the-observer-leaves-no-trace", || on_a_stage(the_observer_leaves_no_trace)));
@@ -257,6 +258,25 @@ fn held_by_an_ancestor(stage: &Stage) -> Result<(), Box<dyn Error>> {
     let verdict = ask_the_command(&stage.merged)?;
     assert!(verdict.contains("held by yourself"), "{verdict}");
     assert!(verdict.contains("started this process"), "{verdict}");
+    Ok(())
+}
+
+/// What somebody at a terminal is told of a holder; what is harmless is left out.
+fn told_to_a_person(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let _harmless = stage.plant("cwd")?;
+    stage.mount()?;
+    let planter = stage.plant("cwd")?;
+    let told = ask_the_command(&stage.merged)?;
+    let command = format!(
+        "planter cwd {} (working directory), pid {} of root for ",
+        stage.merged.display(),
+        planter.holder
+    );
+    assert!(told.lines().any(|line| line.starts_with("  - ") && line.contains(&command)), "{told}");
+    assert!(
+        told.contains("\n1 more with the same path on another mount") && !told.contains(": harmless"),
+        "{told}"
+    );
     Ok(())
 }
 
