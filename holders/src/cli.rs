@@ -209,6 +209,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
         "no path: give the mount point"
     };
     let operand = given.operand.ok_or(missing)?;
+    if operand.is_empty() {
+        return Err(format!("{missing} (it is empty)"));
+    }
     let path = PathBuf::from(&operand);
     let Given { is_busy, detached, all, device, deadline, json, unit, rate, until_unmounted, .. } = given;
     Ok(match verb {
@@ -279,9 +282,7 @@ pub fn resolve(
     while let Some(name) = to_do.pop() {
         let next = done.join(&name);
         let Some((on, is_mount_point)) = propagation::containing(mounts, &next) else { break };
-        let may_look = !is_mount_point
-            && (mounts[on].mount_point == Path::new("/") || !propagation::submounts(mounts, on).is_empty());
-        match may_look.then(|| read_link(&next)).flatten() {
+        match (!is_mount_point && may_look(&mounts[on], mounts)).then(|| read_link(&next)).flatten() {
             Some(_) if links == 0 => return Err(format!("{}: too many symbolic links", given.display())),
             Some(target) => {
                 links -= 1;
@@ -293,6 +294,14 @@ pub fn resolve(
         }
     }
     Ok(done)
+}
+
+/// Whether a look at something on this mount of the table can make no mount busy that could be unmounted: it is the root,
+/// or others lie on it.
+#[must_use]
+pub fn may_look(mount: &Mount, mounts: &[Mount]) -> bool {
+    let lies_on_it = |other: &Mount| other.parent == mount.id && other.id != mount.id;
+    mount.mount_point == Path::new("/") || mounts.iter().any(lies_on_it)
 }
 
 /// Without `.`, `..` and doubled slashes, by the text alone.
@@ -392,6 +401,7 @@ mod tests {
             (&["watch", "--busy", "/m"], "invalid option '--busy'"),
             (&["--unit", "x", "/m"], "invalid option '--unit'"),
             (&["ns"], "no namespace"),
+            (&[""], "it is empty"),
         ] {
             let problem = parsed(args).unwrap_err();
             assert!(problem.contains(expected), "{args:?}: {problem}");

@@ -27,7 +27,7 @@ impl Report {
                 _ => None,
             },
             "line": verdict.line(),
-            "advice": verdict.advice(),
+            "advice": self.advice(),
             "blocks_umount": verdict.blocks_umount(),
             "command": self.command(),
             "namespace": namespace(self.namespace),

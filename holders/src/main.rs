@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use holders::cli::{self, Command, Diagnose, Namespace, NamespaceOf};
-use holders::{Query, Verdict, mountinfo};
+use holders::mountinfo::{self, Mount};
+use holders::{Query, Verdict};
 
 mod watch;
 
@@ -48,8 +49,8 @@ fn main() -> ExitCode {
 type Failure = Box<dyn std::error::Error>;
 
 fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
-    let path = resolve(&asked.path, current)?;
-    let mut query = Query::new(path).deadline(Instant::now() + asked.deadline);
+    let resolved = resolve(&asked.path, current)?;
+    let mut query = Query::new(resolved.path).deadline(Instant::now() + asked.deadline);
     if asked.is_busy {
         query = query.after_ebusy();
     }
@@ -60,6 +61,14 @@ fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
         query = query.of_device(device);
     }
     let report = query.run()?;
+    // Where something is left of it elsewhere, that is the answer, whatever became of the path.
+    let is_unknown =
+        matches!(report.verdict().of_what_was_seen(), Verdict::NotMounted { devices } if devices.is_empty());
+    if is_unknown && report.lies_on.as_ref().is_some_and(|mount| cli::may_look(mount, &resolved.mounts)) {
+        std::fs::symlink_metadata(&report.path).map_err(|error| {
+            format!("{}: {error}: give a mount point, or what was one", report.path.display())
+        })?;
+    }
     let text = match asked {
         Diagnose { json: true, .. } => format!("{:#}\n", report.to_json()),
         Diagnose { all: true, .. } => format!("{report:#}"),
@@ -79,7 +88,7 @@ fn namespace(asked: &Namespace, current: &Path) -> Result<u8, Failure> {
 
 fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
     let plan = watch::Plan {
-        path: resolve(&asked.path, current)?,
+        path: resolve(&asked.path, current)?.path,
         unit: asked.unit,
         rate: asked.rate,
         until_unmounted: asked.until_unmounted,
@@ -101,10 +110,17 @@ fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
     }
 }
 
-fn resolve(given: &Path, current: &Path) -> Result<PathBuf, Failure> {
+/// The path that is meant, and the mount table that it was looked up by.
+struct Resolved {
+    path: PathBuf,
+    mounts: Vec<Mount>,
+}
+
+fn resolve(given: &Path, current: &Path) -> Result<Resolved, Failure> {
     // By the name that also holds where `/proc` is another pid namespace's.
     let mounts = mountinfo::parse(&std::fs::read("/proc/thread-self/mountinfo")?)?;
-    Ok(cli::resolve(given, current, &mounts, |path| std::fs::read_link(path).ok())?)
+    let path = cli::resolve(given, current, &mounts, |path| std::fs::read_link(path).ok())?;
+    Ok(Resolved { path, mounts })
 }
 
 fn status(verdict: &Verdict) -> u8 {

@@ -12,7 +12,7 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = self.verdict();
         writeln!(f, "{}: {}", shown(&self.path), verdict.line())?;
-        let (advice, blockers) = (verdict.advice(), blockers(&verdict));
+        let (advice, blockers) = (self.advice(), blockers(&verdict));
         let of_all = advice.len().saturating_sub(blockers.len());
         for (at, advice) in advice.iter().enumerate() {
             let blocker = at.checked_sub(of_all).map(|at| &blockers[at]);

@@ -120,6 +120,29 @@ impl Report {
     pub fn verdict(&self) -> Verdict {
         Verdict::of(self)
     }
+
+    /// What to do about it: [`Verdict::advice`], and what takes more to know than the verdict has.
+    #[must_use]
+    pub fn advice(&self) -> Vec<String> {
+        let verdict = self.verdict();
+        let mut advice = verdict.advice();
+        // Removing the mount point takes a copy at that place of another namespace along, if nobody refers to it
+        // (`fs/namespace.c:__detach_mounts`); it fails while something is mounted there in this one.
+        let (Verdict::Outlives { processes, kernel, .. } | Verdict::AliveElsewhere { processes, kernel, .. }) =
+            verdict.of_what_was_seen()
+        else {
+            return advice;
+        };
+        let mut surviving =
+            self.copies.iter().filter(|copy| copy.fate != Some(Fate::UnmountedAlong)).peekable();
+        let is_detached = surviving.peek().is_some()
+            && surviving.all(|copy| copy.namespace != self.namespace && copy.mount.mount_point == self.path);
+        if is_detached && processes.is_empty() && kernel.is_empty() && self.stacked == 0 {
+            let before = if self.mount.is_some() { "after the unmount, " } else { "" };
+            advice.push(format!("{before}`rmdir {}` detaches these copies", shown(&self.path)));
+        }
+        advice
+    }
 }
 
 impl Verdict {
@@ -351,11 +374,13 @@ impl Verdict {
                  alone"
                     .to_owned(),
             ],
-            Self::Outlives { .. } | Self::AliveElsewhere { .. } => vec![
-                "until that ends, a new mount of the same upper layer finds it in use; rmdir of the mount point \
-                 detaches copies that nobody refers to"
-                    .to_owned(),
-            ],
+            // What is left of a file system matters to who mounts its layers again.
+            Self::Outlives { copies, .. } | Self::AliveElsewhere { copies, .. }
+                if copies.iter().any(|copy| copy.mount.fstype == "overlay") =>
+            {
+                vec!["until that ends, a new mount of the same upper layer finds it in use".to_owned()]
+            }
+            Self::Outlives { .. } | Self::AliveElsewhere { .. } => Vec::new(),
             Self::NotMounted { .. } | Self::NothingInTheWay => Vec::new(),
         }
     }
