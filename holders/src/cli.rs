@@ -2,6 +2,7 @@
 //! as a fuzz target needs it too.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -14,17 +15,18 @@ pub const HELP: &str = "\
 holders: who keeps a mount busy, and by what kind of reference
 
 Usage:
-  holders [--busy] [--detached] [--all] [--device MAJ:MIN] [--deadline SECS]
-          [--json] PATH
+  holders [--busy] [--detached] [--layer] [--device MAJ:MIN] [--deadline SECS]
+          [--all] [--json] PATH
   holders ns [--json] PID|FILE
   holders watch [--unit UNIT] [--rate HZ] [--until-unmounted] [--json] PATH
   holders --help | --version
 
-PATH is a mount point. The answer is a verdict and what it rests on: for each
-task its working directory, root, program, files and mappings on the mount or on
-a copy of it in another mount namespace, and whether each makes umount fail,
-only keeps the file system alive after it, or does neither. A namespace that
-has a copy, and nothing in it, blocks nothing, and is not blamed.
+PATH is a mount point, a mount unit (srv-demo.mount) or a block device. The
+answer is a verdict and what it rests on: for each task its working directory,
+root, program, files and mappings on the mount or on a copy of it in another
+mount namespace, and whether each makes umount fail, only keeps the file system
+alive after it, or does neither. A namespace that has a copy, and nothing in it,
+blocks nothing, and is not blamed.
 
   --busy            umount has just said EBUSY: if nothing is found, say what
                     can hold a mount without being seen
@@ -32,6 +34,8 @@ has a copy, and nothing in it, blocks nothing, and is not blamed.
                     lie in no namespace: clones, lazily unmounted ones
   --device MAJ:MIN  the file system that was mounted at PATH, as mountinfo had
                     it: find what is left of it after an unmount
+  --layer           PATH is a layer of an overlay, as upperdir= has it: who has
+                    it in use, so that a new mount of it says EBUSY
   --all             also list what is harmless, and copies that go along
   --deadline SECS   stop after so long, 30 without, and say what was not reached
   --json            JSON instead of text
@@ -141,6 +145,8 @@ pub struct Diagnose {
     pub detached: bool,
     /// `--all`.
     pub all: bool,
+    /// `--layer`.
+    pub is_layer: bool,
     /// `--device`.
     pub device: Option<Device>,
     /// `--deadline`, or what it is without.
@@ -156,6 +162,7 @@ struct Given {
     is_busy: bool,
     detached: bool,
     all: bool,
+    is_layer: bool,
     device: Option<Device>,
     deadline: Option<Duration>,
     json: bool,
@@ -187,6 +194,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             (Long("json"), _) => given.json = true,
             (Long("busy"), Verb::Diagnose) => given.is_busy = true,
             (Long("detached"), Verb::Diagnose) => given.detached = true,
+            (Long("layer"), Verb::Diagnose) => given.is_layer = true,
             (Long("all"), Verb::Diagnose) => given.all = true,
             (Long("device"), Verb::Diagnose) => given.device = Some(parse_device(&text_of(&mut parser)?)?),
             (Long("deadline"), Verb::Diagnose) => {
@@ -213,11 +221,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
         return Err(format!("{missing} (it is empty)"));
     }
     let path = PathBuf::from(&operand);
-    let Given { is_busy, detached, all, device, deadline, json, unit, rate, until_unmounted, .. } = given;
+    let Given {
+        is_busy, detached, all, is_layer, device, deadline, json, unit, rate, until_unmounted, ..
+    } = given;
     Ok(match verb {
         Verb::Diagnose => {
             let deadline = deadline.unwrap_or(LONGEST_SCAN);
-            Command::Diagnose(Diagnose { path, is_busy, detached, all, device, deadline, json })
+            Command::Diagnose(Diagnose { path, is_busy, detached, all, is_layer, device, deadline, json })
         }
         Verb::Ns => {
             let pid = operand.to_str().and_then(|text| text.parse().ok());
@@ -304,6 +314,31 @@ pub fn may_look(mount: &Mount, mounts: &[Mount]) -> bool {
     mount.mount_point == Path::new("/") || mounts.iter().any(lies_on_it)
 }
 
+/// Where the mount unit of this name mounts (systemd-escape(1), `--path`); `None` if it is no such name.
+#[must_use]
+pub fn mount_unit(name: &Path) -> Option<PathBuf> {
+    let name =
+        name.to_str()?.strip_suffix(".mount").filter(|name| !name.is_empty() && !name.contains('/'))?;
+    if name == "-" {
+        return Some("/".into());
+    }
+    let mut path = vec![b'/'];
+    let mut rest = name.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        rest = tail;
+        match (first, tail) {
+            (b'-', _) => path.push(b'/'),
+            (b'\\', [b'x', digits @ ..]) => {
+                let digits = digits.get(..2).and_then(|digits| std::str::from_utf8(digits).ok())?;
+                path.push(u8::from_str_radix(digits, 16).ok()?);
+                rest = &tail[3..];
+            }
+            _ => path.push(first),
+        }
+    }
+    Some(OsString::from_vec(path).into())
+}
+
 /// Without `.`, `..` and doubled slashes, by the text alone.
 fn lexical(path: &Path) -> PathBuf {
     let mut plain = PathBuf::from("/");
@@ -345,6 +380,7 @@ mod tests {
             is_busy: false,
             detached: false,
             all: false,
+            is_layer: false,
             device: None,
             deadline: LONGEST_SCAN,
             json: false,
@@ -355,11 +391,12 @@ mod tests {
         );
         assert_eq!(parsed(&["/m"]), Ok(Command::Diagnose(plain("/m"))));
         assert_eq!(
-            parsed(&["/m", "--json", "--busy", "--detached", "--all", "--device", "0:42"]),
+            parsed(&["/m", "--json", "--busy", "--detached", "--all", "--layer", "--device", "0:42"]),
             Ok(Command::Diagnose(Diagnose {
                 is_busy: true,
                 detached: true,
                 all: true,
+                is_layer: true,
                 json: true,
                 device: Some(Device { major: 0, minor: 42 }),
                 ..plain("/m")
@@ -405,6 +442,23 @@ mod tests {
         ] {
             let problem = parsed(args).unwrap_err();
             assert!(problem.contains(expected), "{args:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn mount_units() {
+        let cases = [
+            ("srv-demo.mount", Some("/srv/demo")),
+            ("srv-a\\x2db\\x20c.mount", Some("/srv/a-b c")),
+            ("-.mount", Some("/")),
+            ("srv/demo.mount", None),
+            ("srv-a\\x2.mount", None),
+            ("srv-a\\xé.mount", None),
+            (".mount", None),
+            ("srv-demo.service", None),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(mount_unit(Path::new(name)).as_deref(), expected.map(Path::new), "{name}");
         }
     }
 

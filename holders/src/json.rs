@@ -26,7 +26,7 @@ impl Report {
                 Verdict::NotAllowed { .. } | Verdict::CutShort { .. } | Verdict::PartialView { .. } => Some(verdict.of_what_was_seen().word()),
                 _ => None,
             },
-            "line": verdict.line(),
+            "line": self.line(),
             "advice": self.advice(),
             "blocks_umount": verdict.blocks_umount(),
             "command": self.command(),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use crate::beneath;
 use crate::effect::Mounts;
 use crate::kernel;
-use crate::mount;
+use crate::mount::{self, Device};
 use crate::mountinfo::{self, Mount};
 use crate::proc;
 use crate::propagation::{self, At, Table};
@@ -184,6 +184,19 @@ pub(crate) fn fixed_interpreter(entry: &[u8]) -> Option<PathBuf> {
     let field = |name: &[u8]| entry.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(name));
     let is_fixed = field(b"flags: ")?.contains(&b'F');
     is_fixed.then(|| OsString::from_vec(field(b"interpreter ").unwrap_or_default().to_vec()).into())
+}
+
+/// The overlays that have this layer, in all namespaces whose tables tell options.
+pub(crate) fn overlays_with(layer: &Path, tables: &[Table]) -> Vec<Device> {
+    let mounts = tables.iter().flat_map(|table| &table.mounts).filter(|mount| mount.fstype == "overlay");
+    let with = mounts.filter(|mount| layers(mount).iter().any(|known| known.path == layer));
+    let mut devices: Vec<Device> = Vec::new();
+    for mount in with {
+        if !devices.contains(&mount.device) {
+            devices.push(mount.device);
+        }
+    }
+    devices
 }
 
 /// The absolute paths among an overlay's layers. Names with an escaped colon or comma in them come out wrong, and

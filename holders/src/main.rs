@@ -1,13 +1,14 @@
 //! `holders`: who keeps a mount busy. What is left to this file: the order of things and the exit status.
 
 use std::io::{self, Write as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use holders::cli::{self, Command, Diagnose, Namespace, NamespaceOf};
-use holders::mountinfo::{self, Mount};
-use holders::{Query, Verdict};
+use holders::mountinfo::{self, Device, Mount};
+use holders::{Query, Verdict, propagation};
 
 mod watch;
 
@@ -49,8 +50,26 @@ fn main() -> ExitCode {
 type Failure = Box<dyn std::error::Error>;
 
 fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
-    let resolved = resolve(&asked.path, current)?;
-    let mut query = Query::new(resolved.path).deadline(Instant::now() + asked.deadline);
+    // A file of that name would be asked about as ./NAME.
+    let unit = if asked.is_layer { None } else { cli::mount_unit(&asked.path) };
+    let mut resolved = resolve(unit.as_ref().unwrap_or(&asked.path), current)?;
+    let block_device = if asked.is_layer { None } else { block_device(&resolved) };
+    if let Some(device) = block_device
+        && let Some(mount) = resolved.mounts.iter().find(|mount| {
+            mount.device == device || (mount.device.major == 0 && Path::new(&mount.source) == resolved.path)
+        })
+    {
+        resolved.path = mount.mount_point.clone();
+    }
+    let query = Query::new(&resolved.path);
+    let mut query = match block_device {
+        Some(device) if propagation::visible_at(&resolved.mounts, &resolved.path).is_none() => {
+            query.of_block_device(device)
+        }
+        _ if asked.is_layer => query.of_layer(),
+        _ => query,
+    };
+    query = query.deadline(Instant::now() + asked.deadline);
     if asked.is_busy {
         query = query.after_ebusy();
     }
@@ -114,6 +133,18 @@ fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
 struct Resolved {
     path: PathBuf,
     mounts: Vec<Mount>,
+}
+
+/// The device that the path is the file of. Looked at only where that can make nothing busy.
+fn block_device(resolved: &Resolved) -> Option<Device> {
+    let (on, is_mount_point) = propagation::containing(&resolved.mounts, &resolved.path)?;
+    if is_mount_point || !cli::may_look(&resolved.mounts[on], &resolved.mounts) {
+        return None;
+    }
+    let file =
+        std::fs::symlink_metadata(&resolved.path).ok().filter(|file| file.file_type().is_block_device())?;
+    let number = file.rdev();
+    Some(Device { major: rustix::fs::major(number), minor: rustix::fs::minor(number) })
 }
 
 fn resolve(given: &Path, current: &Path) -> Result<Resolved, Failure> {

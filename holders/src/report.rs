@@ -20,6 +20,8 @@ pub use crate::task::{Phase, Relation};
 pub struct Report {
     /// The path that was asked about.
     pub path: PathBuf,
+    /// What it was meant as.
+    pub asked: Asked,
     /// The mount namespace in which it was looked up: the caller's.
     pub namespace: MountNamespace,
     /// The mount that is visible there; `None` if the path is no mount point.
@@ -50,6 +52,18 @@ pub struct Report {
     pub refused: bool,
     /// How many processes were scanned, kernel threads not counted.
     pub processes: usize,
+}
+
+/// What a path was meant as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Asked {
+    /// A mount point, or what was one.
+    #[default]
+    MountPoint,
+    /// A layer of overlays: who makes a new mount of it say EBUSY.
+    Layer,
+    /// A block device that is not mounted here: who makes whatever wants it alone say EBUSY.
+    BlockDevice,
 }
 
 /// Another mount of the file system.
@@ -313,12 +327,13 @@ impl Report {
     #[must_use]
     pub fn command(&self) -> String {
         let busy = if self.refused { "--busy " } else { "" };
+        let layer = if self.asked == Asked::Layer { "--layer " } else { "" };
         let devices = self.devices.iter().map(|device| format!("--device {device} ")).collect::<String>();
         let path = shown(&self.path);
         let is_plain = |one: char| one.is_ascii_alphanumeric() || "/._-@:+,".contains(one);
         let path =
             if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) };
-        format!("holders {busy}{devices}{path}")
+        format!("holders {busy}{layer}{devices}{path}")
     }
 
     /// The processes that make the unmount fail, each once, by process id. Threads count as their process, whose
@@ -486,6 +501,7 @@ pub(crate) mod samples {
         let merged = mount("61 29 0:42 / /srv/merged rw shared:31 - overlay overlay rw");
         Report {
             path: merged.mount_point.clone(),
+            asked: Asked::MountPoint,
             namespace: HOST,
             devices: vec![merged.device],
             mount: Some(merged),

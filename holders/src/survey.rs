@@ -21,8 +21,8 @@ use crate::person;
 use crate::proc;
 use crate::propagation::{self, Fate, Table};
 use crate::report::{
-    Carries, CutShort, Effect, Holder, KernelHolder, KernelKind, Kind, Member, MountCopy, NamespaceUse,
-    PartialView, Phase, Reference, Report, Suspect, Unseen,
+    Asked, Carries, CutShort, Effect, Holder, KernelHolder, KernelKind, Kind, Member, MountCopy,
+    NamespaceUse, PartialView, Phase, Reference, Report, Suspect, Unseen,
 };
 use crate::task::{self, Detail};
 use crate::unix_diag::{self, BoundSocket};
@@ -35,6 +35,7 @@ pub(crate) struct Survey<'a> {
     pub(crate) mounts: Mounts,
     pub(crate) is_device_given: bool,
     pub(crate) detached: bool,
+    pub(crate) asked: Asked,
     pub(crate) refused: bool,
     /// `None` if the kernel lists no namespaces, or not to this user.
     pub(crate) listed: Option<Vec<MountNamespace>>,
@@ -245,6 +246,10 @@ impl Survey<'_> {
         if self.mounts.target.is_some() || self.is_device_given {
             return;
         }
+        if self.asked == Asked::Layer {
+            self.mounts.devices = kernel_holders::overlays_with(self.path, &self.mounts.tables);
+            return;
+        }
         // What lies at the path elsewhere, unless it is something that is mounted here as well: a unit's private
         // /tmp is a directory of the host's root.
         let (own, others) = self.mounts.tables.split_at(1);
@@ -264,6 +269,7 @@ impl Survey<'_> {
         let own = &self.mounts.tables[0];
         let mut report = Report {
             path: self.path.to_owned(),
+            asked: self.asked,
             namespace: own.namespace,
             mount: self.mounts.target.map(|at| own.mounts[at].clone()),
             lies_on: None,
@@ -485,6 +491,10 @@ impl Survey<'_> {
         } else {
             let path = PathBuf::from(OsString::from_vec(found.path.clone()));
             let (effect, lies_in) = match found.mount {
+                // Its own file, which whoever has it open has open as a device.
+                _ if self.asked == Asked::BlockDevice && path == self.path && kind != Kind::Mapping => {
+                    (Effect::KeepsSuperblock, None)
+                }
                 Some(mount) => {
                     let (effect, lies_in) = self.mounts.effect_on(mount.id, mount.device);
                     // Where a copy is some namespace's root, whatever there is lies at a path below it.

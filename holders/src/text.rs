@@ -11,7 +11,7 @@ use crate::verdict::Verdict;
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = self.verdict();
-        writeln!(f, "{}: {}", shown(&self.path), verdict.line())?;
+        writeln!(f, "{}: {}", shown(&self.path), self.line())?;
         let (advice, blockers) = (self.advice(), blockers(&verdict));
         let of_all = advice.len().saturating_sub(blockers.len());
         for (at, advice) in advice.iter().enumerate() {

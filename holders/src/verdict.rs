@@ -7,8 +7,8 @@ use crate::mountinfo::Device;
 use crate::printable::{printable, shown};
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, PartialView, Phase,
-    Relation, Report, Suspect,
+    Asked, Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, PartialView,
+    Phase, Relation, Report, Suspect,
 };
 
 /// The answer.
@@ -119,6 +119,25 @@ impl Report {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         Verdict::of(self)
+    }
+
+    /// The verdict in a line, as an answer to what was asked.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let verdict = self.verdict();
+        let line = verdict.line();
+        let (no_mount, alive) = match self.asked {
+            Asked::MountPoint => return line,
+            Asked::Layer => ("no overlay that can be seen has this layer", "in use as a layer of an overlay"),
+            Asked::BlockDevice => ("nothing that can be seen keeps it", "in use"),
+        };
+        match verdict.of_what_was_seen() {
+            seen @ Verdict::NotMounted { .. } => line.replace(&seen.line(), no_mount),
+            seen @ Verdict::AliveElsewhere { copies, processes, kernel, .. } => {
+                line.replace(&seen.line(), &format!("{alive}: {}", self::alive(copies, processes, kernel)))
+            }
+            _ => line,
+        }
     }
 
     /// What to do about it: [`Verdict::advice`], and what takes more to know than the verdict has.

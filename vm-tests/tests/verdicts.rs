@@ -8,7 +8,8 @@ use holders::mountinfo::{self, Mount};
 use holders::namespace::MountNamespace;
 use holders::propagation::{Fate, Reason};
 use holders::report::{
-    Effect, Holder, KernelHolder, KernelKind, Kind, MountCopy, Phase, Reference, Relation, Report, Unseen,
+    Asked, Effect, Holder, KernelHolder, KernelKind, Kind, MountCopy, Phase, Reference, Relation, Report,
+    Unseen,
 };
 use vm_agent::recording::UmountCall;
 use vm_agent::recording::{
@@ -169,6 +170,7 @@ impl Situation {
         };
         Report {
             path: MERGED.into(),
+            asked: Asked::MountPoint,
             namespace: own,
             devices: vec![merged.device],
             mount: Some(merged),

@@ -9,6 +9,7 @@ mod calls;
 mod ending;
 mod innocent;
 mod kernel;
+mod names;
 #[path = "../../examples/planter/plant.rs"]
 mod planter;
 mod sharing;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("loop-older", || on_a_stage(innocent::older_loop)));
     trials.push(Trial::test("layer-older", || on_a_stage(innocent::older_layer)));
     trials.push(Trial::test("copy-as-root", || on_a_stage(innocent::copy_as_root)));
+    trials.push(Trial::test("by-layer", || on_a_stage(names::layer)));
     trials.push(Trial::test("fanotify-unread", || on_a_stage(kernel::fanotify)));
     for how in ["fifo", "fifo-at"] {
         trials.push(Trial::test(how, move || on_a_stage(move |stage| calls::fifo(stage, how))));
@@ -104,11 +106,13 @@ fn main() -> ExitCode {
     }
     let watch_a_unit = Trial::test("watch-a-unit", || on_a_stage(watch_a_unit));
     trials.push(watch_a_unit.with_ignored_flag(!has_cgroups));
-    let can_swap = is_root && innocent::has_ext4();
-    if is_root && !can_swap {
-        println!("skipped: no mkfs.ext4 to make a file system that can be swapped to");
+    let has_ext4 = is_root && innocent::has_ext4();
+    if is_root && !has_ext4 {
+        println!("skipped: no mkfs.ext4 to make a file system on a device");
     }
-    trials.push(Trial::test("swap", || on_a_stage(innocent::swap)).with_ignored_flag(!can_swap));
+    let by_device = Trial::test("by-block-device", || on_a_stage(names::block_device));
+    trials.push(by_device.with_ignored_flag(!has_ext4));
+    trials.push(Trial::test("swap", || on_a_stage(innocent::swap)).with_ignored_flag(!has_ext4));
     let can_probe = is_root && kernel::uprobe_events().is_some();
     if is_root && !can_probe {
         println!("skipped: no tracefs to plant a uprobe by");
@@ -255,7 +259,7 @@ fn held_by_an_ancestor(stage: &Stage) -> Result<(), Box<dyn Error>> {
     // The verdict of a child whose parent holds: asked by this program's own copy of the command.
     stage.mount()?;
     let _directory = Cwd::enter(&stage.merged)?;
-    let verdict = ask_the_command(&stage.merged)?;
+    let verdict = ask_the_command(&[&stage.merged])?;
     assert!(verdict.contains("held by yourself"), "{verdict}");
     assert!(verdict.contains("started this process"), "{verdict}");
     Ok(())
@@ -266,7 +270,7 @@ fn told_to_a_person(stage: &Stage) -> Result<(), Box<dyn Error>> {
     let _harmless = stage.plant("cwd")?;
     stage.mount()?;
     let planter = stage.plant("cwd")?;
-    let told = ask_the_command(&stage.merged)?;
+    let told = ask_the_command(&[&stage.merged])?;
     let command = format!(
         "planter cwd {} (working directory), pid {} of root for ",
         stage.merged.display(),
@@ -298,7 +302,7 @@ fn the_observer_leaves_no_trace(stage: &Stage) -> Result<(), Box<dyn Error>> {
     ] {
         assert!(query.run()?.mount.is_some());
     }
-    ask_the_command(&stage.merged)?;
+    ask_the_command(&[&stage.merged])?;
     assert_eq!(expire(), Ok(()), "the diagnosis has touched the mount");
     Ok(())
 }
@@ -499,8 +503,8 @@ impl Drop for Cwd {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command under test; waited for")]
-fn ask_the_command(merged: &Path) -> Result<String, Box<dyn Error>> {
-    let output = Command::new(env!("CARGO_BIN_EXE_holders")).arg(merged).stdin(Stdio::null()).output()?;
+fn ask_the_command(args: &[&Path]) -> Result<String, Box<dyn Error>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_holders")).args(args).stdin(Stdio::null()).output()?;
     Ok(String::from_utf8(output.stdout)?)
 }
 
