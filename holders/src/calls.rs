@@ -6,19 +6,20 @@
 //! lasts. The text tells, as the task's own directories and no symbolic links make a path of it.
 
 use std::ffi::{CStr, CString, OsStr};
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Instant;
 
 use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
 use rustix::path::DecInt;
 
 use crate::effect::Mounts;
-use crate::proc::{self, LINK_ROOM, open_task, read_file, read_link};
+use crate::proc::{self, LINK_ROOM, open_task, read_link};
 use crate::report::{Holder, Kind, Reference};
 use crate::task::{self, Detail, Known};
+use crate::walk::Walk;
 
 /// What a line of `/proc/PID/syscall` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,7 +112,7 @@ const OF_32_BIT: Calls = &[];
 /// not be looked at is passed over: the walk has counted it.
 pub(crate) fn holders(
     proc_dir: BorrowedFd<'_>,
-    pids: &[u32],
+    walk: &Walk,
     mounts: &Mounts,
     at: &Path,
     deadline: Instant,
@@ -123,64 +124,61 @@ pub(crate) fn holders(
     let lineage = task::lineage(proc_dir);
     let mut holders = Vec::new();
     let mut text = Vec::new();
-    let mut entries = Box::new([MaybeUninit::uninit(); 4 << 10]);
-    for &pid in pids {
+    let first_threads = walk.pids.iter().map(|&pid| (pid, pid));
+    for (pid, tid) in first_threads.chain(walk.threads.iter().copied()) {
         if Instant::now() >= deadline {
             break;
         }
-        let Ok(process) = open_task(proc_dir, DecInt::new(pid).as_c_str()) else { continue };
-        let mut tids = Vec::new();
-        let threads = proc::open_directory(process.as_fd(), c"task");
-        let Ok(threads) = threads else { continue };
-        if proc::numbers(threads.as_fd(), &mut entries[..], &mut tids).is_err() {
+        // Nearly all are in no such call, so that is found out by as little as can be.
+        let line = if pid == tid { format!("{pid}/syscall") } else { format!("{pid}/task/{tid}/syscall") };
+        if read_line(proc_dir, &line, &mut text).is_err() || parse(&text).is_none() {
             continue;
         }
-        for tid in tids {
-            let Ok(task) = open_task(threads.as_fd(), DecInt::new(tid).as_c_str()) else { continue };
-            let Some((name, path)) = call_of(task.as_fd(), &mut text) else { continue };
-            if !points.iter().any(|point| path.starts_with(point)) {
-                continue;
-            }
-            let Some(known) = Known::of(process.as_fd(), task.as_fd(), pid, Detail::All) else { continue };
-            let mut namespaces = mounts.tables.iter().map(|table| table.namespace);
-            let namespace = namespaces.find(|namespace| Some(namespace.inode) == known.namespace);
-            let effect = namespace.and_then(|namespace| mounts.effect_by_path(&path, namespace));
-            let (Some(effect), Some(start_time)) = (effect, known.start_time) else { continue };
-            holders.push(Holder {
-                pid,
-                tid,
-                comm: known.about.comm,
-                start_time,
-                cgroup: known.about.cgroup,
-                unit: known.about.unit,
-                phase: known.phase,
-                relation: task::relation(&lineage, pid),
-                namespace,
-                person: None,
-                references: vec![Reference {
-                    kind: Kind::Call { name },
-                    path,
-                    mount_id: None,
-                    unique_mount_id: None,
-                    mount_namespace: None,
-                    effect,
-                }],
-            });
+        let process = open_task(proc_dir, DecInt::new(pid).as_c_str());
+        let (Ok(process), Ok(task)) = (process, proc::open_thread(proc_dir, pid, tid)) else { continue };
+        let Some((name, path)) = call_of(task.as_fd(), &mut text) else { continue };
+        if !points.iter().any(|point| path.starts_with(point)) {
+            continue;
         }
+        let Some(known) = Known::of(process.as_fd(), task.as_fd(), pid, Detail::All) else { continue };
+        let mut namespaces = mounts.tables.iter().map(|table| table.namespace);
+        let namespace = namespaces.find(|namespace| Some(namespace.inode) == known.namespace);
+        let effect = namespace.and_then(|namespace| mounts.effect_by_path(&path, namespace));
+        let (Some(effect), Some(start_time)) = (effect, known.start_time) else { continue };
+        holders.push(Holder {
+            pid,
+            tid,
+            comm: known.about.comm,
+            start_time,
+            cgroup: known.about.cgroup,
+            unit: known.about.unit,
+            phase: known.phase,
+            relation: task::relation(&lineage, pid),
+            namespace,
+            person: None,
+            references: vec![Reference {
+                kind: Kind::Call { name },
+                path,
+                mount_id: None,
+                unique_mount_id: None,
+                mount_namespace: None,
+                effect,
+            }],
+        });
     }
     holders
 }
 
 /// The name of the call that a task is in, and the path that it was given, from the root of its mount namespace.
 fn call_of(task: BorrowedFd<'_>, text: &mut Vec<u8>) -> Option<(&'static str, PathBuf)> {
-    read_file(task, c"syscall", text).ok()?;
+    read_line(task, "syscall", text).ok()?;
     let line = parse(text)?;
     let before = text.clone();
     let memory = rustix::fs::openat(task, c"mem", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
     let mut name = Vec::with_capacity(LINK_ROOM.len());
     rustix::io::pread(&memory, rustix::buffer::spare_capacity(&mut name), line.address).ok()?;
     name.truncate(name.iter().position(|&byte| byte == 0)?);
-    read_file(task, c"syscall", text).ok()?;
+    read_line(task, "syscall", text).ok()?;
     if *text != before {
         return None;
     }
@@ -196,6 +194,14 @@ fn call_of(task: BorrowedFd<'_>, text: &mut Vec<u8>) -> Option<(&'static str, Pa
         Some(fd) => link(&CString::new(format!("fd/{fd}")).ok()?)?.join(name),
     };
     Some((line.name, plain(&path)))
+}
+
+/// Reads a file of one line, which one read(2) has whole.
+fn read_line(directory: BorrowedFd<'_>, name: &str, text: &mut Vec<u8>) -> Result<usize, Errno> {
+    let file = rustix::fs::openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    text.clear();
+    text.reserve(512);
+    rustix::io::read(&file, rustix::buffer::spare_capacity(text))
 }
 
 /// Reads `257 0xffffff9c 0x7ffe... (six arguments) STACK PROGRAM`; `None` for `running`, and for other calls.

@@ -315,7 +315,7 @@ impl Survey<'_> {
                 || !report.submounts.is_empty()
                 || report.kernel_holders.iter().any(does_block);
             if self.mounts.target.is_some() && !is_held {
-                let calls = calls::holders(self.proc_dir, &walk.pids, &self.mounts, self.path, self.deadline);
+                let calls = calls::holders(self.proc_dir, &walk, &self.mounts, self.path, self.deadline);
                 report.holders.extend(calls);
             }
             if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {

@@ -153,7 +153,11 @@ impl Walker<'_> {
             let has_directories = self.task(leader, (pid, pid), parts);
             first = (has_program || has_directories).then_some(pid);
         }
-        if self.keeper.wanted.networks && !self.keeper.denied {
+        self.note(leader, leader, (pid, pid), begin);
+        if !self.keeper.denied {
+            self.other_threads(leader, pid, Met { first, has_program, is_alive });
+        }
+        if self.keeper.wanted.networks && self.keeper.has_socket && !self.keeper.denied {
             let network = read_link(leader, c"ns/net", &mut room);
             let networks = &mut self.keeper.walk.networks;
             if let Some(inode) = network.ok().and_then(|shown| inode_in(shown, b"net:["))
@@ -162,10 +166,6 @@ impl Walker<'_> {
             {
                 networks.push((inode, pid));
             }
-        }
-        self.note(leader, leader, (pid, pid), begin);
-        if !self.keeper.denied {
-            self.other_threads(leader, pid, Met { first, has_program, is_alive });
         }
         self.keeper.walk.denied += usize::from(self.keeper.denied);
     }
@@ -186,6 +186,7 @@ impl Walker<'_> {
                     if self.keeper.is_over() {
                         break;
                     }
+                    self.keeper.walk.threads.push((pid, tid));
                     self.other_thread(leader, directory.as_fd(), (pid, tid), &mut met);
                 }
             }

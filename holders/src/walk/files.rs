@@ -38,6 +38,7 @@ impl Files {
             is_at_end = keeper.allowed(listed).unwrap_or(true);
             // The first that are listed are more already, if there are many.
             if count == 0 && fds.len() > MANY_FILES && keeper.has_been_seen(InCommon::Files, of, begin) {
+                keeper.has_socket = true;
                 break;
             }
             count += fds.len();
@@ -76,6 +77,7 @@ fn file(keeper: &mut Keeper<'_>, directory: BorrowedFd<'_>, (pid, tid): (u32, u3
             keeper.walk.carriers.push(Carrier { pid, fd, kind: CarrierKind::Watch });
         }
     } else if let Some(inode) = socket_inode(shown) {
+        keeper.has_socket = true;
         if keeper.wanted.sockets.contains_key(&inode) {
             let (path, link) = (shown.to_vec(), Link::Socket(fd));
             keeper.keep(Found { pid, tid, link, path, mount: None });

@@ -25,6 +25,8 @@ pub(crate) struct Walk {
     pub(crate) ending: HashSet<u32>,
     /// Which processes were scanned, kernel threads left out.
     pub(crate) pids: Vec<u32>,
+    /// Their threads but for the first: process id, thread id.
+    pub(crate) threads: Vec<(u32, u32)>,
     /// How many of them the caller was not allowed to look at, wholly or in part.
     pub(crate) denied: usize,
     /// How many were not scanned, or not to their end, when the deadline had come; the kernel threads that are not
