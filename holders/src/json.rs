@@ -133,6 +133,7 @@ fn kernel_holder(held: &KernelHolder) -> Value {
         "what": held.kind.to_string(),
         "path": path(&held.path),
         "effect": held.effect.word(),
+        "above": held.above,
         "mounted_at": held.mounted_at.iter().map(|at| path(at)).collect::<Vec<_>>(),
     })
 }

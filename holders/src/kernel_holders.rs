@@ -151,6 +151,43 @@ fn loop_devices() -> Vec<KernelFile> {
         .collect()
 }
 
+/// A device on top of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Above {
+    /// `None` for a partition, which goes with its device.
+    pub(crate) name: Option<String>,
+    pub(crate) device: Option<Device>,
+}
+
+/// The devices on top of one, the topmost first, by sysfs's `class/block`: `NAME/holders`, and partitions as `NAME/NAMEp1`.
+pub(crate) fn above(class: &Path, name: &str) -> Vec<Above> {
+    let text = |path: PathBuf| fs::read_to_string(path).ok().map(|text| text.trim_end().to_owned());
+    let names = |directory: PathBuf| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let directory = class.join(name);
+    let partitions = names(directory.clone()).into_iter().filter(|one| one.starts_with(&format!("{name}p")));
+    let on_top = names(directory.join("holders"));
+    let mut all: Vec<Above> = Vec::new();
+    for (other, is_partition) in
+        partitions.map(|one| (one, true)).chain(on_top.into_iter().map(|one| (one, false)))
+    {
+        for further in above(class, &other) {
+            if !all.contains(&further) {
+                all.push(further);
+            }
+        }
+        let device = text(class.join(&other).join("dev")).and_then(|text| {
+            let (major, minor) = text.split_once(':')?;
+            Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? })
+        });
+        let shown = text(class.join(&other).join("dm/name")).unwrap_or(other);
+        all.push(Above { name: (!is_partition).then_some(shown), device });
+    }
+    all
+}
+
 /// Reads `/proc/swaps`: a head line, then a path with the kernel's octal escapes, and its type.
 pub(crate) fn swap_files(table: &[u8]) -> Vec<KernelFile> {
     table
@@ -235,6 +272,34 @@ mod tests {
         assert_eq!(fixed_interpreter(entry("OCF").as_bytes()), Some("/m/bin/qemu".into()));
         assert_eq!(fixed_interpreter(entry("OC").as_bytes()), None);
         assert_eq!(fixed_interpreter(b"enabled\n"), None);
+    }
+
+    #[test]
+    fn takes_what_lies_on_top_of_a_device() {
+        let class = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = class.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        // A file with one partition, encrypted, and a volume on that. Each partition is a device of the class, too.
+        put("loop0/loop0p1/dev", "259:0\n");
+        put("loop0p1/dev", "259:0\n");
+        put("loop0p1/holders/dm-0", "");
+        put("dm-0/dev", "253:0\n");
+        put("dm-0/dm/name", "crypt\n");
+        put("dm-0/holders/dm-1", "");
+        put("dm-1/dev", "253:1\n");
+        put("dm-1/dm/name", "group-volume\n");
+        let device = |major, minor| Some(Device { major, minor });
+        let one = |name: Option<&str>, device| Above { name: name.map(str::to_owned), device };
+        let expected = [
+            one(Some("group-volume"), device(253, 1)),
+            one(Some("crypt"), device(253, 0)),
+            one(None, device(259, 0)),
+        ];
+        assert_eq!(above(class.path(), "loop0"), expected);
+        assert_eq!(above(class.path(), "loop1"), []);
     }
 
     #[test]

@@ -182,8 +182,10 @@ pub struct KernelHolder {
     pub path: PathBuf,
     /// What it does.
     pub effect: Effect,
-    /// Where the device that the file backs is mounted, in the caller's namespace.
+    /// Where the device that the file backs, or one on top of that, is mounted in the caller's namespace.
     pub mounted_at: Vec<PathBuf>,
+    /// The devices on top of it that have to go first, the topmost first: names of device-mapper, else of the kernel.
+    pub above: Vec<String>,
 }
 
 /// What can have a file without a process.
@@ -576,6 +578,7 @@ pub(crate) mod samples {
             path: "/srv/merged/image".into(),
             effect,
             mounted_at: vec!["/mnt".into()],
+            above: Vec::new(),
         }
     }
 }

@@ -15,7 +15,7 @@ use crate::effect::Mounts;
 use crate::fdinfo;
 use crate::kernel;
 use crate::kernel_holders;
-use crate::mountinfo::{self, Device};
+use crate::mountinfo::{self, Device, Mount};
 use crate::namespace::{self, MountNamespace};
 use crate::person;
 use crate::proc;
@@ -541,16 +541,21 @@ impl Survey<'_> {
             .into_iter()
             .filter_map(|file| {
                 let effect = kernel_holders::effect_of(&file, &self.mounts)?;
-                let mounted_at = match &file.kind {
-                    KernelKind::Loop(name) => own
-                        .mounts
-                        .iter()
-                        .filter(|mount| mount.source == format!("/dev/{name}"))
-                        .map(|mount| mount.mount_point.clone())
-                        .collect(),
+                let above = match &file.kind {
+                    KernelKind::Loop(name) => kernel_holders::above(Path::new("/sys/class/block"), name),
                     _ => Vec::new(),
                 };
-                Some(KernelHolder { kind: file.kind, path: file.path, effect, mounted_at })
+                let is_of_it = |mount: &&Mount| match &file.kind {
+                    KernelKind::Loop(name) => {
+                        mount.source == format!("/dev/{name}")
+                            || above.iter().any(|above| above.device == Some(mount.device))
+                    }
+                    _ => false,
+                };
+                let mounted_at =
+                    own.mounts.iter().filter(is_of_it).map(|mount| mount.mount_point.clone()).collect();
+                let above = above.into_iter().filter_map(|above| above.name).collect();
+                Some(KernelHolder { kind: file.kind, path: file.path, effect, mounted_at, above })
             })
             .collect()
     }

@@ -464,11 +464,18 @@ fn advice_about(blocker: &Blocker) -> String {
 fn advice_about_kernel(holder: &KernelHolder) -> String {
     use crate::report::KernelKind;
     match &holder.kind {
-        KernelKind::Loop(name) if holder.mounted_at.is_empty() => format!("losetup -d /dev/{name}"),
-        KernelKind::Loop(name) => format!(
-            "unmount {}, then losetup -d /dev/{name}",
-            joined(holder.mounted_at.iter().map(|at| shown(at)))
-        ),
+        KernelKind::Loop(name) => {
+            let mut steps = Vec::new();
+            if !holder.mounted_at.is_empty() {
+                steps.push(format!("unmount {}", joined(holder.mounted_at.iter().map(|at| shown(at)))));
+            }
+            steps.extend(holder.above.iter().map(|above| match above.starts_with("md") {
+                true => format!("mdadm --stop /dev/{}", printable(above)),
+                false => format!("dmsetup remove {}", printable(above)),
+            }));
+            steps.push(format!("losetup -d /dev/{name}"));
+            steps.join(", then ")
+        }
         KernelKind::Swap => format!("swapoff {}", shown(&holder.path)),
         KernelKind::BinfmtMisc(name) => format!("echo -1 > /proc/sys/fs/binfmt_misc/{}", printable(name)),
         KernelKind::Uprobe(name) => {

@@ -167,6 +167,7 @@ impl Situation {
             path: "/srv/merged/image".into(),
             effect: Effect::BlocksUmount,
             mounted_at: Vec::new(),
+            above: Vec::new(),
         };
         Report {
             path: MERGED.into(),

@@ -116,6 +116,8 @@ fn lines_for_a_person() {
         holder.references[0].kind = kind;
         Report { holders: vec![holder], ..mounted() }
     };
+    let above = vec!["group-volume".to_owned(), "crypt".to_owned()];
+    let below_a_volume = KernelHolder { above, ..loop_device(Effect::BlocksUmount) };
     let mut of_ext4 = private_copy();
     of_ext4.mount.fstype = "ext4".to_owned();
     let on_ext4 = Report { copies: vec![of_ext4], ..mounted() };
@@ -129,6 +131,7 @@ fn lines_for_a_person() {
         by(Relation::Ancestor),
         Report { holders: vec![in_its_end], ..mounted() },
         Report { kernel_holders: vec![loop_device(Effect::BlocksUmount)], ..mounted() },
+        Report { kernel_holders: vec![below_a_volume], ..mounted() },
         Report {
             copies: vec![copy(Some(Fate::UnmountedAlong))],
             namespaces: vec![unit_namespace()],
