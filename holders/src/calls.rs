@@ -17,6 +17,7 @@ use rustix::path::DecInt;
 
 use crate::effect::Mounts;
 use crate::proc::{self, LINK_ROOM, open_task, read_link};
+use crate::propagation;
 use crate::report::{Holder, Kind, Reference};
 use crate::task::{self, Detail, Known};
 use crate::walk::Walk;
@@ -143,7 +144,12 @@ pub(crate) fn holders(
         let Some(known) = Known::of(process.as_fd(), task.as_fd(), pid, Detail::All) else { continue };
         let mut namespaces = mounts.tables.iter().map(|table| table.namespace);
         let namespace = namespaces.find(|namespace| Some(namespace.inode) == known.namespace);
-        let effect = namespace.and_then(|namespace| mounts.effect_by_path(&path, namespace));
+        // The mount point itself is always there beneath, and nobody waits in a call for a mere directory.
+        let effect =
+            namespace.and_then(|namespace| match propagation::visible_at(&mounts.tables[0].mounts, &path) {
+                Some(_) => mounts.effect_at(&path, Some(namespace)),
+                None => mounts.effect_by_path(&path, namespace),
+            });
         let (Some(effect), Some(start_time)) = (effect, known.start_time) else { continue };
         holders.push(Holder {
             pid,

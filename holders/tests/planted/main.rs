@@ -98,6 +98,7 @@ fn main() -> ExitCode {
     let hanging = [
         Trial::test("hangs-in-its-end", || on_a_stage(ending::hangs)),
         Trial::test("hangs-in-its-end-as-a-thread", || on_a_stage(ending::hangs_as_a_thread)),
+        Trial::test("waits-for-a-server", || on_a_stage(ending::waits_for_a_server)),
         Trial::test("hangs-in-its-end-with-a-file", || on_a_stage(ending::hangs_with_a_file)),
     ];
     let has_cgroups = is_root && cgroup_root().is_ok_and(|root| root.is_some());
