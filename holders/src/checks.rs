@@ -13,7 +13,7 @@ use crate::cgroup;
 use crate::effect::Mounts;
 use crate::fdinfo::{field, registered_files};
 use crate::kernel::mount_of_answer;
-use crate::kernel_holders::{fixed_interpreter, layers, swap_files};
+use crate::kernel_holders::{exports, fixed_interpreter, layers, lio_file, swap_files, uprobes};
 use crate::mountinfo::{self, Mount};
 use crate::namespace::{MountNamespace, parse_link};
 use crate::printable::printable;
@@ -38,6 +38,10 @@ pub fn kernel_files(data: &[u8]) {
         assert!(inode <= u64::from(u32::MAX) && bound.device.minor < 1 << 20);
         assert!(!bound.path.as_os_str().as_bytes().contains(&0));
     }
+    for file in uprobes(data).into_iter().chain(exports(data)) {
+        assert!(!file.path.as_os_str().as_bytes().contains(&b'\n'));
+    }
+    drop(lio_file(data));
     if let Some(path) = fixed_interpreter(data) {
         assert!(!path.as_os_str().as_bytes().contains(&b'\n'));
     }

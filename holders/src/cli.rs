@@ -2,6 +2,7 @@
 //! target uses it too.
 
 use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -14,17 +15,18 @@ pub const HELP: &str = "\
 holders: who keeps a mount busy, and by what kind of reference
 
 Usage:
-  holders [--busy] [--detached] [--device MAJ:MIN] [--deadline SECS] [--json]
-          PATH
+  holders [--busy] [--detached] [--layer] [--device MAJ:MIN] [--deadline SECS]
+          [--all] [--json] PATH
   holders ns [--json] PID|FILE
   holders watch [--unit UNIT] [--rate HZ] [--until-unmounted] [--json] PATH
   holders --help | --version
 
-PATH is a mount point. The answer is a verdict and its evidence: the working
-directory, root, program, files and mappings of each task on the mount, or on a
-copy of it in another mount namespace; and for each whether it makes umount
-fail, only keeps the file system alive, or does neither. A namespace that has a
-copy but no reference blocks nothing, and is not blamed.
+PATH is a mount point, a mount unit (srv-demo.mount) or a block device. The
+answer is a verdict and its evidence: the working directory, root, program,
+files and mappings of each task on the mount, or on a copy of it in another
+mount namespace; and for each whether it makes umount fail, only keeps the file
+system alive, or does neither. A namespace that has a copy but no reference
+blocks nothing, and is not blamed.
 
   --busy            umount has just failed with EBUSY: if no holder is found,
                     list what can hold a mount without being visible
@@ -32,6 +34,10 @@ copy but no reference blocks nothing, and is not blamed.
                     are in no namespace: clones, lazily unmounted ones
   --device MAJ:MIN  the file system that was mounted at PATH, as mountinfo
                     names it: find what is left of it after an unmount
+  --layer           PATH is a layer of an overlay, as in upperdir=: find what
+                    uses it, so that a new mount of it fails with EBUSY
+  --all             also list harmless references, and copies that are
+                    unmounted too
   --deadline SECS   stop after this time (default 30) and report what was not
                     reached
   --json            JSON instead of text
@@ -140,6 +146,10 @@ pub struct Diagnose {
     pub is_busy: bool,
     /// `--detached`.
     pub detached: bool,
+    /// `--all`.
+    pub all: bool,
+    /// `--layer`.
+    pub is_layer: bool,
     /// `--device`.
     pub device: Option<Device>,
     /// `--deadline`, or its default.
@@ -154,6 +164,8 @@ struct Given {
     operand: Option<OsString>,
     is_busy: bool,
     detached: bool,
+    all: bool,
+    is_layer: bool,
     device: Option<Device>,
     deadline: Option<Duration>,
     json: bool,
@@ -185,6 +197,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
             (Long("json"), _) => given.json = true,
             (Long("busy"), Verb::Diagnose) => given.is_busy = true,
             (Long("detached"), Verb::Diagnose) => given.detached = true,
+            (Long("layer"), Verb::Diagnose) => given.is_layer = true,
+            (Long("all"), Verb::Diagnose) => given.all = true,
             (Long("device"), Verb::Diagnose) => given.device = Some(parse_device(&text_of(&mut parser)?)?),
             (Long("deadline"), Verb::Diagnose) => {
                 given.deadline = Some(parse_deadline(&text_of(&mut parser)?)?);
@@ -206,12 +220,17 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Command, String
         "no path: give the mount point"
     };
     let operand = given.operand.ok_or(missing)?;
+    if operand.is_empty() {
+        return Err(format!("{missing} (it is empty)"));
+    }
     let path = PathBuf::from(&operand);
-    let Given { is_busy, detached, device, deadline, json, unit, rate, until_unmounted, .. } = given;
+    let Given {
+        is_busy, detached, all, is_layer, device, deadline, json, unit, rate, until_unmounted, ..
+    } = given;
     Ok(match verb {
         Verb::Diagnose => {
             let deadline = deadline.unwrap_or(LONGEST_SCAN);
-            Command::Diagnose(Diagnose { path, is_busy, detached, device, deadline, json })
+            Command::Diagnose(Diagnose { path, is_busy, detached, all, is_layer, device, deadline, json })
         }
         Verb::Ns => {
             let pid = operand.to_str().and_then(|text| text.parse().ok());
@@ -276,9 +295,7 @@ pub fn resolve(
     while let Some(name) = to_do.pop() {
         let next = done.join(&name);
         let Some((on, is_mount_point)) = propagation::containing(mounts, &next) else { break };
-        let may_look = !is_mount_point
-            && (mounts[on].mount_point == Path::new("/") || !propagation::submounts(mounts, on).is_empty());
-        match may_look.then(|| read_link(&next)).flatten() {
+        match (!is_mount_point && may_look(&mounts[on], mounts)).then(|| read_link(&next)).flatten() {
             Some(_) if links == 0 => return Err(format!("{}: too many symbolic links", given.display())),
             Some(target) => {
                 links -= 1;
@@ -290,6 +307,39 @@ pub fn resolve(
         }
     }
     Ok(done)
+}
+
+/// Whether a look at something on this mount of the table can make no mount busy that could be unmounted: it is the root,
+/// or others lie on it.
+#[must_use]
+pub fn may_look(mount: &Mount, mounts: &[Mount]) -> bool {
+    let lies_on_it = |other: &Mount| other.parent == mount.id && other.id != mount.id;
+    mount.mount_point == Path::new("/") || mounts.iter().any(lies_on_it)
+}
+
+/// Where the mount unit of this name mounts (systemd-escape(1), `--path`); `None` if it is no such name.
+#[must_use]
+pub fn mount_unit(name: &Path) -> Option<PathBuf> {
+    let name =
+        name.to_str()?.strip_suffix(".mount").filter(|name| !name.is_empty() && !name.contains('/'))?;
+    if name == "-" {
+        return Some("/".into());
+    }
+    let mut path = vec![b'/'];
+    let mut rest = name.as_bytes();
+    while let Some((&first, tail)) = rest.split_first() {
+        rest = tail;
+        match (first, tail) {
+            (b'-', _) => path.push(b'/'),
+            (b'\\', [b'x', digits @ ..]) => {
+                let digits = digits.get(..2).and_then(|digits| std::str::from_utf8(digits).ok())?;
+                path.push(u8::from_str_radix(digits, 16).ok()?);
+                rest = &tail[3..];
+            }
+            _ => path.push(first),
+        }
+    }
+    Some(OsString::from_vec(path).into())
 }
 
 /// Without `.`, `..` and doubled slashes, by the text alone.
@@ -332,6 +382,8 @@ mod tests {
             path: path.into(),
             is_busy: false,
             detached: false,
+            all: false,
+            is_layer: false,
             device: None,
             deadline: LONGEST_SCAN,
             json: false,
@@ -342,10 +394,12 @@ mod tests {
         );
         assert_eq!(parsed(&["/m"]), Ok(Command::Diagnose(plain("/m"))));
         assert_eq!(
-            parsed(&["/m", "--json", "--busy", "--detached", "--device", "0:42"]),
+            parsed(&["/m", "--json", "--busy", "--detached", "--all", "--layer", "--device", "0:42"]),
             Ok(Command::Diagnose(Diagnose {
                 is_busy: true,
                 detached: true,
+                all: true,
+                is_layer: true,
                 json: true,
                 device: Some(Device { major: 0, minor: 42 }),
                 ..plain("/m")
@@ -387,9 +441,27 @@ mod tests {
             (&["watch", "--busy", "/m"], "invalid option '--busy'"),
             (&["--unit", "x", "/m"], "invalid option '--unit'"),
             (&["ns"], "no namespace"),
+            (&[""], "it is empty"),
         ] {
             let problem = parsed(args).unwrap_err();
             assert!(problem.contains(expected), "{args:?}: {problem}");
+        }
+    }
+
+    #[test]
+    fn mount_units() {
+        let cases = [
+            ("srv-demo.mount", Some("/srv/demo")),
+            ("srv-a\\x2db\\x20c.mount", Some("/srv/a-b c")),
+            ("-.mount", Some("/")),
+            ("srv/demo.mount", None),
+            ("srv-a\\x2.mount", None),
+            ("srv-a\\xé.mount", None),
+            (".mount", None),
+            ("srv-demo.service", None),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(mount_unit(Path::new(name)).as_deref(), expected.map(Path::new), "{name}");
         }
     }
 

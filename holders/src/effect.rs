@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
+use crate::beneath;
 use crate::mount::{Device, Mount};
 use crate::namespace::MountNamespace;
 use crate::proc;
@@ -97,6 +98,15 @@ impl Mounts {
             [effect] => Some(effect),
             _ => Some(Effect::Unclear),
         }
+    }
+
+    /// The same where the path is all there is, as somebody wrote it or the kernel shows it: if the directory that the mount
+    /// covers has such a file, too, it may be that one.
+    pub(crate) fn effect_by_path(&self, path: &Path, namespace: MountNamespace) -> Option<Effect> {
+        let effect = self.effect_at(path, Some(namespace))?;
+        let own = &self.tables[0].mounts;
+        let (on, _) = propagation::containing(own, path)?;
+        Some(if beneath::is_there(own, on, path) == Ok(false) { effect } else { Effect::Unclear })
     }
 
     /// What a reference does of which the kernel tells the file system, and not which of its mounts: that is the one at

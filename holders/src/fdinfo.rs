@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rustix::path::DecInt;
 
-use crate::mount;
+use crate::mount::{self, Device};
 use crate::proc;
 
 /// The most that is read of what `fdinfo` says, bytes: a ring may have a million files.
@@ -39,6 +39,20 @@ pub(crate) fn registered_files(fdinfo: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+/// Whether a fanotify group has a mark on one of these mounts or file systems (`fs/notify/fdinfo.c`): numbers in hexadecimal,
+/// `fanotify mnt_id:5b mflags:...`, `fanotify sdev:10003 ...`, `fanotify ino:2 sdev:10003 ...`.
+pub(crate) fn watches(fdinfo: &str, mounts: &[u64], devices: &[Device]) -> bool {
+    let marks = fdinfo.lines().filter_map(|line| line.strip_prefix("fanotify "));
+    let fields = marks.flat_map(str::split_ascii_whitespace).filter_map(|field| field.split_once(':'));
+    fields.into_iter().any(|(name, value)| match (name, u64::from_str_radix(value, 16)) {
+        ("mnt_id", Ok(id)) => mounts.contains(&id),
+        ("sdev", Ok(number)) => {
+            devices.iter().any(|device| u64::from(device.major) << 20 | u64::from(device.minor) == number)
+        }
+        _ => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -54,5 +68,10 @@ mod tests {
         assert_eq!(registered_files(old), Vec::<PathBuf>::new());
         assert_eq!(field("pos:\t0\nscm_fds: 2\n", "scm_fds:"), Some(2));
         assert_eq!(field("", "scm_fds:"), None);
+        let marks = "mnt_id:\t91\nfanotify flags:0 event-flags:8000\nfanotify mnt_id:5b mflags:0 mask:8 ignored_mask:0\n\
+                     fanotify ino:2 sdev:2a mflags:0 mask:8\n";
+        let device = |minor| Device { major: 0, minor };
+        assert!(watches(marks, &[0x5b], &[]) && watches(marks, &[], &[device(42)]));
+        assert!(!watches(marks, &[91 + 1, 15], &[device(2)]) && !watches("", &[0], &[device(0)]));
     }
 }

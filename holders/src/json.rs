@@ -9,8 +9,8 @@ use crate::namespace::MountNamespace;
 use crate::ns::NamespaceReport;
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Carries, CutShort, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, Reference, Relation,
-    Report, Suspect,
+    Carries, CutShort, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, PartialView, Reference,
+    Relation, Report, Suspect,
 };
 use crate::verdict::Verdict;
 
@@ -23,12 +23,13 @@ impl Report {
             "path": path(&self.path),
             "verdict": verdict.word(),
             "otherwise": match &verdict {
-                Verdict::NotAllowed { .. } | Verdict::CutShort { .. } => Some(verdict.of_what_was_seen().word()),
+                Verdict::NotAllowed { .. } | Verdict::CutShort { .. } | Verdict::PartialView { .. } => Some(verdict.of_what_was_seen().word()),
                 _ => None,
             },
-            "line": verdict.line(),
-            "advice": verdict.advice(),
+            "line": self.line(),
+            "advice": self.advice(),
             "blocks_umount": verdict.blocks_umount(),
+            "command": self.command(),
             "namespace": namespace(self.namespace),
             "mount": self.mount.as_ref().map(mount),
             "lies_on": self.lies_on.as_ref().map(mount),
@@ -42,6 +43,10 @@ impl Report {
             "namespaces": self.namespaces.iter().map(namespace_use).collect::<Vec<_>>(),
             "processes": self.processes,
             "unseen": {
+                "view": self.unseen.view.map(|view| match view {
+                    PartialView::PidNamespace => "pid-namespace",
+                    PartialView::Hidden => "hidden",
+                }),
                 "processes": self.unseen.processes,
                 "namespaces": self.unseen.namespaces.iter().copied().map(namespace).collect::<Vec<_>>(),
                 "namespaces_were_listed": self.unseen.namespace_list,
@@ -101,6 +106,9 @@ fn holder(holder: &Holder) -> Value {
             Relation::Other => "other",
         },
         "namespace": holder.namespace.map(namespace),
+        "command": holder.person.as_ref().map(|person| &person.command),
+        "user": holder.person.as_ref().map(|person| &person.user),
+        "age_secs": holder.person.as_ref().map(|person| person.age.as_secs()),
         "references": holder.references.iter().map(reference).collect::<Vec<_>>(),
     })
 }
@@ -110,7 +118,7 @@ fn reference(reference: &Reference) -> Value {
         "kind": reference.kind.word(),
         "fd": match reference.kind {
             Kind::File { fd } | Kind::Socket { fd } | Kind::RegisteredFile { ring: fd } => Some(fd),
-            Kind::Cwd | Kind::Root | Kind::Exe | Kind::Mapping => None,
+            Kind::Cwd | Kind::Root | Kind::Exe | Kind::Mapping | Kind::Call { .. } => None,
         },
         "path": path(&reference.path),
         "mount_id": reference.mount_id,
@@ -125,6 +133,7 @@ fn kernel_holder(held: &KernelHolder) -> Value {
         "what": held.kind.to_string(),
         "path": path(&held.path),
         "effect": held.effect.word(),
+        "above": held.above,
         "mounted_at": held.mounted_at.iter().map(|at| path(at)).collect::<Vec<_>>(),
     })
 }
@@ -133,6 +142,7 @@ fn suspect(suspect: &Suspect) -> Value {
     let (what, count) = match suspect.carries {
         Carries::InFlight(count) => ("descriptors-in-flight", Some(count)),
         Carries::Registered(count) => ("io_uring-files", Some(count)),
+        Carries::Events => ("fanotify-events", None),
         Carries::Rest => ("ending", None),
     };
     json!({ "pid": suspect.pid, "comm": suspect.comm, "fd": suspect.fd, "carries": what, "count": count })

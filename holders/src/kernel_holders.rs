@@ -1,17 +1,18 @@
 //! References that no process has, as far as the kernel tells of them: loop devices, swap files, binfmt_misc's
-//! fixed interpreters, overlay layers.
+//! fixed interpreters, overlay layers, uprobes, exports of the NFS server, files that LIO serves as disks.
 //!
 //! What these files show is text: a path as seen from the reader's root directory, or as the one who set it up
 //! wrote it. None says which mount it is on, and what lies in the directory that a mount covers has the same path.
 
 use std::ffi::OsString;
 use std::fs;
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::beneath;
 use crate::effect::Mounts;
 use crate::kernel;
+use crate::mount::{self, Device};
 use crate::mountinfo::{self, Mount};
 use crate::proc;
 use crate::propagation::{self, At, Table};
@@ -34,7 +35,58 @@ pub(crate) fn kernel_files(mounts: &[Mount]) -> Vec<KernelFile> {
         files.extend(interpreters(binfmt));
     }
     files.extend(mounts.iter().filter(|mount| mount.fstype == "overlay").flat_map(layers));
+    let tracing = mounts.iter().find(|mount| mount.fstype == "tracefs");
+    let probes = tracing.and_then(|tracing| fs::read(tracing.mount_point.join("uprobe_events")).ok());
+    files.extend(uprobes(&probes.unwrap_or_default()));
+    // Of the caller's network namespace, without the server's own file system.
+    files.extend(exports(&fs::read("/proc/net/rpc/nfsd.export/content").unwrap_or_default()));
+    files.extend(lio_files(Path::new("/sys/kernel/config/target/core")));
     files
+}
+
+/// Reads tracefs's `uprobe_events`: `p:GROUP/NAME PATH:0xOFFSET ARGUMENTS` (uprobetracer.rst). Each has its file by the path
+/// that it was given (`kernel/trace/trace_uprobe.c`).
+pub(crate) fn uprobes(table: &[u8]) -> Vec<KernelFile> {
+    let probe = |line: &[u8]| {
+        let line = line.get(1..)?.strip_prefix(b":")?;
+        let (name, rest) = line.split_at(line.iter().position(|&byte| byte == b' ')?);
+        let path = &rest[1..rest.windows(3).position(|part| part == b":0x")?];
+        let name = String::from_utf8_lossy(name).into_owned();
+        Some(KernelFile { kind: KernelKind::Uprobe(name), path: OsString::from_vec(path.to_vec()).into() })
+    };
+    table.split(|&byte| byte == b'\n').filter_map(probe).collect()
+}
+
+/// Reads the NFS server's `nfsd.export/content`: `PATH CLIENT(FLAGS)`, with the kernel's octal escapes and comments.
+pub(crate) fn exports(table: &[u8]) -> Vec<KernelFile> {
+    let export = |line: &[u8]| {
+        let mut fields = line.split(|byte| b"\t ".contains(byte)).filter(|field| !field.is_empty());
+        let path = fields.next().filter(|path| path.starts_with(b"/"))?;
+        let client = fields.next()?.split(|&byte| byte == b'(').next()?;
+        let client = String::from_utf8_lossy(&mount::unescape(client)).into_owned();
+        Some(KernelFile { kind: KernelKind::NfsExport(client), path: mount::path(path) })
+    };
+    table.split(|&byte| byte == b'\n').filter_map(export).collect()
+}
+
+/// The files that LIO serves as disks, by the directory `target/core` of configfs.
+fn lio_files(core: &Path) -> Vec<KernelFile> {
+    let entries = |directory: &Path| fs::read_dir(directory).into_iter().flatten().flatten();
+    let adapters = entries(core).filter(|entry| entry.file_name().as_bytes().starts_with(b"fileio_"));
+    let stores = adapters.flat_map(|adapter| entries(&adapter.path()));
+    let files = stores.filter_map(|store| {
+        let path = lio_file(&fs::read(store.path().join("info")).ok()?)?;
+        let name = store.file_name().to_string_lossy().into_owned();
+        Some(KernelFile { kind: KernelKind::LioFile(name), path })
+    });
+    files.collect()
+}
+
+/// The path in a back store's `info`: `File: PATH  Size: BYTES` (`drivers/target/target_core_file.c`).
+pub(crate) fn lio_file(info: &[u8]) -> Option<PathBuf> {
+    let find = |text: &[u8], part: &[u8]| text.windows(part.len()).position(|window| window == part);
+    let path = &info[find(info, b" File: ")? + 7..];
+    Some(OsString::from_vec(path[..find(path, b"  Size: ")?].to_vec()).into())
 }
 
 /// What it does to an unmount; `None` if nothing.
@@ -44,11 +96,7 @@ pub(crate) fn kernel_files(mounts: &[Mount]) -> Vec<KernelFile> {
 pub(crate) fn effect_of(file: &KernelFile, known: &Mounts) -> Option<Effect> {
     let Table { namespace, mounts } = &known.tables[0];
     let (on, _) = propagation::containing(mounts, &file.path)?;
-    let by_path = || {
-        let effect = known.effect_at(&file.path, Some(*namespace))?;
-        let is_beneath = beneath::is_there(mounts, on, &file.path);
-        Some(if is_beneath == Ok(false) { effect } else { Effect::Unclear })
-    };
+    let by_path = || known.effect_by_path(&file.path, *namespace);
     match file.kind {
         KernelKind::Loop(ref name) => {
             let may_be_there = |(at, _): &(At, _)| file.path.starts_with(&known.mount(*at).mount_point);
@@ -66,16 +114,19 @@ pub(crate) fn effect_of(file: &KernelFile, known: &Mounts) -> Option<Effect> {
                 _ => by_path(),
             }
         }
+        KernelKind::Swap if CANNOT_SWAP.contains(&&*mounts[on].fstype) => None,
         KernelKind::Swap => {
             let effect = known.effect_at(&file.path, Some(*namespace))?;
             match beneath::is_swapped_to(mounts, on, &file.path) {
-                _ if CANNOT_SWAP.contains(&&*mounts[on].fstype) => None,
                 Ok(true) => None,
                 Ok(false) => Some(effect),
                 Err(_) => Some(Effect::Unclear),
             }
         }
-        KernelKind::BinfmtMisc(_) => by_path(),
+        KernelKind::BinfmtMisc(_)
+        | KernelKind::Uprobe(_)
+        | KernelKind::NfsExport(_)
+        | KernelKind::LioFile(_) => by_path(),
         KernelKind::OverlayLayer(_) => by_path().map(|effect| match effect {
             Effect::Unclear => effect,
             _ => Effect::KeepsSuperblock,
@@ -98,6 +149,43 @@ fn loop_devices() -> Vec<KernelFile> {
             Some(KernelFile { kind: KernelKind::Loop(name), path: proc::without_deleted(&path).to_owned() })
         })
         .collect()
+}
+
+/// A device on top of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Above {
+    /// `None` for a partition, which goes with its device.
+    pub(crate) name: Option<String>,
+    pub(crate) device: Option<Device>,
+}
+
+/// The devices on top of one, the topmost first, by sysfs's `class/block`: `NAME/holders`, and partitions as `NAME/NAMEp1`.
+pub(crate) fn above(class: &Path, name: &str) -> Vec<Above> {
+    let text = |path: PathBuf| fs::read_to_string(path).ok().map(|text| text.trim_end().to_owned());
+    let names = |directory: PathBuf| {
+        let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let directory = class.join(name);
+    let partitions = names(directory.clone()).into_iter().filter(|one| one.starts_with(&format!("{name}p")));
+    let on_top = names(directory.join("holders"));
+    let mut all: Vec<Above> = Vec::new();
+    for (other, is_partition) in
+        partitions.map(|one| (one, true)).chain(on_top.into_iter().map(|one| (one, false)))
+    {
+        for further in above(class, &other) {
+            if !all.contains(&further) {
+                all.push(further);
+            }
+        }
+        let device = text(class.join(&other).join("dev")).and_then(|text| {
+            let (major, minor) = text.split_once(':')?;
+            Some(Device { major: major.parse().ok()?, minor: minor.parse().ok()? })
+        });
+        let shown = text(class.join(&other).join("dm/name")).unwrap_or(other);
+        all.push(Above { name: (!is_partition).then_some(shown), device });
+    }
+    all
 }
 
 /// Reads `/proc/swaps`: a head line, then a path with the kernel's octal escapes, and its type.
@@ -133,6 +221,19 @@ pub(crate) fn fixed_interpreter(entry: &[u8]) -> Option<PathBuf> {
     let field = |name: &[u8]| entry.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(name));
     let is_fixed = field(b"flags: ")?.contains(&b'F');
     is_fixed.then(|| OsString::from_vec(field(b"interpreter ").unwrap_or_default().to_vec()).into())
+}
+
+/// The overlays that have this layer, in all namespaces whose tables tell options.
+pub(crate) fn overlays_with(layer: &Path, tables: &[Table]) -> Vec<Device> {
+    let mounts = tables.iter().flat_map(|table| &table.mounts).filter(|mount| mount.fstype == "overlay");
+    let with = mounts.filter(|mount| layers(mount).iter().any(|known| known.path == layer));
+    let mut devices: Vec<Device> = Vec::new();
+    for mount in with {
+        if !devices.contains(&mount.device) {
+            devices.push(mount.device);
+        }
+    }
+    devices
 }
 
 /// The absolute paths among an overlay's layers. Names with an escaped colon or comma in them come out wrong, and
@@ -171,6 +272,50 @@ mod tests {
         assert_eq!(fixed_interpreter(entry("OCF").as_bytes()), Some("/m/bin/qemu".into()));
         assert_eq!(fixed_interpreter(entry("OC").as_bytes()), None);
         assert_eq!(fixed_interpreter(b"enabled\n"), None);
+    }
+
+    #[test]
+    fn takes_what_lies_on_top_of_a_device() {
+        let class = tempfile::tempdir().unwrap();
+        let put = |path: &str, text: &str| {
+            let path = class.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        // A file with one partition, encrypted, and a volume on that. Each partition is a device of the class, too.
+        put("loop0/loop0p1/dev", "259:0\n");
+        put("loop0p1/dev", "259:0\n");
+        put("loop0p1/holders/dm-0", "");
+        put("dm-0/dev", "253:0\n");
+        put("dm-0/dm/name", "crypt\n");
+        put("dm-0/holders/dm-1", "");
+        put("dm-1/dev", "253:1\n");
+        put("dm-1/dm/name", "group-volume\n");
+        let device = |major, minor| Some(Device { major, minor });
+        let one = |name: Option<&str>, device| Above { name: name.map(str::to_owned), device };
+        let expected = [
+            one(Some("group-volume"), device(253, 1)),
+            one(Some("crypt"), device(253, 0)),
+            one(None, device(259, 0)),
+        ];
+        assert_eq!(above(class.path(), "loop0"), expected);
+        assert_eq!(above(class.path(), "loop1"), []);
+    }
+
+    #[test]
+    fn takes_what_probes_exports_and_back_stores_show() {
+        let table = b"p:uprobes/p_sh_0x0 /m/a b:0x0000000000004245 arg1=%ax\nr:x/y /m/c:0x10(2)\nnoise\n";
+        let kind = |name: &str| KernelKind::Uprobe(name.to_owned());
+        let file = |kind, path: &str| KernelFile { kind, path: path.into() };
+        assert_eq!(uprobes(table), [file(kind("uprobes/p_sh_0x0"), "/m/a b"), file(kind("x/y"), "/m/c")]);
+        // As nfs-utils and knfsd have it (`fs/nfsd/export.c:svc_export_show`).
+        let table = b"#path domain(flags)\n/m/a\\040b\t192.168.0.0/16(rw,no_root_squash,sync,uuid=1:2)\n/m\t*(ro)\n# x\n";
+        let kind = |client: &str| KernelKind::NfsExport(client.to_owned());
+        assert_eq!(exports(table), [file(kind("192.168.0.0/16"), "/m/a b"), file(kind("*"), "/m")]);
+        let info = b"Status: ACTIVATED  Max Queue Depth: 128  SectorSize: 512  HwMaxSectors: 16384\n        \
+                     TCM FILEIO ID: 0        File: /m/disk 1.img  Size: 1048576  Mode: O_DSYNC Async: 0\n";
+        assert_eq!(lio_file(info), Some("/m/disk 1.img".into()));
+        assert_eq!((uprobes(b""), exports(b""), lio_file(b"")), (vec![], vec![], None));
     }
 
     #[test]

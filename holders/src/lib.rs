@@ -24,6 +24,7 @@
 //! meant to explain; a readlink under `/proc/PID` does not.
 
 mod beneath;
+mod calls;
 pub mod cgroup;
 pub mod chain;
 #[cfg(any(test, feature = "checks"))]
@@ -40,6 +41,7 @@ mod mount;
 pub mod mountinfo;
 pub mod namespace;
 pub mod ns;
+mod person;
 mod printable;
 mod proc;
 pub mod propagation;
@@ -52,6 +54,7 @@ mod task;
 mod text;
 mod unix_diag;
 mod verdict;
+mod view;
 mod walk;
 
 pub use printable::shown;

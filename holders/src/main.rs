@@ -1,13 +1,15 @@
 //! `holders`: who keeps a mount busy. What is left to this file: the order of things and the exit status.
 
 use std::io::{self, Write as _};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use holders::chain::chain;
 use holders::cli::{self, Command, Diagnose, Namespace, NamespaceOf};
-use holders::{Query, Verdict, mountinfo};
+use holders::mountinfo::{self, Device, Mount};
+use holders::{Query, Verdict, propagation};
 
 mod watch;
 
@@ -49,8 +51,26 @@ fn main() -> ExitCode {
 type Failure = Box<dyn std::error::Error>;
 
 fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
-    let path = resolve(&asked.path, current)?;
-    let mut query = Query::new(path).deadline(Instant::now() + asked.deadline);
+    // A file of that name would be asked about as ./NAME.
+    let unit = if asked.is_layer { None } else { cli::mount_unit(&asked.path) };
+    let mut resolved = resolve(unit.as_ref().unwrap_or(&asked.path), current)?;
+    let block_device = if asked.is_layer { None } else { block_device(&resolved) };
+    if let Some(device) = block_device
+        && let Some(mount) = resolved.mounts.iter().find(|mount| {
+            mount.device == device || (mount.device.major == 0 && Path::new(&mount.source) == resolved.path)
+        })
+    {
+        resolved.path = mount.mount_point.clone();
+    }
+    let query = Query::new(&resolved.path);
+    let mut query = match block_device {
+        Some(device) if propagation::visible_at(&resolved.mounts, &resolved.path).is_none() => {
+            query.of_block_device(device)
+        }
+        _ if asked.is_layer => query.of_layer(),
+        _ => query,
+    };
+    query = query.deadline(Instant::now() + asked.deadline);
     if asked.is_busy {
         query = query.after_ebusy();
     }
@@ -61,7 +81,19 @@ fn diagnose(asked: &Diagnose, current: &Path) -> Result<u8, Failure> {
         query = query.of_device(device);
     }
     let report = query.run()?;
-    let text = if asked.json { format!("{:#}\n", report.to_json()) } else { report.to_string() };
+    // Where something is left of it elsewhere, that is the answer, whatever became of the path.
+    let is_unknown =
+        matches!(report.verdict().of_what_was_seen(), Verdict::NotMounted { devices } if devices.is_empty());
+    if is_unknown && report.lies_on.as_ref().is_some_and(|mount| cli::may_look(mount, &resolved.mounts)) {
+        std::fs::symlink_metadata(&report.path).map_err(|error| {
+            format!("{}: {error}: give a mount point, or what was one", report.path.display())
+        })?;
+    }
+    let text = match asked {
+        Diagnose { json: true, .. } => format!("{:#}\n", report.to_json()),
+        Diagnose { all: true, .. } => format!("{report:#}"),
+        _ => report.to_string(),
+    };
     print(&text, status(&report.verdict()))
 }
 
@@ -76,7 +108,7 @@ fn namespace(asked: &Namespace, current: &Path) -> Result<u8, Failure> {
 
 fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
     let plan = watch::Plan {
-        path: resolve(&asked.path, current)?,
+        path: resolve(&asked.path, current)?.path,
         unit: asked.unit,
         rate: asked.rate,
         until_unmounted: asked.until_unmounted,
@@ -98,9 +130,29 @@ fn watch(asked: cli::Watch, current: &Path) -> Result<u8, Failure> {
     }
 }
 
-fn resolve(given: &Path, current: &Path) -> Result<PathBuf, Failure> {
-    let mounts = mountinfo::read(std::process::id())?;
-    Ok(cli::resolve(given, current, &mounts, |path| std::fs::read_link(path).ok())?)
+/// The path that is meant, and the mount table that it was looked up by.
+struct Resolved {
+    path: PathBuf,
+    mounts: Vec<Mount>,
+}
+
+/// The device that the path is the file of. Looked at only where that can make nothing busy.
+fn block_device(resolved: &Resolved) -> Option<Device> {
+    let (on, is_mount_point) = propagation::containing(&resolved.mounts, &resolved.path)?;
+    if is_mount_point || !cli::may_look(&resolved.mounts[on], &resolved.mounts) {
+        return None;
+    }
+    let file =
+        std::fs::symlink_metadata(&resolved.path).ok().filter(|file| file.file_type().is_block_device())?;
+    let number = file.rdev();
+    Some(Device { major: rustix::fs::major(number), minor: rustix::fs::minor(number) })
+}
+
+fn resolve(given: &Path, current: &Path) -> Result<Resolved, Failure> {
+    // By the name that also holds where `/proc` is another pid namespace's.
+    let mounts = mountinfo::parse(&std::fs::read("/proc/thread-self/mountinfo")?)?;
+    let path = cli::resolve(given, current, &mounts, |path| std::fs::read_link(path).ok())?;
+    Ok(Resolved { path, mounts })
 }
 
 fn status(verdict: &Verdict) -> u8 {

@@ -109,7 +109,7 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
         binds: binds.filter(|(of, _)| *of == inode).map(|(_, at)| at).collect(),
         mounts: own_table.or_else(|| kernel::mounts_of(id?).ok().map(|mounts| mounts.len())),
         denied: walk.denied,
-        cut_short: walk.left.map(|left| CutShort { processes: walk.processes, left }),
+        cut_short: walk.left.map(|left| CutShort { processes: walk.pids.len(), left }),
     })
 }
 

@@ -12,8 +12,9 @@ use crate::mountinfo::{self, Device};
 use crate::namespace::{self, MountNamespace};
 use crate::proc;
 use crate::propagation::{self, Table};
-use crate::report::Report;
+use crate::report::{Asked, Report};
 use crate::survey::Survey;
+use crate::view;
 use crate::walk::Walk;
 
 /// What is asked.
@@ -21,6 +22,7 @@ use crate::walk::Walk;
 pub struct Query {
     path: PathBuf,
     devices: Vec<Device>,
+    asked: Asked,
     refused: bool,
     detached: bool,
     among: Option<Vec<u32>>,
@@ -77,6 +79,21 @@ impl Query {
         self
     }
 
+    /// Says that the path is a layer of overlays, as they were told it when they were mounted, and asks who keeps them.
+    #[must_use]
+    pub fn of_layer(mut self) -> Self {
+        self.asked = Asked::Layer;
+        self
+    }
+
+    /// Says that the path is the file of this block device, and asks who keeps that: mounts of it and who has it open.
+    #[must_use]
+    pub fn of_block_device(mut self, device: Device) -> Self {
+        self.asked = Asked::BlockDevice;
+        self.devices.push(device);
+        self
+    }
+
     /// Also finds references to mounts of the file system that lie in no namespace: a clone (`OPEN_TREE_CLONE`), or
     /// one that was unmounted lazily. They block no unmount and show no path that tells them, so every link has
     /// to be asked for its mount. Done in any case if the path is no mount point and the device is known.
@@ -122,7 +139,10 @@ impl Query {
         let deadline = self.deadline.unwrap_or_else(|| Instant::now() + LONGEST_SCAN);
         let proc_dir = proc::open_proc().map_err(proc_error("open", "/proc"))?;
         let own = own_table(proc_dir.as_fd())?;
-        let target = propagation::visible_at(&own.mounts, &self.path);
+        let target = match self.asked {
+            Asked::MountPoint => propagation::visible_at(&own.mounts, &self.path),
+            Asked::Layer | Asked::BlockDevice => None,
+        };
         let devices = match target {
             Some(at) => vec![own.mounts[at].device],
             None => self.devices.clone(),
@@ -133,6 +153,7 @@ impl Query {
             mounts: Mounts { target, devices, tables: vec![own], ..Mounts::default() },
             is_device_given: !self.devices.is_empty(),
             detached: self.detached,
+            asked: self.asked,
             refused: self.refused,
             listed: if self.among.is_none() { namespace::listed().ok() } else { None },
             among: self.among.as_deref(),
@@ -140,6 +161,7 @@ impl Query {
             unlisted: Vec::new(),
             sockets: None,
             networks_unseen: 0,
+            view: if self.among.is_none() { view::partial(proc_dir.as_fd()) } else { None },
             walk: Walk::default(),
         };
         survey.scan().map_err(proc_error("list", "/proc"))?;

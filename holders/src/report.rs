@@ -10,6 +10,7 @@ use rustix::process::{Pid, PidfdFlags};
 
 use crate::mountinfo::{Device, Mount, in_context};
 use crate::namespace::MountNamespace;
+pub use crate::person::Person;
 use crate::printable::{printable, shown};
 use crate::propagation::Fate;
 pub use crate::task::{Phase, Relation};
@@ -19,6 +20,8 @@ pub use crate::task::{Phase, Relation};
 pub struct Report {
     /// The path that was asked about.
     pub path: PathBuf,
+    /// What it was meant as.
+    pub asked: Asked,
     /// The mount namespace in which it was looked up: the caller's.
     pub namespace: MountNamespace,
     /// The mount that is visible there; `None` if the path is no mount point.
@@ -49,6 +52,18 @@ pub struct Report {
     pub refused: bool,
     /// How many processes were scanned, kernel threads not counted.
     pub processes: usize,
+}
+
+/// What a path was meant as.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Asked {
+    /// A mount point, or what was one.
+    #[default]
+    MountPoint,
+    /// A layer of overlays: who makes a new mount of it say EBUSY.
+    Layer,
+    /// A block device that is not mounted here: who makes whatever wants it alone say EBUSY.
+    BlockDevice,
 }
 
 /// Another mount of the file system.
@@ -84,6 +99,8 @@ pub struct Holder {
     pub relation: Relation,
     /// The mount namespace it is in; `None` if the caller may not know.
     pub namespace: Option<MountNamespace>,
+    /// More of it, if it blocks: asked last, so that it can be gone.
+    pub person: Option<Person>,
     /// What it holds.
     pub references: Vec<Reference>,
 }
@@ -128,6 +145,11 @@ pub enum Kind {
         /// Its descriptor.
         fd: u32,
     },
+    /// A call under way that was given a path there: it holds what it has found of that, and has no descriptor yet.
+    Call {
+        /// The call's name, `openat`.
+        name: &'static str,
+    },
     /// A file that is registered with io_uring, whether or not it is also open.
     RegisteredFile {
         /// The descriptor of the io_uring instance.
@@ -160,8 +182,10 @@ pub struct KernelHolder {
     pub path: PathBuf,
     /// What it does.
     pub effect: Effect,
-    /// Where the device that the file backs is mounted, in the caller's namespace.
+    /// Where the device that the file backs, or one on top of that, is mounted in the caller's namespace.
     pub mounted_at: Vec<PathBuf>,
+    /// The devices on top of it that have to go first, the topmost first: names of device-mapper, else of the kernel.
+    pub above: Vec<String>,
 }
 
 /// What can have a file without a process.
@@ -173,6 +197,12 @@ pub enum KernelKind {
     Swap,
     /// The interpreter of a binfmt_misc entry with the flag F, by the entry's name.
     BinfmtMisc(String),
+    /// A uprobe that tracefs lists, by its group and name.
+    Uprobe(String),
+    /// An export of the kernel's NFS server, by the client that it is for.
+    NfsExport(String),
+    /// A file that LIO serves as a disk, by the back store's name.
+    LioFile(String),
     /// A layer of an overlay, by the overlay's mount point. Overlayfs keeps a private copy of the mount, so this
     /// blocks nothing.
     OverlayLayer(PathBuf),
@@ -198,6 +228,8 @@ pub enum Carries {
     InFlight(u32),
     /// Files registered with io_uring; how many.
     Registered(u32),
+    /// Events of fanotify that are not read yet: how many is not told.
+    Events,
     /// What a process had mapped or open that is ending, and shows neither any more before it lets go of both.
     Rest,
 }
@@ -228,9 +260,20 @@ pub struct Member {
     pub unit: Option<String>,
 }
 
+/// Why `/proc` has not all processes of the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartialView {
+    /// It is that of a pid namespace, as in a container: it has the processes in it and no others.
+    PidNamespace,
+    /// It is mounted with `hidepid=`, and hides those of other users.
+    Hidden,
+}
+
 /// What the caller may not or the kernel can't show.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unseen {
+    /// Other processes of the machine are not even listed.
+    pub view: Option<PartialView>,
     /// Processes that could not be inspected, wholly or in part.
     pub processes: usize,
     /// Namespaces that something keeps alive, but whose mounts this kernel lists to nobody outside (before Linux
@@ -281,6 +324,20 @@ pub struct Blocker {
 }
 
 impl Report {
+    /// The question as a command line, for somebody who may see more: another user, or the host of a container. It names the
+    /// file system, which may be mounted elsewhere there.
+    #[must_use]
+    pub fn command(&self) -> String {
+        let busy = if self.refused { "--busy " } else { "" };
+        let layer = if self.asked == Asked::Layer { "--layer " } else { "" };
+        let devices = self.devices.iter().map(|device| format!("--device {device} ")).collect::<String>();
+        let path = shown(&self.path);
+        let is_plain = |one: char| one.is_ascii_alphanumeric() || "/._-@:+,".contains(one);
+        let path =
+            if path.chars().all(is_plain) { path } else { format!("'{}'", path.replace('\'', "'\\''")) };
+        format!("holders {busy}{layer}{devices}{path}")
+    }
+
     /// The processes that make the unmount fail, each once, by process id. Threads count as their process, whose
     /// pidfd says when the last of them has ended.
     #[must_use]
@@ -336,6 +393,7 @@ impl Kind {
             Self::File { .. } => "file",
             Self::Mapping => "mapping",
             Self::Socket { .. } => "socket",
+            Self::Call { .. } => "call",
             Self::RegisteredFile { .. } => "io_uring",
         }
     }
@@ -352,6 +410,16 @@ impl Effect {
             Self::Harmless => "harmless",
             Self::Unclear => "unclear",
         }
+    }
+}
+
+impl fmt::Display for PartialView {
+    /// `/proc has the processes of this pid namespace only`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PidNamespace => "/proc has the processes of this pid namespace only",
+            Self::Hidden => "/proc hides the processes of other users (hidepid=)",
+        })
     }
 }
 
@@ -377,6 +445,7 @@ impl fmt::Display for Kind {
             Self::File { fd } => write!(f, "file {fd}"),
             Self::Mapping => f.write_str("mapping"),
             Self::Socket { fd } => write!(f, "bound socket {fd}"),
+            Self::Call { name } => write!(f, "{name} under way"),
             Self::RegisteredFile { ring } => write!(f, "file registered with io_uring {ring}"),
         }
     }
@@ -406,6 +475,9 @@ impl fmt::Display for KernelKind {
             Self::Loop(name) => write!(f, "loop device /dev/{name}"),
             Self::Swap => f.write_str("swap file"),
             Self::BinfmtMisc(name) => write!(f, "binfmt_misc interpreter of {}", printable(name)),
+            Self::Uprobe(name) => write!(f, "uprobe {}", printable(name)),
+            Self::NfsExport(client) => write!(f, "NFS export to {}", printable(client)),
+            Self::LioFile(name) => write!(f, "LIO back store {}", printable(name)),
             Self::OverlayLayer(at) => write!(f, "layer of the overlay at {}", shown(at)),
         }
     }
@@ -431,6 +503,7 @@ pub(crate) mod samples {
         let merged = mount("61 29 0:42 / /srv/merged rw shared:31 - overlay overlay rw");
         Report {
             path: merged.mount_point.clone(),
+            asked: Asked::MountPoint,
             namespace: HOST,
             devices: vec![merged.device],
             mount: Some(merged),
@@ -464,6 +537,11 @@ pub(crate) mod samples {
             phase: Phase::Stop,
             relation,
             namespace: Some(UNIT),
+            person: (effect == Effect::BlocksUmount).then(|| Person {
+                command: "left4me-overlay umount 3".to_owned(),
+                user: "root".to_owned(),
+                age: std::time::Duration::from_secs(12),
+            }),
             references: vec![Reference {
                 kind: Kind::Cwd,
                 path: "/srv/merged".into(),
@@ -500,6 +578,7 @@ pub(crate) mod samples {
             path: "/srv/merged/image".into(),
             effect,
             mounted_at: vec!["/mnt".into()],
+            above: Vec::new(),
         }
     }
 }

@@ -10,21 +10,23 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
+use crate::calls;
 use crate::effect::Mounts;
 use crate::fdinfo;
 use crate::kernel;
 use crate::kernel_holders;
-use crate::mountinfo::{self, Device};
+use crate::mountinfo::{self, Device, Mount};
 use crate::namespace::{self, MountNamespace};
+use crate::person;
 use crate::proc;
 use crate::propagation::{self, Fate, Table};
 use crate::report::{
-    Carries, CutShort, Effect, Holder, KernelHolder, KernelKind, Kind, Member, MountCopy, NamespaceUse,
-    Phase, Reference, Report, Suspect, Unseen,
+    Asked, Carries, CutShort, Effect, Holder, KernelHolder, KernelKind, Kind, Member, MountCopy,
+    NamespaceUse, PartialView, Phase, Reference, Report, Suspect, Unseen,
 };
 use crate::task::{self, Detail};
 use crate::unix_diag::{self, BoundSocket};
-use crate::walk::{self, Found, Link, MetNamespace, OnMount, TOO_LONG, Walk, Wanted};
+use crate::walk::{self, CarrierKind, Found, Link, MetNamespace, OnMount, TOO_LONG, Walk, Wanted};
 
 /// What is being found out.
 pub(crate) struct Survey<'a> {
@@ -33,6 +35,7 @@ pub(crate) struct Survey<'a> {
     pub(crate) mounts: Mounts,
     pub(crate) is_device_given: bool,
     pub(crate) detached: bool,
+    pub(crate) asked: Asked,
     pub(crate) refused: bool,
     /// `None` if the kernel lists no namespaces, or not to this user.
     pub(crate) listed: Option<Vec<MountNamespace>>,
@@ -44,6 +47,7 @@ pub(crate) struct Survey<'a> {
     pub(crate) sockets: Option<HashMap<u64, BoundSocket>>,
     /// Network namespaces whose sockets could not be asked for.
     pub(crate) networks_unseen: usize,
+    pub(crate) view: Option<PartialView>,
     pub(crate) walk: Walk,
 }
 
@@ -242,6 +246,10 @@ impl Survey<'_> {
         if self.mounts.target.is_some() || self.is_device_given {
             return;
         }
+        if self.asked == Asked::Layer {
+            self.mounts.devices = kernel_holders::overlays_with(self.path, &self.mounts.tables);
+            return;
+        }
         // What lies at the path elsewhere, unless it is something that is mounted here as well: a unit's private
         // /tmp is a directory of the host's root.
         let (own, others) = self.mounts.tables.split_at(1);
@@ -261,6 +269,7 @@ impl Survey<'_> {
         let own = &self.mounts.tables[0];
         let mut report = Report {
             path: self.path.to_owned(),
+            asked: self.asked,
             namespace: own.namespace,
             mount: self.mounts.target.map(|at| own.mounts[at].clone()),
             lies_on: None,
@@ -273,6 +282,7 @@ impl Survey<'_> {
             suspects: Vec::new(),
             namespaces: self.namespace_uses(&walk),
             unseen: Unseen {
+                view: self.view,
                 processes: walk.denied,
                 namespaces: self.unlisted.clone(),
                 namespace_list: self.listed.is_some(),
@@ -282,7 +292,7 @@ impl Survey<'_> {
                 references: walk.not_kept,
             },
             refused: self.refused,
-            processes: walk.processes,
+            processes: walk.pids.len(),
         };
         match self.mounts.target {
             Some(target) => {
@@ -299,13 +309,30 @@ impl Survey<'_> {
         report.holders = self.holders(&walk);
         if self.among.is_none() {
             report.kernel_holders = self.kernel_holders();
+            // Costs a look at each task by itself, so only where nobody else is known to block.
+            let does_block = |held: &KernelHolder| held.effect == Effect::BlocksUmount;
+            let is_held = !report.blockers().is_empty()
+                || !report.submounts.is_empty()
+                || report.kernel_holders.iter().any(does_block);
+            if self.mounts.target.is_some() && !is_held {
+                let calls = calls::holders(self.proc_dir, &walk, &self.mounts, self.path, self.deadline);
+                report.holders.extend(calls);
+            }
             if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {
                 report.suspects = self.suspects(&walk);
             }
         }
+        if self.among.is_none() {
+            for holder in &mut report.holders {
+                let does_block = holder.references.iter().any(|held| held.effect == Effect::BlocksUmount);
+                if does_block && !self.is_late() {
+                    holder.person = person::person(self.proc_dir, holder.pid, holder.start_time, self.path);
+                }
+            }
+        }
         if self.mounts.is_late {
             let left = walk.left.unwrap_or_default();
-            report.unseen.cut_short = Some(CutShort { processes: walk.processes, left });
+            report.unseen.cut_short = Some(CutShort { processes: walk.pids.len(), left });
         }
         report
     }
@@ -397,6 +424,7 @@ impl Survey<'_> {
                 comm: about.comm,
                 cgroup: about.cgroup,
                 unit: about.unit,
+                person: None,
                 references,
             });
         }
@@ -406,7 +434,7 @@ impl Survey<'_> {
     /// The files that are registered with an io_uring instance, by process.
     fn files_in_rings(&mut self, walk: &Walk) -> Vec<(u32, Reference)> {
         let mut files = Vec::new();
-        for ring in walk.carriers.iter().filter(|carrier| carrier.is_ring) {
+        for ring in walk.carriers.iter().filter(|carrier| carrier.kind == CarrierKind::Ring) {
             if self.is_late() {
                 break;
             }
@@ -463,6 +491,10 @@ impl Survey<'_> {
         } else {
             let path = PathBuf::from(OsString::from_vec(found.path.clone()));
             let (effect, lies_in) = match found.mount {
+                // Its own file, which whoever has it open has open as a device.
+                _ if self.asked == Asked::BlockDevice && path == self.path && kind != Kind::Mapping => {
+                    (Effect::KeepsSuperblock, None)
+                }
                 Some(mount) => {
                     let (effect, lies_in) = self.mounts.effect_on(mount.id, mount.device);
                     // Where a copy is some namespace's root, whatever there is lies at a path below it.
@@ -509,16 +541,21 @@ impl Survey<'_> {
             .into_iter()
             .filter_map(|file| {
                 let effect = kernel_holders::effect_of(&file, &self.mounts)?;
-                let mounted_at = match &file.kind {
-                    KernelKind::Loop(name) => own
-                        .mounts
-                        .iter()
-                        .filter(|mount| mount.source == format!("/dev/{name}"))
-                        .map(|mount| mount.mount_point.clone())
-                        .collect(),
+                let above = match &file.kind {
+                    KernelKind::Loop(name) => kernel_holders::above(Path::new("/sys/class/block"), name),
                     _ => Vec::new(),
                 };
-                Some(KernelHolder { kind: file.kind, path: file.path, effect, mounted_at })
+                let is_of_it = |mount: &&Mount| match &file.kind {
+                    KernelKind::Loop(name) => {
+                        mount.source == format!("/dev/{name}")
+                            || above.iter().any(|above| above.device == Some(mount.device))
+                    }
+                    _ => false,
+                };
+                let mounted_at =
+                    own.mounts.iter().filter(is_of_it).map(|mount| mount.mount_point.clone()).collect();
+                let above = above.into_iter().filter_map(|above| above.name).collect();
+                Some(KernelHolder { kind: file.kind, path: file.path, effect, mounted_at, above })
             })
             .collect()
     }
@@ -531,14 +568,19 @@ impl Survey<'_> {
         let suspect = |pid| Suspect { pid, comm: comm(pid), fd: None, carries: Carries::Rest };
         let ending: Vec<_> = ending.into_iter().take(MOST_SUSPECTS).map(suspect).collect();
         let proc_dir = self.proc_dir;
+        let marked: Vec<u64> =
+            self.mounts.related().iter().map(|(at, _)| self.mounts.mount(*at).id).collect();
+        let devices = self.mounts.devices.clone();
         let carriers = walk.carriers.iter().take_while(|_| !self.is_late());
         carriers
             .filter_map(|carrier| {
                 let (process, text) = fdinfo::read(proc_dir, carrier.pid, carrier.fd)?;
-                let carries = if carrier.is_ring {
-                    Carries::Registered(fdinfo::field(&text, "UserFiles:")?)
-                } else {
-                    Carries::InFlight(fdinfo::field(&text, "scm_fds:")?)
+                let carries = match carrier.kind {
+                    CarrierKind::Ring => Carries::Registered(fdinfo::field(&text, "UserFiles:")?),
+                    CarrierKind::Socket => Carries::InFlight(fdinfo::field(&text, "scm_fds:")?),
+                    CarrierKind::Watch => {
+                        fdinfo::watches(&text, &marked, &devices).then_some(Carries::Events)?
+                    }
                 };
                 if matches!(carries, Carries::Registered(0) | Carries::InFlight(0)) {
                     return None;

@@ -7,7 +7,7 @@ use rustix::path::DecInt;
 
 use crate::cgroup;
 use crate::printable::printable;
-use crate::proc::{open_proc, open_task, read_file, read_start};
+use crate::proc::{LINK_ROOM, number, open_proc, open_task, read_file, read_link, read_start};
 use crate::stat::Stat;
 
 /// What systemd started a process for. From its environment (systemd.exec(5), "Environment Variables Set or
@@ -133,7 +133,10 @@ pub(crate) fn start_time_of(process: BorrowedFd<'_>) -> Option<u64> {
 
 /// The caller and its ancestors below PID 1, nearest first.
 pub(crate) fn lineage(proc_dir: BorrowedFd<'_>) -> Vec<u32> {
-    let mut lineage = vec![std::process::id()];
+    let mut room = LINK_ROOM;
+    // As this `/proc` numbers it, which may be another pid namespace's.
+    let own = read_link(proc_dir, c"self", &mut room).ok().and_then(number);
+    let mut lineage = vec![own.unwrap_or_else(std::process::id)];
     while let Some(&last) = lineage.last()
         && let Ok(process) = open_task(proc_dir, DecInt::new(last).as_c_str())
         && let Some(parent) = stat(process.as_fd(), |stat| stat.parent())

@@ -5,14 +5,22 @@ use std::fmt;
 
 use crate::printable::{printable, shown};
 use crate::propagation::{Fate, Reason};
-use crate::report::{Holder, MountCopy, NamespaceUse, Report};
+use crate::report::{Blocker, Effect, Holder, MountCopy, NamespaceUse, Person, Reference, Report};
+use crate::verdict::Verdict;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let verdict = self.verdict();
-        writeln!(f, "{}: {}", shown(&self.path), verdict.line())?;
-        for advice in verdict.advice() {
-            writeln!(f, "  - {advice}")?;
+        writeln!(f, "{}: {}", shown(&self.path), self.line())?;
+        let (advice, blockers) = (self.advice(), blockers(&verdict));
+        let of_all = advice.len().saturating_sub(blockers.len());
+        for (at, advice) in advice.iter().enumerate() {
+            let blocker = at.checked_sub(of_all).map(|at| &blockers[at]);
+            let named = blocker.and_then(|blocker| {
+                let rest = advice.strip_prefix(&*format!("{} ({})", blocker.pid, blocker.comm))?;
+                Some(format!("{}{rest}", self.named(blocker)?))
+            });
+            writeln!(f, "  - {}", named.as_ref().unwrap_or(advice))?;
         }
         match (&self.mount, &self.lies_on) {
             (Some(mount), _) => writeln!(
@@ -36,8 +44,22 @@ impl fmt::Display for Report {
         if self.stacked > 0 {
             writeln!(f, "stacked below it at the same path: {} (unmount each)", self.stacked)?;
         }
+        // Everything with `#`.
+        let all = f.alternate();
+        let matters = |reference: &&Reference| all || reference.effect != Effect::Harmless;
+        let mut harmless = 0;
         for holder in &self.holders {
-            write_holder(f, holder)?;
+            let references: Vec<_> = holder.references.iter().filter(matters).collect();
+            match references.is_empty() {
+                true => harmless += 1,
+                false => write_holder(f, holder, &references)?,
+            }
+        }
+        if harmless > 0 {
+            writeln!(
+                f,
+                "{harmless} more with the same path on another mount, which is harmless: `holders --all`"
+            )?;
         }
         for held in &self.kernel_holders {
             writeln!(f, "{}: {}, {}", held.kind, shown(&held.path), held.effect.word())?;
@@ -45,19 +67,39 @@ impl fmt::Display for Report {
         for mount in &self.submounts {
             writeln!(f, "submount {} ({})", shown(&mount.mount_point), printable(&mount.fstype))?;
         }
-        for copy in &self.copies {
+        let goes_along = |copy: &&MountCopy| copy.fate == Some(Fate::UnmountedAlong) && !all;
+        let (along, stay): (Vec<&MountCopy>, Vec<&MountCopy>) = self.copies.iter().partition(goes_along);
+        for copy in &stay {
             write_copy(f, copy)?;
         }
+        let is_shown = |inode| all || stay.iter().any(|copy| copy.namespace.inode == inode);
         for namespace in &self.namespaces {
-            write_namespace(f, namespace)?;
+            if is_shown(namespace.namespace.inode)
+                || !along.iter().any(|copy| copy.namespace == namespace.namespace)
+            {
+                write_namespace(f, namespace)?;
+            }
+        }
+        if !along.is_empty() {
+            writeln!(
+                f,
+                "{} more copies in other namespaces, which go with an unmount: `holders --all`",
+                along.len()
+            )?;
         }
         let unseen = &self.unseen;
+        if let Some(view) = unseen.view {
+            writeln!(f, "not all is seen: {view}")?;
+        }
         if unseen.processes > 0 {
             writeln!(
                 f,
                 "not seen: {} of {} processes (run as root: needs CAP_SYS_PTRACE)",
                 unseen.processes, self.processes
             )?;
+        }
+        if unseen.processes > 0 || unseen.view.is_some() {
+            writeln!(f, "to see all: `{}` as root on the host, outside any container", self.command())?;
         }
         if unseen.bound_sockets {
             writeln!(f, "not seen: sockets that are bound to a file (needs unix_diag in the kernel)")?;
@@ -81,7 +123,27 @@ impl fmt::Display for Report {
     }
 }
 
-fn write_holder(f: &mut fmt::Formatter<'_>, holder: &Holder) -> fmt::Result {
+impl Report {
+    /// `scratch-indexer.service: sleep 181 (working directory), pid 451 of root for 3 min`; `None` if too little is known.
+    fn named(&self, blocker: &Blocker) -> Option<String> {
+        let holders = self.holders.iter().filter(|holder| holder.pid == blocker.pid);
+        let person = holders.filter_map(|holder| holder.person.as_ref()).next()?;
+        let unit = blocker.unit.as_ref().map(|unit| format!("{unit}: ")).unwrap_or_default();
+        let kinds = blocker.kinds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        let Person { command, user, .. } = person;
+        let age = person.age_in_words();
+        Some(format!("{unit}{command} ({kinds}), pid {} of {user} for {age}", blocker.pid))
+    }
+}
+
+fn blockers(verdict: &Verdict) -> &[Blocker] {
+    match verdict.of_what_was_seen() {
+        Verdict::HeldByProcess { blockers } | Verdict::HeldByYourself { blockers } => blockers,
+        _ => &[],
+    }
+}
+
+fn write_holder(f: &mut fmt::Formatter<'_>, holder: &Holder, references: &[&Reference]) -> fmt::Result {
     write!(f, "process {}", holder.pid)?;
     if holder.tid != holder.pid {
         write!(f, " thread {}", holder.tid)?;
@@ -97,7 +159,7 @@ fn write_holder(f: &mut fmt::Formatter<'_>, holder: &Holder) -> fmt::Result {
         write!(f, ", in {namespace}")?;
     }
     writeln!(f)?;
-    for reference in &holder.references {
+    for reference in references {
         write!(f, "  {} {}", reference.kind, shown(&reference.path))?;
         match (reference.mount_id, reference.mount_namespace) {
             (Some(id), Some(namespace)) if holder.namespace != Some(namespace) => {
@@ -146,7 +208,7 @@ fn write_namespace(f: &mut fmt::Formatter<'_>, used: &NamespaceUse) -> fmt::Resu
 mod tests {
     use crate::propagation::Fate;
     use crate::report::samples::*;
-    use crate::report::{CutShort, Effect, Holder, Phase, Relation, Report, Unseen};
+    use crate::report::{CutShort, Effect, Holder, PartialView, Phase, Relation, Report, Unseen};
 
     #[test]
     fn a_report_as_a_person_sees_it() {
@@ -154,6 +216,7 @@ mod tests {
             holders: vec![
                 holder(35259, Relation::Other, Effect::BlocksUmount),
                 holder(35260, Relation::Other, Effect::KeepsSuperblock),
+                holder(35262, Relation::Other, Effect::Harmless),
                 Holder { phase: Phase::Ending, ..holder(35261, Relation::Other, Effect::BlocksUmount) },
             ],
             kernel_holders: vec![loop_device(Effect::BlocksUmount)],
@@ -162,6 +225,7 @@ mod tests {
             namespaces: vec![unit_namespace()],
             stacked: 1,
             unseen: Unseen {
+                view: Some(PartialView::PidNamespace),
                 processes: 2,
                 namespaces: vec![UNIT],
                 namespace_list: false,
@@ -173,6 +237,7 @@ mod tests {
             ..mounted()
         };
         insta::assert_snapshot!(report.to_string());
+        insta::assert_snapshot!("a_report_with_all", format!("{report:#}"));
     }
 
     #[cfg(feature = "json")]

@@ -7,8 +7,8 @@ use crate::mountinfo::Device;
 use crate::printable::{printable, shown};
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, Phase, Relation, Report,
-    Suspect,
+    Asked, Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, PartialView,
+    Phase, Relation, Report, Suspect,
 };
 
 /// The answer.
@@ -44,6 +44,13 @@ pub enum Verdict {
         /// How many processes could not be inspected.
         processes: usize,
         /// The verdict if these processes have nothing to do with the mount.
+        otherwise: Box<Self>,
+    },
+    /// No visible process blocks it, but this `/proc` does not list all processes.
+    PartialView {
+        /// Why.
+        view: PartialView,
+        /// The verdict if the other processes have nothing to do with the mount.
         otherwise: Box<Self>,
     },
     /// The deadline passed before the end of the scan, and no process inspected by then blocks it.
@@ -90,16 +97,21 @@ pub enum Verdict {
 }
 
 /// What can make umount(2) fail although nothing under `/proc` shows it, and how to find out.
-pub const NOT_VISIBLE_HINTS: [&str; 5] = [
+pub const NOT_VISIBLE_HINTS: [&str; 8] = [
     "a descriptor in flight over a Unix socket (SCM_RIGHTS): `scm_fds` in /proc/PID/fdinfo/FD of the receiving \
      socket is not 0; end or restart the receiver",
     "a file registered with io_uring, which for some 50 ms outlives a killed process: `UserFiles` in \
      /proc/PID/fdinfo/FD of a ring; for a process that has just ended, unmount at the next event, not in a loop",
     "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket on a kernel without unix_diag: \
      `ss -xap`; or one in a network namespace that no process is in any more",
+    "events of fanotify that no listener has read: `anon_inode:[fanotify]` in /proc/PID/fd of a virus scanner or the like; \
+     have it read them, or end it",
+    "a probe by perf_event_open(2) on a program there: end perf, bpftrace or the agent that has set it",
+    "a call under way whose path leads there by a link, or a call of the kernel's own: `ps -eLo pid,tid,stat,wchan:32,args` \
+     shows which task waits (state D) and where",
     "a process that has just ended or was just started: scan again",
-    "the kernel itself: an NFS export (`exportfs`), a device-mapper or nbd back end, an accounting file (acct(2)), \
-     a process in a pid namespace whose /proc this is not",
+    "the kernel itself: an NFS export of another network namespace (`exportfs -v` there), an nbd, md or device-mapper device \
+     over a file there (`lsblk`)",
 ];
 
 impl Report {
@@ -107,6 +119,48 @@ impl Report {
     #[must_use]
     pub fn verdict(&self) -> Verdict {
         Verdict::of(self)
+    }
+
+    /// The verdict in a line, as an answer to what was asked.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let verdict = self.verdict();
+        let line = verdict.line();
+        let (no_mount, alive) = match self.asked {
+            Asked::MountPoint => return line,
+            Asked::Layer => ("no overlay that can be seen has this layer", "in use as a layer of an overlay"),
+            Asked::BlockDevice => ("nothing that can be seen keeps it", "in use"),
+        };
+        match verdict.of_what_was_seen() {
+            seen @ Verdict::NotMounted { .. } => line.replace(&seen.line(), no_mount),
+            seen @ Verdict::AliveElsewhere { copies, processes, kernel, .. } => {
+                line.replace(&seen.line(), &format!("{alive}: {}", self::alive(copies, processes, kernel)))
+            }
+            _ => line,
+        }
+    }
+
+    /// What to do about it: [`Verdict::advice`], and what takes more to know than the verdict has.
+    #[must_use]
+    pub fn advice(&self) -> Vec<String> {
+        let verdict = self.verdict();
+        let mut advice = verdict.advice();
+        // Removing the mount point takes a copy at that place of another namespace along, if nobody refers to it
+        // (`fs/namespace.c:__detach_mounts`); it fails while something is mounted there in this one.
+        let (Verdict::Outlives { processes, kernel, .. } | Verdict::AliveElsewhere { processes, kernel, .. }) =
+            verdict.of_what_was_seen()
+        else {
+            return advice;
+        };
+        let mut surviving =
+            self.copies.iter().filter(|copy| copy.fate != Some(Fate::UnmountedAlong)).peekable();
+        let is_detached = surviving.peek().is_some()
+            && surviving.all(|copy| copy.namespace != self.namespace && copy.mount.mount_point == self.path);
+        if is_detached && processes.is_empty() && kernel.is_empty() && self.stacked == 0 {
+            let before = if self.mount.is_some() { "after the unmount, " } else { "" };
+            advice.push(format!("{before}`rmdir {}` detaches these copies", shown(&self.path)));
+        }
+        advice
     }
 }
 
@@ -126,6 +180,12 @@ impl Verdict {
             }
             seen => seen,
         };
+        let seen = match report.unseen.view {
+            Some(view) if seen.blocks_umount() != Some(true) => {
+                Self::PartialView { view, otherwise: Box::new(seen) }
+            }
+            _ => seen,
+        };
         match (report.unseen.cut_short, &seen) {
             // A blocker that was found stays one, whatever the rest of the scan would have found.
             (_, Self::HeldByProcess { .. } | Self::HeldByKernel { .. } | Self::Submounts { .. })
@@ -138,9 +198,9 @@ impl Verdict {
     #[must_use]
     pub fn of_what_was_seen(&self) -> &Self {
         match self {
-            Self::NotAllowed { otherwise, .. } | Self::CutShort { otherwise, .. } => {
-                otherwise.of_what_was_seen()
-            }
+            Self::NotAllowed { otherwise, .. }
+            | Self::PartialView { otherwise, .. }
+            | Self::CutShort { otherwise, .. } => otherwise.of_what_was_seen(),
             seen => seen,
         }
     }
@@ -198,9 +258,9 @@ impl Verdict {
             | Self::HeldByKernel { .. }
             | Self::Submounts { .. }
             | Self::NotVisible { .. } => Some(true),
-            Self::NotAllowed { otherwise, .. } | Self::CutShort { otherwise, .. } => {
-                otherwise.blocks_umount().filter(|&blocks| blocks)
-            }
+            Self::NotAllowed { otherwise, .. }
+            | Self::PartialView { otherwise, .. }
+            | Self::CutShort { otherwise, .. } => otherwise.blocks_umount().filter(|&blocks| blocks),
             Self::OnlyListed { .. }
             | Self::Outlives { .. }
             | Self::AliveElsewhere { .. }
@@ -219,6 +279,7 @@ impl Verdict {
             Self::Submounts { .. } => "submounts",
             Self::NotVisible { .. } => "not-visible",
             Self::NotAllowed { .. } => "not-allowed",
+            Self::PartialView { .. } => "partial-view",
             Self::CutShort { .. } => "cut-short",
             Self::OnlyListed { .. } => "only-listed",
             Self::Outlives { .. } => "outlives",
@@ -259,6 +320,9 @@ impl Verdict {
                 otherwise.line_so_far(),
                 counted(*processes, "process", "processes")
             ),
+            Self::PartialView { view, otherwise } => {
+                format!("{view}; {}", otherwise.line_so_far())
+            }
             Self::CutShort { cut, otherwise } => format!("{cut}; {}", otherwise.line_so_far()),
             Self::OnlyListed { namespaces } => format!(
                 "nothing blocks an unmount; {} listed with a copy, which is unmounted too",
@@ -312,7 +376,7 @@ impl Verdict {
             Self::HeldByKernel { holders } => holders.iter().map(advice_about_kernel).collect(),
             Self::Submounts { .. } => vec!["unmount these first, the innermost first".to_owned()],
             Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
-            Self::NotAllowed { otherwise, .. } => otherwise.advice(),
+            Self::NotAllowed { otherwise, .. } | Self::PartialView { otherwise, .. } => otherwise.advice(),
             Self::CutShort { otherwise, .. } => {
                 let mut advice = vec!["scan again with more time, by the option --deadline".to_owned()];
                 advice.extend(otherwise.advice());
@@ -323,11 +387,13 @@ impl Verdict {
                  alone"
                     .to_owned(),
             ],
-            Self::Outlives { .. } | Self::AliveElsewhere { .. } => vec![
-                "until these are gone, a new mount of the same upper layer finds it in use; rmdir of the mount \
-                 point detaches copies without a reference"
-                    .to_owned(),
-            ],
+            // What is left of a file system matters only if its layers are mounted again.
+            Self::Outlives { copies, .. } | Self::AliveElsewhere { copies, .. }
+                if copies.iter().any(|copy| copy.mount.fstype == "overlay") =>
+            {
+                vec!["until these are gone, a new mount of the same upper layer finds it in use".to_owned()]
+            }
+            Self::Outlives { .. } | Self::AliveElsewhere { .. } => Vec::new(),
             Self::NotMounted { .. } | Self::Free => Vec::new(),
         }
     }
@@ -355,6 +421,7 @@ fn advice_to_yourself(blocker: &Blocker) -> String {
     let held = blocker.kinds.iter().map(|kind| match kind {
         Kind::Cwd => "change its working directory first (chdir, or no WorkingDirectory= inside the mount)",
         Kind::Root => "leave that root directory first",
+        Kind::Call { .. } => "end the call that waits there first",
         Kind::Exe => "run a program from elsewhere",
         Kind::File { .. } | Kind::Mapping | Kind::Socket { .. } | Kind::RegisteredFile { .. } => {
             "close what it has open there first"
@@ -391,13 +458,27 @@ fn advice_about(blocker: &Blocker) -> String {
 fn advice_about_kernel(holder: &KernelHolder) -> String {
     use crate::report::KernelKind;
     match &holder.kind {
-        KernelKind::Loop(name) if holder.mounted_at.is_empty() => format!("losetup -d /dev/{name}"),
-        KernelKind::Loop(name) => format!(
-            "unmount {}, then losetup -d /dev/{name}",
-            joined(holder.mounted_at.iter().map(|at| shown(at)))
-        ),
+        KernelKind::Loop(name) => {
+            let mut steps = Vec::new();
+            if !holder.mounted_at.is_empty() {
+                steps.push(format!("unmount {}", joined(holder.mounted_at.iter().map(|at| shown(at)))));
+            }
+            steps.extend(holder.above.iter().map(|above| match above.starts_with("md") {
+                true => format!("mdadm --stop /dev/{}", printable(above)),
+                false => format!("dmsetup remove {}", printable(above)),
+            }));
+            steps.push(format!("losetup -d /dev/{name}"));
+            steps.join(", then ")
+        }
         KernelKind::Swap => format!("swapoff {}", shown(&holder.path)),
         KernelKind::BinfmtMisc(name) => format!("echo -1 > /proc/sys/fs/binfmt_misc/{}", printable(name)),
+        KernelKind::Uprobe(name) => {
+            format!("echo '-:{}' >> /sys/kernel/tracing/uprobe_events", printable(name))
+        }
+        KernelKind::NfsExport(client) => {
+            format!("exportfs -u '{}:{}', then exportfs -f", printable(client), shown(&holder.path))
+        }
+        KernelKind::LioFile(name) => format!("targetcli /backstores/fileio delete {}", printable(name)),
         KernelKind::OverlayLayer(at) => format!("unmount {}", shown(at)),
     }
 }
@@ -446,6 +527,7 @@ impl std::fmt::Display for Suspect {
         match carries {
             Carries::InFlight(count) => write!(f, "{count} descriptors in flight to socket")?,
             Carries::Registered(count) => write!(f, "{count} files registered with io_uring")?,
+            Carries::Events => write!(f, "unread events of fanotify group")?,
             Carries::Rest => return write!(f, "{pid} ({comm}), which is ending"),
         }
         if let Some(fd) = fd {

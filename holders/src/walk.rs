@@ -31,7 +31,7 @@ use rustix::io::Errno;
 use rustix::path::DecInt;
 
 use self::files::Files;
-pub(crate) use self::found::{Found, Link, MetNamespace, OnMount, Walk};
+pub(crate) use self::found::{CarrierKind, Found, Link, MetNamespace, OnMount, Walk};
 pub(crate) use self::keeper::socket_inode;
 use self::keeper::{Keeper, Mark, inode_in};
 use self::life::{Life, kernel_threads, life};
@@ -140,7 +140,7 @@ impl Walker<'_> {
             }
             is_alive = life == Life::Alive;
         }
-        self.keeper.walk.processes += 1;
+        self.keeper.walk.pids.push(pid);
         let program = self.keeper.allowed(program);
         let has_program = program.is_some();
         let mut first = None;
@@ -153,7 +153,11 @@ impl Walker<'_> {
             let has_directories = self.task(leader, (pid, pid), parts);
             first = (has_program || has_directories).then_some(pid);
         }
-        if self.keeper.wanted.networks && !self.keeper.denied {
+        self.note(leader, leader, (pid, pid), begin);
+        if !self.keeper.denied {
+            self.other_threads(leader, pid, Met { first, has_program, is_alive });
+        }
+        if self.keeper.wanted.networks && self.keeper.has_socket && !self.keeper.denied {
             let network = read_link(leader, c"ns/net", &mut room);
             let networks = &mut self.keeper.walk.networks;
             if let Some(inode) = network.ok().and_then(|shown| inode_in(shown, b"net:["))
@@ -162,10 +166,6 @@ impl Walker<'_> {
             {
                 networks.push((inode, pid));
             }
-        }
-        self.note(leader, leader, (pid, pid), begin);
-        if !self.keeper.denied {
-            self.other_threads(leader, pid, Met { first, has_program, is_alive });
         }
         self.keeper.walk.denied += usize::from(self.keeper.denied);
     }
@@ -186,6 +186,7 @@ impl Walker<'_> {
                     if self.keeper.is_over() {
                         break;
                     }
+                    self.keeper.walk.threads.push((pid, tid));
                     self.other_thread(leader, directory.as_fd(), (pid, tid), &mut met);
                 }
             }
@@ -200,7 +201,8 @@ impl Walker<'_> {
     /// Notes who it is, if something was found of it since `begin`.
     fn note(&mut self, leader: BorrowedFd<'_>, task: BorrowedFd<'_>, of: (u32, u32), begin: Mark) {
         let walk = &self.keeper.walk;
-        let has_ring = walk.carriers[begin.carriers..].iter().any(|carrier| carrier.is_ring);
+        let has_ring =
+            walk.carriers[begin.carriers..].iter().any(|carrier| carrier.kind == CarrierKind::Ring);
         let is_member = walk.members.len() > begin.members;
         let has_namespace = walk.namespace_files[begin.namespace_files..]
             .iter()

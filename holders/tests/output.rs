@@ -74,3 +74,12 @@ fn nor_does_it_panic_when_it_can_not_even_complain() {
     assert_eq!(ask(&["--no-such-option"], Stdio::null(), full()).status.code(), Some(2));
     assert_eq!(ask(&["--no-such-option"], Stdio::null(), unread()).status.code(), Some(2));
 }
+
+#[test]
+fn a_path_that_is_not_there_is_an_error() {
+    let output = ask(&["/no/such/mount"], Stdio::null(), Stdio::piped());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.starts_with("holders: /no/such/mount: No such file or directory"), "{stderr}");
+    assert_eq!(ask(&[""], Stdio::null(), Stdio::piped()).status.code(), Some(2));
+}

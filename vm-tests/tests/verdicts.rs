@@ -8,7 +8,8 @@ use holders::mountinfo::{self, Mount};
 use holders::namespace::MountNamespace;
 use holders::propagation::{Fate, Reason};
 use holders::report::{
-    Effect, Holder, KernelHolder, KernelKind, Kind, MountCopy, Phase, Reference, Relation, Report, Unseen,
+    Asked, Effect, Holder, KernelHolder, KernelKind, Kind, MountCopy, Phase, Reference, Relation, Report,
+    Unseen,
 };
 use vm_agent::recording::UmountCall;
 use vm_agent::recording::{
@@ -135,6 +136,7 @@ impl Situation {
             phase: Phase::Unknown,
             relation: held.relation,
             namespace: Some(other),
+            person: None,
             references: vec![Reference {
                 kind: Kind::Cwd,
                 path: MERGED.into(),
@@ -154,9 +156,11 @@ impl Situation {
             path: "/srv/merged/image".into(),
             effect: Effect::BlocksUmount,
             mounted_at: Vec::new(),
+            above: Vec::new(),
         };
         Report {
             path: MERGED.into(),
+            asked: Asked::MountPoint,
             namespace: own,
             devices: vec![merged.device],
             mount: Some(merged),
@@ -199,9 +203,9 @@ fn in_the_harness_words(verdict: &holders::Verdict) -> MountVerdict {
         holders::Verdict::OnlyListed { .. } => MountVerdict::OnlyListed,
         holders::Verdict::Free | holders::Verdict::NotMounted { .. } => MountVerdict::None,
         // The recorder is root, sees all processes, and has no deadline.
-        holders::Verdict::NotAllowed { otherwise, .. } | holders::Verdict::CutShort { otherwise, .. } => {
-            in_the_harness_words(otherwise)
-        }
+        holders::Verdict::NotAllowed { otherwise, .. }
+        | holders::Verdict::PartialView { otherwise, .. }
+        | holders::Verdict::CutShort { otherwise, .. } => in_the_harness_words(otherwise),
     }
 }
 

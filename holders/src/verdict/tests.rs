@@ -116,14 +116,22 @@ fn lines_for_a_person() {
         holder.references[0].kind = kind;
         Report { holders: vec![holder], ..mounted() }
     };
+    let above = vec!["group-volume".to_owned(), "crypt".to_owned()];
+    let below_a_volume = KernelHolder { above, ..loop_device(Effect::BlocksUmount) };
+    let mut of_ext4 = private_copy();
+    of_ext4.mount.fstype = "ext4".to_owned();
+    let on_ext4 = Report { copies: vec![of_ext4], ..mounted() };
     let lines: Vec<String> = [
         systemd(Kind::Socket { fd: 40 }),
+        Report { stacked: 1, ..on_ext4.clone() },
+        on_ext4,
         systemd(Kind::File { fd: 41 }),
         by(Relation::Other),
         by(Relation::Caller),
         by(Relation::Ancestor),
         Report { holders: vec![in_its_end], ..mounted() },
         Report { kernel_holders: vec![loop_device(Effect::BlocksUmount)], ..mounted() },
+        Report { kernel_holders: vec![below_a_volume], ..mounted() },
         Report {
             copies: vec![copy(Some(Fate::UnmountedAlong))],
             namespaces: vec![unit_namespace()],
@@ -148,7 +156,7 @@ fn lines_for_a_person() {
     .iter()
     .flat_map(|report| {
         let verdict = report.verdict();
-        let advice = verdict.advice().into_iter().map(|advice| format!("  - {advice}"));
+        let advice = report.advice().into_iter().map(|advice| format!("  - {advice}"));
         std::iter::once(verdict.line()).chain(advice).collect::<Vec<_>>()
     })
     .collect();

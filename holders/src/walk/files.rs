@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use rustix::path::DecInt;
 
-use super::found::{Carrier, Found, Link, NamespaceFile};
+use super::found::{Carrier, CarrierKind, Found, Link, NamespaceFile};
 use super::keeper::{Keeper, MOST_CARRIERS, socket_inode};
 use crate::kernel::InCommon;
 use crate::namespace;
@@ -38,6 +38,7 @@ impl Files {
             is_at_end = keeper.allowed(listed).unwrap_or(true);
             // The first that are listed are more already, if there are many.
             if count == 0 && fds.len() > MANY_FILES && keeper.has_been_seen(InCommon::Files, of, begin) {
+                keeper.has_socket = true;
                 break;
             }
             count += fds.len();
@@ -69,15 +70,20 @@ fn file(keeper: &mut Keeper<'_>, directory: BorrowedFd<'_>, (pid, tid): (u32, u3
         }
     } else if shown == b"anon_inode:[io_uring]" {
         if may_keep(keeper.walk.carriers.len()) {
-            keeper.walk.carriers.push(Carrier { pid, fd, is_ring: true });
+            keeper.walk.carriers.push(Carrier { pid, fd, kind: CarrierKind::Ring });
+        }
+    } else if keeper.wanted.carriers && shown == b"anon_inode:[fanotify]" {
+        if may_keep(keeper.walk.carriers.len()) {
+            keeper.walk.carriers.push(Carrier { pid, fd, kind: CarrierKind::Watch });
         }
     } else if let Some(inode) = socket_inode(shown) {
+        keeper.has_socket = true;
         if keeper.wanted.sockets.contains_key(&inode) {
             let (path, link) = (shown.to_vec(), Link::Socket(fd));
             keeper.keep(Found { pid, tid, link, path, mount: None });
         }
         if keeper.wanted.carriers && may_keep(keeper.walk.carriers.len()) {
-            keeper.walk.carriers.push(Carrier { pid, fd, is_ring: false });
+            keeper.walk.carriers.push(Carrier { pid, fd, kind: CarrierKind::Socket });
         }
     }
 }

@@ -23,8 +23,10 @@ pub(crate) struct Walk {
     pub(crate) members: Vec<(u32, u32)>,
     /// Processes that are ending: no thread has its memory any more, and one at least has not come to its end.
     pub(crate) ending: HashSet<u32>,
-    /// How many processes were scanned, kernel threads not counted.
-    pub(crate) processes: usize,
+    /// Which processes were scanned, kernel threads left out.
+    pub(crate) pids: Vec<u32>,
+    /// Their threads but for the first: process id, thread id.
+    pub(crate) threads: Vec<(u32, u32)>,
     /// How many of them the caller was not allowed to look at, wholly or in part.
     pub(crate) denied: usize,
     /// How many were not scanned, or not to their end, when the deadline had come; the kernel threads that are not
@@ -95,7 +97,16 @@ pub(crate) struct NamespaceFile {
 pub(crate) struct Carrier {
     pub(crate) pid: u32,
     pub(crate) fd: u32,
-    pub(crate) is_ring: bool,
+    pub(crate) kind: CarrierKind,
+}
+
+/// What a [`Carrier`] is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CarrierKind {
+    Socket,
+    Ring,
+    /// A fanotify group.
+    Watch,
 }
 
 impl Walk {

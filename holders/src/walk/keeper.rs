@@ -8,7 +8,7 @@ use std::time::Instant;
 use rustix::fs::{AtFlags, StatxFlags};
 use rustix::io::Errno;
 
-use super::found::{Carrier, Found, Link, NamespaceFile, OnMount, Walk};
+use super::found::{Carrier, CarrierKind, Found, Link, NamespaceFile, OnMount, Walk};
 use super::wanted::Wanted;
 use crate::kernel::{self, InCommon};
 use crate::mount::Device;
@@ -48,6 +48,8 @@ pub(super) struct Keeper<'a> {
     pub(super) has_kcmp: bool,
     /// Something of the process that is looked at may not be.
     pub(super) denied: bool,
+    /// The process that is looked at has a socket, or may have.
+    pub(super) has_socket: bool,
 }
 
 /// The mappings or descriptors of a task, which tasks may share however many they are.
@@ -85,12 +87,14 @@ impl<'a> Keeper<'a> {
             tables: Vec::new(),
             has_kcmp: true,
             denied: false,
+            has_socket: false,
         }
     }
 
     /// To be said before the links of the next process.
     pub(super) fn begin_process(&mut self) {
         self.denied = false;
+        self.has_socket = false;
         self.kept.clear();
     }
 
@@ -196,7 +200,8 @@ impl<'a> Keeper<'a> {
             self.tables.remove(oldest);
         }
         let namespace_files = self.walk.namespace_files[begin.namespace_files..].iter();
-        let rings = self.walk.carriers[begin.carriers..].iter().filter(|carrier| carrier.is_ring);
+        let rings =
+            self.walk.carriers[begin.carriers..].iter().filter(|carrier| carrier.kind == CarrierKind::Ring);
         self.tables.push(SeenTable {
             what,
             task,

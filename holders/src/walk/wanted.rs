@@ -23,7 +23,7 @@ pub(crate) struct Wanted {
     /// Also keep links, whatever they show, that lie on one of `devices`: those of a mount that was detached
     /// show a path from its own root. Costs a statx for every link.
     pub(crate) detached: bool,
-    /// Keep all sockets and io_uring instances, in [`super::Walk::carriers`].
+    /// Keep all sockets, io_uring instances and fanotify groups, in [`super::Walk::carriers`].
     pub(crate) carriers: bool,
     /// What to say in [`super::Walk::tasks`] of who has a link that is kept, or a ring, or is a member.
     pub(crate) detail: Detail,

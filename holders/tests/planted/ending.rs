@@ -61,6 +61,21 @@ pub(crate) fn hangs_with_a_file(stage: &Stage) -> Result<()> {
     })
 }
 
+/// A process that waits in stat(2) for a FUSE server that does not answer.
+pub(crate) fn waits_for_a_server(stage: &Stage) -> Result<()> {
+    let (server, pid) = Server::start(stage, "stat")?;
+    let at = stage.base.join("fuse");
+    let umount = || rustix::mount::unmount(&at, rustix::mount::UnmountFlags::NOFOLLOW);
+    assert_eq!(umount(), Err(Errno::BUSY));
+    let report = Query::new(&at).run()?;
+    let blockers = report.blockers();
+    // The server has its own end of the connection open, which is no reference to the mount.
+    assert_eq!(blockers.iter().map(|blocker| blocker.pid).collect::<Vec<_>>(), [pid], "{report:#?}");
+    assert!(blockers[0].to_string().ends_with(": statx under way"), "{}", blockers[0]);
+    drop(server);
+    Ok(umount()?)
+}
+
 fn in_its_end(stage: &Stage, what: &str, is_right: impl Fn(&Report, u32) -> Result<()>) -> Result<()> {
     stage.mount()?;
     let (server, pid) = Server::start(stage, what)?;
@@ -128,6 +143,7 @@ pub(crate) fn be(words: &[&str]) -> Option<Result<()>> {
         ["process", merged, file] => end_in(merged, file),
         ["file", merged, file] => end_behind(merged, file),
         ["thread", merged, file] => end_as_a_thread(merged, file),
+        ["stat", _, file] => std::fs::metadata(file).map(drop).map_err(Into::into),
         ["heavy", merged, mib, threads] => be_heavy(merged, mib, threads),
         _ => return None,
     })
@@ -200,13 +216,9 @@ fn serve(what: &str, base: &Path, merged: &Path) -> Result<()> {
         let (opcode, unique) = (number(4), &request[8..16]);
         assert!(length >= 40, "a request of {length} bytes");
         let mut answer = match opcode {
-            FUSE_INIT => {
-                let mut init = vec![0; 64];
-                init[..4].copy_from_slice(&7_u32.to_ne_bytes());
-                init[4..8].copy_from_slice(&31_u32.to_ne_bytes());
-                init[20..24].copy_from_slice(&4096_u32.to_ne_bytes());
-                init
-            }
+            FUSE_INIT => init(),
+            // Of the server that never answers, whoever asks for what it is.
+            FUSE_GETATTR if what == "stat" => break,
             FUSE_GETATTR => {
                 let mut attributes = vec![0; 104];
                 attributes[16..24].copy_from_slice(&1_u64.to_ne_bytes());
@@ -236,6 +248,14 @@ fn serve(what: &str, base: &Path, merged: &Path) -> Result<()> {
     drop(device);
     child.wait()?;
     Ok(())
+}
+
+fn init() -> Vec<u8> {
+    let mut init = vec![0; 64];
+    init[..4].copy_from_slice(&7_u32.to_ne_bytes());
+    init[4..8].copy_from_slice(&31_u32.to_ne_bytes());
+    init[20..24].copy_from_slice(&4096_u32.to_ne_bytes());
+    init
 }
 
 const FUSE_FORGET: u32 = 2;

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use holders::report::KernelKind;
@@ -94,19 +94,28 @@ fn nothing_blocks(stage: &Stage) -> Result<()> {
 }
 
 /// A small ext4, unmounted when dropped.
-struct Ext4<'a> {
+pub(crate) struct Ext4<'a> {
     at: &'a Path,
-    _device: Loop,
+    device: Option<Loop>,
 }
 
 impl<'a> Ext4<'a> {
-    fn mounted(stage: &Stage, image: &str, at: &'a Path) -> Result<Self> {
+    pub(crate) fn mounted(stage: &Stage, image: &str, at: &'a Path) -> Result<Self> {
         let image = stage.base.join(image);
         File::create_new(&image)?.set_len(16 << 20)?;
         make_ext4(&image)?;
         let device = Loop::on(&image)?;
         rustix::mount::mount(format!("/dev/loop{}", device.1), at, "ext4", MountFlags::empty(), None)?;
-        Ok(Self { at, _device: device })
+        Ok(Self { at, device: Some(device) })
+    }
+
+    pub(crate) fn device(&self) -> PathBuf {
+        format!("/dev/loop{}", self.device.as_ref().map_or(-1, |device| device.1)).into()
+    }
+
+    /// The device alone.
+    pub(crate) fn unmounted(mut self) -> Option<Loop> {
+        self.device.take()
     }
 }
 

@@ -5,15 +5,19 @@
 //! without, the trials are ignored and the reason is printed.
 
 mod bounds;
+mod calls;
 #[path = "../../examples/fixture/cases.rs"]
 mod cases;
 mod ending;
 mod innocent;
+mod kernel;
+mod names;
 mod sharing;
 mod sockets;
 #[path = "../../examples/fixture/stage.rs"]
 mod stage;
 mod victim;
+mod view;
 
 use std::error::Error;
 use std::io::{BufRead as _, BufReader};
@@ -54,6 +58,7 @@ fn main() -> ExitCode {
     trials.push(Trial::test("underlying", || on_a_stage(underlying)));
     trials.push(Trial::test("self", || on_a_stage(held_by_the_caller)));
     trials.push(Trial::test("ancestor", || on_a_stage(held_by_an_ancestor)));
+    trials.push(Trial::test("told-to-a-person", || on_a_stage(told_to_a_person)));
     trials.push(Trial::test("stacked", || on_a_stage(stacked)));
     trials.push(Trial::test("the-observer-holds-nothing", || on_a_stage(the_observer_holds_nothing)));
     trials.push(Trial::test("the-observer-leaves-no-trace", || on_a_stage(the_observer_leaves_no_trace)));
@@ -77,10 +82,23 @@ fn main() -> ExitCode {
     trials.push(Trial::test("loop-older", || on_a_stage(innocent::older_loop)));
     trials.push(Trial::test("layer-older", || on_a_stage(innocent::older_layer)));
     trials.push(Trial::test("copy-as-root", || on_a_stage(innocent::copy_as_root)));
+    trials.push(Trial::test("by-layer", || on_a_stage(names::layer)));
+    trials.push(Trial::test("fanotify-unread", || on_a_stage(kernel::fanotify)));
+    for how in ["fifo", "fifo-at"] {
+        trials.push(Trial::test(how, move || on_a_stage(move |stage| calls::fifo(stage, how))));
+    }
+    trials.push(Trial::test("fifo-older", || on_a_stage(calls::older_fifo)));
+    trials.push(Trial::test("pid-namespace", || on_a_stage(view::pid_namespace)));
+    trials.push(Trial::test("pid-namespace-with-the-whole-proc", || {
+        on_a_stage(view::pid_namespace_with_the_whole_proc)
+    }));
+    trials.push(Trial::test("hidden-processes", || on_a_stage(view::hidden)));
+    trials.push(Trial::test("root-without-ptrace", || on_a_stage(view::unprivileged_root)));
     let mut trials: Vec<_> = trials.into_iter().map(|trial| trial.with_ignored_flag(!is_root)).collect();
     let hanging = [
         Trial::test("hangs-in-its-end", || on_a_stage(ending::hangs)),
         Trial::test("hangs-in-its-end-as-a-thread", || on_a_stage(ending::hangs_as_a_thread)),
+        Trial::test("waits-for-a-server", || on_a_stage(ending::waits_for_a_server)),
         Trial::test("hangs-in-its-end-with-a-file", || on_a_stage(ending::hangs_with_a_file)),
     ];
     let has_cgroups = is_root && cgroup_root().is_ok_and(|root| root.is_some());
@@ -89,11 +107,18 @@ fn main() -> ExitCode {
     }
     let watch_a_unit = Trial::test("watch-a-unit", || on_a_stage(watch_a_unit));
     trials.push(watch_a_unit.with_ignored_flag(!has_cgroups));
-    let can_swap = is_root && innocent::has_ext4();
-    if is_root && !can_swap {
-        println!("skipped: no mkfs.ext4 to make a file system that can be swapped to");
+    let has_ext4 = is_root && innocent::has_ext4();
+    if is_root && !has_ext4 {
+        println!("skipped: no mkfs.ext4 to make a file system on a device");
     }
-    trials.push(Trial::test("swap", || on_a_stage(innocent::swap)).with_ignored_flag(!can_swap));
+    let by_device = Trial::test("by-block-device", || on_a_stage(names::block_device));
+    trials.push(by_device.with_ignored_flag(!has_ext4));
+    trials.push(Trial::test("swap", || on_a_stage(innocent::swap)).with_ignored_flag(!has_ext4));
+    let can_probe = is_root && kernel::uprobe_events().is_some();
+    if is_root && !can_probe {
+        println!("skipped: no tracefs to plant a uprobe by");
+    }
+    trials.push(Trial::test("uprobe", || on_a_stage(kernel::uprobe)).with_ignored_flag(!can_probe));
     let can_hang = is_root && ending::has_fuse();
     if is_root && !can_hang {
         println!("skipped: no /dev/fuse to stop a process in its end");
@@ -129,7 +154,9 @@ fn on_a_stage(
 /// The verdict on what can be seen: a sandbox may have a process that not even root may inspect.
 fn seen(report: &Report) -> Verdict {
     match report.verdict() {
-        Verdict::NotAllowed { otherwise, .. } => *otherwise,
+        Verdict::NotAllowed { .. } | Verdict::PartialView { .. } => {
+            report.verdict().of_what_was_seen().clone()
+        }
         verdict => verdict,
     }
 }
@@ -233,9 +260,28 @@ fn held_by_an_ancestor(stage: &Stage) -> Result<(), Box<dyn Error>> {
     // The verdict of a child whose parent holds: asked by this program's own copy of the command.
     stage.mount()?;
     let _directory = Cwd::enter(&stage.merged)?;
-    let verdict = ask_the_command(&stage.merged)?;
+    let verdict = ask_the_command(&[&stage.merged])?;
     assert!(verdict.contains("held by yourself"), "{verdict}");
     assert!(verdict.contains("started this process"), "{verdict}");
+    Ok(())
+}
+
+/// What somebody at a terminal is told of a holder; what is harmless is left out.
+fn told_to_a_person(stage: &Stage) -> Result<(), Box<dyn Error>> {
+    let _harmless = stage.plant("cwd")?;
+    stage.mount()?;
+    let planter = stage.plant("cwd")?;
+    let told = ask_the_command(&[&stage.merged])?;
+    let command = format!(
+        "fixture cwd {} (working directory), pid {} of root for ",
+        stage.merged.display(),
+        planter.holder
+    );
+    assert!(told.lines().any(|line| line.starts_with("  - ") && line.contains(&command)), "{told}");
+    assert!(
+        told.contains("\n1 more with the same path on another mount") && !told.contains(": harmless"),
+        "{told}"
+    );
     Ok(())
 }
 
@@ -257,7 +303,7 @@ fn the_observer_leaves_no_trace(stage: &Stage) -> Result<(), Box<dyn Error>> {
     ] {
         assert!(query.run()?.mount.is_some());
     }
-    ask_the_command(&stage.merged)?;
+    ask_the_command(&[&stage.merged])?;
     assert_eq!(expire(), Ok(()), "the diagnosis has touched the mount");
     Ok(())
 }
@@ -458,8 +504,8 @@ impl Drop for Cwd {
 }
 
 #[expect(clippy::disallowed_methods, reason = "the command under test; waited for")]
-fn ask_the_command(merged: &Path) -> Result<String, Box<dyn Error>> {
-    let output = Command::new(env!("CARGO_BIN_EXE_holders")).arg(merged).stdin(Stdio::null()).output()?;
+fn ask_the_command(args: &[&Path]) -> Result<String, Box<dyn Error>> {
+    let output = Command::new(env!("CARGO_BIN_EXE_holders")).args(args).stdin(Stdio::null()).output()?;
     Ok(String::from_utf8(output.stdout)?)
 }
 
