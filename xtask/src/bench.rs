@@ -22,7 +22,6 @@ use vm_tests::cache::{self, Lock};
 use vm_tests::host::accel::{Clock, Wish};
 use vm_tests::host::process::{self, Program, Sink};
 use vm_tests::host::signals::Interrupted;
-use vm_tests::host::tools;
 use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::run::guest::Guest;
@@ -33,7 +32,7 @@ use vm_tests::workspace::Workspace;
 use xshell::{Shell, cmd};
 
 use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SIDE_BY_SIDE, What, runs};
-use rows::{boot_rows, channel_rows, cpu, line, load, peers, restore_rows, spread_rows, target, word};
+use rows::{boot_rows, channel_rows, cpu, line, load, restore_rows, spread_rows, target, word};
 
 use crate::exit::{FAILED, PASSED};
 use crate::left4me;
@@ -45,7 +44,7 @@ const SCENARIO: &str = "5eac51a";
 const SUITE: [&str; 4] = ["--cycles", "10", "5eac51a", "936c8bb"];
 /// What bounds a run of the scenario.
 const RUN: Bounds = Bounds { cycles: Some(CYCLES), deadline_secs: 900 };
-/// The longest a whole `vm-test`, or a peer's job, may take.
+/// The longest a whole `vm-test` may take.
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(1800);
 /// How long `vm-test` may take to end its machines after an interrupt.
 const STOP_GRACE: Duration = Duration::from_secs(40);
@@ -211,10 +210,6 @@ impl Bench {
         }
         if self.wants(What::Suite) {
             self.suite().await.context("measure suite")?;
-            self.show()?;
-        }
-        if self.wants(What::Peers) {
-            self.peers().await.context("measure peers")?;
             self.show()?;
         }
         Ok(())
@@ -460,50 +455,6 @@ impl Bench {
                 Err(Interrupted::default().into())
             }
         }
-    }
-
-    /// `true` on a machine of ours and of each peer's, by turns.
-    async fn peers(&mut self) -> Result<()> {
-        let ours = self.clocks.first().map(Arc::clone).context("a clock")?;
-        let directory = self.machines("peers");
-        for (name, argv) in peers(&ours) {
-            if tools::which(name).is_none() {
-                self.report.notes.push(format!("peers: {name} is not on PATH: not measured"));
-                continue;
-            }
-            eprintln!("peers: {name}");
-            let (mut own, mut peer) = (Samples::default(), Samples::default());
-            let mut refused = None;
-            for _ in 0..self.counts.machines {
-                let wall = bench::one_true(&ours, &directory, self.cancel.clone()).await?;
-                own.0.push(wall.as_secs_f64());
-                let begun = Instant::now();
-                let log = self.results.join(format!("{name}.log"));
-                let file =
-                    std::fs::File::create(&log).with_context(|| format!("create {}", log.display()))?;
-                let both = file.try_clone().with_context(|| format!("open {}", log.display()))?;
-                let program =
-                    Program::new(name).args(&argv).stdout(Sink::File(file)).stderr(Sink::File(both));
-                let status = self.ended(program).await?;
-                peer.0.push(begun.elapsed().as_secs_f64());
-                if !status.success() {
-                    let why = process::describe(status);
-                    refused = Some(format!("peers: {name}: {why}, see {}", log.display()));
-                    break;
-                }
-            }
-            if let Some(refused) = refused {
-                self.report.notes.push(refused);
-                continue;
-            }
-            let ratio = own.over(&peer);
-            self.report.rows.extend([
-                Row::new("peers", format!("{name}: true on a machine"), Unit::Seconds, peer),
-                Row::new("peers", format!("ours, {}: the same", ours.base.clock), Unit::Seconds, own),
-                Row::new("peers", format!("ours / {name}"), Unit::Ratio, ratio),
-            ]);
-        }
-        cache::remove_tree(&directory)
     }
 
     /// Where a measurement's machines have their logs; removed when it is done, left when it fails.

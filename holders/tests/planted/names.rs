@@ -47,6 +47,9 @@ pub(crate) fn block_device(stage: &Stage) -> Result<()> {
     assert!(told.contains(&format!(": in use: used by process {}", std::process::id())), "{told}");
     drop((open, device));
     let told = ask_the_command(&[&path])?;
-    assert!(told.contains("no inspected process refers to it") || told.contains("nothing is left of"), "{told}");
+    assert!(
+        told.contains("no inspected process refers to it") || told.contains("nothing is left of"),
+        "{told}"
+    );
     Ok(())
 }

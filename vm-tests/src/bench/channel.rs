@@ -1,7 +1,7 @@
 //! What requests to a guest take, and what its time costs the host.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 
@@ -120,16 +120,4 @@ pub async fn idle(guest: &Guest, rounds: usize, directory: &Path, cancel: Cancel
     }
     .await;
     machine.finish(measured).await
-}
-
-/// Restores a machine, runs `true` in it and ends it: the whole of the job, with the machine's end.
-///
-/// # Errors
-/// As [`Machine::race`].
-pub async fn one_true(guest: &Guest, directory: &Path, cancel: Cancel) -> Result<Duration> {
-    let begun = Instant::now();
-    let mut machine = restored(guest, directory, cancel).await?;
-    let ran = text(&mut machine, &["true"]).await;
-    machine.finish(ran).await?;
-    Ok(begun.elapsed())
 }

@@ -35,7 +35,7 @@ enum Sign {
     File(&'static [&'static str]),
 }
 
-/// One thing that has to be installed, and how distributions call it.
+/// One thing that has to be installed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tool {
     sign: Sign,
@@ -44,10 +44,8 @@ pub struct Tool {
     /// When it is needed.
     pub need: Need,
     only: Only,
-    debian: &'static str,
-    fedora: &'static str,
-    arch: &'static str,
-    nix: &'static str,
+    /// The Debian package that has it.
+    pub package: &'static str,
     /// The argument that makes it print its version.
     version_arg: &'static str,
 }
@@ -68,18 +66,6 @@ impl Tool {
             Sign::File(paths) => paths[0],
         }
     }
-
-    /// The package that has it, in the words of a distribution.
-    #[must_use]
-    pub fn package(&self, distro: &Distro) -> &'static str {
-        match distro {
-            Distro::Debian => self.debian,
-            Distro::Fedora => self.fedora,
-            Distro::Arch => self.arch,
-            Distro::Nix => self.nix,
-            Distro::Other => self.debian,
-        }
-    }
 }
 
 /// All tools, in the order in which `doctor` shows them.
@@ -89,10 +75,7 @@ pub const TOOLS: &[Tool] = &[
         purpose: "runs the guests",
         need: Need::Machine,
         only: Only::All,
-        debian: "qemu-system-x86",
-        fedora: "qemu-system-x86-core",
-        arch: "qemu-system-x86",
-        nix: "qemu",
+        package: "qemu-system-x86",
         version_arg: "--version",
     },
     Tool {
@@ -100,10 +83,7 @@ pub const TOOLS: &[Tool] = &[
         purpose: "builds a guest's root from Debian packages",
         need: Need::Image,
         only: Only::All,
-        debian: "mmdebstrap",
-        fedora: "mmdebstrap",
-        arch: "mmdebstrap",
-        nix: "mmdebstrap",
+        package: "mmdebstrap",
         version_arg: "--version",
     },
     Tool {
@@ -111,10 +91,7 @@ pub const TOOLS: &[Tool] = &[
         purpose: "packs the root as a squashfs",
         need: Need::Image,
         only: Only::All,
-        debian: "squashfs-tools",
-        fedora: "squashfs-tools",
-        arch: "squashfs-tools",
-        nix: "squashfsTools",
+        package: "squashfs-tools",
         version_arg: "-version",
     },
     Tool {
@@ -122,10 +99,7 @@ pub const TOOLS: &[Tool] = &[
         purpose: "gives a user the ids that a root file system needs",
         need: Need::Image,
         only: Only::NotRoot,
-        debian: "uidmap",
-        fedora: "shadow-utils",
-        arch: "shadow",
-        nix: "shadow",
+        package: "uidmap",
         version_arg: "",
     },
     Tool {
@@ -137,38 +111,26 @@ pub const TOOLS: &[Tool] = &[
         purpose: "proves that packages are Debian's",
         need: Need::Image,
         only: Only::All,
-        debian: "debian-archive-keyring",
-        fedora: "debian-keyring",
-        arch: "debian-archive-keyring",
-        nix: "debian-archive-keyring",
+        package: "debian-archive-keyring",
         version_arg: "",
     },
     Tool {
-        // Fedora keeps it in lib64, Arch in lib. Nix has no fixed place: there the linker says.
+        // Where Debian, Fedora and Arch have it.
         sign: Sign::File(&["/usr/lib/x86_64-linux-gnu/libc.a", "/usr/lib64/libc.a", "/usr/lib/libc.a"]),
         purpose: "makes guest binaries static",
         need: Need::GuestBinaries,
         only: Only::All,
-        debian: "libc6-dev",
-        fedora: "glibc-static",
-        arch: "glibc",
-        nix: "glibc.static",
+        package: "libc6-dev",
         version_arg: "",
     },
 ];
 
-/// A family of distributions that share package names.
+/// Whose package manager there is. Commands that nobody has tried are not printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Distro {
     /// Debian, Ubuntu and what descends from them.
     Debian,
-    /// Fedora and what descends from it.
-    Fedora,
-    /// Arch Linux and what descends from it.
-    Arch,
-    /// NixOS.
-    Nix,
-    /// None that we know package names of.
+    /// Another one.
     Other,
 }
 
@@ -192,9 +154,6 @@ impl Distro {
         let ids = format!("{} {}", field("ID"), field("ID_LIKE"));
         let family = ids.split_whitespace().find_map(|id| match id {
             "debian" | "ubuntu" => Some(Self::Debian),
-            "fedora" | "rhel" | "centos" => Some(Self::Fedora),
-            "arch" => Some(Self::Arch),
-            "nixos" => Some(Self::Nix),
             _ => None,
         });
         family.unwrap_or(Self::Other)
@@ -206,9 +165,6 @@ impl Distro {
         let packages = packages.join(" ");
         match self {
             Self::Debian => format!("apt-get install -y --no-install-recommends {packages}"),
-            Self::Fedora => format!("dnf install {packages}"),
-            Self::Arch => format!("pacman -S {packages}"),
-            Self::Nix => format!("nix-shell -p {packages}"),
             Self::Other => format!("install what Debian calls: {packages}"),
         }
     }
@@ -217,9 +173,8 @@ impl Distro {
     fn command_to_type(self, packages: &[&str]) -> String {
         let command = self.install_command(packages);
         match self {
-            Self::Nix | Self::Other => command,
-            _ if rustix::process::geteuid().is_root() => command,
-            _ => format!("sudo {command}"),
+            Self::Debian if !rustix::process::geteuid().is_root() => format!("sudo {command}"),
+            Self::Debian | Self::Other => command,
         }
     }
 }
@@ -241,7 +196,7 @@ fn hint(program: &str) -> Option<String> {
     let name = Path::new(program).file_name()?.to_str()?;
     let tool = TOOLS.iter().find(|tool| matches!(tool.sign, Sign::Program(known) if known == name))?;
     let distro = Distro::of_host();
-    Some(distro.command_to_type(&[tool.package(&distro)]))
+    Some(distro.command_to_type(&[tool.package]))
 }
 
 /// A tool and where it was found.
@@ -303,7 +258,7 @@ pub async fn version(found: &Found) -> anyhow::Result<Option<String>> {
 #[must_use]
 pub fn missing(found: &[Found], distro: Distro) -> Option<Missing> {
     let mut packages: Vec<_> =
-        found.iter().filter(|one| one.path.is_none()).map(|one| one.tool.package(&distro)).collect();
+        found.iter().filter(|one| one.path.is_none()).map(|one| one.tool.package).collect();
     packages.dedup();
     let names = found.iter().filter(|one| one.path.is_none()).map(|one| one.tool.name()).collect();
     (!packages.is_empty()).then(|| Missing { names, command: distro.command_to_type(&packages), packages })
@@ -392,10 +347,7 @@ mod tests {
             ("ID=debian\nVERSION_ID=12", Distro::Debian),
             ("NAME=\"Ubuntu\"\nID=ubuntu\nID_LIKE=debian", Distro::Debian),
             ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"", Distro::Debian),
-            ("ID='fedora'", Distro::Fedora),
-            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"", Distro::Fedora),
-            ("ID=nixos", Distro::Nix),
-            ("ID=manjaro\nID_LIKE=arch", Distro::Arch),
+            ("ID='fedora'", Distro::Other),
             ("BUILD_ID=debian\nID=alpine", Distro::Other),
             ("", Distro::Other),
         ];

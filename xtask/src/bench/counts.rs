@@ -42,8 +42,6 @@ pub(super) enum What {
     Purge,
     /// The whole of `cargo xtask vm-test`, everything cached
     Suite,
-    /// Other tools that boot machines, where they are installed
-    Peers,
     /// Accuracy of holders, fuser, lsof and lsns for a mount that is held in 61 ways; cost of a scan; latency of the
     /// watch. On each --image; only if named
     Holders,

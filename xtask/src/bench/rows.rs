@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use vm_tests::bench::{self, Boot, Channel, Row, Samples, Unit};
-use vm_tests::host::accel::{Accel, Clock};
+use vm_tests::host::accel::Clock;
 use vm_tests::run::guest::Guest;
 
 use super::counts::SIDE_BY_SIDE;
@@ -127,19 +127,6 @@ pub(super) fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Ro
         rows.push(row(format!("cycle {number}: distinct values to the ns, of {n}"), Unit::Count, distinct));
     }
     Ok(rows)
-}
-
-/// Other tools, and how they are asked for the same: `true` on a machine with our kernel.
-pub(super) fn peers(ours: &Guest) -> [(&'static str, Vec<String>); 2] {
-    let kernel = ours.base.kernel.display().to_string();
-    let memory = format!("{}M", ours.base.memory_mib);
-    // Without it vng is silent about what went wrong.
-    let mut vng =
-        ["--verbose", "--run", &kernel, "--memory", &memory, "--exec", "true"].map(str::to_owned).to_vec();
-    if ours.base.accel == Accel::Tcg {
-        vng.push("--disable-kvm".to_owned());
-    }
-    [("vng", vng), ("vmtest", ["--kernel", &kernel, "true"].map(str::to_owned).to_vec())]
 }
 
 pub(super) fn word(clock: Clock) -> &'static str {
