@@ -1,6 +1,5 @@
 //! The signals by which a user ends us.
 
-use std::fmt;
 use std::io::{self};
 
 use nix::sys::signal::Signal;
@@ -38,7 +37,8 @@ impl Interrupts {
 }
 
 /// We were told to stop, and did, with everything that was under way cleaned up.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, thiserror::Error)]
+#[error("interrupted{}", signal.map(|signal| format!(" by {signal}")).unwrap_or_default())]
 pub struct Interrupted {
     /// By which signal; `None` where another part of the program heard it.
     pub signal: Option<Signal>,
@@ -51,14 +51,3 @@ impl Interrupted {
         Self { signal: Some(signal) }
     }
 }
-
-impl fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.signal {
-            Some(signal) => write!(f, "interrupted by {signal}"),
-            None => write!(f, "interrupted"),
-        }
-    }
-}
-
-impl std::error::Error for Interrupted {}

@@ -15,11 +15,16 @@ use vm_agent::wire::{
 };
 
 /// Why the guest has no answer.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum GuestError {
     /// The channel is closed: the machine is gone.
+    #[error("the channel to the guest is closed")]
     Closed,
     /// The agent speaks another protocol number.
+    #[error(
+        "the guest's agent speaks protocol {guest}, this harness {host}: the {} is older, rebuild it",
+        if guest < host { "agent" } else { "harness" }
+    )]
     Protocol {
         /// The host's.
         host: u32,
@@ -27,36 +32,14 @@ pub enum GuestError {
         guest: u32,
     },
     /// The agent refused or failed; its own words.
+    #[error("guest: {0}")]
     Failed(String),
     /// An answer of the wrong kind: a bug.
+    #[error("unexpected answer from the guest: {0}")]
     Unexpected(String),
     /// A file of the host could not be read.
-    Host(std::io::Error, std::path::PathBuf),
-}
-
-impl std::fmt::Display for GuestError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Closed => write!(f, "the channel to the guest is closed"),
-            Self::Protocol { host, guest } => write!(
-                f,
-                "the guest's agent speaks protocol {guest}, this harness {host}: the {} is older, rebuild it",
-                if guest < host { "agent" } else { "harness" }
-            ),
-            Self::Failed(text) => write!(f, "guest: {text}"),
-            Self::Unexpected(text) => write!(f, "unexpected answer from the guest: {text}"),
-            Self::Host(_, path) => write!(f, "read {}", path.display()),
-        }
-    }
-}
-
-impl std::error::Error for GuestError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Host(error, _) => Some(error),
-            _ => None,
-        }
-    }
+    #[error("read {}", .1.display())]
+    Host(#[source] std::io::Error, std::path::PathBuf),
 }
 
 /// What a command of the guest left.

@@ -49,9 +49,10 @@ pub const QEMU: &str = "QEMU";
 pub type Cancel = CancellationToken;
 
 /// How a machine ended before it was asked to, or what it failed to do.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// QEMU's process ended by itself.
+    #[error("QEMU died: {status}{}", quoted("its stderr", stderr))]
     QemuExited {
         /// Its status in words.
         status: String,
@@ -59,11 +60,13 @@ pub enum MachineError {
         stderr: String,
     },
     /// The guest's kernel panicked.
+    #[error("the guest's kernel panicked{}", quoted("console", console))]
     Panicked {
         /// The last lines of the serial console.
         console: String,
     },
     /// The guest shut down or reset itself.
+    #[error("the guest shut down ({reason}){}", quoted("console", console))]
     ShutDown {
         /// QEMU's word for why.
         reason: String,
@@ -71,6 +74,7 @@ pub enum MachineError {
         console: String,
     },
     /// A deadline passed.
+    #[error("{who} never answered: waited {:.1} s for {waiting_for}{}", after.as_secs_f64(), quoted("console", console))]
     Silent {
         /// Who was waited for: [`GUEST`] or [`QEMU`].
         who: &'static str,
@@ -82,59 +86,14 @@ pub enum MachineError {
         console: String,
     },
     /// The user interrupted.
-    Interrupted(Interrupted),
+    #[error("the machine was ended")]
+    Interrupted(#[source] Interrupted),
     /// The agent refused or failed.
-    Guest(GuestError),
+    #[error("the guest's agent")]
+    Guest(#[from] GuestError),
     /// QEMU refused a command.
-    Qmp(QmpError),
-}
-
-impl std::fmt::Display for MachineError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::QemuExited { status, stderr } => {
-                write!(f, "QEMU died: {status}{}", quoted("its stderr", stderr))
-            }
-            Self::Panicked { console } => {
-                write!(f, "the guest's kernel panicked{}", quoted("console", console))
-            }
-            Self::ShutDown { reason, console } => {
-                write!(f, "the guest shut down ({reason}){}", quoted("console", console))
-            }
-            Self::Silent { who, waiting_for, after, console } => write!(
-                f,
-                "{who} never answered: waited {:.1} s for {waiting_for}{}",
-                after.as_secs_f64(),
-                quoted("console", console)
-            ),
-            Self::Interrupted(_) => write!(f, "the machine was ended"),
-            Self::Guest(_) => write!(f, "the guest's agent"),
-            Self::Qmp(_) => write!(f, "the machine's monitor"),
-        }
-    }
-}
-
-impl std::error::Error for MachineError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Interrupted(interrupted) => Some(interrupted),
-            Self::Guest(error) => Some(error),
-            Self::Qmp(error) => Some(error),
-            _ => None,
-        }
-    }
-}
-
-impl From<QmpError> for MachineError {
-    fn from(error: QmpError) -> Self {
-        Self::Qmp(error)
-    }
-}
-
-impl From<GuestError> for MachineError {
-    fn from(error: GuestError) -> Self {
-        Self::Guest(error)
-    }
+    #[error("the machine's monitor")]
+    Qmp(#[from] QmpError),
 }
 
 fn quoted(what: &str, text: &str) -> String {

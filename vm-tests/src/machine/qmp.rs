@@ -18,11 +18,13 @@ use tokio::net::unix::OwnedWriteHalf;
 use tokio::sync::{mpsc, oneshot};
 
 /// Why a QMP command has no result.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum QmpError {
     /// QEMU closed the socket, which it does when it ends.
+    #[error("QMP: QEMU closed the socket")]
     Closed,
     /// QEMU refused the command: its class (`GenericError`, `CommandNotFound`) and its own words.
+    #[error("QMP {command}: {description} ({class})")]
     Refused {
         /// The command.
         command: String,
@@ -32,22 +34,9 @@ pub enum QmpError {
         description: String,
     },
     /// What came is not QMP.
+    #[error("QMP: {0}")]
     Protocol(String),
 }
-
-impl std::fmt::Display for QmpError {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Closed => write!(f, "QMP: QEMU closed the socket"),
-            Self::Refused { command, class, description } => {
-                write!(f, "QMP {command}: {description} ({class})")
-            }
-            Self::Protocol(text) => write!(f, "QMP: {text}"),
-        }
-    }
-}
-
-impl std::error::Error for QmpError {}
 
 /// An event of QEMU's, such as `GUEST_PANICKED` or `SHUTDOWN`.
 #[derive(Debug, Clone, PartialEq)]

@@ -39,15 +39,17 @@ impl fmt::Display for Argv {
 }
 
 /// Why a program did not do its work.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// There is no such program.
+    #[error("program {program} is not installed")]
     NotFound {
         /// Its name.
         program: String,
     },
     /// It could not be started.
+    #[error("start {argv}")]
     Spawn {
         /// What was to be started.
         argv: Argv,
@@ -55,6 +57,7 @@ pub enum Error {
         source: io::Error,
     },
     /// It ended with an exit code other than 0, or by a signal.
+    #[error("{argv}: {}{}", describe(*status), with(stderr_tail))]
     Failed {
         /// What was started.
         argv: Argv,
@@ -64,6 +67,7 @@ pub enum Error {
         stderr_tail: String,
     },
     /// It was ended by us since it took too long.
+    #[error("{argv}: not done after {:.1} s, ended{}", after.as_secs_f64(), with(stderr_tail))]
     Deadline {
         /// What was started.
         argv: Argv,
@@ -73,13 +77,16 @@ pub enum Error {
         stderr_tail: String,
     },
     /// It was ended by us since we were told to stop.
+    #[error("{0}")]
     Interrupted(Interrupted),
     /// It succeeded, but somebody outside its process group still holds its output open.
+    #[error("{argv}: ended, but a process outside its group holds its output open")]
     PipeHeld {
         /// What was started.
         argv: Argv,
     },
     /// Members of its group are there after SIGKILL.
+    #[error("{argv}: still there after SIGKILL: {pids:?}")]
     Unkillable {
         /// What was started.
         argv: Argv,
@@ -87,6 +94,7 @@ pub enum Error {
         pids: Vec<i32>,
     },
     /// The runtime or `/proc` failed us.
+    #[error("{doing} {argv}")]
     Io {
         /// What we were at, a verb that the command line follows.
         doing: &'static str,
@@ -97,41 +105,8 @@ pub enum Error {
     },
 }
 
-impl fmt::Display for Error {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let with_tail = |f: &mut fmt::Formatter<'_>, tail: &str| {
-            if tail.is_empty() { Ok(()) } else { write!(f, "; its stderr ends:\n{tail}") }
-        };
-        match self {
-            Self::NotFound { program } => {
-                write!(f, "program {program} is not installed")
-            }
-            Self::Spawn { argv, .. } => write!(f, "start {argv}"),
-            Self::Failed { argv, status, stderr_tail } => {
-                write!(f, "{argv}: {}", describe(*status))?;
-                with_tail(f, stderr_tail)
-            }
-            Self::Deadline { argv, after, stderr_tail } => {
-                write!(f, "{argv}: not done after {:.1} s, ended", after.as_secs_f64())?;
-                with_tail(f, stderr_tail)
-            }
-            Self::Interrupted(interrupted) => interrupted.fmt(f),
-            Self::PipeHeld { argv } => {
-                write!(f, "{argv}: ended, but a process outside its group holds its output open")
-            }
-            Self::Unkillable { argv, pids } => write!(f, "{argv}: still there after SIGKILL: {pids:?}"),
-            Self::Io { doing, argv, .. } => write!(f, "{doing} {argv}"),
-        }
-    }
-}
-
-impl std::error::Error for Error {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            Self::Spawn { source, .. } | Self::Io { source, .. } => Some(source),
-            _ => None,
-        }
-    }
+fn with(tail: &str) -> String {
+    if tail.is_empty() { String::new() } else { format!("; its stderr ends:\n{tail}") }
 }
 
 /// How a program ended, in words: `exit code 3`, `killed by SIGSEGV`.
