@@ -17,6 +17,9 @@ pub struct Cycle {
     pub start_exit: Option<Exit>,
     /// From fork to wait, nanoseconds of guest time.
     pub start_ns: u64,
+    /// What the start command wrote to stderr.
+    #[serde(default)]
+    pub start_stderr: String,
     /// What there was when the reset began.
     #[serde(default)]
     pub before: Before,

@@ -101,6 +101,7 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
         number,
         start_exit: start.and_then(|end| end.exit),
         start_ns: start.map_or(0, |end| end.duration_ns),
+        start_stderr: start.map(|end| end.stderr.clone()).unwrap_or_default(),
         before: before(events, from),
         reset_exit: reset.and_then(|end| end.exit),
         reset_ns: reset.map_or(0, |end| end.duration_ns),

@@ -12,6 +12,7 @@ pub(crate) fn clean() -> Cycle {
         number: 1,
         start_exit: Some(Exit::Code(0)),
         start_ns: 1,
+        start_stderr: String::new(),
         before: Before { active: "active".to_owned(), mounted: true, elsewhere: Vec::new() },
         reset_exit: Some(Exit::Code(0)),
         reset_ns: 100_000_000,

@@ -217,11 +217,20 @@ fn a_file_system_lives_on() {
     }
 }
 
-const EXPECT: &str = "reset_exit = 0\nreset_max_ms = 1000\nactive_state = \"inactive\"\n\
-                      mounted = false\nholders = []\n";
+const EXPECT: &str = "reset_max_ms = 1000\n";
 
 fn expect(more: &str) -> Expect {
     toml::from_str(&format!("{EXPECT}{more}")).expect("a good one")
+}
+
+fn stop_post(exit: Exit) -> ExecOutcome {
+    ExecOutcome {
+        unit: "x.service".to_owned(),
+        line: "ExecStopPost".to_owned(),
+        program: "x".to_owned(),
+        exit: Some(exit),
+        duration_ns: None,
+    }
 }
 
 /// What a manifest leaves out has to be clean: each thing alone makes the cycle red.
@@ -249,6 +258,14 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
     let cases = [
         (mutate(|cycle| cycle.start_exit = Some(Exit::Code(1))), "start: exit status 1"),
         (
+            mutate(|cycle| (cycle.start_exit, cycle.start_stderr) = (None, "a\nno such unit\n".to_owned())),
+            "start: no end instead of exit status 0: no such unit",
+        ),
+        (
+            mutate(|cycle| cycle.execs = vec![stop_post(Exit::Code(32))]),
+            "ExecStopPost: exit status 32 instead of exit status 0",
+        ),
+        (
             mutate(|cycle| cycle.before.active = "inactive".to_owned()),
             "the unit is inactive when the reset begins, not active",
         ),
@@ -273,6 +290,8 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
         (copied, "x.service: /mnt"),
     ];
     assert_eq!(of_cycle(&clean(), &expect("")), [""; 0]);
+    let with_line = mutate(|cycle| cycle.execs = vec![stop_post(Exit::Code(0))]);
+    assert_eq!(of_cycle(&with_line, &Expect::default()), [""; 0], "all has a default");
     for (cycle, words) in cases {
         let deviations = of_cycle(&cycle, &expect(""));
         assert_eq!(deviations.len(), 1, "{words}: {deviations:?}");
@@ -293,13 +312,7 @@ fn another_failure_than_the_declared_one_is_a_deviation() {
     cycle.reset_stderr = "EBUSY: held by 7 (x) of y.service".to_owned();
     cycle.holders_at_umount = vec![holder(6, Role::Main), holder(7, Role::Outside)];
     cycle.end.as_mut().expect("an end").remount = Remount::Tried { result: 0, in_use: true };
-    cycle.execs.push(ExecOutcome {
-        unit: "x.service".to_owned(),
-        line: "ExecStopPost".to_owned(),
-        program: "x".to_owned(),
-        exit: Some(Exit::Signal(15)),
-        duration_ns: None,
-    });
+    cycle.execs.push(stop_post(Exit::Signal(15)));
     let mut expect = expect(declared);
     expect.holders = vec!["main x (cwd)".to_owned(), "outside x (cwd)".to_owned()];
     assert_eq!(of_cycle(&cycle, &expect), [""; 0]);

@@ -13,7 +13,7 @@ use crate::host::{process, tools};
 use crate::judge::cycle::{Cycle, Holder};
 use crate::run::guest::Guest;
 use crate::run::one::{Run, Stages};
-use crate::scenario::{History, Scenario};
+use crate::scenario::{History, Scenario, WrongInput};
 use vm_agent::wire::Exit;
 
 /// Goes up when a key of [`Report`] changes its meaning or goes away.
@@ -94,16 +94,22 @@ pub enum Verdict {
     Infrastructure,
     /// There is no result: the user interrupted.
     Interrupted,
+    /// There is no result: what was asked for can't be run as it is written. Of a whole suite, and no scenario's.
+    WrongInput,
 }
 
 impl Verdict {
     /// The verdict on something that ended with an error.
     #[must_use]
     pub fn of_error(error: &anyhow::Error) -> Self {
-        if process::is_interrupt(error) { Self::Interrupted } else { Self::Infrastructure }
+        match error {
+            error if process::is_interrupt(error) => Self::Interrupted,
+            error if error.is::<WrongInput>() => Self::WrongInput,
+            _ => Self::Infrastructure,
+        }
     }
 
-    /// A program's exit status: 0, 1, 69 (sysexits.h: EX_UNAVAILABLE) or 130 (128 + SIGINT).
+    /// A program's exit status: 0, 1, 2 (wrong usage), 69 (sysexits.h: EX_UNAVAILABLE) or 130 (128 + SIGINT).
     #[must_use]
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -111,6 +117,7 @@ impl Verdict {
             Self::Failed => 1,
             Self::Infrastructure => 69,
             Self::Interrupted => 130,
+            Self::WrongInput => 2,
         }
     }
 
@@ -122,6 +129,7 @@ impl Verdict {
             Self::Failed => "FAILED",
             Self::Infrastructure => "no result",
             Self::Interrupted => "interrupted",
+            Self::WrongInput => "wrong input",
         }
     }
 }
@@ -319,7 +327,7 @@ fn lines<'a>(head: &[&str], scenarios: impl Iterator<Item = (Vec<String>, &'a Sc
         let as_expected = match scenario.verdict {
             Verdict::Passed => "yes",
             Verdict::Failed => "NO",
-            Verdict::Infrastructure | Verdict::Interrupted => "no result",
+            Verdict::Infrastructure | Verdict::Interrupted | Verdict::WrongInput => "no result",
         };
         row.extend([
             durations(cycles),

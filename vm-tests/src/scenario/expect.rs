@@ -9,71 +9,56 @@ use vm_agent::wire::Exit;
 use crate::scenario::outcome::{ExpectedRemount, ExpectedUmount};
 use crate::scenario::verdict::MountVerdict;
 
-/// What every cycle must be. The numbers are bounds; the shape is also in the snapshot.
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// What every cycle must be. The numbers are bounds; the shape is also in the snapshot. What is left out must be clean: an
+/// `inactive` unit, no mount, nobody who held it, nothing left.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Expect {
     /// The start command's exit status.
-    #[serde(default)]
     pub start_exit: i32,
     /// The unit's ActiveState when the reset begins. Left out: `active`, since a reset of what does not run shows nothing.
-    #[serde(default = "active")]
-    pub active_state_before: String,
+    active_state_before: Option<String>,
     /// Whether the watched path is a mount point, in PID 1's mount namespace, when the reset begins. Left out: it is.
-    #[serde(default = "yes")]
-    pub mounted_before: bool,
+    mounted_before: Option<bool>,
     /// The reset command's exit status.
     pub reset_exit: i32,
     /// The shortest a reset must take, in milliseconds of guest time.
-    #[serde(default)]
     pub reset_min_ms: u64,
-    /// A reset must take less than this, in milliseconds of guest time.
-    pub reset_max_ms: u64,
-    /// The unit's ActiveState afterwards.
-    pub active_state: String,
+    /// A reset must take less than this, in milliseconds of guest time. Left out: as long as a command may.
+    reset_max_ms: Option<u64>,
+    /// The unit's ActiveState afterwards. Left out: `inactive`.
+    active_state: Option<String>,
     /// The ActiveState of the mount's unit afterwards. Left out: `inactive`.
-    #[serde(default)]
     pub mount_unit_state: Option<String>,
-    /// How the last ExecStopPost of either unit ended; left out where neither has one.
-    #[serde(default)]
+    /// How the last ExecStopPost of either unit ended. Left out: with status 0, if there is one.
     pub exec_stop_post: Option<ExpectedExit>,
     /// How the last umount2(2) went. Left out: `ok` or none at all, and if the mount is meant to stay, anything.
-    #[serde(default)]
     pub umount: Option<ExpectedUmount>,
     /// The verdict on who kept the mount, in [`MountVerdict::words`]. Left out: nobody.
-    #[serde(default, deserialize_with = "MountVerdict::from_words")]
+    #[serde(deserialize_with = "MountVerdict::from_words")]
     pub verdict: Option<MountVerdict>,
     /// Units that must be seen in a namespace with a copy of the mount, and nothing held in it.
-    #[serde(default)]
     pub listed: Vec<String>,
     /// Whether the watched path is still a mount point afterwards.
     pub mounted: bool,
     /// Which paths of `removed` are still there afterwards.
-    #[serde(default)]
     pub left_over: Vec<String>,
     /// Who holds the mount when it is unmounted, as `<role> <comm> (<kind>, …)`; empty: nobody.
     pub holders: Vec<String>,
     /// Where the file system is still mounted after it was unmounted, as `<unit>: <path>`.
-    #[serde(default)]
     pub mounted_elsewhere: Vec<String>,
     /// The next mount of the same layers. Left out: silent or not tried.
-    #[serde(default)]
     pub remount: Option<ExpectedRemount>,
     /// comm of each process that is left in the cgroup of the unit, or of the mount's unit.
-    #[serde(default)]
     pub left_processes: Vec<String>,
     /// Failed units besides the one under test and the mount's, whose states are `active_state` and `mount_unit_state`.
-    #[serde(default)]
     pub other_failed_units: Vec<String>,
     /// What the kernel logs of level warning or worse.
-    #[serde(default)]
     pub kernel_warnings: Vec<String>,
     /// comm of each process that dies of a signal that dumps core.
-    #[serde(default)]
     pub core_dumps: Vec<String>,
     /// Words that the reset command must write to stderr, each anywhere in it. `{pid}` stands for the process id of one
     /// that held the mount when it was unmounted.
-    #[serde(default)]
     pub reset_stderr: Vec<String>,
     /// The unit under test, for [`Expect::failed_units`].
     #[serde(skip)]
@@ -81,14 +66,6 @@ pub struct Expect {
     /// The mount's unit, where there is one, for [`Expect::mount_unit_state`].
     #[serde(skip)]
     pub(super) mount_unit: Option<String>,
-}
-
-fn active() -> String {
-    "active".to_owned()
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// How a process is meant to end: an exit status, or the name of a signal.
@@ -122,7 +99,25 @@ impl Expect {
     /// A reset must take less than this.
     #[must_use]
     pub fn reset_max(&self) -> Duration {
-        Duration::from_millis(self.reset_max_ms)
+        self.reset_max_ms.map_or(Duration::MAX, Duration::from_millis)
+    }
+
+    /// The unit's ActiveState that there must be when the reset begins.
+    #[must_use]
+    pub fn active_state_before(&self) -> &str {
+        self.active_state_before.as_deref().unwrap_or("active")
+    }
+
+    /// Whether the mount must be there when the reset begins.
+    #[must_use]
+    pub fn mounted_before(&self) -> bool {
+        self.mounted_before.unwrap_or(true)
+    }
+
+    /// The unit's ActiveState that there must be afterwards.
+    #[must_use]
+    pub fn active_state(&self) -> &str {
+        self.active_state.as_deref().unwrap_or("inactive")
     }
 
     /// The ActiveState that the mount's unit must have afterwards; `None` where the scenario has no such unit.
@@ -134,7 +129,7 @@ impl Expect {
     /// All units that are meant to be failed, in the order of their names.
     #[must_use]
     pub fn failed_units(&self) -> Vec<String> {
-        let own = (self.active_state == "failed").then(|| self.unit.clone());
+        let own = (self.active_state() == "failed").then(|| self.unit.clone());
         let mounts = self.mount_unit.clone().filter(|_| self.mount_unit_state() == Some("failed"));
         let mut units: Vec<String> =
             self.other_failed_units.iter().cloned().chain(own).chain(mounts).collect();

@@ -61,6 +61,7 @@ pub struct Manifest {
     #[serde(default = "default_sample")]
     pub sample_ms: u64,
     /// What every cycle must be, whatever the snapshot says.
+    #[serde(default)]
     pub expect: Expect,
     /// Its place in a history, which is shown as one table.
     #[serde(default)]

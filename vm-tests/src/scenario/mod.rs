@@ -30,6 +30,11 @@ use manifest::check;
 pub use manifest::{DEFAULT_MEMORY_MIB, Deploy, History, Manifest};
 pub use outcome::{ExpectedRemount, ExpectedUmount};
 
+/// What was asked for can't be run as it is written: wrong usage, and no fault of a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("nothing was run")]
+pub struct WrongInput;
+
 /// A scenario as it lies on disk.
 #[derive(Debug, Clone)]
 pub struct Scenario {
@@ -118,10 +123,14 @@ pub fn discover(roots: &[PathBuf]) -> Result<Vec<Scenario>> {
 /// The scenarios that a user named: each a name in one of `roots`, or a path to a scenario's directory.
 ///
 /// # Errors
-/// Names what is not there and lists what is.
+/// [`WrongInput`]; names what is not there and lists what is, or what is wrong in a manifest.
 pub fn select(roots: &[PathBuf], names: &[String]) -> Result<Vec<Scenario>> {
+    named(roots, names).context(WrongInput)
+}
+
+fn named(roots: &[PathBuf], names: &[String]) -> Result<Vec<Scenario>> {
     if names.is_empty() {
-        return discover(roots);
+        return distinct(discover(roots)?);
     }
     let mut selected = Vec::new();
     for name in names {
@@ -139,5 +148,23 @@ pub fn select(roots: &[PathBuf], names: &[String]) -> Result<Vec<Scenario>> {
             }
         }
     }
-    Ok(selected)
+    distinct(selected)
+}
+
+/// Each once. Results have a scenario's name, so two of one name would have each other's.
+fn distinct(scenarios: Vec<Scenario>) -> Result<Vec<Scenario>> {
+    let mut once: Vec<Scenario> = Vec::new();
+    for scenario in scenarios {
+        match once.iter().find(|other| other.name == scenario.name) {
+            None => once.push(scenario),
+            Some(same) if same.directory == scenario.directory => {}
+            Some(other) => bail!(
+                "two scenarios are named {}: {} and {}: rename one of the directories, or run one after the other",
+                scenario.name,
+                other.directory.display(),
+                scenario.directory.display()
+            ),
+        }
+    }
+    Ok(once)
 }

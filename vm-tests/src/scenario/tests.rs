@@ -7,6 +7,7 @@ use vm_agent::wire::Exit;
 
 use super::manifest::*;
 use super::*;
+use crate::report::Verdict;
 
 const GOOD: &str = r#"
 description = "d"
@@ -133,7 +134,22 @@ fn a_name_that_is_not_there_lists_what_is() {
     std::fs::create_dir(root.path().join("one")).expect("mkdir");
     std::fs::write(root.path().join("one/scenario.toml"), GOOD).expect("write");
     let roots = [root.path().to_owned()];
-    let error = select(&roots, &["two".into()]).expect_err("no such scenario").to_string();
-    assert!(error.contains("there are one"), "{error}");
+    let error = select(&roots, &["two".into()]).expect_err("no such scenario");
+    assert!(format!("{error:#}").contains("there are one"), "{error:#}");
+    assert_eq!(Verdict::of_error(&error).exit_code(), 2);
     assert_eq!(select(&roots, &[]).expect("all").len(), 1);
+}
+
+#[test]
+fn two_scenarios_of_one_name_would_have_each_others_results() {
+    let root = tempfile::tempdir().expect("tempdir");
+    for directory in ["a/one", "b/one"] {
+        std::fs::create_dir_all(root.path().join(directory)).expect("mkdir");
+        std::fs::write(root.path().join(directory).join("scenario.toml"), GOOD).expect("write");
+    }
+    let path = |directory: &str| root.path().join(directory).to_string_lossy().into_owned();
+    let twice = select(&[], &[path("a/one"), path("a/../a/one")]).expect("the same one");
+    assert_eq!(twice.len(), 1);
+    let error = format!("{:#}", select(&[], &[path("a/one"), path("b/one")]).expect_err("two of one name"));
+    assert!(error.contains("two scenarios are named one") && error.contains(&path("b/one")), "{error}");
 }

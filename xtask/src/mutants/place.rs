@@ -174,7 +174,7 @@ impl Place {
             match found.find(|one| one.name == scenario).map(|one| (one.verdict, &one.why)) {
                 Some((Verdict::Passed, _)) => Outcome::Green,
                 Some((Verdict::Failed, _)) => Outcome::Red,
-                Some((Verdict::Infrastructure | Verdict::Interrupted, why)) => {
+                Some((Verdict::Infrastructure | Verdict::Interrupted | Verdict::WrongInput, why)) => {
                     Outcome::Nothing(why.join("; "))
                 }
                 None => Outcome::Nothing(match &ended {
