@@ -61,6 +61,10 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
     // The reset's window: from its begin to the first recovery, if there is one.
     let from = begin(Step::Reset).unwrap_or(u64::MAX);
     let until = begin(Step::Recover).unwrap_or(u64::MAX);
+    let ended = events
+        .iter()
+        .find(|event| matches!(&event.what, What::StepEnds(end) if end.step == Step::Reset))
+        .map_or(u64::MAX, |event| event.at);
     let window: Vec<&Event> =
         events.iter().copied().filter(|event| (from..until).contains(&event.at)).collect();
     let scans: Vec<(u64, &Scan)> = window.iter().filter_map(|event| scan_of(event)).collect();
@@ -121,7 +125,7 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
         core_dumps: core_dumps(events),
         left_over: left_over(&before_recovery),
         lost: lost(events),
-        probe_ns: scans.iter().map(|(_, scan)| scan.cost_ns).sum(),
+        probe_ns: scans.iter().filter(|(at, _)| *at < ended).map(|(_, scan)| scan.cost_ns).sum(),
         reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
     }
 }
