@@ -154,7 +154,7 @@ const MUTANTS: &[Mutant] = &[
             native!("a_large_server_that_is_just_ending_is_waited_for"),
             on_trixie("5eac51a-heavy"),
             on_sid("overlay-unit"),
-            on_trixie("overlay-unit-32-bit"),
+            on_sid("overlay-unit-32-bit"),
         ],
     },
     Mutant {

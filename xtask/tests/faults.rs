@@ -151,8 +151,8 @@ async fn qemu_never_answers(scratch: &Path) -> Result<()> {
     let mut run = Run::start("waits", scratch, &[], fake_qemu(scratch, ITS_OWN, STUCK)?)?;
     run.says("/waits: restoring", READY).await?;
     let ended = run.ends(REPORTED).await?;
-    ended.is(INFRASTRUCTURE, &["waited 20.0 s for QEMU's monitor"])?;
-    ended.reports(Verdict::Infrastructure, "QEMU's monitor")
+    ended.is(INFRASTRUCTURE, &["QEMU never answered: waited 20.0 s for its monitor"])?;
+    ended.reports(Verdict::Infrastructure, "QEMU never answered: waited 20.0 s for its monitor")
 }
 
 /// Nobody is left to tell; what matters is that the machine does not stay.
