@@ -150,11 +150,12 @@ const MUTANTS: &[Mutant] = &[
             find: "    unit_end::wait(server, wait, began, note);\n",
             replace: "    let _ = (server, &mut *note);\n",
         },
+        // Not overlay-unit-32-bit: on one processor the game's end may be over before systemd runs again, which each build
+        // decides anew.
         red: &[
             native!("a_large_server_that_is_just_ending_is_waited_for"),
             on_trixie("5eac51a-heavy"),
             on_sid("overlay-unit"),
-            on_sid("overlay-unit-32-bit"),
         ],
     },
     Mutant {
