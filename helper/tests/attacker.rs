@@ -4,6 +4,8 @@
 //! That the same attacker wins against a delete without its flags is shown in `src/tree.rs`. It takes root, for an overlay
 //! and for another user; without it a test says that it did not run.
 
+#[path = "support/built.rs"]
+mod built;
 #[path = "support/playground.rs"]
 mod playground;
 #[path = "support/swapper.rs"]
@@ -14,7 +16,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -22,9 +24,8 @@ use std::thread;
 use left4me_helper::mountinfo;
 use rustix::mount::{MountFlags, mount, mount_bind};
 
+use built::{STATE, command, helper, ok, purge};
 use swapper::Swapper;
-
-const STATE: &str = "/var/lib/left4me";
 
 /// The server's user and group here. They own nothing on the machine.
 const SERVER: u32 = 54_321;
@@ -56,9 +57,9 @@ fn an_attacker_who_swaps_directories_for_links() {
         let mut cycle = 0;
         while cycle < CYCLES || (attacker.links.load(Ordering::Relaxed) < LINKS && cycle < 5 * CYCLES) {
             // What lies in the overlay is the attacker's; that there is one is not.
-            ok(&mut helper("mount"));
+            ok(&mut helper(&["mount", "3"]));
             assert_eq!(mounted(), 1);
-            ok(&mut helper("umount"));
+            ok(&mut helper(&["umount", "3"]));
             assert_eq!(mounted(), 0);
             assert!(!runtime("3").join("work/work").exists());
             // An attacker may make a reset fail, loudly. He may not make it do anything else, nor keep it from being done
@@ -115,33 +116,6 @@ fn runtime(instance: &str) -> PathBuf {
 
 fn mounted() -> usize {
     mountinfo::at(Path::new("/proc/self/mountinfo"), &runtime("3").join("merged")).unwrap().len()
-}
-
-#[expect(clippy::disallowed_methods, reason = "short programs, each waited for by the test that starts it")]
-fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    Command::new(program)
-}
-
-fn helper(verb: &str) -> Command {
-    let mut helper = command(env!("CARGO_BIN_EXE_left4me-overlay"));
-    helper.args([verb, "3"]);
-    helper
-}
-
-/// The example program, which cargo builds with the tests.
-fn purge() -> Command {
-    let programs = Path::new(env!("CARGO_BIN_EXE_left4me-overlay")).parent().unwrap();
-    let program = programs.join("examples/purge");
-    assert!(program.exists(), "cargo build -p left4me-helper --example purge, or test the whole package");
-    let mut purge = command(program);
-    purge.args([STATE, "3"]);
-    purge
-}
-
-#[track_caller]
-fn ok(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// Path, mode, owner, time of the last change, content.

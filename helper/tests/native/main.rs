@@ -6,6 +6,8 @@
 //! read-only in there. That takes root; without it a test says that it did not run.
 
 mod at_once;
+#[path = "../support/built.rs"]
+mod built;
 mod killed;
 mod mounting;
 mod resetting;

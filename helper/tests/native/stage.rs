@@ -4,18 +4,17 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Stdio};
 
 use left4me_helper::account::Account;
 use left4me_helper::mountinfo;
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, unmount};
 
+pub(crate) use crate::built::{STATE, command, helper, ok, purge, stderr};
 use crate::sealed;
 
 /// The server's user here. It owns nothing on the machine.
 pub(crate) const SERVER: Account = Account { uid: 54_321, gid: 54_321 };
-
-pub(crate) const STATE: &str = "/var/lib/left4me";
 
 /// Names this run of this test: a cgroup is the machine's, and not its namespaces'.
 pub(crate) const RUN: &str = "LEFT4ME_TEST_RUN";
@@ -46,43 +45,8 @@ pub(crate) fn isolated<F: Fn()>(_inside: F) {
     assert!(status.success(), "{name}: {status}");
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "short programs, each waited for or killed by the test that starts it"
-)]
-pub(crate) fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    Command::new(program)
-}
-
-pub(crate) fn helper(args: &[&str]) -> Command {
-    let mut helper = command(env!("CARGO_BIN_EXE_left4me-overlay"));
-    helper.args(args);
-    helper
-}
-
-/// The example program, which cargo builds with the tests.
-pub(crate) fn purge() -> Command {
-    let programs = Path::new(env!("CARGO_BIN_EXE_left4me-overlay")).parent().unwrap();
-    let program = programs.join("examples/purge");
-    assert!(program.exists(), "cargo build -p left4me-helper --example purge, or test the whole package");
-    let mut purge = command(program);
-    purge.args([STATE, "3"]);
-    purge
-}
-
-#[track_caller]
-pub(crate) fn ok(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", stderr(&output));
-    String::from_utf8(output.stdout).unwrap()
-}
-
 /// For what is done in passing, by a clean-up or an attacker, and may not be possible.
 pub(crate) fn may_fail<T, E>(_: Result<T, E>) {}
-
-pub(crate) fn stderr(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// The machine as a test wants it. Made after [`isolated`] only.
 pub(crate) struct Host {
