@@ -7,6 +7,9 @@
 //!
 //! What is run in the guest, and what counts as mended, is in `power-cut/scenario.toml`.
 
+#[path = "../src/left4me.rs"]
+mod left4me;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::process::ExitCode;
@@ -23,7 +26,6 @@ use vm_tests::machine::{Cancel, Machine};
 use vm_tests::run::guest::{self, Guest};
 use vm_tests::run::prepare::{Machines, prepare_one};
 use vm_tests::scenario::Scenario;
-use vm_tests::workspace::{Package, Workspace};
 
 /// How many cuts of each image, unless this variable of the environment says otherwise.
 const CUTS_VAR: &str = "VM_TESTS_CUTS";
@@ -109,11 +111,7 @@ where
 
 /// A machine of an image, from the scenario's programs.
 async fn prepare(suite: Suite, scenario: &Scenario, scratch: &Path) -> Result<Guest> {
-    let packages = &[
-        Package { name: "left4me-helper", binaries: &["left4me-overlay"] },
-        Package { name: "left4me-ctl", binaries: &["l4d2ctl"] },
-    ];
-    let workspace = Workspace { packages, ..Workspace::find(env!("CARGO_MANIFEST_DIR"))? };
+    let workspace = left4me::workspace()?;
     let machines = Machines { suites: vec![suite], clock: Some(Clock::Real), ..Machines::default() };
     let sizes = BTreeSet::from([scenario.manifest.memory_mib]);
     // Nobody interrupts: a test that is killed takes its machines with it.

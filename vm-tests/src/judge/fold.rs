@@ -61,10 +61,6 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
     // The reset's window: from its begin to the first recovery, if there is one.
     let from = begin(Step::Reset).unwrap_or(u64::MAX);
     let until = begin(Step::Recover).unwrap_or(u64::MAX);
-    let ended = events
-        .iter()
-        .find(|event| matches!(&event.what, What::StepEnds(end) if end.step == Step::Reset))
-        .map_or(u64::MAX, |event| event.at);
     let window: Vec<&Event> =
         events.iter().copied().filter(|event| (from..until).contains(&event.at)).collect();
     let scans: Vec<(u64, &Scan)> = window.iter().filter_map(|event| scan_of(event)).collect();
@@ -89,6 +85,7 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
     };
     let start: Option<&StepEnd> = step(Step::Start);
     let reset: Option<&StepEnd> = step(Step::Reset);
+    let ended = reset.map_or(u64::MAX, |end| from.saturating_add(end.duration_ns));
     let holders_at_umount = holders(at_umount);
     let listed = listed(&before_recovery);
     let mounted = scans

@@ -318,12 +318,6 @@ unit = "x.service"
 mount = "/m"
 start = ["true"]
 reset = ["true"]
-[expect]
-reset_exit = 0
-reset_max_ms = 1000
-active_state = "inactive"
-mounted = false
-holders = []
 "#;
 
     /// A suite whose QEMU is a program that ends at once.
