@@ -24,7 +24,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 /// The harness's own guest programs: a package beside its library, wherever that lies.
 const OWN: Package = Package {
     name: "vm-agent",
-    binaries: &["vm-agent", "vm-init", "vm-game", "vm-attack", "vm-hostile", "vm-kill"],
+    binaries: &["vm-agent", "vm-init", "vm-game", "vm-attack", "vm-hostile", "vm-kill", "vm-time"],
 };
 const OWN_MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/agent/Cargo.toml");
 
@@ -209,6 +209,15 @@ mod tests {
         elf[0x40 + 32] = u8::try_from(path.len()).expect("small");
         elf.extend_from_slice(path);
         elf
+    }
+
+    #[test]
+    fn every_program_of_ours_is_built() {
+        let manifest = std::fs::read_to_string(OWN_MANIFEST).expect("read");
+        let manifest: toml::Table = toml::from_str(&manifest).expect("a manifest");
+        let programs = manifest["bin"].as_array().expect("programs").iter();
+        let names: Vec<&str> = programs.filter_map(|program| program.get("name")?.as_str()).collect();
+        assert_eq!(OWN.binaries, names);
     }
 
     #[test]
