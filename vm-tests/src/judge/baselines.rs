@@ -122,6 +122,8 @@ pub struct Outcome {
     pub redundant: bool,
     /// What is wrong, in words.
     pub mismatch: Option<String>,
+    /// The lines in which the two differ: `-` is the snapshot's, `+` this run's. Empty without a snapshot.
+    pub changes: Vec<String>,
 }
 
 impl Baselines {
@@ -164,7 +166,9 @@ impl Baselines {
             (false, false) => Some(format!("the outcome is not that of {}", file.display())),
             (false, true) => None,
         };
-        Outcome { text, compared, accepted, redundant, mismatch }
+        let snapshot = self.own.as_deref().or(self.shared.as_deref()).filter(|_| !redundant && !same);
+        let changes = snapshot.map(|snapshot| changes(snapshot, text.trim_end())).unwrap_or_default();
+        Outcome { text, compared, accepted, redundant, mismatch, changes }
     }
 
     /// Only where the clock is virtual.
@@ -205,6 +209,13 @@ impl Baselines {
         let text = toml::to_string(&all).context("write durations as TOML")?;
         replace(&self.directory.join(FILE), &self.directory, &format!("{HEADER}\n{text}"))
     }
+}
+
+/// The lines that differ, and no others.
+fn changes(snapshot: &str, text: &str) -> Vec<String> {
+    let diff = similar::TextDiff::from_lines(snapshot, text);
+    let differing = diff.iter_all_changes().filter(|change| change.tag() != similar::ChangeTag::Equal);
+    differing.map(|change| format!("{}{}", change.tag(), change.value().trim_end())).collect()
 }
 
 /// A scenario's durations by guest; none if it has no such file.
@@ -327,6 +338,12 @@ mod tests {
         let all: BTreeMap<String, Durations> = toml::from_str(&text).expect("TOML");
         assert_eq!(all, names.into_iter().map(|guest| (guest, at(ROUNDS - 1))).collect());
         assert_eq!(std::fs::read_dir(directory.path()).expect("list").count(), 1, "nothing else is left");
+    }
+
+    #[test]
+    fn the_lines_that_differ_are_shown_and_no_others() {
+        let changes = changes("every cycle\na: 1\nb: 2\nc: 3", "every cycle\na: 1\nb: two\nc: 3");
+        assert_eq!(changes, ["-b: 2", "+b: two"]);
     }
 
     /// The name that is compared with, the one that is accepted, and what is wrong.

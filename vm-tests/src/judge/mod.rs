@@ -13,6 +13,8 @@ pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
 
+use std::slice;
+
 use vm_agent::recording::Recording;
 
 use crate::scenario::Scenario;
@@ -40,7 +42,10 @@ impl Judgement {
     /// Why the run has not passed; empty if it has.
     #[must_use]
     pub fn why(&self) -> Vec<String> {
-        self.deviations.iter().chain(&self.outcome.mismatch).chain(&self.durations).cloned().collect()
+        let Outcome { mismatch, changes, .. } = &self.outcome;
+        let mismatch =
+            mismatch.iter().map(|words| [slice::from_ref(words), changes.as_slice()].concat().join("\n  "));
+        self.deviations.iter().cloned().chain(mismatch).chain(self.durations.iter().cloned()).collect()
     }
 }
 

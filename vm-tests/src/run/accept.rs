@@ -1,35 +1,130 @@
-//! Compares a run's text with its snapshot by insta, which shows how they differ, and accepts what `INSTA_UPDATE` says.
+//! Writes a run's text as its scenario's snapshot, where `INSTA_UPDATE` says so, in insta's format: `cargo insta review`
+//! shows what waits for a decision.
+//!
+//! By no assertion of insta's: that prints, panics and gives advice of its own around each difference, and the story of a
+//! failed run has its place elsewhere (`judge::story`).
 
-use std::panic::AssertUnwindSafe;
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::guest::Guest;
 use crate::judge::Judgement;
-use crate::judge::baselines::Baselines;
+use crate::judge::baselines::{Baselines, Outcome};
 use crate::scenario::Scenario;
+
+/// What `INSTA_UPDATE` says of a text that is not its snapshot's, in insta's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Update {
+    /// `always`, `force`: it becomes the snapshot.
+    Accept,
+    /// `new`, `auto`, not set: it lies beside the snapshot, as `.snap.new`.
+    Offer,
+    /// `no`, and in a CI job that says nothing else.
+    Leave,
+}
+
+impl Update {
+    fn from_env() -> Self {
+        Self::of(std::env::var("INSTA_UPDATE").ok().as_deref(), std::env::var_os("CI").is_some())
+    }
+
+    fn of(variable: Option<&str>, is_ci: bool) -> Self {
+        match variable {
+            Some("always" | "force") => Self::Accept,
+            Some("no") => Self::Leave,
+            Some("new") => Self::Offer,
+            _ if is_ci => Self::Leave,
+            _ => Self::Offer,
+        }
+    }
+}
 
 /// Takes from the judgement what is accepted.
 pub(super) fn accept(guest: &Guest, scenario: &Scenario, judgement: &mut Judgement) -> Result<()> {
-    let accepting = std::env::var("INSTA_UPDATE").is_ok_and(|how| how == "always" || how == "force");
+    let update = Update::from_env();
     let outcome = &mut judgement.outcome;
-    if !outcome.redundant {
-        let mut settings = insta::Settings::clone_current();
-        settings.set_snapshot_path(&scenario.directory);
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        settings.set_description(scenario.manifest.description.clone());
-        let name = if accepting { &outcome.accepted } else { &outcome.compared };
-        // Nothing that a failed comparison leaves half done is looked at again.
-        let compare =
-            AssertUnwindSafe(|| settings.bind(|| insta::assert_snapshot!(name.clone(), &outcome.text)));
-        if std::panic::catch_unwind(compare).is_ok() {
-            outcome.mismatch = None;
+    if !outcome.redundant && outcome.mismatch.is_some() {
+        write(&scenario.directory, &scenario.manifest.description, outcome, update)?;
+        if update == Update::Accept {
+            (outcome.mismatch, outcome.changes) = (None, Vec::new());
         }
     }
+    let accepting = update == Update::Accept;
     if let Some(measured) = judgement.measured.filter(|_| accepting && !judgement.durations.is_empty()) {
         Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?.accept_durations(&measured)?;
         judgement.durations.clear();
     }
     Ok(())
+}
+
+fn write(directory: &Path, description: &str, outcome: &Outcome, update: Update) -> Result<()> {
+    let file = match update {
+        Update::Accept => directory.join(format!("{}.snap", outcome.accepted)),
+        Update::Offer => directory.join(format!("{}.snap.new", outcome.accepted)),
+        Update::Leave => return Ok(()),
+    };
+    // A string of JSON is one of YAML, too.
+    let description = serde_json::to_string(description).context("write the description")?;
+    let text = outcome.text.trim_end();
+    let snapshot =
+        format!("---\nsource: vm-tests/tests/scenarios.rs\ndescription: {description}\n---\n{text}\n");
+    std::fs::write(&file, snapshot).with_context(|| format!("write {}", file.display()))?;
+    let offered = directory.join(format!("{}.snap.new", outcome.accepted));
+    if update == Update::Offer {
+        return Ok(());
+    }
+    // What was offered before is decided.
+    match std::fs::remove_file(&offered) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("delete {}", offered.display()))
+        }
+        _gone => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variable_says_what_becomes_of_a_text() {
+        let cases = [
+            (Some("always"), true, Update::Accept),
+            (Some("force"), false, Update::Accept),
+            (Some("no"), false, Update::Leave),
+            (Some("new"), true, Update::Offer),
+            (Some("auto"), false, Update::Offer),
+            (Some(""), true, Update::Leave),
+            (None, true, Update::Leave),
+            (None, false, Update::Offer),
+        ];
+        for (variable, is_ci, update) in cases {
+            assert_eq!(Update::of(variable, is_ci), update, "{variable:?}, CI {is_ci}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_by_insta() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let outcome = Outcome {
+            text: "every cycle\nstart: exit status 0\n".to_owned(),
+            compared: "outcome".to_owned(),
+            accepted: "outcome.sid".to_owned(),
+            redundant: false,
+            mismatch: Some("another".to_owned()),
+            changes: Vec::new(),
+        };
+        let written = |update| {
+            write(directory.path(), "A \"quote\": and\na line", &outcome, update).expect("write");
+            ["outcome.sid.snap", "outcome.sid.snap.new"].map(|name| directory.path().join(name).exists())
+        };
+        assert_eq!(written(Update::Leave), [false, false]);
+        assert_eq!(written(Update::Offer), [false, true]);
+        assert_eq!(written(Update::Accept), [true, false], "what was offered is decided");
+        let snapshot =
+            insta::Snapshot::from_file(&directory.path().join("outcome.sid.snap")).expect("insta's");
+        assert_eq!(snapshot.as_text().expect("text").to_string(), outcome.text.trim_end());
+        assert_eq!(snapshot.metadata().description(), Some("A \"quote\": and\na line"));
+    }
 }
