@@ -25,6 +25,10 @@ pub struct Plan {
     pub start: Vec<String>,
     /// Brings it down again; its status is part of the recording.
     pub reset: Vec<String>,
+    /// Run, in this order, after each reset and what is read of its end, before [`Plan::recover`]; not timed. How they
+    /// ended is part of the recording.
+    #[serde(default)]
+    pub checks: Vec<Vec<String>>,
     /// Run, in this order, after a cycle that left something mounted, a process of one of the units, or one of them
     /// failed; not timed.
     pub recover: Vec<Vec<String>>,
@@ -125,6 +129,8 @@ pub enum Step {
     Start,
     /// [`Plan::reset`].
     Reset,
+    /// One of [`Plan::checks`].
+    Check,
     /// One of [`Plan::recover`].
     Recover,
 }
@@ -134,6 +140,9 @@ pub enum Step {
 pub struct StepEnd {
     /// Which.
     pub step: Step,
+    /// Of a step with several commands: which of the plan's list, from 0.
+    #[serde(default)]
+    pub index: u32,
     /// Its status; `None` if it ran into [`Plan::command_timeout_ms`].
     pub exit: Option<Exit>,
     /// From before its fork to after its wait, in nanoseconds.

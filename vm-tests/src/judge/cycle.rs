@@ -63,6 +63,26 @@ pub struct Cycle {
     pub probe_ns: u64,
     /// What the reset command wrote to stderr.
     pub reset_stderr: String,
+    /// The manifest's checks, as far as they were run, in its order.
+    #[serde(default)]
+    pub checks: Vec<Ran>,
+}
+
+/// A command of the manifest that was run beside start and reset, and how it went.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ran {
+    /// Which of the manifest's list, from 0.
+    pub index: u32,
+    /// The program and its arguments.
+    pub command: Vec<String>,
+    /// How it ended; `None` if it ran into its deadline.
+    pub exit: Option<Exit>,
+    /// From fork to wait, nanoseconds of guest time.
+    pub duration_ns: u64,
+    /// What it wrote to stdout, at most 64 KiB.
+    pub stdout: String,
+    /// What it wrote to stderr, at most 64 KiB.
+    pub stderr: String,
 }
 
 /// What there is when a reset begins.

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 
 use rustix::io::Errno;
 use vm_agent::recording::{
-    EndState, Event, Exec, Recording, Remount, Role, Scan, Step, StepEnd, Target, Trigger, UmountCall,
+    EndState, Event, Exec, Plan, Recording, Remount, Role, Scan, Step, StepEnd, Target, Trigger, UmountCall,
     UnitState, What,
 };
 
+use super::commands;
 use super::contradictions::contradictions;
 use super::cycle::{Before, Cycle, ExecOutcome, Holder, MountUnit, Umount, places, result_words};
 use crate::scenario::verdict::MountVerdict;
@@ -37,7 +38,7 @@ pub fn cycles(recording: &Recording) -> Vec<Cycle> {
     (1..=last)
         .map(|number| {
             let events: Vec<&Event> = recording.events.iter().filter(|event| event.cycle == number).collect();
-            let mut cycle = cycle(number, recording.plan.mount_unit.as_deref(), &events);
+            let mut cycle = cycle(number, &recording.plan, &events);
             let of_it = contradictions.iter().filter(|(cycle, _)| *cycle == number);
             cycle.lost.extend(of_it.map(|(_, words)| words.clone()));
             cycle
@@ -45,7 +46,7 @@ pub fn cycles(recording: &Recording) -> Vec<Cycle> {
         .collect()
 }
 
-fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
+fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
     let step = |step: Step| {
         events.iter().find_map(|event| match &event.what {
             What::StepEnds(end) if end.step == step => Some(end),
@@ -58,9 +59,9 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
             .find(|event| matches!(event.what, What::StepBegins(step) if step == wanted))
             .map(|event| event.at)
     };
-    // The reset's window: from its begin to the first recovery, if there is one.
+    // The reset's window: from its begin to the first check or recovery, if there is one.
     let from = begin(Step::Reset).unwrap_or(u64::MAX);
-    let until = begin(Step::Recover).unwrap_or(u64::MAX);
+    let until = [Step::Check, Step::Recover].into_iter().filter_map(begin).min().unwrap_or(u64::MAX);
     let window: Vec<&Event> =
         events.iter().copied().filter(|event| (from..until).contains(&event.at)).collect();
     let scans: Vec<(u64, &Scan)> = window.iter().filter_map(|event| scan_of(event)).collect();
@@ -107,8 +108,10 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
         reset_exit: reset.and_then(|end| end.exit),
         reset_ns: reset.map_or(0, |end| end.duration_ns),
         unit: last_unit(&before_recovery),
-        mount_unit: mount_unit
-            .map(|name| MountUnit { name: name.to_owned(), state: last_mount_unit(&before_recovery) }),
+        mount_unit: plan
+            .mount_unit
+            .as_ref()
+            .map(|name| MountUnit { name: name.clone(), state: last_mount_unit(&before_recovery) }),
         states: states(&before_recovery),
         execs: execs(&before_recovery),
         umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
@@ -124,6 +127,7 @@ fn cycle(number: u32, mount_unit: Option<&str>, events: &[&Event]) -> Cycle {
         lost: lost(events),
         probe_ns: scans.iter().filter(|(at, _)| *at < ended).map(|(_, scan)| scan.cost_ns).sum(),
         reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
+        checks: commands::ran(Step::Check, &plan.checks, events),
     }
 }
 

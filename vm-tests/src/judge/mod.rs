@@ -1,6 +1,7 @@
 //! The one entry to a verdict: [`judge`], from a recording, a scenario and its baselines. Pure.
 
 pub mod baselines;
+mod commands;
 mod contradictions;
 pub mod cycle;
 mod expect;
@@ -53,7 +54,8 @@ impl Judgement {
 #[must_use]
 pub fn judge(recording: &Recording, scenario: &Scenario, baselines: &Baselines) -> Judgement {
     let cycles = fold::cycles(recording);
-    let deviations = expect::deviations(recording, &cycles, &scenario.manifest.expect);
+    let mut deviations = expect::deviations(recording, &cycles, &scenario.manifest.expect);
+    deviations.extend(commands::deviations(&cycles, &scenario.manifest));
     let outcome = baselines.compare_text(snapshot::snapshot(&cycles));
     // One cycle more or less moves a median: the first is not as the others. What deviates already has other durations,
     // which nobody wants accepted.

@@ -38,6 +38,7 @@ pub(crate) fn clean() -> Cycle {
         lost: Vec::new(),
         probe_ns: 0,
         reset_stderr: String::new(),
+        checks: Vec::new(),
     }
 }
 
@@ -57,5 +58,5 @@ pub(crate) fn recording(mount_unit: Option<&str>, whats: impl IntoIterator<Item 
 /// The end of a step that went well.
 pub(crate) fn ends(step: Step) -> What {
     let (stdout, stderr) = (String::new(), String::new());
-    What::StepEnds(StepEnd { step, exit: Some(Exit::Code(0)), duration_ns: 1, stdout, stderr })
+    What::StepEnds(StepEnd { step, index: 0, exit: Some(Exit::Code(0)), duration_ns: 1, stdout, stderr })
 }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::commands::Check;
 use super::expect::{Expect, ExpectedExit};
 
 /// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
@@ -51,6 +52,9 @@ pub struct Manifest {
     pub start: Vec<String>,
     /// Brings it down again.
     pub reset: Vec<String>,
+    /// Commands to run after each reset, before `recover`, and what they must give.
+    #[serde(default)]
+    pub check: Vec<Check>,
     /// Run after a cycle that left something mounted, a process of one of the units, or one of them failed.
     #[serde(default)]
     pub recover: Vec<Vec<String>>,
@@ -173,6 +177,7 @@ pub(super) fn check(manifest: &Manifest) -> Result<()> {
         .setup
         .iter()
         .map(|argv| ("setup", argv))
+        .chain(manifest.check.iter().map(|check| ("check", &check.run)))
         .chain(manifest.recover.iter().map(|argv| ("recover", argv)));
     for (key, argv) in commands.into_iter().chain(lists) {
         ensure!(!argv.is_empty(), "{key}: an empty command");

@@ -9,6 +9,7 @@
 //! Scenarios that differ in a line or two share the rest: `base` names a manifest that one begins with.
 
 pub mod bundle;
+mod commands;
 mod expect;
 mod inherit;
 mod manifest;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use vm_agent::recording::Plan;
 
+pub use commands::Check;
 pub use expect::{Expect, ExpectedExit};
 use inherit::read;
 use manifest::check;
@@ -85,6 +87,7 @@ impl Scenario {
             cycles: cycles.unwrap_or(manifest.cycles),
             start: manifest.start.clone(),
             reset: manifest.reset.clone(),
+            checks: manifest.check.iter().map(|check| check.run.clone()).collect(),
             recover: manifest.recover.clone(),
             command_timeout_ms: manifest.command_timeout_secs.saturating_mul(1000),
             sample_us: manifest.sample_ms.saturating_mul(1000),

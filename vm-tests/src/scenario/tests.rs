@@ -51,6 +51,8 @@ fn manifests() {
         (format!("{GOOD}remount = \"slient\""), "there are silent, in use, an errno"),
         (format!("{GOOD}remount = \"not tried: tired\""), "not tried: still mounted"),
         (format!("{GOOD}\n[deploy.text]\nx = \"y\""), "deploy.text"),
+        (format!("{GOOD}\n[[check]]\nrun = []"), "check: an empty command"),
+        (format!("{GOOD}\n[[check]]\nrun = [\"true\"]\nstdot = \"x\""), "stdot"),
     ];
     for (text, words) in cases {
         let error = format!("{:#}", parse(&text).expect_err(words));

@@ -72,7 +72,7 @@ pub(crate) fn run(plan: &Plan) -> Result<Recording> {
 fn check(plan: &Plan) -> Result<()> {
     ensure!(plan.mount.starts_with('/'), "the mount {:?} is not an absolute path", plan.mount);
     ensure!(plan.sample_us > 0, "sample_us is 0: the watcher would never sleep");
-    let commands = [&plan.start, &plan.reset].into_iter().chain(&plan.recover);
+    let commands = [&plan.start, &plan.reset].into_iter().chain(&plan.checks).chain(&plan.recover);
     for command in commands {
         ensure!(!command.is_empty(), "a command of the plan is empty");
     }

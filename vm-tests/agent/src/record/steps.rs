@@ -24,19 +24,19 @@ pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units
     let kernel_log = KernelLog::open().inspect_err(|error| sink.lost("kmsg", format!("{error:#}"))).ok();
     let mut steps = Steps { plan, sink, watcher, units, kernel_log };
     for _ in 0..plan.cycles {
-        let started = steps.run(Step::Start, &plan.start)?;
+        let started = steps.run(Step::Start, 0, &plan.start)?;
         let mount = mountinfo::read_at(1, Path::new(&plan.mount))?;
         if mount.is_none() {
             let elsewhere = end_state::mounted_at(Path::new(&plan.mount)).context("look for the mount")?;
             sink.send_now(What::NotMounted { elsewhere });
         }
-        steps.run(Step::Reset, &plan.reset)?;
+        steps.run(Step::Reset, 0, &plan.reset)?;
         steps.find_leftovers();
         let is_clean = steps.read_the_end(mount.as_ref())?;
-        if !is_clean || steps.units.has_failed() {
-            for command in &plan.recover {
-                steps.run(Step::Recover, command)?;
-            }
+        let has_failed = steps.units.has_failed();
+        steps.run_all(Step::Check, &plan.checks)?;
+        if !is_clean || has_failed {
+            steps.run_all(Step::Recover, &plan.recover)?;
         }
         steps.record_kernel_warnings();
         if !started.is_some_and(Exit::success) {
@@ -56,7 +56,14 @@ struct Steps<'a> {
 }
 
 impl Steps<'_> {
-    fn run(&mut self, step: Step, argv: &[String]) -> Result<Option<Exit>> {
+    fn run_all(&mut self, step: Step, commands: &[Vec<String>]) -> Result<()> {
+        for (index, command) in (0..).zip(commands) {
+            self.run(step, index, command)?;
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, step: Step, index: u32, argv: &[String]) -> Result<Option<Exit>> {
         // The watcher scans before the command begins and after it ended, not while it is timed.
         self.watcher.step_begins(step)?;
         let timeout = Duration::from_millis(self.plan.command_timeout_ms);
@@ -64,6 +71,7 @@ impl Steps<'_> {
         self.sink.send(ended.began, What::StepBegins(step));
         let end = StepEnd {
             step,
+            index,
             exit: ended.exit,
             duration_ns: ended.ended - ended.began,
             stdout: ended.stdout,
