@@ -158,9 +158,10 @@ fn trashes(paths: &Paths) -> impl Iterator<Item = Trash> {
 mod tests {
     use std::fs;
 
+    use rustix::fs::{Mode, OFlags};
+
     use super::*;
     use crate::instance::Instance;
-    use crate::tree::tests::{open, soon};
 
     /// An instance with files in its upper layer, below a temporary directory.
     fn instance(state: &Path) -> Paths {
@@ -174,6 +175,15 @@ mod tests {
 
     fn place(paths: &Paths) -> InstanceDir {
         InstanceDir::open(paths.all_runtimes.parent().unwrap(), &paths.name.parse().unwrap()).unwrap()
+    }
+
+    fn open(path: &Path) -> std::os::fd::OwnedFd {
+        rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap()
+    }
+
+    /// Far beyond what anything here takes.
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(120)
     }
 
     fn reset(paths: &Paths, tables: &[PathBuf]) -> Result<(), HelperError> {

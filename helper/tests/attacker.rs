@@ -1,22 +1,26 @@
 //! The built programs against a server's user gone bad, on the machine's own kernel: he swaps directories in `upper` for
 //! links, as fast as the machine can, while root mounts, unmounts and resets.
 //!
-//! That the same attacker wins against a delete without its flags is shown in `src/tree.rs`. It takes root, for an overlay
-//! and for another user; without it a test says that it did not run.
+//! That the same attacker wins against a delete without its flags is shown in `tree.rs`. It takes root, for an overlay
+//! and for another user; without it the test is ignored, and says so.
 
 #[path = "support/built.rs"]
 mod built;
 #[path = "support/playground.rs"]
 mod playground;
+#[path = "support/sealed.rs"]
+mod sealed;
 #[path = "support/swapper.rs"]
 mod swapper;
+#[path = "support/trials.rs"]
+mod trials;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitCode, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -26,6 +30,7 @@ use rustix::mount::{MountFlags, mount, mount_bind};
 
 use built::{STATE, command, helper, ok, purge};
 use swapper::Swapper;
+use trials::{INSIDE, WhyNot};
 
 /// The server's user and group here. They own nothing on the machine.
 const SERVER: u32 = 54_321;
@@ -35,59 +40,58 @@ const SERVER: u32 = 54_321;
 const CYCLES: usize = 200;
 const LINKS: u64 = 100_000;
 
-#[test]
+fn main() -> ExitCode {
+    let tests = [playground::test(an_attacker_who_swaps_directories_for_links, why_no_overlay)];
+    trials::main(&tests, &[(ATTACKER, the_attacker)], Vec::new())
+}
+
+fn why_no_overlay() -> WhyNot {
+    let is_root = rustix::process::geteuid().is_root();
+    (!is_root).then_some("it has an overlay and another user, which takes root")
+}
+
 fn an_attacker_who_swaps_directories_for_links() {
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("not run: an overlay and another user take root");
-        return;
+    // What must not be touched: another instance, and a tree outside of everything, both with files that the attacker
+    // can reach only through root's hands.
+    let outside = state();
+    for precious in [runtime("4").join("upper"), outside.clone()] {
+        for directory in ["a", "b/c"] {
+            fs::create_dir_all(precious.join(directory)).unwrap();
+            fs::write(precious.join(directory).join("file"), "kept").unwrap();
+        }
     }
-    playground::run("an_attacker_who_swaps_directories_for_links", || {
-        // What must not be touched: another instance, and a tree outside of everything, both with files that the attacker
-        // can reach only through root's hands.
-        let outside = state();
-        for precious in [runtime("4").join("upper"), outside.clone()] {
-            for directory in ["a", "b/c"] {
-                fs::create_dir_all(precious.join(directory)).unwrap();
-                fs::write(precious.join(directory).join("file"), "kept").unwrap();
+    let before = [listing(&runtime("4")), listing(&outside)];
+    let attacker = Attacker::start(&outside);
+    let mut refused = Vec::new();
+    let mut cycle = 0;
+    while cycle < CYCLES || (attacker.links.load(Ordering::Relaxed) < LINKS && cycle < 5 * CYCLES) {
+        // What lies in the overlay is the attacker's; that there is one is not.
+        ok(&mut helper(&["mount", "3"]));
+        assert_eq!(mounted(), 1);
+        ok(&mut helper(&["umount", "3"]));
+        assert_eq!(mounted(), 0);
+        assert!(!runtime("3").join("work/work").exists());
+        // An attacker may make a reset fail, loudly. He may not make it do anything else, nor keep it from being done
+        // once he is gone.
+        if cycle % 4 == 3 {
+            let output = purge().output().unwrap();
+            if !output.status.success() {
+                refused.push(String::from_utf8_lossy(&output.stderr).into_owned());
             }
         }
-        let before = [listing(&runtime("4")), listing(&outside)];
-        let attacker = Attacker::start(&outside);
-        let mut refused = Vec::new();
-        let mut cycle = 0;
-        while cycle < CYCLES || (attacker.links.load(Ordering::Relaxed) < LINKS && cycle < 5 * CYCLES) {
-            // What lies in the overlay is the attacker's; that there is one is not.
-            ok(&mut helper(&["mount", "3"]));
-            assert_eq!(mounted(), 1);
-            ok(&mut helper(&["umount", "3"]));
-            assert_eq!(mounted(), 0);
-            assert!(!runtime("3").join("work/work").exists());
-            // An attacker may make a reset fail, loudly. He may not make it do anything else, nor keep it from being done
-            // once he is gone.
-            if cycle % 4 == 3 {
-                let output = purge().output().unwrap();
-                if !output.status.success() {
-                    refused.push(String::from_utf8_lossy(&output.stderr).into_owned());
-                }
-            }
-            cycle += 1;
-        }
-        let links = attacker.stop();
-        ok(&mut purge());
-        let left: Vec<_> = fs::read_dir(Path::new(STATE).join("runtime"))
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name())
-            .collect();
-        assert_eq!(left, ["4"]);
-        assert_eq!([listing(&runtime("4")), listing(&outside)], before);
-        eprintln!(
-            "{links} links shown during {cycle} cycles, {} of {} resets refused",
-            refused.len(),
-            cycle / 4
-        );
-        assert!(refused.is_empty(), "{refused:?}");
-        assert!(links >= LINKS, "{links} links are no attack");
-    });
+        cycle += 1;
+    }
+    let links = attacker.stop();
+    ok(&mut purge());
+    let left: Vec<_> = fs::read_dir(Path::new(STATE).join("runtime"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["4"]);
+    assert_eq!([listing(&runtime("4")), listing(&outside)], before);
+    eprintln!("{links} links shown during {cycle} cycles, {} of {} resets refused", refused.len(), cycle / 4);
+    assert!(refused.is_empty(), "{refused:?}");
+    assert!(links >= LINKS, "{links} links are no attack");
 }
 
 /// Makes a state directory with two instances, and the server's user. What it returns is outside of that, and in the
@@ -137,6 +141,9 @@ fn listing(root: &Path) -> Vec<Entry> {
     found
 }
 
+/// The name of [`the_attacker`] as a process.
+const ATTACKER: &str = "attacker";
+
 /// [`the_attacker`] as a process of the server's user.
 struct Attacker {
     process: std::process::Child,
@@ -152,7 +159,7 @@ impl Attacker {
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let mut process = command(&program)
-            .args(["--ignored", "--exact", "the_attacker", "--nocapture", "--test-threads", "1"])
+            .env(INSIDE, ATTACKER)
             .env("ATTACK_OUTSIDE", outside)
             .uid(SERVER)
             .gid(SERVER)
@@ -182,8 +189,6 @@ impl Attacker {
 
 /// Swaps names in `upper` between directories and links until a line comes on stdin: by path, and by a descriptor that it
 /// keeps when the directory is moved away.
-#[test]
-#[ignore = "run by an_attacker_who_swaps_directories_for_links"]
 fn the_attacker() {
     let outside = std::env::var("ATTACK_OUTSIDE").expect("run by its test only");
     let stop = Arc::new(AtomicBool::new(false));
@@ -220,6 +225,6 @@ fn the_attacker() {
         for _ in 0..20 {
             swapper.swap();
         }
-        println!("\nlinks: {}", links + swapper.shown);
+        println!("links: {}", links + swapper.shown);
     }
 }

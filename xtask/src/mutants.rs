@@ -204,7 +204,7 @@ const MUTANTS: &[Mutant] = &[
             find: "resolve: ResolveFlags::NO_XDEV.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::BENEATH),",
             replace: "resolve: ResolveFlags::empty(),",
         },
-        red: &[Run::Cargo(&["-p", "left4me-helper", "--lib", "tree::"])],
+        red: &[Run::Cargo(&["-p", "left4me-helper", "--test", "tree"])],
     },
     Mutant {
         name: "holders-sees-no-threads",

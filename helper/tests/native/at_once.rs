@@ -5,17 +5,10 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 
 use crate::stage::{
-    Host, STATE, helper, isolated, merged, mount_is_sound, mounts_at, runtime, stderr, umount_is_sound,
+    Host, STATE, helper, merged, mount_is_sound, mounts_at, runtime, stderr, umount_is_sound,
 };
 
-#[test]
-fn two_at_once() {
-    isolated(inside_two_at_once);
-}
-
-#[test]
-#[ignore = "run by two_at_once"]
-fn inside_two_at_once() {
+pub(crate) fn two_at_once() {
     let _host = Host::new("two");
     let at_once = |verb: &str| {
         let all: Vec<Child> = (0..20)
@@ -46,14 +39,7 @@ fn inside_two_at_once() {
     umount_is_sound("3");
 }
 
-#[test]
-fn fifty_at_once() {
-    isolated(inside_fifty_at_once);
-}
-
-#[test]
-#[ignore = "run by fifty_at_once"]
-fn inside_fifty_at_once() {
+pub(crate) fn fifty_at_once() {
     let _host = Host::new("fifty");
     let instances: Vec<_> = (100..150).map(|instance| instance.to_string()).collect();
     for instance in &instances {

@@ -11,8 +11,8 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::stage::{
-    Host, STATE, helper, isolated, merged, mount_is_sound, mounts_at, purge, reset_is_sound, runtime,
-    umount_is_sound, umount_is_sound_if_made,
+    Host, STATE, helper, merged, mount_is_sound, mounts_at, purge, reset_is_sound, runtime, umount_is_sound,
+    umount_is_sound_if_made,
 };
 
 /// Where the counting of system calls begins: at the first one that is not the start-up's. The helper begins with
@@ -66,16 +66,9 @@ fn killed_at(mut program: Command, nth: usize) -> bool {
     }
 }
 
-#[test]
-fn killed_at_every_step() {
-    isolated(inside_killed_at_every_step);
-}
-
 /// Every system call of each program is a step, and a kill before it a case: found by counting, not by luck. The last
 /// number is that of a run that was not killed.
-#[test]
-#[ignore = "run by killed_at_every_step"]
-fn inside_killed_at_every_step() {
+pub(crate) fn killed_at_every_step() {
     let _host = Host::new("kill");
     let mut cases = Vec::new();
     for nth in 0.. {

@@ -11,18 +11,11 @@ use left4me_helper::unit_end::{OfUnit, Wait};
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, unmount};
 
 use crate::stage::{
-    Host, SERVER, STATE, helper, isolated, merged, mount_is_sound, mounts_at, ok, purge, reset_is_sound,
-    runtime, stderr, umount_is_sound, umount_is_sound_if_made,
+    Host, SERVER, STATE, helper, merged, mount_is_sound, mounts_at, ok, purge, reset_is_sound, runtime,
+    stderr, umount_is_sound, umount_is_sound_if_made,
 };
 
-#[test]
-fn a_mount_and_an_unmount() {
-    isolated(inside_a_mount_and_an_unmount);
-}
-
-#[test]
-#[ignore = "run by a_mount_and_an_unmount"]
-fn inside_a_mount_and_an_unmount() {
+pub(crate) fn a_mount_and_an_unmount() {
     let _host = Host::new("simple");
     assert!(ok(&mut helper(&["umount", "3"])).contains("is not mounted"));
     mount_is_sound("3");
@@ -61,14 +54,7 @@ fn inside_a_mount_and_an_unmount() {
     reset_is_sound();
 }
 
-#[test]
-fn every_way_to_mount_takes_any_name() {
-    isolated(inside_every_way_to_mount_takes_any_name);
-}
-
-#[test]
-#[ignore = "run by every_way_to_mount_takes_any_name"]
-fn inside_every_way_to_mount_takes_any_name() {
+pub(crate) fn every_way_to_mount_takes_any_name() {
     let host = Host::new("names");
     let mut tried = 0;
     for name in ["plain", "a:b", "a,index=on", "a\\:b", "sp ace", "new\nline", "-o", "tail\\"] {
@@ -107,14 +93,7 @@ fn inside_every_way_to_mount_takes_any_name() {
     assert!(tried >= 8);
 }
 
-#[test]
-fn faults_of_the_file_system_are_told_and_mended() {
-    isolated(inside_faults_of_the_file_system_are_told_and_mended);
-}
-
-#[test]
-#[ignore = "run by faults_of_the_file_system_are_told_and_mended"]
-fn inside_faults_of_the_file_system_are_told_and_mended() {
+pub(crate) fn faults_of_the_file_system_are_told_and_mended() {
     let _host = Host::new("faults");
     let runtimes = Path::new(STATE).join("runtime");
     let tmpfs = |options: &str| {

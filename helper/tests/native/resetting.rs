@@ -5,21 +5,15 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::time::Instant;
 
+use rustix::fs::{IFlags, ioctl_setflags};
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use crate::stage::{
-    Host, STATE, command, isolated, mount_is_sound, ok, purge, reset_is_sound, runtime, stderr,
-    umount_is_sound,
+    Host, STATE, command, mount_is_sound, ok, purge, reset_is_sound, runtime, stderr, umount_is_sound,
 };
+use crate::trials::WhyNot;
 
-#[test]
-fn hostile_trees_are_reset() {
-    isolated(inside_hostile_trees_are_reset);
-}
-
-#[test]
-#[ignore = "run by hostile_trees_are_reset"]
-fn inside_hostile_trees_are_reset() {
+pub(crate) fn hostile_trees_are_reset() {
     use rustix::fs::{FileType, Mode, mkdirat, mknodat, openat};
     let _host = Host::new("hostile");
     mount_is_sound("3");
@@ -55,27 +49,6 @@ fn inside_hostile_trees_are_reset() {
     }
     drop((at, directory));
 
-    // Immutable is somebody's decision: Reset says which file, and goes on once it is taken back.
-    let precious = upper.join("immutable/precious");
-    fs::create_dir(upper.join("immutable")).unwrap();
-    fs::write(&precious, "").unwrap();
-    let file = fs::File::open(&precious).unwrap();
-    match rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::IMMUTABLE) {
-        Ok(()) => {
-            let output = purge().output().unwrap();
-            let said = stderr(&output);
-            assert!(
-                !output.status.success()
-                    && said.contains("runtime/.purge-3/upper/immutable/precious: ")
-                    && said.contains("chattr -R -i -a"),
-                "{said}"
-            );
-            assert!(!runtime("3").exists(), "the next start begins anew all the same");
-            rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::empty()).unwrap();
-        }
-        Err(errno) => eprintln!("not run: an immutable file, which this file system does not have ({errno})"),
-    }
-    drop(file);
     reset_is_sound();
 
     // A mount of its own below: nothing goes, and it is named.
@@ -90,17 +63,40 @@ fn inside_hostile_trees_are_reset() {
     assert!(Path::new(STATE).join("installation/game").exists());
 }
 
-/// A measurement: `cargo test --release -p left4me-helper --test native -- --ignored --nocapture purge_and_rm`, after
-/// `cargo build --release -p left4me-helper --example purge`.
-#[test]
-#[ignore = "a measurement, of some minutes"]
-fn purge_and_rm_on_100_000_files() {
-    isolated(inside_purge_and_rm_on_100_000_files);
+/// Immutable is somebody's decision: Reset says which file, and goes on once it is taken back.
+pub(crate) fn an_immutable_file_is_named() {
+    let _host = Host::new("immutable");
+    mount_is_sound("3");
+    umount_is_sound("3");
+    let precious = runtime("3").join("upper/immutable/precious");
+    fs::create_dir(precious.parent().unwrap()).unwrap();
+    fs::write(&precious, "").unwrap();
+    let file = fs::File::open(&precious).unwrap();
+    ioctl_setflags(&file, IFlags::IMMUTABLE).unwrap();
+    let output = purge().output().unwrap();
+    let said = stderr(&output);
+    assert!(
+        !output.status.success()
+            && said.contains("runtime/.purge-3/upper/immutable/precious: ")
+            && said.contains("chattr -R -i -a"),
+        "{said}"
+    );
+    assert!(!runtime("3").exists(), "the next start begins anew all the same");
+    ioctl_setflags(&file, IFlags::empty()).unwrap();
+    drop(file);
+    reset_is_sound();
 }
 
-#[test]
-#[ignore = "run by purge_and_rm_on_100_000_files"]
-fn inside_purge_and_rm_on_100_000_files() {
+/// Why no file can be made immutable where [`Host`] has its directories.
+pub(crate) fn why_no_immutable_files() -> WhyNot {
+    let file = tempfile::tempfile_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let can = ioctl_setflags(&file, IFlags::IMMUTABLE).and_then(|()| ioctl_setflags(&file, IFlags::empty()));
+    can.is_err().then_some("it makes a file immutable, which takes root and a file system that can")
+}
+
+/// A measurement: `cargo test --release -p left4me-helper --test native -- --ignored --nocapture purge_and_rm`, after
+/// `cargo build --release -p left4me-helper --example purge`.
+pub(crate) fn purge_and_rm_on_100_000_files() {
     let _host = Host::new("bench");
     let upper = runtime("3").join("upper");
     let make = |directories: usize, files: usize| {

@@ -12,43 +12,27 @@ use rustix::mount::{MountFlags, UnmountFlags, mount_bind, unmount};
 
 pub(crate) use crate::built::{STATE, command, helper, ok, purge, stderr};
 use crate::sealed;
+use crate::trials::{Test, WhyNot, name_of};
 
 /// The server's user here. It owns nothing on the machine.
 pub(crate) const SERVER: Account = Account { uid: 54_321, gid: 54_321 };
 
-/// Names this run of this test: a cgroup is the machine's, and not its namespaces'.
-pub(crate) const RUN: &str = "LEFT4ME_TEST_RUN";
-
-/// Runs a test function of this program as PID 1 of namespaces of its own.
-pub(crate) fn isolated<F: Fn()>(_inside: F) {
-    let (_program, name) = std::any::type_name::<F>().split_once("::").expect("a function's whole name");
-    if !rustix::process::geteuid().is_root() {
-        eprintln!("not run: {name} mounts overlays, which takes root");
-        return;
-    }
-    let status = command("unshare")
-        .args([
-            "--mount",
-            "--pid",
-            "--fork",
-            "--mount-proc",
-            "--kill-child",
-            "--propagation",
-            "private",
-            "--",
-        ])
-        .arg(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", name, "--nocapture", "--test-threads", "1"])
-        .env(RUN, format!("{}-{}", std::process::id(), name.replace("::", "-")))
-        .status()
-        .expect("unshare(1) of util-linux");
-    assert!(status.success(), "{name}: {status}");
+/// A test that mounts. `why_not` says what else it takes.
+pub(crate) fn as_root<F: Fn() + Send + 'static>(run: F, why_not: fn() -> WhyNot) -> Test {
+    let may = || rustix::process::geteuid().is_root();
+    Test::new(
+        name_of::<F>(),
+        run,
+        move || {
+            if may() { why_not() } else { Some("it mounts, which takes root") }
+        },
+    )
 }
 
 /// For what is done in passing, by a clean-up or an attacker, and may not be possible.
 pub(crate) fn may_fail<T, E>(_: Result<T, E>) {}
 
-/// The machine as a test wants it. Made after [`isolated`] only.
+/// The machine as a test wants it. Made in namespaces of its own only.
 pub(crate) struct Host {
     pub(crate) directory: PathBuf,
 }
@@ -167,16 +151,14 @@ pub(crate) fn umount_is_sound_if_made() {
 pub(crate) struct Unit(PathBuf);
 
 impl Unit {
-    /// `None` where this machine lets nobody make one.
-    pub(crate) fn new() -> Option<Self> {
-        let root = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"]
-            .into_iter()
-            .find(|root| Path::new(root).join("cgroup.procs").exists())?;
-        sealed::set_read_only(Path::new(root), false);
-        let slice = Path::new(root).join(format!("left4me-test-{}.slice", std::env::var(RUN).unwrap()));
-        let unit = slice.join("left4me-server@3.service");
-        fs::create_dir_all(&unit).ok()?;
-        Some(Self(unit))
+    pub(crate) fn new() -> std::io::Result<Self> {
+        let root = cgroups().ok_or(std::io::ErrorKind::NotFound)?;
+        sealed::set_read_only(root, false);
+        // A cgroup is the machine's, and not its namespaces': the name of this test's mount namespace is its own.
+        let namespace = fs::metadata("/proc/self/ns/mnt")?.ino();
+        let unit = root.join(format!("left4me-test-{namespace}.slice/left4me-server@3.service"));
+        fs::create_dir_all(&unit)?;
+        Ok(Self(unit))
     }
 
     /// Puts a program into the unit before it runs, in a session of its own as systemd does.
@@ -208,13 +190,18 @@ impl Drop for Unit {
     }
 }
 
-/// A unit for the tests that need one; says so where there can be none.
-pub(crate) fn unit() -> Option<Unit> {
-    let unit = Unit::new();
-    if unit.is_none() {
-        eprintln!("not run: a process in the unit's cgroup: this machine lets us make no cgroup");
-    }
-    unit
+fn cgroups() -> Option<&'static Path> {
+    let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"].map(Path::new);
+    roots.into_iter().find(|root| root.join("cgroup.procs").exists())
+}
+
+/// Why [`Unit`] can't be made here.
+pub(crate) fn why_no_cgroup() -> WhyNot {
+    let can = cgroups().is_some_and(|root| {
+        let cgroup = root.join(format!("left4me-test-{}.slice", std::process::id()));
+        fs::create_dir(&cgroup).and_then(|()| fs::remove_dir(&cgroup)).is_ok()
+    });
+    (!can).then_some("it makes a cgroup for the unit, which this machine lets nobody do")
 }
 
 pub(crate) fn first_line(child: &mut Child) {

@@ -8,18 +8,11 @@ use std::time::{Duration, Instant};
 use rustix::mount::MountFlags;
 
 use crate::stage::{
-    Host, SERVER, command, first_line, helper, isolated, merged, mount_is_sound, mounts_at, ok, runtime,
-    stderr, umount_is_sound, unit,
+    Host, SERVER, Unit, command, first_line, helper, merged, mount_is_sound, mounts_at, ok, runtime, stderr,
+    umount_is_sound,
 };
 
-#[test]
-fn an_outsider_is_named_at_once() {
-    isolated(inside_an_outsider_is_named_at_once);
-}
-
-#[test]
-#[ignore = "run by an_outsider_is_named_at_once"]
-fn inside_an_outsider_is_named_at_once() {
+pub(crate) fn an_outsider_is_named_at_once() {
     let _host = Host::new("outsider");
     mount_is_sound("3");
 
@@ -75,14 +68,7 @@ fn inside_an_outsider_is_named_at_once() {
     umount_is_sound("3");
 }
 
-#[test]
-fn nobody_else_can_hold_the_lock_or_stand_in_the_mount() {
-    isolated(inside_nobody_else_can_hold_the_lock_or_stand_in_the_mount);
-}
-
-#[test]
-#[ignore = "run by nobody_else_can_hold_the_lock_or_stand_in_the_mount"]
-fn inside_nobody_else_can_hold_the_lock_or_stand_in_the_mount() {
+pub(crate) fn nobody_else_can_hold_the_lock_or_stand_in_the_mount() {
     let _host = Host::new("others");
     mount_is_sound("3");
     let may = |uid: u32, script: &str| {
@@ -126,14 +112,7 @@ fn inside_nobody_else_can_hold_the_lock_or_stand_in_the_mount() {
     umount_is_sound("3");
 }
 
-#[test]
-fn what_is_said_to_nobody_changes_nothing() {
-    isolated(inside_what_is_said_to_nobody_changes_nothing);
-}
-
-#[test]
-#[ignore = "run by what_is_said_to_nobody_changes_nothing"]
-fn inside_what_is_said_to_nobody_changes_nothing() {
+pub(crate) fn what_is_said_to_nobody_changes_nothing() {
     let _host = Host::new("said");
     let full = || fs::File::options().write(true).open("/dev/full").unwrap();
     let closed = || Stdio::from(std::io::pipe().unwrap().1);
@@ -144,7 +123,12 @@ fn inside_what_is_said_to_nobody_changes_nothing() {
         assert_eq!(status.code(), Some(0), "{verb} to a reader that is gone");
         assert_eq!(mounts_at(&merged("3")).len(), usize::from(verb == "mount"));
     }
-    let Some(unit) = unit() else { return };
+}
+
+pub(crate) fn what_is_said_to_nobody_in_the_middle_changes_nothing() {
+    let _host = Host::new("said-in-the-middle");
+    let full = || fs::File::options().write(true).open("/dev/full").unwrap();
+    let unit = Unit::new().unwrap();
     mount_is_sound("3");
     let mut straggler = unit.start("sh", &["-c", "trap '' TERM; echo; sleep 100"], &merged("3"));
     first_line(&mut straggler);

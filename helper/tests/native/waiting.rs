@@ -9,20 +9,13 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::stage::{
-    Host, command, first_line, helper, isolated, merged, mount_is_sound, mounts_at, ok, stderr,
-    umount_is_sound, unit,
+    Host, Unit, command, first_line, helper, merged, mount_is_sound, mounts_at, ok, stderr, umount_is_sound,
 };
+use crate::trials::INSIDE;
 
-#[test]
-fn what_is_left_of_the_unit_is_waited_for() {
-    isolated(inside_what_is_left_of_the_unit_is_waited_for);
-}
-
-#[test]
-#[ignore = "run by what_is_left_of_the_unit_is_waited_for"]
-fn inside_what_is_left_of_the_unit_is_waited_for() {
+pub(crate) fn what_is_left_of_the_unit_is_waited_for() {
     let _host = Host::new("left");
-    let Some(unit) = unit() else { return };
+    let unit = Unit::new().unwrap();
     let program = env!("CARGO_BIN_EXE_left4me-overlay");
 
     // Its end is the event, far before the time is up; also for a helper that is one of the unit's processes, as with the
@@ -77,37 +70,30 @@ fn inside_what_is_left_of_the_unit_is_waited_for() {
     umount_is_sound("3");
 }
 
-#[test]
-fn a_large_server_that_is_just_ending_is_waited_for() {
-    isolated(inside_a_large_server_that_is_just_ending_is_waited_for);
-}
+/// The name of [`large_server`] as a process of its own.
+pub(crate) const LARGE_SERVER: &str = "large-server";
 
 /// A server of a real size: 300 MiB touched page by page, and 30 threads. It ends by a signal, as a game does.
-#[test]
-#[ignore = "run by a_large_server_that_is_just_ending_is_waited_for"]
-fn the_large_server() {
+pub(crate) fn large_server() {
     let mut memory = vec![0_u8; 300 << 20];
     memory.iter_mut().step_by(4096).for_each(|byte| *byte = 1);
     for _ in 0..30 {
         std::thread::spawn(std::thread::park);
     }
-    println!("\nready");
+    println!("ready");
     drop(std::io::stdin().read_line(&mut String::new()));
 }
 
-#[test]
-#[ignore = "run by a_large_server_that_is_just_ending_is_waited_for"]
-fn inside_a_large_server_that_is_just_ending_is_waited_for() {
+pub(crate) fn a_large_server_that_is_just_ending_is_waited_for() {
     let _host = Host::new("large");
-    let Some(unit) = unit() else { return };
+    let unit = Unit::new().unwrap();
     let rounds: usize = std::env::var("LEFT4ME_ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(8);
     let itself = std::env::current_exe().unwrap();
-    let (_program, name) = std::any::type_name_of_val(&the_large_server).split_once("::").unwrap();
-    let args = ["--ignored", "--exact", name, "--nocapture", "--test-threads", "1"];
+    let itself = itself.to_str().unwrap();
     let mut refused = Vec::new();
     for round in 0..rounds {
         ok(&mut helper(&["mount", "3"]));
-        let mut server = unit.start(&itself, &args, &merged("3"));
+        let mut server = unit.start("env", &[&format!("{INSIDE}={LARGE_SERVER}"), itself], &merged("3"));
         let output = BufReader::new(server.stdout.take().unwrap());
         assert!(output.lines().any(|line| line.unwrap() == "ready"));
         // 0, 10, 20 ms or so after the signal, as the start-up of another program takes.
