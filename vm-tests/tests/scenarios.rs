@@ -61,7 +61,7 @@ fn tests(cancel: &Cancel) -> Result<Vec<Trial>> {
             let report = trial.run(cancel);
             match report.verdict {
                 Verdict::Passed => Ok(()),
-                _ => Err(report.why.join("\n").into()),
+                _ => Err(report.told().into()),
             }
         })
     });

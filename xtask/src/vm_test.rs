@@ -1,13 +1,15 @@
 //! `cargo xtask vm-test`: the flags of the VM suite, and how its report is shown.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
+use vm_tests::image::Suite;
 use vm_tests::machine::Cancel;
-use vm_tests::report;
+use vm_tests::report::{self, Report, Verdict};
 use vm_tests::run::one::Bounds;
 use vm_tests::run::suite;
+use vm_tests::scenario::Scenario;
 
 use crate::left4me;
 use crate::machine::MachineArgs;
@@ -55,6 +57,27 @@ fn jobs(text: &str) -> Result<usize, String> {
     }
 }
 
+/// So many failed scenarios are given a command to look into them.
+const NEXT: usize = 3;
+
+/// What to type about the scenarios that have failed.
+fn next(report: &Report, scenarios: &[Scenario], named: &[String]) -> String {
+    let mut text = String::new();
+    for failed in report.scenarios.iter().filter(|one| one.verdict == Verdict::Failed).take(NEXT) {
+        let Some(scenario) = scenarios.iter().find(|one| one.name == failed.name) else { continue };
+        // One that was named by its path has to be named so again.
+        let is_it = |path: &&String| Path::new(path).file_name().is_some_and(|name| *name == *scenario.name);
+        let name = named.iter().find(is_it).unwrap_or(&scenario.name);
+        // An external image is named by paths, which whoever typed them still has.
+        let image = match failed.guest.parse::<Suite>() {
+            Ok(suite) if suite != Suite::default() => format!(" --image {suite}"),
+            _ => String::new(),
+        };
+        text.push_str(&format!("to look into it: cargo xtask shell{image} {name}\n"));
+    }
+    text
+}
+
 /// Returns the exit code; an error is one of the preparation.
 pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
     let workspace = left4me::workspace()?;
@@ -68,6 +91,7 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
     };
     let ran = suite::run(&workspace, &scenarios, &options, cancel).await?;
     print!("{}", ran.report.text(if args.history { report::history } else { report::table }));
+    print!("{}", next(&ran.report, &scenarios, &args.scenarios));
     println!("report: {}", ran.path.display());
     Ok(ran.report.verdict().exit_code())
 }

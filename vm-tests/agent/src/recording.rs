@@ -100,6 +100,9 @@ pub enum What {
     },
     /// What is left when a reset has ended, before anything recovers from it.
     EndState(EndState),
+    /// What systemd and the journal say of a cycle that has failed or needs recovery, before anything recovers from it. Once
+    /// for each way to fail: cycles with the same exits and the same need have one.
+    Evidence(Evidence),
     /// The kernel logged something of level warning or worse. `at` is when it was read, at the end of a step.
     KernelWarning {
         /// The message.
@@ -154,7 +157,7 @@ pub struct StepEnd {
 }
 
 /// How a process ended.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash)]
 pub enum Exit {
     /// It exited with this status.
     Code(i32),
@@ -271,6 +274,16 @@ pub struct EndState {
     pub failed_units: Vec<String>,
     /// Whether the same layers can be mounted again.
     pub remount: Remount,
+}
+
+/// What systemd and the journal say at the end of a cycle, as text.
+#[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Evidence {
+    /// `systemctl status` and `systemctl show` of the units, at most 64 KiB.
+    pub units: String,
+    /// The units' part of the journal since the cycle began, its last 200 lines, each with the time since the machine's
+    /// boot in seconds.
+    pub journal: String,
 }
 
 /// A mount namespace in which a file system is mounted.

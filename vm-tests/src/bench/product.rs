@@ -38,7 +38,8 @@ pub async fn resets(
 ) -> Result<Vec<u64>> {
     let run = one::run(guest, scenario, bounds, directory, cancel).await?;
     let Judgement { cycles, deviations, .. } = run.judgement;
-    ensure!(deviations.is_empty(), "{}: {}", scenario.name, deviations.join("; "));
+    let words: Vec<String> = deviations.iter().map(ToString::to_string).collect();
+    ensure!(words.is_empty(), "{}: {}", scenario.name, words.join("; "));
     Ok(cycles.iter().map(|cycle| cycle.reset_ns).collect())
 }
 

@@ -20,6 +20,7 @@ use std::fs::{File, Permissions};
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -124,6 +125,14 @@ pub struct Outcome {
     pub mismatch: Option<String>,
     /// The lines in which the two differ: `-` is the snapshot's, `+` this run's. Empty without a snapshot.
     pub changes: Vec<String>,
+}
+
+impl Outcome {
+    /// What is wrong and the lines that differ, as one text; `None` if all is as it was.
+    pub(super) fn words(&self) -> Option<String> {
+        let mismatch = self.mismatch.as_ref()?;
+        Some([slice::from_ref(mismatch), self.changes.as_slice()].concat().join("\n  "))
+    }
 }
 
 impl Baselines {

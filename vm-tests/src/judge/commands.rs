@@ -4,6 +4,7 @@ use vm_agent::recording::{Event, Step, What};
 use vm_agent::wire::Exit;
 
 use super::cycle::{Cycle, Ran};
+use super::expect::Deviation;
 use super::snapshot::exit_words;
 use crate::scenario::{Check, Manifest};
 
@@ -24,8 +25,8 @@ pub(super) fn ran(step: Step, commands: &[Vec<String>], events: &[&Event]) -> Ve
     .collect()
 }
 
-/// What is not as the manifest says, in words; empty if all is.
-pub(super) fn deviations(cycles: &[Cycle], manifest: &Manifest) -> Vec<String> {
+/// What is not as the manifest says; empty if all is.
+pub(super) fn deviations(cycles: &[Cycle], manifest: &Manifest) -> Vec<Deviation> {
     let of_cycle = |cycle: &Cycle| {
         let mut wrong = Vec::new();
         for (index, check) in (0..).zip(&manifest.check) {
@@ -34,7 +35,8 @@ pub(super) fn deviations(cycles: &[Cycle], manifest: &Manifest) -> Vec<String> {
                 None => wrong.push(format!("{}: it was not run", shown(&check.run))),
             }
         }
-        wrong.into_iter().map(|words| format!("cycle {}: check {words}", cycle.number)).collect::<Vec<_>>()
+        let of_this = |words| Deviation { cycle: Some(cycle.number), words: format!("check {words}") };
+        wrong.into_iter().map(of_this).collect::<Vec<_>>()
     };
     cycles.iter().flat_map(of_cycle).collect()
 }
@@ -94,6 +96,10 @@ mod tests {
         Ran { index, command: command("cat /save"), exit, duration_ns: 1, stdout, stderr }
     }
 
+    fn told(cycles: &[Cycle], manifest: &Manifest) -> Vec<String> {
+        deviations(cycles, manifest).iter().map(ToString::to_string).collect()
+    }
+
     #[test]
     fn a_check_says_what_came_and_what_was_meant() {
         let plain = "[[check]]\nrun = [\"cat\", \"/save\"]\n";
@@ -144,7 +150,7 @@ mod tests {
             let cycle = Cycle { checks: vec![ran], ..clean() };
             let expected: Vec<String> =
                 expected.iter().map(|words| format!("cycle 1: check `cat /save`: {words}")).collect();
-            assert_eq!(deviations(&[cycle], &manifest(&checks)), expected, "{checks}");
+            assert_eq!(told(&[cycle], &manifest(&checks)), expected, "{checks}");
         }
     }
 
@@ -153,7 +159,7 @@ mod tests {
         let two = "[[check]]\nrun = [\"true\"]\n[[check]]\nrun = [\"cat\", \"/save\"]\n";
         let cycle = Cycle { checks: vec![ran(0, Some(Exit::Code(0)), "", "")], ..clean() };
         let expected = ["cycle 1: check `cat /save`: it was not run"];
-        assert_eq!(deviations(&[cycle], &manifest(two)), expected);
+        assert_eq!(told(&[cycle], &manifest(two)), expected);
     }
 
     #[test]

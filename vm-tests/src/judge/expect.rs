@@ -1,5 +1,6 @@
 //! The deviations of a cycle from a scenario's `expect`. Pure.
 
+use std::fmt;
 use std::time::Duration;
 
 use vm_agent::recording::Recording;
@@ -9,12 +10,35 @@ use super::cycle::{Before, Cycle, Holder};
 use super::snapshot::exit_words;
 use crate::scenario::{Expect, ExpectedExit};
 
-/// What is not as expected in a whole run, in words; empty if all is.
-pub(super) fn deviations(recording: &Recording, cycles: &[Cycle], expect: &Expect) -> Vec<String> {
-    let mut deviations: Vec<String> = cycles.iter().flat_map(|cycle| of_cycle(cycle, expect)).collect();
+/// Something that is not as the manifest expects.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Deviation {
+    /// Of which cycle; `None` of the run.
+    pub cycle: Option<u32>,
+    /// What.
+    pub words: String,
+}
+
+impl fmt::Display for Deviation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cycle {
+            Some(cycle) => write!(f, "cycle {cycle}: {}", self.words),
+            None => write!(f, "{}", self.words),
+        }
+    }
+}
+
+/// What is not as expected in a whole run; empty if all is.
+pub(super) fn deviations(recording: &Recording, cycles: &[Cycle], expect: &Expect) -> Vec<Deviation> {
+    let mut deviations = Vec::new();
+    for cycle in cycles {
+        let words = of_cycle(cycle, expect).into_iter();
+        deviations.extend(words.map(|words| Deviation { cycle: Some(cycle.number), words }));
+    }
     let planned = recording.plan.cycles as usize;
     if cycles.len() != planned {
-        deviations.push(format!("{} of {planned} cycles were run", cycles.len()));
+        let words = format!("{} of {planned} cycles were run", cycles.len());
+        deviations.push(Deviation { cycle: None, words });
     }
     deviations
 }
@@ -24,7 +48,7 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut check = |right: bool, words: String| {
         if !right {
-            wrong.push(format!("cycle {}: {words}", cycle.number));
+            wrong.push(words);
         }
     };
     let mut equal = |what: &str, is: &[String], expected: &[String]| {
@@ -46,7 +70,7 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
         |stderr: &str| stderr.trim_end().lines().last().map(|line| format!(": {line}")).unwrap_or_default();
     check(
         cycle.start_exit == start,
-        wrong_exit("start", cycle.start_exit, start) + &said(&cycle.start_stderr),
+        wrong_exit("start", cycle.start_exit, start, cycle.start_ns) + &said(&cycle.start_stderr),
     );
     let before = &cycle.before;
     check(
@@ -57,7 +81,7 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
     let reset = Some(Exit::Code(expect.reset_exit));
     check(
         cycle.reset_exit == reset,
-        wrong_exit("reset", cycle.reset_exit, reset) + &said(&cycle.reset_stderr),
+        wrong_exit("reset", cycle.reset_exit, reset, cycle.reset_ns) + &said(&cycle.reset_stderr),
     );
     let secs = |duration: Duration| format!("{:.3}", duration.as_secs_f64());
     let (took, min, max) = (Duration::from_nanos(cycle.reset_ns), expect.reset_min(), expect.reset_max());
@@ -88,7 +112,8 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
         (ended, None) => ended.is_none_or(Exit::success),
         (ended, expected) => ended == expected,
     };
-    check(is_expected, wrong_exit("ExecStopPost", cycle.exec_stop_post(), stop_post.or(Some(Exit::Code(0)))));
+    let (ended, stop_post) = (cycle.exec_stop_post(), stop_post.or(Some(Exit::Code(0))));
+    check(is_expected, format!("ExecStopPost: {} instead of {}", exit_words(ended), exit_words(stop_post)));
     let umount = cycle.umount_result().unwrap_or("none");
     match expect.umount.map(|expected| expected.to_string()) {
         Some(expected) => check(umount == expected, format!("umount2: {umount} instead of {expected}")),
@@ -157,6 +182,13 @@ fn reset_says(cycle: &Cycle, words: &str) -> bool {
     holders.any(|holder| cycle.reset_stderr.contains(&words.replace("{pid}", &holder.pid.to_string())))
 }
 
-fn wrong_exit(what: &str, is: Option<Exit>, expected: Option<Exit>) -> String {
-    format!("{what}: {} instead of {}", exit_words(is), exit_words(expected))
+/// Of a command of the plan, which is ended if it takes too long.
+fn wrong_exit(what: &str, is: Option<Exit>, expected: Option<Exit>, took_ns: u64) -> String {
+    let took = Duration::from_nanos(took_ns).as_secs_f64();
+    let is = match is {
+        Some(exit) => exit.to_string(),
+        None if took_ns == 0 => "it never ran".to_owned(),
+        None => format!("no end within {took:.0} s (command_timeout_secs), so it was killed,"),
+    };
+    format!("{what}: {is} instead of {}", exit_words(expected))
 }

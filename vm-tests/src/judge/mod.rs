@@ -7,6 +7,7 @@ pub mod cycle;
 mod expect;
 pub mod fold;
 mod snapshot;
+mod story;
 mod stretches;
 
 #[cfg(test)]
@@ -14,13 +15,12 @@ pub(crate) mod samples;
 #[cfg(test)]
 mod tests;
 
-use std::slice;
-
 use vm_agent::recording::Recording;
 
 use crate::scenario::Scenario;
 use baselines::{Baselines, Durations, Outcome};
 use cycle::Cycle;
+pub use expect::Deviation;
 
 /// The verdict on a run, and all that it is made of.
 #[derive(Debug, Clone)]
@@ -28,25 +28,46 @@ pub struct Judgement {
     /// The recording's fold.
     pub cycles: Vec<Cycle>,
     /// What is not as the manifest expects; empty if all is.
-    pub deviations: Vec<String>,
+    pub deviations: Vec<Deviation>,
     /// The run's text beside its snapshot.
     pub outcome: Outcome,
     /// The durations that were compared; `None` where they can't be.
     pub measured: Option<Durations>,
     /// What they say against the accepted ones.
     pub durations: Vec<String>,
-    /// Where the time of the resets went: who reads of a deviation in a job's log has no recording.
-    pub stretches: Vec<String>,
+    /// What happened in the cycles that deviate, in lines; empty if none does.
+    pub story: Vec<String>,
 }
 
 impl Judgement {
-    /// Why the run has not passed; empty if it has.
+    /// Why the run has not passed; empty if it has. What cycles have in common is said once.
     #[must_use]
     pub fn why(&self) -> Vec<String> {
-        let Outcome { mismatch, changes, .. } = &self.outcome;
-        let mismatch =
-            mismatch.iter().map(|words| [slice::from_ref(words), changes.as_slice()].concat().join("\n  "));
-        self.deviations.iter().cloned().chain(mismatch).chain(self.durations.iter().cloned()).collect()
+        let mut why: Vec<(Vec<u32>, &str)> = Vec::new();
+        for Deviation { cycle, words } in &self.deviations {
+            match why.iter_mut().find(|(_, known)| story::shape(known) == story::shape(words)) {
+                Some((cycles, _)) => cycles.extend(cycle),
+                None => why.push((cycle.iter().copied().collect(), words)),
+            }
+        }
+        let deviations = why.into_iter().map(|(cycles, words)| match cycles.as_slice() {
+            [] => words.to_owned(),
+            cycles => format!("{}: {words}", story::of_cycles(cycles)),
+        });
+        deviations.chain(self.outcome.words()).chain(self.durations.iter().cloned()).collect()
+    }
+
+    /// The same for who reads it on a terminal: what happened, instead of all that deviates.
+    #[must_use]
+    pub fn told(&self) -> Vec<String> {
+        let compared = self.outcome.words().into_iter().chain(self.durations.iter().cloned());
+        let mut lines: Vec<String> = self.story.iter().cloned().chain(compared).collect();
+        if self.deviations.is_empty() && !lines.is_empty() {
+            lines.push(
+                "if it is right as it is now: INSTA_UPDATE=always, the same command, and git diff".to_owned(),
+            );
+        }
+        lines
     }
 }
 
@@ -62,6 +83,6 @@ pub fn judge(recording: &Recording, scenario: &Scenario, baselines: &Baselines) 
     let comparable = recording.plan.cycles == scenario.manifest.cycles && deviations.is_empty();
     let measured = Durations::of(&cycles).filter(|_| comparable && baselines.compares_durations());
     let durations = measured.iter().flat_map(|measured| baselines.compare_durations(measured)).collect();
-    let stretches = cycles.iter().flat_map(|cycle| stretches::longest(recording, cycle.number)).collect();
-    Judgement { cycles, deviations, outcome, measured, durations, stretches }
+    let story = story::tell(recording, &cycles, &deviations);
+    Judgement { cycles, deviations, outcome, measured, durations, story }
 }

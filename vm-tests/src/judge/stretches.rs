@@ -35,10 +35,7 @@ pub(super) fn longest(recording: &Recording, cycle: u32) -> Vec<String> {
         .collect();
     stretches.sort_by_key(|(length, ..)| std::cmp::Reverse(*length));
     let line = |(length, before, after): &(Duration, &String, &String)| {
-        format!(
-            "cycle {cycle}: {:.3} s of the reset between \"{before}\" and \"{after}\"",
-            length.as_secs_f64()
-        )
+        format!("{:.3} s of the reset between \"{before}\" and \"{after}\"", length.as_secs_f64())
     };
     stretches.iter().take(SHOWN).map(line).collect()
 }
@@ -68,6 +65,7 @@ fn words(event: &Event) -> Option<(u64, String)> {
         What::Scan(_)
         | What::LeftOver { .. }
         | What::EndState(_)
+        | What::Evidence(_)
         | What::KernelWarning { .. }
         | What::NotMounted { .. }
         | What::Lost { .. } => return None,
@@ -133,8 +131,8 @@ mod tests {
         assert_eq!(
             longest(&recording, 1),
             [
-                "cycle 1: 2.500 s of the reset between \"ExecStopPost of x.service begins\" and \"umount2 by helper\"",
-                "cycle 1: 0.500 s of the reset between \"reset begins\" and \"ExecStopPost of x.service begins\"",
+                "2.500 s of the reset between \"ExecStopPost of x.service begins\" and \"umount2 by helper\"",
+                "0.500 s of the reset between \"reset begins\" and \"ExecStopPost of x.service begins\"",
             ],
             "198 and 100 ms are none"
         );

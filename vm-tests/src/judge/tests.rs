@@ -259,7 +259,7 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
         (mutate(|cycle| cycle.start_exit = Some(Exit::Code(1))), "start: exit status 1"),
         (
             mutate(|cycle| (cycle.start_exit, cycle.start_stderr) = (None, "a\nno such unit\n".to_owned())),
-            "start: no end instead of exit status 0: no such unit",
+            "start: no end within 0 s (command_timeout_secs), so it was killed, instead of exit status 0: no such unit",
         ),
         (
             mutate(|cycle| cycle.execs = vec![stop_post(Exit::Code(32))]),

@@ -3,7 +3,7 @@
 mod probe;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -14,6 +14,7 @@ use crate::judge::cycle::{Cycle, Holder};
 use crate::run::guest::Guest;
 use crate::run::one::{Run, Stages};
 use crate::scenario::{History, Scenario, WrongInput};
+use vm_agent::recording::{Evidence, Recording, What};
 use vm_agent::wire::Exit;
 
 /// Goes up when a key of [`Report`] changes its meaning or goes away.
@@ -32,6 +33,7 @@ pub const SCHEMA: u32 = 2;
 ///       "history": { "step", "what", "reported" } | null,      its place in a history
 ///       "verdict": "passed" | "failed" | "infrastructure" | "interrupted",
 ///       "why": ["…"],                                      empty if passed
+///       "story": ["…"],                                    the same in lines for a terminal; empty if passed
 ///       "kernel": "6.12…", "systemd": "257…", "os": "…",
 ///       "stages": { "restore_ms", "session_ms" },              wall time of the host
 ///       "cycles": [ … ]                                    see judge::cycle::Cycle; raw numbers, guest nanoseconds
@@ -39,7 +41,7 @@ pub const SCHEMA: u32 = 2;
 /// ```
 ///
 /// Beside it, per guest and scenario, `<guest>/<name>/recording.json` (every event), `probe.txt` (the probe's lines of
-/// every cycle) and the machine's logs.
+/// every cycle), `cycle-<n>/unit.txt` and `journal.txt` (of a cycle that went wrong) and the machine's logs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
@@ -70,6 +72,12 @@ pub struct ScenarioReport {
     pub verdict: Verdict,
     /// Why it is not `passed`.
     pub why: Vec<String>,
+    /// The same as about ten lines for a terminal: what happened in cycles that failed. Empty without a result.
+    #[serde(default)]
+    pub story: Vec<String>,
+    /// Where the rest is: a directory in the results. Empty of a scenario that was not run.
+    #[serde(default)]
+    pub evidence: PathBuf,
     /// `uname -r` of the guest.
     pub kernel: String,
     /// The guest's systemd.
@@ -174,10 +182,8 @@ impl Report {
                 text.push_str(&format!("\n{}\n", table(self, guest)));
             }
         }
-        for scenario in &self.scenarios {
-            for why in &scenario.why {
-                text.push_str(&format!("{}/{}: {why}\n", scenario.guest, scenario.name));
-            }
+        for scenario in self.scenarios.iter().filter(|scenario| !scenario.why.is_empty()) {
+            text.push_str(&scenario.told());
         }
         let [passed, failed] = [Verdict::Passed, Verdict::Failed].map(|verdict| self.count(verdict));
         let without = self.scenarios.len() - passed - failed;
@@ -191,9 +197,23 @@ impl Report {
 }
 
 impl ScenarioReport {
+    /// What became of one that has not passed, as a block of lines.
+    #[must_use]
+    pub fn told(&self) -> String {
+        let mut text = format!("{}/{}: {}\n", self.guest, self.name, self.verdict.words());
+        let lines = if self.story.is_empty() { &self.why } else { &self.story };
+        for line in lines.iter().flat_map(|line| line.lines()) {
+            text.push_str(&format!("  {line}\n"));
+        }
+        if !self.evidence.as_os_str().is_empty() {
+            text.push_str(&format!("  evidence: {}\n", self.evidence.display()));
+        }
+        text
+    }
+
     /// The report of a run that has a result.
     #[must_use]
-    pub fn of_run(guest: &str, scenario: &Scenario, run: &Run) -> Self {
+    pub fn of_run(guest: &str, scenario: &Scenario, run: &Run, evidence: &Path) -> Self {
         let why = run.judgement.why();
         let verdict = if why.is_empty() { Verdict::Passed } else { Verdict::Failed };
         Self {
@@ -204,6 +224,8 @@ impl ScenarioReport {
             os: run.recording.os.clone(),
             stages: run.stages,
             cycles: run.judgement.cycles.clone(),
+            story: run.judgement.told(),
+            evidence: evidence.to_owned(),
             ..Self::without_result(guest, scenario, Verdict::Infrastructure, Vec::new())
         }
     }
@@ -223,6 +245,8 @@ impl ScenarioReport {
             history: scenario.manifest.history.clone(),
             verdict,
             why,
+            story: Vec::new(),
+            evidence: PathBuf::new(),
             kernel: String::new(),
             systemd: String::new(),
             os: String::new(),
@@ -256,9 +280,26 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
             ));
         }
         write("probe.txt", lines)?;
+        write_evidence(directory, &run.recording)?;
     }
     // Last, so that a report that is there means that all is.
     write(SCENARIO_FILE, serde_json::to_string_pretty(report)?)
+}
+
+/// What systemd and the journal said of a cycle that went wrong, before anything recovered from it: `cycle-<n>/unit.txt` and
+/// `cycle-<n>/journal.txt`.
+fn write_evidence(directory: &Path, recording: &Recording) -> Result<()> {
+    for event in &recording.events {
+        if let What::Evidence(Evidence { units, journal }) = &event.what {
+            let directory = directory.join(format!("cycle-{}", event.cycle));
+            std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
+            for (name, text) in [("unit.txt", units), ("journal.txt", journal)] {
+                let path = directory.join(name);
+                std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// More scenarios than this are a line each, since their columns would be wider than any terminal.
@@ -436,7 +477,7 @@ mod tests {
     use crate::judge::cycle::{ExecOutcome, MountUnit, Umount};
     use crate::judge::samples;
     use crate::scenario::verdict::MountVerdict;
-    use vm_agent::recording::{Kind, Remount, Role, UnitState};
+    use vm_agent::recording::{Event, Kind, Remount, Role, UnitState};
 
     fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
         let busy = umount == "EBUSY";
@@ -490,6 +531,8 @@ mod tests {
             }),
             verdict,
             why: Vec::new(),
+            story: Vec::new(),
+            evidence: PathBuf::new(),
             kernel: String::new(),
             systemd: String::new(),
             os: String::new(),
@@ -507,6 +550,18 @@ mod tests {
         assert_eq!(unit_state(&samples::clean()), "inactive");
         assert_eq!(unit_state(&with("inactive")), "inactive");
         assert_eq!(unit_state(&with("failed")), "inactive, the mount's failed");
+    }
+
+    #[test]
+    fn evidence_lies_with_its_cycle() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let evidence = Evidence { units: "failed".to_owned(), journal: "it says why".to_owned() };
+        let events = vec![Event { at: 1, cycle: 2, what: What::Evidence(evidence) }];
+        write_evidence(directory.path(), &Recording { events, ..Recording::default() }).expect("write");
+        let text = |name: &str| std::fs::read_to_string(directory.path().join("cycle-2").join(name));
+        assert_eq!(text("unit.txt").expect("read"), "failed");
+        assert_eq!(text("journal.txt").expect("read"), "it says why");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("list").count(), 1, "no other cycle has any");
     }
 
     #[test]

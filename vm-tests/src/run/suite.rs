@@ -21,7 +21,7 @@ use crate::host::memory;
 use crate::host::signals::Interrupted;
 use crate::judge::baselines::Baselines;
 use crate::machine::Cancel;
-use crate::report::{self, Report, ScenarioReport, Verdict};
+use crate::report::{self, Report, ScenarioReport};
 use crate::scenario::{self, Scenario};
 use crate::workspace::Workspace;
 
@@ -206,7 +206,7 @@ impl Trial {
         format!("{}/{}", self.guest.name, self.scenario.name)
     }
 
-    /// Runs it, writes its results and tells where the time went if it has failed.
+    /// Runs it and writes its results.
     ///
     /// It blocks, on a runtime of its own: the thread that spawns QEMU is there as long as the machine, which the
     /// parent-death signal needs.
@@ -225,15 +225,10 @@ impl Trial {
             Ok(run)
         });
         let report = match &ran {
-            Ok(run) => ScenarioReport::of_run(&guest.name, scenario, run),
+            Ok(run) => ScenarioReport::of_run(&guest.name, scenario, run, &self.directory),
             Err(error) => ScenarioReport::of_error(&guest.name, scenario, error),
         };
         report::write_scenario(&self.directory, &report, ran.as_ref().ok())?;
-        if report.verdict == Verdict::Failed {
-            for line in ran.iter().flat_map(|run| &run.judgement.stretches) {
-                events::tell(Event::Note(format!("{}: {line}", self.name())));
-            }
-        }
         Ok(report)
     }
 
@@ -311,6 +306,7 @@ mod tests {
     use crate::machine::base::Base;
     use crate::machine::config::Abilities;
     use crate::machine::saved::Saved;
+    use crate::report::Verdict;
 
     const SCENARIO: &str = r#"
 description = "d"

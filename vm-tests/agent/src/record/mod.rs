@@ -3,7 +3,7 @@
 //! Three threads, or four, and nothing that waits for a clock:
 //!
 //! - the caller runs the plan's commands ([`steps`], [`command`]) and reads what they leave ([`end_state`],
-//!   [`kernel_log`]);
+//!   [`evidence`], [`kernel_log`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
 //!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and scans the
 //!   units' tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
@@ -17,6 +17,7 @@ mod clock;
 mod command;
 mod end_state;
 mod events;
+mod evidence;
 mod fair_share;
 mod kernel_log;
 mod mounts;

@@ -1,7 +1,8 @@
 //! The plan's commands, one after the other, cycle by cycle.
 
+use std::collections::HashSet;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use holders::mountinfo::{self, Mount};
@@ -11,6 +12,7 @@ use vm_agent::wire::Exit;
 use super::command;
 use super::end_state;
 use super::events::Sink;
+use super::evidence;
 use super::kernel_log::KernelLog;
 use super::unit::Units;
 use super::watcher::Watcher;
@@ -23,19 +25,24 @@ use super::watcher::Watcher;
 pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units) -> Result<()> {
     let kernel_log = KernelLog::open().inspect_err(|error| sink.lost("kmsg", format!("{error:#}"))).ok();
     let mut steps = Steps { plan, sink, watcher, units, kernel_log };
+    let mut failures = HashSet::new();
     for _ in 0..plan.cycles {
+        let began = SystemTime::now();
         let started = steps.run(Step::Start, 0, &plan.start)?;
         let mount = mountinfo::read_at(1, Path::new(&plan.mount))?;
         if mount.is_none() {
             let elsewhere = end_state::mounted_at(Path::new(&plan.mount)).context("look for the mount")?;
             sink.send_now(What::NotMounted { elsewhere });
         }
-        steps.run(Step::Reset, 0, &plan.reset)?;
+        let reset = steps.run(Step::Reset, 0, &plan.reset)?;
         steps.find_leftovers();
         let is_clean = steps.read_the_end(mount.as_ref())?;
-        let has_failed = steps.units.has_failed();
+        let how = How { started, reset, is_clean, has_failed: steps.units.has_failed() };
+        if !how.is_well() && failures.insert(how) {
+            sink.send_now(What::Evidence(evidence::take(plan, began, sink.clock)?));
+        }
         steps.run_all(Step::Check, &plan.checks)?;
-        if !is_clean || has_failed {
+        if !is_clean || how.has_failed {
             steps.run_all(Step::Recover, &plan.recover)?;
         }
         steps.record_kernel_warnings();
@@ -44,6 +51,22 @@ pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units
         }
     }
     Ok(())
+}
+
+/// How a cycle went, as far as can be told here, where nobody knows what is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct How {
+    started: Option<Exit>,
+    reset: Option<Exit>,
+    is_clean: bool,
+    has_failed: bool,
+}
+
+impl How {
+    fn is_well(&self) -> bool {
+        let succeeded = |exit: Option<Exit>| exit.is_some_and(Exit::success);
+        succeeded(self.started) && succeeded(self.reset) && self.is_clean && !self.has_failed
+    }
 }
 
 struct Steps<'a> {
