@@ -1,6 +1,8 @@
 //! The output of a run: `report.json`, the postmortem's table, the whole history as one table, the probe's lines.
 
 mod probe;
+#[cfg(test)]
+mod schema;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -22,23 +24,7 @@ pub const SCHEMA: u32 = 2;
 
 /// `target/vm-test/report.json`.
 ///
-/// ```text
-/// { "schema": 2,
-///   "accelerator": "accelerator: TCG, virtual time (…)",   one line
-///   "clock": "virtual" | "real",                           what every *_ns was measured on
-///   "guests": { "trixie": "…" },                           each guest in one line, by its name
-///   "scenarios": [ {                                       each scenario on each guest
-///       "guest": "trixie",
-///       "name": "5eac51a", "description": "…",
-///       "history": { "step", "what", "reported" } | null,      its place in a history
-///       "verdict": "passed" | "failed" | "infrastructure" | "interrupted",
-///       "why": ["…"],                                      empty if passed
-///       "story": ["…"],                                    the same in lines for a terminal; empty if passed
-///       "kernel": "6.12…", "systemd": "257…", "os": "…",
-///       "stages": { "restore_ms", "session_ms" },              wall time of the host
-///       "cycles": [ … ]                                    see judge::cycle::Cycle; raw numbers, guest nanoseconds
-///   } ] }
-/// ```
+/// docs/report.md has each key.
 ///
 /// Beside it, per guest and scenario, `<guest>/<name>/recording.json` (every event), `probe.txt` (the probe's lines of
 /// every cycle), `cycle-<n>/unit.txt` and `journal.txt` (of a cycle that went wrong) and the machine's logs.
