@@ -29,6 +29,12 @@ pub struct Package {
     pub binaries: &'static [&'static str],
 }
 
+/// The harness's own programs for machines.
+pub(crate) const OWN: Package = Package {
+    name: "vm-agent",
+    binaries: &["vm-agent", "vm-init", "vm-game", "vm-attack", "vm-hostile", "vm-kill", "vm-time"],
+};
+
 impl Workspace {
     /// The workspace that this is run in: the one that cargo says (`CARGO_MANIFEST_DIR`, at run time), or the one around
     /// the working directory; elsewhere, the one that it was built from. Its scenarios are in `scenarios`, and it has no
@@ -68,7 +74,9 @@ impl Workspace {
     /// # Errors
     /// As [`scenario::select`].
     pub fn scenarios(&self, names: &[String]) -> Result<Vec<Scenario>> {
-        scenario::select(&self.scenario_roots, names)
+        let own = OWN.binaries.iter().chain(self.packages.iter().flat_map(|package| package.binaries));
+        let programs: Vec<&str> = own.copied().collect();
+        scenario::select(&self.scenario_roots, names, Some(&programs))
     }
 }
 

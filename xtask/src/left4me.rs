@@ -14,3 +14,15 @@ pub(crate) fn workspace() -> Result<Workspace> {
     let found = Workspace::find(env!("CARGO_MANIFEST_DIR"))?;
     Ok(Workspace { scenario_roots: vec![found.root.join("vm-tests/scenarios")], packages: PACKAGES, ..found })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_scenarios_manifest_is_right() {
+        let scenarios =
+            workspace().expect("the workspace").scenarios(&[]).unwrap_or_else(|error| panic!("{error}"));
+        assert!(scenarios.len() > 40, "{} scenarios", scenarios.len());
+    }
+}

@@ -399,6 +399,23 @@ pub enum Role {
     Outside,
 }
 
+impl Role {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Main, Self::Child, Self::Control, Self::ControlChild, Self::Outside];
+
+    /// The word for manifests, tables and snapshots.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Main => "main",
+            Self::Child => "child",
+            Self::Control => "control",
+            Self::ControlChild => "control-child",
+            Self::Outside => "outside",
+        }
+    }
+}
+
 /// A mount namespace.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Namespace {
@@ -434,6 +451,9 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Cwd, Self::Root, Self::Exe, Self::File, Self::Mapping];
+
     /// The word for tables and snapshots.
     #[must_use]
     pub fn word(self) -> &'static str {

@@ -16,16 +16,12 @@ use xshell::{Shell, cmd};
 
 use crate::host::process::{self, Program, Sink};
 use crate::host::tools;
-use crate::workspace::{Package, Workspace};
+use crate::workspace::{OWN, Package, Workspace};
 
 /// A cold build takes two minutes on two old cores.
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
 
-/// The harness's own guest programs: a package beside its library, wherever that lies.
-const OWN: Package = Package {
-    name: "vm-agent",
-    binaries: &["vm-agent", "vm-init", "vm-game", "vm-attack", "vm-hostile", "vm-kill", "vm-time"],
-};
+/// [`OWN`] lies beside the library, wherever that lies.
 const OWN_MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/agent/Cargo.toml");
 
 /// What goes into a guest: small, quick to load under emulation. Unwinding stays on: guards need it. Given on the command

@@ -166,15 +166,8 @@ impl Holder {
     /// `control left4me-overlay (cwd)`: without the pid, which is another one in every run.
     #[must_use]
     pub fn words(&self) -> String {
-        let role = match self.role {
-            Role::Main => "main",
-            Role::Child => "child",
-            Role::Control => "control",
-            Role::ControlChild => "control-child",
-            Role::Outside => "outside",
-        };
         let kinds: Vec<_> = self.kinds.iter().map(|kind| kind.word()).collect();
-        format!("{role} {} ({})", self.comm, kinds.join(", "))
+        format!("{} {} ({})", self.role.word(), self.comm, kinds.join(", "))
     }
 }
 

@@ -8,7 +8,7 @@ use vm_agent::wire::Exit;
 
 use super::cycle::{Before, Cycle, Holder};
 use super::snapshot::exit_words;
-use crate::scenario::{Expect, ExpectedExit};
+use crate::scenario::Expect;
 
 /// Something that is not as the manifest expects.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
         ),
     );
     check(cycle.unit.restarts == 0, format!("the unit was restarted: NRestarts {}", cycle.unit.restarts));
-    let stop_post = expect.exec_stop_post.as_ref().and_then(ExpectedExit::exit);
+    let stop_post = expect.exec_stop_post.map(|expected| expected.0);
     let is_expected = match (cycle.exec_stop_post(), stop_post) {
         (ended, None) => ended.is_none_or(Exit::success),
         (ended, expected) => ended == expected,

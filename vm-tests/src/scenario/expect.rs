@@ -1,12 +1,15 @@
 //! What every cycle of a scenario must be.
 
+use std::fmt;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de};
+use vm_agent::recording::{Kind, Role};
 use vm_agent::wire::Exit;
 
 use crate::scenario::outcome::{ExpectedRemount, ExpectedUmount};
+use crate::scenario::problem::{instead, meant};
 use crate::scenario::verdict::MountVerdict;
 
 /// What every cycle must be. The numbers are bounds; the shape is also in the snapshot. What is left out must be clean: an
@@ -68,28 +71,118 @@ pub struct Expect {
     pub(super) mount_unit: Option<String>,
 }
 
-/// How a process is meant to end: an exit status, or the name of a signal.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
-pub enum ExpectedExit {
-    /// Its exit status.
-    Code(i32),
-    /// The signal that ends it, as `SIGTERM`.
-    Signal(String),
-}
+/// How a process is meant to end: in a manifest an exit status, or the name of a signal as `"SIGTERM"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExpectedExit(pub Exit);
 
-impl ExpectedExit {
-    /// `None` for a name that is no signal's.
-    #[must_use]
-    pub fn exit(&self) -> Option<Exit> {
-        match self {
-            Self::Code(code) => Some(Exit::Code(*code)),
-            Self::Signal(name) => name.parse::<Signal>().ok().map(|signal| Exit::Signal(signal as i32)),
+impl<'de> Deserialize<'de> for ExpectedExit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Words;
+
+        impl de::Visitor<'_> for Words {
+            type Value = ExpectedExit;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an exit status, or a signal as \"SIGTERM\",")
+            }
+
+            fn visit_i64<E: de::Error>(self, status: i64) -> Result<ExpectedExit, E> {
+                match u8::try_from(status) {
+                    Ok(status) => Ok(ExpectedExit(Exit::Code(status.into()))),
+                    Err(_) => Err(E::custom(format!("{status}: an exit status is 0 to 255"))),
+                }
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<ExpectedExit, E> {
+                match name.parse::<Signal>() {
+                    Ok(signal) => Ok(ExpectedExit(Exit::Signal(signal as i32))),
+                    Err(_) => Err(E::custom(format!(
+                        "{name:?}: {}give a signal as \"SIGTERM\", or an exit status without quotes",
+                        meant(name, Signal::iterator().map(Signal::as_str))
+                    ))),
+                }
+            }
         }
+
+        deserializer.deserialize_any(Words)
     }
 }
 
+/// What systemd says of a unit in ActiveState, systemd(1).
+const ACTIVE_STATES: [&str; 8] =
+    ["active", "reloading", "inactive", "failed", "activating", "deactivating", "maintenance", "refreshing"];
+
+/// What is wrong with the words of a holder, `<role> <comm> (<kind>, …)`.
+fn not_a_holder(words: &str) -> Option<String> {
+    let parts = words.split_once(' ').and_then(|(role, rest)| {
+        let (comm, kinds) = rest.rsplit_once(" (")?;
+        Some((role, comm, kinds.strip_suffix(')')?))
+    });
+    let Some((role, comm, kinds)) = parts else {
+        return Some(format!(
+            "{words:?}: give role, name and kinds of reference, as \"control left4me-overlay (cwd, file)\""
+        ));
+    };
+    let roles = Role::ALL.map(Role::word);
+    let known = Kind::ALL.map(Kind::word);
+    let unknown_role = (!roles.contains(&role)).then(|| format!("no role {role}: {}", instead(role, roles)));
+    let unknown_kinds = kinds
+        .split(", ")
+        .filter(|kind| !known.contains(kind))
+        .map(|kind| format!("no kind of reference {kind}: {}", instead(kind, known)));
+    let wrong: Vec<String> = unknown_role.into_iter().chain(not_a_comm(comm)).chain(unknown_kinds).collect();
+    (!wrong.is_empty()).then(|| format!("{words:?}: {}", wrong.join("; ")))
+}
+
+fn not_a_comm(comm: &str) -> Option<String> {
+    let cut = comm.get(..COMM_BYTES).filter(|_| comm.len() > COMM_BYTES)?;
+    Some(format!("{comm:?}: the kernel keeps {COMM_BYTES} bytes of a name: {cut:?}"))
+}
+
+/// The kernel cuts a process's name off here, in bytes (TASK_COMM_LEN, with a NUL at the end).
+const COMM_BYTES: usize = 15;
+
 impl Expect {
+    /// Words that no cycle can have: the key, and what is wrong with it.
+    pub(super) fn contradictions(&self) -> Vec<(String, String)> {
+        let mut wrong = Vec::new();
+        let states = [
+            ("active_state_before", &self.active_state_before),
+            ("active_state", &self.active_state),
+            ("mount_unit_state", &self.mount_unit_state),
+        ];
+        for (key, state) in states {
+            if let Some(state) = state.as_deref().filter(|state| !ACTIVE_STATES.contains(state)) {
+                wrong.push((
+                    key.to_owned(),
+                    format!("{state:?}: no ActiveState: {}", instead(state, ACTIVE_STATES)),
+                ));
+            }
+        }
+        if let Some(max) = self.reset_max_ms.filter(|max| *max <= self.reset_min_ms) {
+            let what = format!(
+                "{max}: no reset takes less than this and at least reset_min_ms = {}",
+                self.reset_min_ms
+            );
+            wrong.push(("reset_max_ms".to_owned(), what));
+        }
+        for (index, holder) in self.holders.iter().enumerate() {
+            wrong.extend(not_a_holder(holder).map(|what| (format!("holders[{index}]"), what)));
+        }
+        for (key, comms) in [("left_processes", &self.left_processes), ("core_dumps", &self.core_dumps)] {
+            for (index, comm) in comms.iter().enumerate() {
+                wrong.extend(not_a_comm(comm).map(|what| (format!("{key}[{index}]"), what)));
+            }
+        }
+        for (index, place) in self.mounted_elsewhere.iter().enumerate() {
+            if !place.contains(": /") {
+                let what = format!("{place:?}: give a unit and a path, as \"demo.service: /mnt\"");
+                wrong.push((format!("mounted_elsewhere[{index}]"), what));
+            }
+        }
+        wrong
+    }
+
     /// The shortest a reset must take.
     #[must_use]
     pub fn reset_min(&self) -> Duration {

@@ -1,74 +1,111 @@
 //! A manifest that begins with another: how the two are laid over each other.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use super::problem::Problem;
+use super::tree::{Node, Value, parse};
 
-use super::manifest::Manifest;
-
-/// Reads a manifest and the one that it begins with.
-pub(super) fn read(file: &Path) -> Result<Manifest> {
-    let text = std::fs::read_to_string(file).with_context(|| {
-        format!("read {}: a scenario is a directory with a scenario.toml", file.display())
-    })?;
-    let what = || format!("parse {}", file.display());
-    let own: toml::Table = toml::from_str(&text).with_context(what)?;
-    if own.contains_key(BASE) {
-        let whole = with_base(own, file)?;
-        whole.try_into().with_context(|| format!("{}, with its base", what()))
-    } else {
-        // From the text, so that an error names the line.
-        toml::from_str(&text).with_context(what)
-    }
-}
-
-const BASE: &str = "base";
+/// The key that names the other.
+pub(super) const BASE: &str = "base";
 
 /// What a base may itself begin with is bounded, so that two that name each other are an error.
 const BASES: usize = 4;
 
-/// A manifest laid over its base. Tables are merged, `deploy.trees` of the base come first, any other key replaces the
-/// base's. The base's paths are relative to where it lies.
-fn with_base(mut own: toml::Table, file: &Path) -> Result<toml::Table> {
-    let mut file = file.to_owned();
+/// Reads a manifest, laid over the one that it begins with. Tables are merged, `deploy.trees` of the base come first, any
+/// other key replaces the base's. The base's paths are relative to where it lies.
+///
+/// # Errors
+/// What can't be read or is no TOML.
+pub(super) fn read(file: &Path) -> Result<Node, Vec<Problem>> {
+    let mut own = parse_file(file).map_err(|why| match why {
+        Unread::Missing(why) => {
+            let what = format!("{why}: a scenario is a directory with a scenario.toml");
+            vec![Problem { file: shown(file), line: 0, column: 0, what }]
+        }
+        Unread::Wrong(problems) => problems,
+    })?;
     for _ in 0..BASES {
-        let Some(base) = own.remove(BASE) else { return Ok(own) };
-        let base = base.as_str().with_context(|| format!("{}: base: give a path", file.display()))?;
-        let directory = file.parent().context("a manifest lies in a directory")?.to_owned();
-        file = directory.join(base);
-        let text = std::fs::read_to_string(&file).with_context(|| format!("read base {}", file.display()))?;
-        let mut base: toml::Table =
-            toml::from_str(&text).with_context(|| format!("parse {}", file.display()))?;
-        let directory = file.parent().context("a manifest lies in a directory")?;
-        make_absolute(&mut base, &std::path::absolute(directory)?);
-        merge(&mut base, own);
-        own = base;
+        let Some((key, base)) = take_base(&mut own) else { return Ok(own) };
+        let Value::String(base) = base.value else {
+            return Err(vec![key.problem(format!("{BASE}: give the path of a manifest, in quotes"))]);
+        };
+        let file = key.source.directory.join(&base);
+        let mut base = parse_file(&file).map_err(|why| match why {
+            Unread::Missing(why) => vec![key.problem(format!("{BASE} = {base:?}: {}: {why}", shown(&file)))],
+            Unread::Wrong(problems) => problems,
+        })?;
+        make_absolute(&mut base);
+        own = merged(base, own);
     }
-    bail!("{}: more than {BASES} bases in a row", file.display())
+    match take_base(&mut own) {
+        None => Ok(own),
+        Some((key, _)) => Err(vec![key.problem(format!("{BASE}: more than {BASES} bases in a row"))]),
+    }
 }
 
-fn make_absolute(base: &mut toml::Table, directory: &Path) {
-    let join = |value: &mut toml::Value| {
-        if let toml::Value::String(path) = value {
-            *path = directory.join(&path).to_string_lossy().into_owned();
+fn take_base(manifest: &mut Node) -> Option<(super::tree::At, Node)> {
+    match &mut manifest.value {
+        Value::Table(table) => table.remove(BASE),
+        _ => None,
+    }
+}
+
+enum Unread {
+    Missing(std::io::Error),
+    Wrong(Vec<Problem>),
+}
+
+fn parse_file(file: &Path) -> Result<Node, Unread> {
+    let text = std::fs::read_to_string(file).map_err(Unread::Missing)?;
+    parse(file, shown(file), text).map_err(Unread::Wrong)
+}
+
+/// A file as a user would name it: from the working directory, if it lies below.
+pub(super) fn shown(file: &Path) -> String {
+    let whole = file.canonicalize().or_else(|_gone| std::path::absolute(file)).unwrap_or(file.to_owned());
+    let here = std::env::current_dir().and_then(|here| here.canonicalize()).unwrap_or(PathBuf::from("/"));
+    whole.strip_prefix(&here).unwrap_or(&whole).display().to_string()
+}
+
+/// A table laid over another. What it lacks is missing in the one on top.
+fn merged(base: Node, over: Node) -> Node {
+    let (Value::Table(mut table), Value::Table(entries)) = (base.value, over.value.clone()) else {
+        return over;
+    };
+    for (name, (key, node)) in entries {
+        let value = match (table.remove(&name), node) {
+            (Some((_, base)), node)
+                if matches!((&base.value, &node.value), (Value::Table(_), Value::Table(_))) =>
+            {
+                merged(base, node)
+            }
+            (Some((_, Node { value: Value::Array(base), .. })), Node { at, value: Value::Array(over) })
+                if name == TREES =>
+            {
+                Node { at, value: Value::Array([base, over].concat()) }
+            }
+            (_, node) => node,
+        };
+        table.insert(name, (key, value));
+    }
+    Node { value: Value::Table(table), ..over }
+}
+
+const TREES: &str = "trees";
+
+fn make_absolute(base: &mut Node) {
+    let join = |node: &mut Node| {
+        if let Value::String(path) = &mut node.value {
+            let whole: PathBuf = node.at.source.directory.join(&path).components().collect();
+            *path = whole.to_string_lossy().into_owned();
         }
     };
-    let Some(toml::Value::Table(deploy)) = base.get_mut("deploy") else { return };
-    if let Some(toml::Value::Array(trees)) = deploy.get_mut("trees") {
+    let Some(deploy) = base.entry("deploy") else { return };
+    if let Some(Node { value: Value::Array(trees), .. }) = deploy.entry(TREES) {
         trees.iter_mut().for_each(join);
     }
-    if let Some(toml::Value::Table(programs)) = deploy.get_mut("programs") {
-        let is_path = |value: &&mut toml::Value| value.as_str().is_some_and(|name| name.contains('/'));
-        programs.iter_mut().map(|(_, value)| value).filter(is_path).for_each(join);
-    }
-}
-
-fn merge(base: &mut toml::Table, over: toml::Table) {
-    for (key, value) in over {
-        match (base.get_mut(&key), value) {
-            (Some(toml::Value::Table(base)), toml::Value::Table(over)) => merge(base, over),
-            (Some(toml::Value::Array(base)), toml::Value::Array(over)) if key == "trees" => base.extend(over),
-            (_, value) => drop(base.insert(key, value)),
-        }
+    if let Some(Node { value: Value::Table(programs), .. }) = deploy.entry("programs") {
+        let is_path = |node: &&mut Node| matches!(&node.value, Value::String(name) if name.contains('/'));
+        programs.values_mut().map(|(_, node)| node).filter(is_path).for_each(join);
     }
 }

@@ -1,20 +1,19 @@
-//! `scenario.toml`, and its checks.
+//! `scenario.toml`.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use super::commands::Check;
-use super::expect::{Expect, ExpectedExit};
+use super::expect::Expect;
 
 /// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
 /// uses 120 MiB of it.
 pub const DEFAULT_MEMORY_MIB: u32 = 512;
 
 /// What a guest needs to boot, in MiB, its initramfs and the tmpfs over its root included.
-const LEAST_MEMORY_MIB: u32 = 256;
+pub(super) const LEAST_MEMORY_MIB: u32 = 256;
 
 /// `scenario.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -116,71 +115,4 @@ fn default_command_timeout() -> u64 {
 
 fn default_sample() -> u64 {
     10
-}
-
-pub(super) fn check(manifest: &Manifest) -> Result<()> {
-    let absolute = |key: &str, path: &str| {
-        ensure!(
-            path.starts_with('/') && !path.ends_with('/'),
-            "{key} = {path:?}: give an absolute path without a final slash"
-        );
-        Ok(())
-    };
-    absolute("mount", &manifest.mount)?;
-    manifest.state_directory.as_deref().map_or(Ok(()), |path| absolute("state_directory", path))?;
-    for path in &manifest.removed {
-        absolute("removed", path)?;
-        let inside =
-            path.strip_prefix(&manifest.mount).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-        ensure!(!inside, "removed: {path} is the mount or lies in it: reading it would hold the mount");
-    }
-    for path in manifest.deploy.programs.keys() {
-        absolute("deploy.programs", path)?;
-    }
-    for path in manifest.deploy.text.keys() {
-        absolute("deploy.text", path)?;
-    }
-    if let Some(ExpectedExit::Signal(name)) = &manifest.expect.exec_stop_post {
-        let signal = manifest.expect.exec_stop_post.as_ref().and_then(ExpectedExit::exit);
-        ensure!(
-            signal.is_some(),
-            "exec_stop_post = {name:?}: give an exit status or a signal, as \"SIGTERM\""
-        );
-    }
-    ensure!(manifest.unit.contains('.'), "unit = {:?}: give the full name, with .service", manifest.unit);
-    ensure!(
-        manifest.memory_mib >= LEAST_MEMORY_MIB,
-        "memory_mib = {}: a guest needs {LEAST_MEMORY_MIB} to boot",
-        manifest.memory_mib
-    );
-    match &manifest.mount_unit {
-        Some(mount_unit) => {
-            // Exec lines and a cgroup of its own, which a .mount unit has in other properties.
-            ensure!(
-                mount_unit.ends_with(".service"),
-                "mount_unit = {mount_unit:?}: give the full name of a service, with .service"
-            );
-            ensure!(
-                *mount_unit != manifest.unit,
-                "mount_unit = {mount_unit:?}: that is the unit under test; leave it out where that mounts itself"
-            );
-        }
-        None => ensure!(
-            manifest.expect.mount_unit_state.is_none(),
-            "mount_unit_state: whose? give mount_unit, or leave it out"
-        ),
-    }
-    ensure!(manifest.cycles > 0, "cycles = 0: nothing would be run");
-    ensure!(manifest.sample_ms > 0, "sample_ms = 0: give at least 1");
-    let commands = [("start", &manifest.start), ("reset", &manifest.reset)];
-    let lists = manifest
-        .setup
-        .iter()
-        .map(|argv| ("setup", argv))
-        .chain(manifest.check.iter().map(|check| ("check", &check.run)))
-        .chain(manifest.recover.iter().map(|argv| ("recover", argv)));
-    for (key, argv) in commands.into_iter().chain(lists) {
-        ensure!(!argv.is_empty(), "{key}: an empty command");
-    }
-    Ok(())
 }

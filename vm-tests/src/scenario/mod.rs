@@ -7,13 +7,21 @@
 //! ```
 //!
 //! Scenarios that differ in a line or two share the rest: `base` names a manifest that one begins with.
+//!
+//! A manifest goes through `inherit` (files to one `tree`), `decode` (the tree to values) and `rules` (what the values say
+//! together). Each tells all that is wrong, with its place.
 
 pub mod bundle;
 mod commands;
+mod decode;
 mod expect;
 mod inherit;
+mod keys;
 mod manifest;
 mod outcome;
+mod problem;
+mod rules;
+mod tree;
 pub mod verdict;
 
 #[cfg(test)]
@@ -22,20 +30,17 @@ mod tests;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use vm_agent::recording::Plan;
 
 pub use commands::Check;
+use decode::{Decoded, decode};
 pub use expect::{Expect, ExpectedExit};
-use inherit::read;
-use manifest::check;
+pub use keys::keys;
 pub use manifest::{DEFAULT_MEMORY_MIB, Deploy, History, Manifest};
 pub use outcome::{ExpectedRemount, ExpectedUmount};
-
-/// What was asked for can't be run as it is written: wrong usage, and no fault of a machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("nothing was run")]
-pub struct WrongInput;
+use problem::instead;
+pub use problem::{Problem, WrongInput};
 
 /// A scenario as it lies on disk.
 #[derive(Debug, Clone)]
@@ -52,20 +57,39 @@ impl Scenario {
     /// Reads a scenario's manifest and checks it.
     ///
     /// # Errors
-    /// Names the file and the key, with what to do.
+    /// [`WrongInput`], with all that is wrong in it.
     pub fn load(directory: &Path) -> Result<Self> {
+        Ok(Self::load_with(directory, None)?)
+    }
+
+    /// The same; it may deploy these programs by name, if it is known which there are.
+    fn load_with(directory: &Path, programs: Option<&[&str]>) -> Result<Self, WrongInput> {
         let file = directory.join("scenario.toml");
-        let mut manifest = read(&file)?;
+        let tree = match inherit::read(&file) {
+            Ok(tree) => tree,
+            Err(problems) => {
+                WrongInput::of(problems)?;
+                return Err(WrongInput::new(format!("{}: not read", file.display())));
+            }
+        };
+        let Decoded { value, mut problems, without } = decode::<Manifest>(&tree, &keys());
+        if let Some(manifest) = &value {
+            for (path, what) in rules::problems(manifest, directory, programs) {
+                // Of what is left out or filled in, and of what that is a part of, enough is said.
+                if !without.iter().any(|one| is_part(&path, one) || is_part(one, &path)) {
+                    problems.push(tree.place_of(&path).problem(format!("{path}: {what}")));
+                }
+            }
+        }
+        WrongInput::of(problems)?;
+        let wrong = |why: String| WrongInput::new(format!("{}: {why}", directory.display()));
+        let mut manifest = value.ok_or_else(|| wrong("no manifest".to_owned()))?;
         manifest.expect.unit.clone_from(&manifest.unit);
         manifest.expect.mount_unit.clone_from(&manifest.mount_unit);
-        check(&manifest).with_context(|| format!("check {}", file.display()))?;
-        let directory = directory.canonicalize().with_context(|| format!("find {}", directory.display()))?;
-        let name = directory
-            .file_name()
-            .context("a scenario's directory has a name")?
-            .to_string_lossy()
-            .into_owned();
-        Ok(Self { name, directory, manifest })
+        let directory = directory.canonicalize().map_err(|error| wrong(error.to_string()))?;
+        let name =
+            directory.file_name().ok_or_else(|| wrong("a scenario's directory has a name".to_owned()))?;
+        Ok(Self { name: name.to_string_lossy().into_owned(), directory, manifest })
     }
 
     /// The names of its units, with a space between, as systemctl takes them.
@@ -95,79 +119,111 @@ impl Scenario {
     }
 }
 
+/// Whether a key's path is another or lies below it.
+fn is_part(path: &str, of: &str) -> bool {
+    path.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+}
+
 /// The sizes of machine that scenarios ask for, in MiB of RAM.
 #[must_use]
 pub fn memory_sizes(scenarios: &[Scenario]) -> BTreeSet<u32> {
     scenarios.iter().map(|scenario| scenario.manifest.memory_mib).collect()
 }
 
-/// The scenarios below directories, in the order of their names.
+/// The scenarios that a user named: each a name in one of `roots`, or a path to a scenario's directory; all in `roots` if
+/// there are no names. `programs` are those that a scenario can deploy by name, if that is known.
 ///
 /// # Errors
-/// When a directory can't be read, a manifest is wrong, or there is none at all.
-pub fn discover(roots: &[PathBuf]) -> Result<Vec<Scenario>> {
+/// [`WrongInput`], with all that is wrong: names that are not there, and manifests.
+pub fn select(roots: &[PathBuf], names: &[String], programs: Option<&[&str]>) -> Result<Vec<Scenario>> {
+    let mut problems = Vec::new();
     let mut scenarios = Vec::new();
-    for root in roots {
-        let before = scenarios.len();
-        for entry in std::fs::read_dir(root).with_context(|| format!("read {}", root.display()))? {
-            let path = entry.with_context(|| format!("read {}", root.display()))?.path();
-            if path.join("scenario.toml").exists() {
-                scenarios.push(Scenario::load(&path)?);
-            }
-        }
-        if scenarios.len() == before {
-            bail!("no scenario in {}: none of its directories has a scenario.toml", root.display());
+    for directory in directories(roots, names, &mut problems) {
+        match Scenario::load_with(&directory, programs) {
+            Ok(scenario) => scenarios.push(scenario),
+            Err(wrong) => problems.extend(wrong.problems().iter().cloned()),
         }
     }
-    scenarios.sort_by(|one, other| one.name.cmp(&other.name));
-    Ok(scenarios)
+    let once = distinct(scenarios, &mut problems);
+    WrongInput::of(problems)?;
+    Ok(once)
 }
 
-/// The scenarios that a user named: each a name in one of `roots`, or a path to a scenario's directory.
-///
-/// # Errors
-/// [`WrongInput`]; names what is not there and lists what is, or what is wrong in a manifest.
-pub fn select(roots: &[PathBuf], names: &[String]) -> Result<Vec<Scenario>> {
-    named(roots, names).context(WrongInput)
-}
-
-fn named(roots: &[PathBuf], names: &[String]) -> Result<Vec<Scenario>> {
+/// The directories of the scenarios that a user named, as a user would name them.
+fn directories(roots: &[PathBuf], names: &[String], problems: &mut Vec<Problem>) -> Vec<PathBuf> {
+    let wrong = |what: String| WrongInput::new(what).problems().to_vec();
+    let mut known: Vec<(String, PathBuf)> = Vec::new();
+    for root in roots {
+        let before = known.len();
+        match in_root(root) {
+            Ok(found) => known.extend(found),
+            // Who names a directory needs none of the roots.
+            Err(_) if names.iter().all(|name| is_path(name)) && !names.is_empty() => {}
+            Err(error) => problems.extend(wrong(format!("read {}: {error}", root.display()))),
+        }
+        if known.len() == before && names.is_empty() && problems.is_empty() {
+            problems.extend(wrong(format!(
+                "no scenario in {}: none of its directories has a scenario.toml",
+                root.display()
+            )));
+        }
+    }
+    known.sort();
     if names.is_empty() {
-        return distinct(discover(roots)?);
+        return known.into_iter().map(|(_, directory)| directory).collect();
     }
     let mut selected = Vec::new();
     for name in names {
-        let path = Path::new(name);
-        if name.contains('/') || path.join("scenario.toml").exists() {
-            selected.push(Scenario::load(path)?);
-            continue;
-        }
-        let known = discover(roots)?;
-        match known.iter().find(|scenario| scenario.name == *name) {
-            Some(scenario) => selected.push(scenario.clone()),
+        match known.iter().find(|(one, _)| one == name && !is_path(name)) {
+            Some((_, directory)) => selected.push(directory.clone()),
+            None if is_path(name) => selected.push(PathBuf::from(name)),
             None => {
-                let names: Vec<_> = known.iter().map(|scenario| scenario.name.as_str()).collect();
-                bail!("no scenario {name}: there are {}, or give the path of a directory", names.join(", "));
+                let names = known.iter().map(|(name, _)| name.as_str());
+                let there_are = instead(name, names);
+                problems.extend(wrong(format!(
+                    "no scenario {name}: {there_are} (or give the path of a directory)"
+                )));
             }
         }
     }
-    distinct(selected)
+    selected
+}
+
+fn is_path(name: &str) -> bool {
+    name.contains('/') || Path::new(name).join("scenario.toml").exists()
+}
+
+/// The scenarios in a directory: name and place of each.
+fn in_root(root: &Path) -> std::io::Result<Vec<(String, PathBuf)>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(root)? {
+        let entry = entry?;
+        if entry.path().join("scenario.toml").exists() {
+            found.push((entry.file_name().to_string_lossy().into_owned(), entry.path()));
+        }
+    }
+    Ok(found)
 }
 
 /// Each once. Results have a scenario's name, so two of one name would have each other's.
-fn distinct(scenarios: Vec<Scenario>) -> Result<Vec<Scenario>> {
+fn distinct(scenarios: Vec<Scenario>, problems: &mut Vec<Problem>) -> Vec<Scenario> {
     let mut once: Vec<Scenario> = Vec::new();
     for scenario in scenarios {
         match once.iter().find(|other| other.name == scenario.name) {
             None => once.push(scenario),
             Some(same) if same.directory == scenario.directory => {}
-            Some(other) => bail!(
-                "two scenarios are named {}: {} and {}: rename one of the directories, or run one after the other",
-                scenario.name,
-                other.directory.display(),
-                scenario.directory.display()
+            Some(other) => problems.extend(
+                WrongInput::new(format!(
+                    "two scenarios are named {}: {} and {}: rename one of the directories, or run one after the other",
+                    scenario.name,
+                    other.directory.display(),
+                    scenario.directory.display()
+                ))
+                .problems()
+                .iter()
+                .cloned(),
             ),
         }
     }
-    Ok(once)
+    once
 }

@@ -6,6 +6,8 @@ use nix::errno::Errno;
 use serde::Deserialize;
 use vm_agent::recording::Remount;
 
+use super::problem::meant;
+
 /// How the last umount2(2) went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -41,7 +43,7 @@ impl TryFrom<String> for ExpectedUmount {
             "none" => Ok(Self::None),
             name => errno(name)
                 .map(Self::Errno)
-                .ok_or_else(|| format!("umount = {words:?}: there are ok, none, and an errno as EBUSY")),
+                .ok_or_else(|| no(&words, &["ok", "none"], "ok, none, and an errno as EBUSY")),
         }
     }
 }
@@ -59,7 +61,8 @@ impl TryFrom<String> for ExpectedRemount {
             (_, Some(why)) if Remount::WHY_NOT.contains(&why) => Ok(Self::NotTried(why.to_owned())),
             _ => {
                 let not_tried = Remount::WHY_NOT.map(|why| format!("{NOT_TRIED}{why}")).join(", ");
-                Err(format!("remount = {words:?}: there are silent, in use, an errno as EBUSY, {not_tried}"))
+                let there_are = format!("silent, in use, an errno as EBUSY, {not_tried}");
+                Err(no(&words, &["silent", "in use"], &there_are))
             }
         }
     }
@@ -90,7 +93,18 @@ impl fmt::Display for ExpectedRemount {
     }
 }
 
-/// The errno of a name. They are below 134 on every Linux (include/uapi/asm-generic/errno.h).
+/// Some words, or an errno, were meant to be there.
+fn no(words: &str, known: &[&str], there_are: &str) -> String {
+    let errnos: Vec<String> = errnos().map(|errno| format!("{errno:?}")).collect();
+    let known = known.iter().copied().chain(errnos.iter().map(String::as_str));
+    format!("{words:?}: {}there are {there_are}", meant(words, known))
+}
+
 fn errno(name: &str) -> Option<Errno> {
-    (1..134).map(Errno::from_raw).find(|errno| *errno != Errno::UnknownErrno && format!("{errno:?}") == name)
+    errnos().find(|errno| format!("{errno:?}") == name)
+}
+
+/// All errnos. They are below 134 on every Linux (include/uapi/asm-generic/errno.h).
+fn errnos() -> impl Iterator<Item = Errno> {
+    (1..134).map(Errno::from_raw).filter(|errno| *errno != Errno::UnknownErrno)
 }

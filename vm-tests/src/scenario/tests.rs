@@ -1,8 +1,7 @@
 //! Manifests that are right, wrong, and begin with another.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::Result;
 use vm_agent::wire::Exit;
 
 use super::manifest::*;
@@ -24,40 +23,127 @@ mounted = false
 holders = []
 "#;
 
+/// A scenario with this manifest, and all that is wrong in it.
+fn problems_of(text: &str) -> Vec<String> {
+    let root = tempfile::tempdir().expect("tempdir");
+    std::fs::write(root.path().join("scenario.toml"), text).expect("write");
+    let Err(error) = select(&[], &[root.path().display().to_string()], Some(&["l4d2ctl", "vm-game"])) else {
+        return Vec::new();
+    };
+    let wrong = error.downcast::<WrongInput>().expect("wrong input");
+    let root = root.path().canonicalize().expect("it is there").display().to_string();
+    wrong.problems().iter().map(|problem| problem.to_string().replace(&format!("{root}/"), "")).collect()
+}
+
 #[test]
 fn manifests() {
-    let parse = |text: &str| -> Result<()> { check(&toml::from_str(text)?) };
-    parse(GOOD).expect("the plain one");
+    assert_eq!(problems_of(GOOD), [""; 0]);
     let cases = [
-        (GOOD.replace("\"/m\"", "\"m\""), "absolute"),
+        (GOOD.replace("\"/m\"", "\"m\""), "4:9: mount: \"m\": give an absolute path"),
         (GOOD.replace("\"/m\"", "\"/m/\""), "absolute"),
-        (GOOD.replace("x.service", "x"), "full name"),
+        (GOOD.replace("\"/m\"", "\"/m/../n\""), "absolute"),
+        (GOOD.replace("x.service", "x"), "3:8: unit: \"x\": give the full name"),
+        (GOOD.replace("x.service", "x.servce"), "did you mean .service?"),
         (GOOD.replace("mount =", "memory_mib = 64\nmount ="), "needs 256 to boot"),
         (GOOD.replace("mount =", "mount_unit = \"x\"\nmount ="), "a service"),
         (GOOD.replace("mount =", "mount_unit = \"m.mount\"\nmount ="), "a service"),
         (GOOD.replace("mount =", "mount_unit = \"x.service\"\nmount ="), "the unit under test"),
-        (format!("{GOOD}mount_unit_state = \"failed\""), "whose?"),
+        (format!("{GOOD}mount_unit_state = \"failed\""), "14:20: expect.mount_unit_state: whose?"),
         (GOOD.replace("reset = [\"true\"]", "reset = []"), "empty command"),
-        (GOOD.replace("unit =", "unti ="), "unti"),
+        (GOOD.replace("unit =", "unti ="), "unit: missing"),
+        (GOOD.replace("unit =", "unti ="), "3:1: unti: unknown key: did you mean unit?"),
         (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\nremoved = [\"/m/x\"]"), "reading it"),
-        (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\ncycles = 0"), "nothing would be run"),
         (
-            GOOD.replace("exec_stop_post = 0", "exec_stop_post = \"SIGNOT\""),
-            "give an exit status or a signal",
+            GOOD.replace("unit =", "unknown ="),
+            "unknown: unknown key: there are base, check, command_timeout_secs",
         ),
-        (GOOD.replace("holders = []", "holders = []\nverdict = \"held\""), "there are held by a process, "),
-        (format!("{GOOD}umount = \"EBUSI\""), "there are ok, none, and an errno"),
+        (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\ncycles = 0"), "nothing would be run"),
+        (GOOD.replace("exec_stop_post = 0", "exec_stop_post = \"SIGNOT\""), "give a signal as \"SIGTERM\""),
+        (GOOD.replace("exec_stop_post = 0", "exec_stop_post = \"SIGTREM\""), "did you mean SIGTERM?"),
+        (GOOD.replace("exec_stop_post = 0", "exec_stop_post = 256"), "an exit status is 0 to 255"),
+        (
+            GOOD.replace("exec_stop_post = 0", "exec_stop_post = []"),
+            "a list where an exit status, or a signal",
+        ),
+        (format!("{GOOD}verdict = \"held\""), "there are held by a process, "),
+        (format!("{GOOD}verdict = \"held by yourslef\""), "did you mean held by yourself?"),
+        (format!("{GOOD}umount = \"EBUSI\""), "did you mean EBUSY? there are ok, none, and an errno"),
         (format!("{GOOD}umount = \"ENOTANERRNO\""), "there are ok, none, and an errno"),
-        (format!("{GOOD}remount = \"slient\""), "there are silent, in use, an errno"),
+        (format!("{GOOD}remount = \"slient\""), "did you mean silent? there are silent, in use, an errno"),
         (format!("{GOOD}remount = \"not tried: tired\""), "not tried: still mounted"),
-        (format!("{GOOD}\n[deploy.text]\nx = \"y\""), "deploy.text"),
-        (format!("{GOOD}\n[[check]]\nrun = []"), "check: an empty command"),
-        (format!("{GOOD}\n[[check]]\nrun = [\"true\"]\nstdot = \"x\""), "stdot"),
+        (format!("{GOOD}\n[deploy.text]\nx = \"y\""), "deploy.text.x: \"x\": give an absolute path"),
+        (format!("{GOOD}\n[deploy]\ntrees = [\"none\"]"), "deploy.trees[0]: no such directory: "),
+        (
+            format!("{GOOD}\n[deploy.programs]\n\"/x\" = \"./x\""),
+            "16:8: deploy.programs.\"/x\": no such file",
+        ),
+        (format!("{GOOD}\n[deploy.programs]\n\"/x\" = \"l4dctl\""), "did you mean l4d2ctl?"),
+        (format!("{GOOD}left_over = [\"/x\"]"), "name it in removed, too"),
+        (format!("{GOOD}listed = \"x.service\""), "write [\"x.service\"]"),
+        (format!("{GOOD}reset_min_ms = -1"), "-1: give a whole number from 0"),
+        (format!("{GOOD}reset_min_ms = 1000"), "no reset takes less than this"),
+        (GOOD.replace("\"inactive\"", "\"inactiv\""), "did you mean inactive?"),
+        (format!("{GOOD}cycles = 3"), "expect.cycles: unknown key: it is a key of no table"),
+        (GOOD.replace("unit =", "verdict = \"none\"\nunit ="), "verdict: unknown key: it is a key of expect"),
+        (
+            GOOD.replace("[expect]", "[history]\nstep = 1\nwhat = \"w\"\n[expect]"),
+            "history.reported: missing",
+        ),
+        (GOOD.replace("[expect]", "[expects]"), "did you mean expect?"),
+        (GOOD.replace("[expect]", "[expect"), "7:8: unclosed table"),
+        (format!("{GOOD}\n[[check]]\nrun = []"), "check[0].run: an empty command"),
+        (
+            format!("{GOOD}\n[[check]]\nrun = [\"true\"]\nstdot = \"x\""),
+            "17:1: check[0].stdot: unknown key: did you mean stdout? there are run, status, ",
+        ),
     ];
     for (text, words) in cases {
-        let error = format!("{:#}", parse(&text).expect_err(words));
-        assert!(error.contains(words), "{words} is not in: {error}");
+        let problems = problems_of(&text).join("\n");
+        assert!(problems.contains(words), "{words} is not in: {problems}");
     }
+}
+
+#[test]
+fn holders_are_words_that_a_cycle_can_have() {
+    for (holder, words) in [
+        ("control left4me-overlay (cwd)", None),
+        ("child Web Content (file, mapping)", None),
+        ("contrl left4me-overlay (cwd)", Some("no role contrl: did you mean control?")),
+        ("main sh (cdw)", Some("no kind of reference cdw: did you mean cwd?")),
+        (
+            "mian sh (fils)",
+            Some(
+                "no role mian: did you mean main? there are main, child, control, control-child, outside; no kind of reference fils: did you mean file?",
+            ),
+        ),
+        ("outside scratch-indexer-2 (cwd)", Some("the kernel keeps 15 bytes of a name: \"scratch-indexer\"")),
+        ("sleep", Some("give role, name and kinds")),
+        ("outside sleep cwd", Some("give role, name and kinds")),
+    ] {
+        let text = GOOD.replace("holders = []", &format!("holders = [{holder:?}]"));
+        let problems = problems_of(&text).join("\n");
+        assert!(words.map_or(problems.is_empty(), |words| problems.contains(words)), "{holder}: {problems}");
+    }
+}
+
+#[test]
+fn all_that_is_wrong_is_reported_at_once() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let write = |path: &str, text: &str| {
+        let path = root.path().join(path);
+        std::fs::create_dir_all(path.parent().expect("a parent")).expect("mkdir");
+        std::fs::write(path, text).expect("write");
+    };
+    write("base.toml", include_str!("horrible/base.toml"));
+    write("horrible/scenario.toml", include_str!("horrible/scenario.toml"));
+    write("twin/scenario.toml", "base = \"../base.toml\"");
+    write("torn/scenario.toml", "description = \"no end\ncycles = = 3\nunit = \"x.service\"\n");
+    let names = ["horrible", "twin", "torn", "horible", "nothing-like-it"].map(str::to_owned);
+    let error =
+        select(&[root.path().to_owned()], &names, Some(&["l4d2ctl", "vm-game"])).expect_err("all wrong");
+    assert_eq!(Verdict::of_error(&error).exit_code(), 2);
+    let shown = root.path().canonicalize().expect("it is there").display().to_string();
+    insta::assert_snapshot!("horrible", format!("{error:#}").replace(&shown, "…"));
 }
 
 #[test]
@@ -85,6 +171,9 @@ fn a_manifest_begins_with_its_base() {
         "shared/one.toml",
         &format!("{GOOD}\n[deploy]\ntrees = [\"a\"]\n[deploy.programs]\n\"/x\" = \"./x\"\n\"/y\" = \"y\""),
     );
+    for file in ["shared/a/x", "shared/b/x", "mine/c/x", "shared/x"] {
+        write(file, "");
+    }
     write("shared/two.toml", "base = \"one.toml\"\ncycles = 3\n[deploy]\ntrees = [\"b\"]");
     write(
         "mine/scenario.toml",
@@ -94,17 +183,12 @@ fn a_manifest_begins_with_its_base() {
     let Manifest { description, unit, cycles, deploy, expect, .. } =
         Scenario::load(&root.path().join("mine")).expect("a good one").manifest;
     assert_eq!((description.as_str(), unit.as_str(), cycles), ("mine", "x.service", 3));
-    let shared = |name: &str| root.path().join("mine/../shared").join(name);
-    let trees = [shared("a"), shared("b"), PathBuf::from("c")];
-    assert_eq!(deploy.trees.len(), 3);
-    for (tree, expected) in deploy.trees.iter().zip(trees) {
-        let plain = |path: &Path| path.components().collect::<PathBuf>();
-        assert_eq!(plain(tree), plain(&expected));
-    }
-    assert!(deploy.programs["/x"].ends_with("shared/./x"), "{:?}", deploy.programs);
+    let shared = root.path().canonicalize().expect("it is there").join("shared");
+    assert_eq!(deploy.trees, [shared.join("a"), shared.join("b"), PathBuf::from("c")]);
+    assert!(deploy.programs["/x"].ends_with("shared/x"), "{:?}", deploy.programs);
     assert_eq!(deploy.programs["/y"], "y", "a program by name is nobody's path");
     assert_eq!(expect.failed_units(), ["x.service"]);
-    assert_eq!(expect.exec_stop_post.and_then(|exit| exit.exit()), Some(Exit::Signal(15)));
+    assert_eq!(expect.exec_stop_post.map(|expected| expected.0), Some(Exit::Signal(15)));
 
     write("loop/scenario.toml", "base = \"scenario.toml\"");
     let error = Scenario::load(&root.path().join("loop")).expect_err("a loop").to_string();
@@ -136,10 +220,13 @@ fn a_name_that_is_not_there_lists_what_is() {
     std::fs::create_dir(root.path().join("one")).expect("mkdir");
     std::fs::write(root.path().join("one/scenario.toml"), GOOD).expect("write");
     let roots = [root.path().to_owned()];
-    let error = select(&roots, &["two".into()]).expect_err("no such scenario");
-    assert!(format!("{error:#}").contains("there are one"), "{error:#}");
+    let error = select(&roots, &["onne".into()], None).expect_err("no such scenario");
+    assert!(
+        format!("{error:#}").contains("no scenario onne: did you mean one? there are one (or give"),
+        "{error:#}"
+    );
     assert_eq!(Verdict::of_error(&error).exit_code(), 2);
-    assert_eq!(select(&roots, &[]).expect("all").len(), 1);
+    assert_eq!(select(&roots, &[], None).expect("all").len(), 1);
 }
 
 #[test]
@@ -150,8 +237,9 @@ fn two_scenarios_of_one_name_would_have_each_others_results() {
         std::fs::write(root.path().join(directory).join("scenario.toml"), GOOD).expect("write");
     }
     let path = |directory: &str| root.path().join(directory).to_string_lossy().into_owned();
-    let twice = select(&[], &[path("a/one"), path("a/../a/one")]).expect("the same one");
+    let twice = select(&[], &[path("a/one"), path("a/../a/one")], None).expect("the same one");
     assert_eq!(twice.len(), 1);
-    let error = format!("{:#}", select(&[], &[path("a/one"), path("b/one")]).expect_err("two of one name"));
+    let error =
+        format!("{:#}", select(&[], &[path("a/one"), path("b/one")], None).expect_err("two of one name"));
     assert!(error.contains("two scenarios are named one") && error.contains(&path("b/one")), "{error}");
 }

@@ -3,6 +3,8 @@
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use super::problem::instead;
+
 /// The verdict on who kept the mount, or its file system behind a umount that succeeded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -53,10 +55,11 @@ impl MountVerdict {
     /// Lists the verdicts there are.
     pub fn from_words<'de, D: Deserializer<'de>>(words: D) -> Result<Option<Self>, D::Error> {
         let words = String::deserialize(words)?;
-        let known = || Self::ALL.map(Self::words).join(", ");
         match Self::ALL.into_iter().find(|verdict| verdict.words() == words) {
             Some(verdict) => Ok(Some(verdict)),
-            None => Err(D::Error::custom(format!("verdict = {words:?}: there are {}", known()))),
+            None => {
+                Err(D::Error::custom(format!("{words:?}: {}", instead(&words, Self::ALL.map(Self::words)))))
+            }
         }
     }
 

@@ -1,0 +1,155 @@
+//! What serde can't see of a manifest: what a text must look like, and what two keys say together.
+
+use std::path::Path;
+
+use super::manifest::{LEAST_MEMORY_MIB, Manifest};
+use super::problem::instead;
+use super::tree::join;
+
+/// What systemd calls its units, systemd.unit(5).
+const UNIT_TYPES: [&str; 11] = [
+    ".service",
+    ".socket",
+    ".device",
+    ".mount",
+    ".automount",
+    ".swap",
+    ".target",
+    ".path",
+    ".timer",
+    ".slice",
+    ".scope",
+];
+
+/// What is wrong in a scenario's manifest: the path of the key, and in words what is wrong with it.
+pub(super) fn problems(
+    manifest: &Manifest,
+    directory: &Path,
+    programs: Option<&[&str]>,
+) -> Vec<(String, String)> {
+    let mut wrong = Wrong::default();
+    wrong.units(manifest);
+    wrong.paths(manifest);
+    wrong.deployed(manifest, directory, programs);
+    wrong.commands(manifest);
+    let least = |value: u64, least: u64| value < least;
+    wrong.add(least(manifest.cycles.into(), 1), "cycles", || "0: nothing would be run".to_owned());
+    wrong.add(least(manifest.sample_ms, 1), "sample_ms", || "0: give at least 1".to_owned());
+    wrong.add(least(manifest.command_timeout_secs, 1), "command_timeout_secs", || {
+        "0: give at least 1".to_owned()
+    });
+    wrong.add(manifest.memory_mib < LEAST_MEMORY_MIB, "memory_mib", || {
+        format!("{}: a guest needs {LEAST_MEMORY_MIB} to boot", manifest.memory_mib)
+    });
+    let contradictions = manifest.expect.contradictions();
+    wrong.0.extend(contradictions.into_iter().map(|(key, what)| (format!("expect.{key}"), what)));
+    wrong.0
+}
+
+#[derive(Default)]
+struct Wrong(Vec<(String, String)>);
+
+impl Wrong {
+    fn add(&mut self, is_wrong: bool, path: &str, what: impl FnOnce() -> String) {
+        if is_wrong {
+            self.0.push((path.to_owned(), what()));
+        }
+    }
+
+    fn units(&mut self, manifest: &Manifest) {
+        let unit = manifest.unit.as_str();
+        self.add(!is_unit(unit), "unit", || unit_words(unit));
+        let Some(mount_unit) = manifest.mount_unit.as_deref() else {
+            self.add(manifest.expect.mount_unit_state.is_some(), "expect.mount_unit_state", || {
+                "whose? give mount_unit, or leave it out".to_owned()
+            });
+            return;
+        };
+        // Exec lines and a cgroup of its own, which a .mount unit has in other properties.
+        self.add(!mount_unit.ends_with(".service"), "mount_unit", || {
+            format!("{mount_unit:?}: give the full name of a service, with .service")
+        });
+        self.add(mount_unit == unit, "mount_unit", || {
+            format!("{mount_unit:?} is the unit under test; leave it out where that mounts itself")
+        });
+    }
+
+    fn paths(&mut self, manifest: &Manifest) {
+        self.absolute("mount", &manifest.mount);
+        if let Some(path) = &manifest.state_directory {
+            self.absolute("state_directory", path);
+        }
+        for (index, path) in manifest.removed.iter().enumerate() {
+            let key = format!("removed[{index}]");
+            self.absolute(&key, path);
+            let below = path.strip_prefix(&manifest.mount).filter(|_| manifest.mount.len() > 1);
+            let inside = below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            self.add(inside, &key, || {
+                format!("{path:?} is the mount or lies in it: reading it would hold the mount")
+            });
+        }
+        for (index, path) in manifest.expect.left_over.iter().enumerate() {
+            self.add(!manifest.removed.contains(path), &format!("expect.left_over[{index}]"), || {
+                format!("{path:?} is not looked for: name it in removed, too")
+            });
+        }
+    }
+
+    fn deployed(&mut self, manifest: &Manifest, directory: &Path, programs: Option<&[&str]>) {
+        let deploy = &manifest.deploy;
+        for (index, tree) in deploy.trees.iter().enumerate() {
+            let from = directory.join(tree);
+            self.add(!from.is_dir(), &format!("deploy.trees[{index}]"), || {
+                format!("no such directory: {}", from.display())
+            });
+        }
+        for (to, name) in &deploy.programs {
+            let key = join("deploy.programs", to);
+            self.absolute(&key, to);
+            let from = directory.join(name);
+            let is_path = name.contains('/');
+            self.add(is_path && !from.is_file(), &key, || format!("no such file: {}", from.display()));
+            if let Some(known) = programs {
+                self.add(!is_path && !known.contains(&name.as_str()), &key, || {
+                    let instead = instead(name, known.iter().copied());
+                    format!("{name:?}: no such program: {instead}; or give a path with a / in it")
+                });
+            }
+        }
+        for to in deploy.text.keys() {
+            self.absolute(&join("deploy.text", to), to);
+        }
+    }
+
+    fn commands(&mut self, manifest: &Manifest) {
+        let single = [("start".to_owned(), &manifest.start), ("reset".to_owned(), &manifest.reset)];
+        let lists = [("setup", &manifest.setup), ("recover", &manifest.recover)];
+        let listed = lists.into_iter().flat_map(|(key, list)| {
+            list.iter().enumerate().map(move |(index, argv)| (format!("{key}[{index}]"), argv))
+        });
+        let checks = manifest.check.iter().enumerate();
+        let checks = checks.map(|(index, check)| (format!("check[{index}].run"), &check.run));
+        for (key, argv) in single.into_iter().chain(listed).chain(checks) {
+            let words = || "an empty command: give a program and its arguments".to_owned();
+            self.add(argv.first().is_none_or(String::is_empty), &key, words);
+        }
+    }
+
+    fn absolute(&mut self, key: &str, path: &str) {
+        let is = path.starts_with('/')
+            && !path.ends_with('/')
+            && !path.split('/').skip(1).any(|part| matches!(part, "" | "." | ".."));
+        self.add(!is, key, || format!("{path:?}: give an absolute path, without a final slash, . or .."));
+    }
+}
+
+fn is_unit(name: &str) -> bool {
+    UNIT_TYPES.iter().any(|suffix| name.strip_suffix(suffix).is_some_and(|stem| !stem.is_empty()))
+}
+
+fn unit_words(name: &str) -> String {
+    match name.rfind('.').and_then(|dot| name.get(dot..)) {
+        Some(suffix) => format!("{name:?}: no unit ends so: {}", instead(suffix, UNIT_TYPES)),
+        None => format!("{name:?}: give the full name, with .service"),
+    }
+}
