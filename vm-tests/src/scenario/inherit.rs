@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::problem::Problem;
-use super::tree::{Node, Value, parse};
+use super::tree::{At, Node, Value, parse};
 
 /// The key that names the other.
 pub(super) const BASE: &str = "base";
@@ -12,7 +12,8 @@ pub(super) const BASE: &str = "base";
 const BASES: usize = 4;
 
 /// Reads a manifest, laid over the one that it begins with. Tables are merged, `deploy.trees` of the base come first, any
-/// other key replaces the base's. The base's paths are relative to where it lies.
+/// other key replaces the base's. The base's paths are relative to where it lies, and `files/` there is the last of its
+/// trees.
 ///
 /// # Errors
 /// What can't be read or is no TOML.
@@ -24,6 +25,7 @@ pub(super) fn read(file: &Path) -> Result<Node, Vec<Problem>> {
         }
         Unread::Wrong(problems) => problems,
     })?;
+    let mut seen = vec![own.at.source.directory.clone()];
     for _ in 0..BASES {
         let Some((key, base)) = take_base(&mut own) else { return Ok(own) };
         let Value::String(base) = base.value else {
@@ -35,6 +37,12 @@ pub(super) fn read(file: &Path) -> Result<Node, Vec<Problem>> {
             Unread::Wrong(problems) => problems,
         })?;
         make_absolute(&mut base);
+        // Manifests in one directory have the same files, which are laid once.
+        let directory = base.at.source.directory.clone();
+        if !seen.contains(&directory) {
+            add_files(&mut base, &key, &directory.join("files"));
+            seen.push(directory);
+        }
         own = merged(base, own);
     }
     match take_base(&mut own) {
@@ -43,7 +51,7 @@ pub(super) fn read(file: &Path) -> Result<Node, Vec<Problem>> {
     }
 }
 
-fn take_base(manifest: &mut Node) -> Option<(super::tree::At, Node)> {
+fn take_base(manifest: &mut Node) -> Option<(At, Node)> {
     match &mut manifest.value {
         Value::Table(table) => table.remove(BASE),
         _ => None,
@@ -92,6 +100,25 @@ fn merged(base: Node, over: Node) -> Node {
 }
 
 const TREES: &str = "trees";
+
+/// Adds a directory to a base's trees, if it is there.
+fn add_files(base: &mut Node, at: &At, files: &Path) {
+    if !files.is_dir() {
+        return;
+    }
+    let node = |value| Node { at: at.clone(), value };
+    let tree = node(Value::String(files.to_string_lossy().into_owned()));
+    let Value::Table(table) = &mut base.value else { return };
+    let (_, deploy) = table
+        .entry("deploy".to_owned())
+        .or_insert_with(|| (at.clone(), node(Value::Table(Default::default()))));
+    let Value::Table(deploy) = &mut deploy.value else { return };
+    let (_, trees) =
+        deploy.entry(TREES.to_owned()).or_insert_with(|| (at.clone(), node(Value::Array(Vec::new()))));
+    if let Value::Array(trees) = &mut trees.value {
+        trees.push(tree);
+    }
+}
 
 fn make_absolute(base: &mut Node) {
     let join = |node: &mut Node| {

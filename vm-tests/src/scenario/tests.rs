@@ -171,7 +171,7 @@ fn a_manifest_begins_with_its_base() {
         "shared/one.toml",
         &format!("{GOOD}\n[deploy]\ntrees = [\"a\"]\n[deploy.programs]\n\"/x\" = \"./x\"\n\"/y\" = \"y\""),
     );
-    for file in ["shared/a/x", "shared/b/x", "mine/c/x", "shared/x"] {
+    for file in ["shared/a/x", "shared/b/x", "shared/files/x", "mine/files/x", "mine/c/x", "shared/x"] {
         write(file, "");
     }
     write("shared/two.toml", "base = \"one.toml\"\ncycles = 3\n[deploy]\ntrees = [\"b\"]");
@@ -184,7 +184,8 @@ fn a_manifest_begins_with_its_base() {
         Scenario::load(&root.path().join("mine")).expect("a good one").manifest;
     assert_eq!((description.as_str(), unit.as_str(), cycles), ("mine", "x.service", 3));
     let shared = root.path().canonicalize().expect("it is there").join("shared");
-    assert_eq!(deploy.trees, [shared.join("a"), shared.join("b"), PathBuf::from("c")]);
+    let trees = [shared.join("a"), shared.join("b"), shared.join("files"), PathBuf::from("c")];
+    assert_eq!(deploy.trees, trees, "files/ of both bases once, and no scenario's own, which come last");
     assert!(deploy.programs["/x"].ends_with("shared/x"), "{:?}", deploy.programs);
     assert_eq!(deploy.programs["/y"], "y", "a program by name is nobody's path");
     assert_eq!(expect.failed_units(), ["x.service"]);
