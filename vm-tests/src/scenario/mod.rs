@@ -25,6 +25,8 @@ mod tree;
 pub mod verdict;
 
 #[cfg(test)]
+mod examples;
+#[cfg(test)]
 mod tests;
 
 use std::collections::BTreeSet;
