@@ -1,6 +1,6 @@
 //! `cargo xtask doctor`: what this host has of what the harness needs, and what to type for the rest.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -25,6 +25,10 @@ pub(crate) struct DoctorArgs {
     /// Install what is missing, if that needs no question (as root, or with a sudo that asks for no password)
     #[arg(long)]
     install: bool,
+
+    /// QEMU to look at, in place of the one on PATH
+    #[arg(long, value_name = "PROGRAM", env = tools::QEMU_VAR)]
+    qemu: Option<PathBuf>,
 }
 
 /// Prints the table; `false` means that something required is missing.
@@ -32,10 +36,10 @@ pub(crate) async fn run(args: &DoctorArgs) -> anyhow::Result<bool> {
     let cache = left4me::workspace()?.cache()?;
     let needs = [Need::Machine, Need::Image, Need::GuestBinaries];
     if args.install {
-        tools::ensure(&needs, &cache).await?;
+        tools::ensure(&needs, args.qemu.as_deref(), &cache).await?;
     }
     let mut well = true;
-    let found = tools::find_all(&needs);
+    let found = tools::find_all(&needs, args.qemu.as_deref());
     for one in &found {
         let what = match &one.path {
             None => {
@@ -57,6 +61,7 @@ pub(crate) async fn run(args: &DoctorArgs) -> anyhow::Result<bool> {
 
     let choice = accel::decide(Wish::Auto, None).await?;
     row("accelerator", choice.to_string().trim_start_matches("accelerator: "), "");
+    choice.advice().iter().for_each(|advice| row("", advice, ""));
 
     let (free, path) = disk_free_mb(&cache)?;
     well &= report("disk", free, DISK_MB, &format!("free at {path}"));

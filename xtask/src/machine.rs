@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::Args;
 use vm_tests::host::accel::{Clock, Wish};
+use vm_tests::host::tools::QEMU_VAR;
 use vm_tests::image::external::External;
 use vm_tests::image::{self, Suite};
-use vm_tests::run::prepare::{Machines, QEMU_VAR};
+use vm_tests::run::prepare::Machines;
 
 /// What a machine is made of.
 #[derive(Debug, Clone, Args)]

@@ -79,6 +79,8 @@ const NIX: &[(&str, &str)] = &[
     ("nix::unistd::Pid", "whom nix sends a signal"),
     ("nix::unistd::User", "rustix does not read /etc/passwd"),
     ("nix::unistd::Uid", "whom nix looks up there"),
+    ("nix::unistd::Group", "rustix does not read /etc/group"),
+    ("nix::unistd::Gid", "what nix looks up there"),
     ("nix::sys::wait", "rustix tells nothing of a traced process"),
     ("nix::sys::ptrace", "rustix has none"),
     ("nix::sys::signalfd", "rustix has none"),

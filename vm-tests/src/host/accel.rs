@@ -17,7 +17,9 @@ use anyhow::{Context as _, bail};
 
 use serde::{Deserialize, Serialize};
 
+use crate::host::kvm_access;
 use crate::host::process::{self, Program};
+use crate::scenario::WrongInput;
 
 /// What executes the guest's instructions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -137,6 +139,17 @@ impl fmt::Display for Choice {
     }
 }
 
+impl Choice {
+    /// What to do to have KVM, where that can be said. Apart from the line, which a report repeats.
+    #[must_use]
+    pub fn advice(&self) -> Option<String> {
+        match &self.kvm {
+            Some(Kvm::Unusable(reason)) if reason == DENIED => kvm_access::advice(),
+            _ => None,
+        }
+    }
+}
+
 /// Settles what a machine runs on. Pure: the caller probes, and only if [`needs_probe`] says so.
 ///
 /// Without a clock asked for, KVM means real time and TCG virtual time.
@@ -146,10 +159,19 @@ impl fmt::Display for Choice {
 pub fn choose(wish: Wish, clock: Option<Clock>, kvm: Option<Kvm>) -> anyhow::Result<Choice> {
     let accel = match (wish, clock, &kvm) {
         (Wish::Kvm, Some(Clock::Virtual), _) => {
-            bail!("KVM cannot run in virtual time: ask for one or the other")
+            return Err(WrongInput::new(
+                "KVM cannot run in virtual time: ask for one or the other".to_owned(),
+            )
+            .into());
         }
         (Wish::Tcg, _, _) | (Wish::Auto, Some(Clock::Virtual), _) => Accel::Tcg,
-        (Wish::Kvm, _, Some(Kvm::Unusable(reason))) => bail!("KVM is not usable: {reason}"),
+        (Wish::Kvm, _, Some(Kvm::Unusable(reason))) => {
+            let advice = kvm_access::advice().filter(|_| reason == DENIED);
+            bail!(
+                "KVM is not usable: {reason}{}",
+                advice.map(|advice| format!("; {advice}")).unwrap_or_default()
+            )
+        }
         (Wish::Auto, _, Some(Kvm::Unusable(_))) => Accel::Tcg,
         (_, _, Some(Kvm::Usable)) => Accel::Kvm,
         (_, _, None) => bail!("KVM has not been probed"),
@@ -227,17 +249,17 @@ fn parse(answer: &str) -> Option<Kvm> {
     }
 }
 
-/// Why opening `/dev/kvm` failed, and what to do about it.
+/// The reason that has an advice.
+const DENIED: &str = "/dev/kvm: permission denied";
+
+/// Why opening `/dev/kvm` failed.
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "the probe's guest is x86 code"))]
 fn open_failure(error: std::io::ErrorKind, text: &str) -> String {
     match error {
         std::io::ErrorKind::NotFound => {
             "/dev/kvm does not exist: no virtualization extensions, or their module is not loaded".to_owned()
         }
-        std::io::ErrorKind::PermissionDenied => {
-            "/dev/kvm: permission denied: add yourself to its group with `sudo usermod -aG kvm $USER` and log in again"
-                .to_owned()
-        }
+        std::io::ErrorKind::PermissionDenied => DENIED.to_owned(),
         _ => format!("/dev/kvm: {text}"),
     }
 }
@@ -503,8 +525,10 @@ mod tests {
 
     #[test]
     fn a_closed_device_says_what_to_do() {
-        let denied = open_failure(std::io::ErrorKind::PermissionDenied, "");
-        assert!(denied.contains("group") && denied.contains("usermod"), "{denied}");
+        let denied = Kvm::Unusable(open_failure(std::io::ErrorKind::PermissionDenied, ""));
+        let advised = |kvm| choose(Wish::Auto, None, Some(kvm)).expect("a choice").advice().is_some();
+        assert_eq!(advised(denied), std::path::Path::new("/dev/kvm").exists());
+        assert!(!advised(no()), "there is nothing to do about another reason");
         assert!(open_failure(std::io::ErrorKind::NotFound, "").contains("does not exist"));
         assert_eq!(open_failure(std::io::ErrorKind::Other, "boom"), "/dev/kvm: boom");
     }

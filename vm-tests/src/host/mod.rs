@@ -2,6 +2,7 @@
 
 pub mod accel;
 pub mod events;
+mod kvm_access;
 pub mod memory;
 pub mod process;
 pub mod signals;

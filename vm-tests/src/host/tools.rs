@@ -14,6 +14,7 @@ use xshell::{Shell, cmd};
 
 use crate::host::events::Progress;
 use crate::host::process::{self, Program, Sink};
+use crate::scenario::WrongInput;
 
 /// What a program is needed for. Each use asks for no more than it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,7 +72,7 @@ impl Tool {
 /// All tools, in the order in which `doctor` shows them.
 pub const TOOLS: &[Tool] = &[
     Tool {
-        sign: Sign::Program("qemu-system-x86_64"),
+        sign: Sign::Program(QEMU),
         purpose: "runs the guests",
         need: Need::Machine,
         only: Only::All,
@@ -208,15 +209,37 @@ pub struct Found {
     pub path: Option<PathBuf>,
 }
 
-/// Finds the programs that the given needs ask for. Starts no program.
+/// The variable that names another QEMU than the one on `PATH`.
+pub const QEMU_VAR: &str = "VM_TESTS_QEMU";
+
+/// The QEMU that runs guests, as `PATH` has it.
+pub const QEMU: &str = "qemu-system-x86_64";
+
+/// Finds the programs that the given needs ask for; `qemu` is looked for in place of the usual one. Starts no program.
 #[must_use]
-pub fn find_all(needs: &[Need]) -> Vec<Found> {
+pub fn find_all(needs: &[Need], qemu: Option<&Path>) -> Vec<Found> {
     let root = rustix::process::geteuid().is_root();
     TOOLS
         .iter()
         .filter(|tool| needs.contains(&tool.need) && !(root && tool.only == Only::NotRoot))
-        .map(|tool| Found { tool, path: find(tool) })
+        .map(|tool| match qemu {
+            Some(qemu) if tool.name() == QEMU => Found { tool, path: program(qemu) },
+            _ => Found { tool, path: find(tool) },
+        })
         .collect()
+}
+
+/// A program that is named: a path, or a name that `PATH` has.
+#[must_use]
+pub fn program(named: &Path) -> Option<PathBuf> {
+    match named.to_str().filter(|name| !name.contains('/')) {
+        Some(name) => which(name),
+        None => is_program(named).then(|| named.to_owned()),
+    }
+}
+
+fn is_program(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
 fn find(tool: &Tool) -> Option<PathBuf> {
@@ -230,9 +253,7 @@ fn find(tool: &Tool) -> Option<PathBuf> {
 #[must_use]
 pub fn which(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|dir| dir.join(name))
-        .find(|path| path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok())
+    std::env::split_paths(&path).map(|dir| dir.join(name)).find(|path| is_program(path))
 }
 
 /// The cargo that runs us, as it says; else the one on `PATH`.
@@ -275,19 +296,23 @@ pub struct Missing {
     pub command: String,
 }
 
-/// Makes sure that everything the needs ask for is there, by installing it where we may; `logs` is the directory that
-/// gets `install.log`.
+/// Makes sure that everything the needs ask for is there, by installing it where we may; `qemu` is in place of the usual one,
+/// and `logs` is the directory that gets `install.log`.
 ///
 /// # Errors
 /// With the command to type, if something is missing and we may not or cannot install it.
-pub async fn ensure(needs: &[Need], logs: &Path) -> anyhow::Result<()> {
+pub async fn ensure(needs: &[Need], qemu: Option<&Path>, logs: &Path) -> anyhow::Result<()> {
+    if let Some(qemu) = qemu.filter(|qemu| needs.contains(&Need::Machine) && program(qemu).is_none()) {
+        let what = format!("{}: no such program; --qemu and {QEMU_VAR} name another QEMU", qemu.display());
+        return Err(WrongInput::new(what).into());
+    }
     let distro = Distro::of_host();
-    let Some(missing) = missing(&find_all(needs), distro) else { return Ok(()) };
+    let Some(missing) = missing(&find_all(needs, qemu), distro) else { return Ok(()) };
     let what =
         || format!("not installed: {}; to install, type:\n  {}", missing.names.join(", "), missing.command);
     let Some(sudo) = may_install(distro).await else { bail!(what()) };
     install(&missing.packages, sudo, logs).await.with_context(what)?;
-    match self::missing(&find_all(needs), distro) {
+    match self::missing(&find_all(needs, qemu), distro) {
         None => Ok(()),
         Some(still) => {
             bail!("installed {}, but {} is not there", missing.packages.join(" "), still.names.join(", "))
@@ -380,6 +405,14 @@ mod tests {
         assert_eq!(explained, format!("make the image: program sqfstar is not installed: {hint}"));
         let unknown = explain(&missing("frobnicate").into());
         assert_eq!(unknown, "program frobnicate is not installed");
+    }
+
+    #[test]
+    fn another_qemu_is_looked_for_in_place_of_the_usual_one() {
+        let found = |qemu: &str| find_all(&[Need::Machine], Some(Path::new(qemu)))[0].path.clone();
+        assert_eq!(found("/bin/sh"), Some(PathBuf::from("/bin/sh")));
+        assert!(found("sh").is_some_and(|path| path.ends_with("sh")), "by a name on PATH");
+        assert_eq!(found("/no/such/qemu"), None);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub async fn ensure(request: &Request, cache: &Path) -> anyhow::Result<Image> {
             }),
         }
     }
-    tools::ensure(&[Need::Image], cache).await?;
+    tools::ensure(&[Need::Image], None, cache).await?;
     check_user()?;
     let lock = Lock::exclusive(&dir.with_extension("lock"), |who| {
         let (what, who) = (format!("image {}", request.suite), who.to_owned());

@@ -3,20 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use super::guest::Guest;
 use crate::cache::Key;
 use crate::host::accel::{self, Clock, Wish};
 use crate::host::events::{self, Event};
-use crate::host::tools::{self, Need};
+use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
 use crate::image::{self, EXTERNAL, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
 use crate::machine::base::Base;
 use crate::machine::config::Abilities;
 use crate::machine::saved;
-use crate::scenario::DEFAULT_MEMORY_MIB;
+use crate::scenario::{DEFAULT_MEMORY_MIB, WrongInput};
 use crate::workspace::Workspace;
 
 /// The machines that are asked for.
@@ -50,9 +50,6 @@ impl Default for Machines {
     }
 }
 
-/// The variable that names another QEMU than the one on `PATH`.
-pub const QEMU_VAR: &str = "VM_TESTS_QEMU";
-
 impl Machines {
     /// How many guests that makes.
     #[must_use]
@@ -83,7 +80,11 @@ pub async fn prepare_one(
     results: &Path,
     cancel: Cancel,
 ) -> Result<Guest> {
-    ensure!(machines.guests() == 1, "--image: one suite at a time here; vm-test takes several");
+    if machines.guests() != 1 {
+        return Err(
+            WrongInput::new("--image: one suite at a time here; vm-test takes several".to_owned()).into()
+        );
+    }
     prepare(workspace, machines, memory_mib, results, cancel).await?.pop().context("a guest")
 }
 
@@ -100,17 +101,19 @@ pub async fn prepare(
     cancel: Cancel,
 ) -> Result<Vec<Guest>> {
     let cache = workspace.cache()?;
-    tools::ensure(&[Need::Machine, Need::GuestBinaries], &cache).await?;
+    tools::ensure(&[Need::Machine, Need::GuestBinaries], machines.qemu.as_deref(), &cache).await?;
     let choice = accel::decide(machines.accel, machines.clock).await?;
     events::tell(Event::Note(choice.to_string()));
-    let qemu = match &machines.qemu {
-        Some(program) => std::path::absolute(program).context("the path of QEMU")?,
-        None => tools::which("qemu-system-x86_64").context("find qemu-system-x86_64 on PATH")?,
-    };
+    choice.advice().map(Event::Note).into_iter().for_each(events::tell);
+    let named = machines.qemu.as_deref().unwrap_or(Path::new(tools::QEMU));
+    let qemu = tools::program(named).with_context(|| format!("find {} on PATH", named.display()))?;
+    let qemu = std::path::absolute(qemu).context("the path of QEMU")?;
     let abilities = Abilities::ask(&qemu).await?;
+    // Before anything is compiled, which takes minutes: an image asks for tools of its own.
+    let systems = systems(machines, &cache).await?;
     let programs = programs::guest_binaries(workspace).await?;
     let mut guests = Vec::new();
-    for system in systems(machines, &cache).await? {
+    for system in systems {
         let results = results.join(&system.name);
         std::fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
         let initramfs = results.join("initramfs.img");
