@@ -97,7 +97,7 @@ async fn guest_falls_silent(scratch: &Path) -> Result<()> {
     run.is_recording().await?;
     let ended = run.ends(deadline + REPORTED).await?;
     let words = "the guest never answered: waited 5.0 s for the recording";
-    ended.is(INFRASTRUCTURE, &[words])?;
+    ended.is(INFRASTRUCTURE, &[words, "longer than --deadline allows, 5 s"])?;
     ended.reports(Verdict::Infrastructure, words)?;
     ended.keeps("serial.log", "")?;
     ended.keeps("qmp.log", "quit")

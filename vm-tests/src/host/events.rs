@@ -42,6 +42,19 @@ pub enum Event {
         number: usize,
         /// Of how many.
         of: usize,
+        /// How long the others will take, in words: `about 7 min`. Empty if nobody knows, or there are none.
+        left: String,
+    },
+    /// None has ended for a while.
+    Still {
+        /// Which are running, each with how long it has.
+        running: Vec<(String, Duration)>,
+        /// As in [`Event::Finished`].
+        number: usize,
+        /// As in [`Event::Finished`].
+        of: usize,
+        /// As in [`Event::Finished`].
+        left: String,
     },
     /// A part of a benchmark begins in a guest.
     Measuring {
@@ -101,8 +114,14 @@ impl fmt::Display for Event {
             Self::Over => Ok(()),
             Self::Restoring { test } => write!(f, "{test}: restoring"),
             Self::Recording { test, cycles } => write!(f, "{test}: recording {cycles} cycles"),
-            Self::Finished { test, verdict, took, number, of } => {
-                write!(f, "{test}: {verdict} after {:.1} s ({number}/{of})", took.as_secs_f64())
+            Self::Finished { test, verdict, took, number, of, left } => {
+                let left = if left.is_empty() { String::new() } else { format!(", {left} left") };
+                write!(f, "{test}: {verdict} after {:.1} s ({number}/{of}{left})", took.as_secs_f64())
+            }
+            Self::Still { running, number, of, left } => {
+                let left = if left.is_empty() { String::new() } else { format!(", {left} left") };
+                let running = running.iter().map(|(test, time)| format!("{test} for {} s", time.as_secs()));
+                write!(f, "running: {} ({number}/{of}{left})", running.collect::<Vec<_>>().join(", "))
             }
             Self::Measuring { guest, part } => write!(f, "{guest}: {part}"),
             Self::Waiting { what, who, does } => write!(f, "{what}: waiting for {who}, which {does} it"),

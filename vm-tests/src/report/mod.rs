@@ -272,6 +272,11 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
     write(SCENARIO_FILE, serde_json::to_string_pretty(report)?)
 }
 
+/// Reads what [`write_scenario`] wrote last; `None` if it is not there, or of another version.
+pub(crate) fn read_scenario(directory: &Path) -> Option<ScenarioReport> {
+    serde_json::from_slice(&std::fs::read(directory.join(SCENARIO_FILE)).ok()?).ok()
+}
+
 /// What systemd and the journal said of a cycle that went wrong, before anything recovered from it: `cycle-<n>/unit.txt` and
 /// `cycle-<n>/journal.txt`.
 fn write_evidence(directory: &Path, recording: &Recording) -> Result<()> {

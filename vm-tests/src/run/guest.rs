@@ -190,8 +190,14 @@ pub fn preparation(guest: &Guest, scenario: &Scenario) -> Result<Session> {
     Ok(Session { files: bundle(guest, scenario)?.into_files(), setup: setup(scenario), plan: None })
 }
 
+/// Saves evidence, stops the machine and says all that went wrong, and where the evidence is.
+async fn give_up<T>(machine: Machine, error: anyhow::Error, scenario: Option<&Scenario>) -> Result<T> {
+    let evidence = format!("evidence: {}", machine.directory().display());
+    end_with(machine, error.context(evidence), scenario).await
+}
+
 /// Saves evidence, stops the machine and says all that went wrong.
-pub(super) async fn give_up<T>(
+pub(super) async fn end_with<T>(
     mut machine: Machine,
     error: anyhow::Error,
     scenario: Option<&Scenario>,
@@ -199,8 +205,7 @@ pub(super) async fn give_up<T>(
     let units = scenario.map(Scenario::units).unwrap_or_default();
     let mount = scenario.map_or("/", |scenario| &scenario.manifest.mount);
     machine.save_evidence(&units, mount).await;
-    let evidence = format!("evidence: {}", machine.directory().display());
-    machine.finish(Err(error.context(evidence))).await
+    machine.finish(Err(error)).await
 }
 
 /// A scenario's files: its trees, its own files, its programs.

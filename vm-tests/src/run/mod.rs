@@ -5,6 +5,7 @@ mod accept;
 pub mod entry;
 pub mod guest;
 pub mod one;
+mod pace;
 pub mod prepare;
 pub mod results;
 pub mod suite;

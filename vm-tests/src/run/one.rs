@@ -8,11 +8,11 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
-use super::guest::{Guest, give_up, preparation, restore, session};
+use super::guest::{Guest, end_with, preparation, restore, session};
 use crate::host::events::{self, Event};
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
-use crate::machine::Cancel;
+use crate::machine::{Cancel, MachineError};
 use crate::scenario::Scenario;
 
 /// What bounds a run.
@@ -54,6 +54,17 @@ fn millis(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
+/// Says of an answer that did not come whose patience ended: a guest that is busy is as silent as one that hangs.
+fn late(error: anyhow::Error, deadline: Duration) -> anyhow::Error {
+    match error.downcast_ref() {
+        Some(MachineError::Silent { after, .. }) if *after == deadline => error.context(format!(
+            "the cycles took longer than --deadline allows, {} s of the host's time",
+            deadline.as_secs()
+        )),
+        _ => error,
+    }
+}
+
 /// Runs a scenario on a machine of its own.
 ///
 /// # Errors
@@ -87,9 +98,9 @@ pub async fn run(
         Ok(Body::Recorded(recording)) => *recording,
         Ok(other) => {
             let error = anyhow::anyhow!("unexpected answer from the guest: {other:?}");
-            return give_up(machine, error, Some(scenario)).await;
+            return end_with(machine, error, Some(scenario)).await;
         }
-        Err(error) => return give_up(machine, error, Some(scenario)).await,
+        Err(error) => return end_with(machine, late(error, deadline), Some(scenario)).await,
     };
     let judgement = judge(&recording, scenario, &baselines);
     if !judgement.deviations.is_empty() {
@@ -97,4 +108,25 @@ pub async fn run(
     }
     machine.stop().await?;
     Ok(Run { recording, judgement, stages })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::machine::GUEST;
+
+    #[test]
+    fn patience_that_ended_is_told_as_such() {
+        let silent = |secs| {
+            let (waiting_for, after) = ("the recording".to_owned(), Duration::from_secs(secs));
+            late(
+                MachineError::Silent { who: GUEST, waiting_for, after, console: String::new() }.into(),
+                Duration::from_secs(5),
+            )
+        };
+        let words = "the cycles took longer than --deadline allows, 5 s of the host's time: the guest never answered: \
+                     waited 5.0 s for the recording; console: nothing";
+        assert_eq!(format!("{:#}", silent(5)), words);
+        assert!(!format!("{:#}", silent(300)).contains("--deadline"), "that of the set-up");
+    }
 }

@@ -1,5 +1,6 @@
 //! The suite: each scenario on each guest, some of them side by side. What `cargo xtask vm-test` does.
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -9,10 +10,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 
 use super::accept::accept;
 use super::guest::Guest;
 use super::one::{self, Bounds};
+use super::pace::{Pace, about};
 use super::prepare::{Machines, prepare};
 use super::results::Results;
 use crate::cache;
@@ -28,6 +31,9 @@ use crate::workspace::Workspace;
 /// How long the machines may take to end after an interrupt: each step of a machine's stop is bounded by 3 s, its evidence
 /// by 20 s.
 const STOP_GRACE: Duration = Duration::from_secs(40);
+
+/// None has ended for so long: then it is told what runs.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// How the suite is run.
 #[derive(Debug, Clone, Default)]
@@ -78,9 +84,10 @@ pub async fn run(
     prepared.write()?;
     let path = results.directory.join("report.json");
     let trials = prepared.trials()?;
+    let pace = Pace::of(trials.iter().map(|trial| trial.directory.as_path()));
     forget(&path, &trials)?;
     let jobs = options.jobs.unwrap_or_else(|| jobs(scenarios, prepared.guests.len()));
-    let report = Report::new(&prepared.guests, run_all(trials, jobs, cancel).await)?;
+    let report = Report::new(&prepared.guests, run_all(trials, pace, jobs, cancel).await)?;
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
     Ok(Ran { report, path })
@@ -226,7 +233,10 @@ impl Trial {
         });
         let report = match &ran {
             Ok(run) => ScenarioReport::of_run(&guest.name, scenario, run, &self.directory),
-            Err(error) => ScenarioReport::of_error(&guest.name, scenario, error),
+            Err(error) => ScenarioReport {
+                evidence: self.directory.clone(),
+                ..ScenarioReport::of_error(&guest.name, scenario, error)
+            },
         };
         report::write_scenario(&self.directory, &report, ran.as_ref().ok())?;
         Ok(report)
@@ -246,14 +256,25 @@ impl Trial {
 }
 
 /// Runs all, so many at once, and tells of each that has ended. The reports are in the order of the trials.
-async fn run_all(trials: Vec<Trial>, jobs: usize, cancel: Cancel) -> Vec<ScenarioReport> {
+async fn run_all(trials: Vec<Trial>, mut pace: Pace, jobs: usize, cancel: Cancel) -> Vec<ScenarioReport> {
     let trials: Vec<Arc<Trial>> = trials.into_iter().map(Arc::new).collect();
     let mut reports: Vec<Option<ScenarioReport>> = vec![None; trials.len()];
     let mut waiting: Vec<(usize, &Arc<Trial>)> = trials.iter().enumerate().collect();
     // The longest first, at the end: one that began last would have the machine to itself.
     waiting.sort_by(|(_, one), (_, other)| one.expected_secs.total_cmp(&other.expected_secs));
     let mut running = JoinSet::new();
+    let mut since: BTreeMap<usize, Instant> = BTreeMap::new();
     let (mut number, of) = (0, trials.len());
+    let left = |pace: &Pace, waiting: &[(usize, &Arc<Trial>)], since: &BTreeMap<usize, Instant>| {
+        let waiting: Vec<usize> = waiting.iter().map(|(at, _)| *at).collect();
+        let running: Vec<_> = since.iter().map(|(at, begun)| (*at, begun.elapsed())).collect();
+        pace.left(&waiting, &running, jobs).map(about).unwrap_or_default()
+    };
+    if of > 1 {
+        let left = left(&pace, &waiting, &since);
+        let as_before = if left.is_empty() { String::new() } else { format!(": {left}, as the last time") };
+        events::tell(Event::Note(format!("{of} runs, {} at once{as_before}", jobs.min(of))));
+    }
     let each_its_own = cancel.clone();
     let mut overdue = pin!(async {
         cancel.cancelled().await;
@@ -268,21 +289,32 @@ async fn run_all(trials: Vec<Trial>, jobs: usize, cancel: Cancel) -> Vec<Scenari
             && let Some((at, trial)) = waiting.pop()
         {
             let (trial, cancel) = (Arc::clone(trial), each_its_own.clone());
+            since.insert(at, Instant::now());
             running.spawn_blocking(move || (at, Instant::now(), trial.run(cancel)));
         }
         let ended = tokio::select! {
-            ended = running.join_next() => ended,
-            () = &mut overdue => None,
+            ended = timeout(QUIET, running.join_next()) => ended,
+            () = &mut overdue => Ok(None),
+        };
+        let Ok(ended) = ended else {
+            let left = left(&pace, &waiting, &since);
+            let name = |at: usize| trials.get(at).map(|trial| trial.name()).unwrap_or_default();
+            let running = since.iter().map(|(at, begun)| (name(*at), begun.elapsed())).collect();
+            events::tell(Event::Still { running, number, of, left });
+            continue;
         };
         let Some(ended) = ended else { break };
         if let Ok((at, begun, report)) = ended {
             number += 1;
+            since.remove(&at);
+            pace.ended(at, &report);
             events::tell(Event::Finished {
                 test: format!("{}/{}", report.guest, report.name),
                 verdict: report.verdict.words(),
                 took: begun.elapsed(),
                 number,
                 of,
+                left: left(&pace, &waiting, &since),
             });
             if let Some(place) = reports.get_mut(at) {
                 *place = Some(report);
@@ -299,8 +331,6 @@ async fn run_all(trials: Vec<Trial>, jobs: usize, cancel: Cancel) -> Vec<Scenari
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::host::accel::{Accel, Clock};
     use crate::machine::base::Base;
@@ -357,7 +387,8 @@ reset = ["true"]
             [("QEMU died: exit code 1", Verdict::Infrastructure), ("interrupted", Verdict::Interrupted)]
         {
             let trials = prepared.trials().expect("trials");
-            let reports = runtime.block_on(run_all(trials, 2, cancel.clone()));
+            let pace = Pace::of(trials.iter().map(|trial| trial.directory.as_path()));
+            let reports = runtime.block_on(run_all(trials, pace, 2, cancel.clone()));
             let report = Report::new(&prepared.guests, reports).expect("a guest");
             let names: Vec<&str> = report.scenarios.iter().map(|one| one.name.as_str()).collect();
             assert_eq!((names, report.verdict()), (vec!["b", "a", "c"], verdict));

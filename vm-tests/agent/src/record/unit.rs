@@ -35,6 +35,8 @@ use super::roles::Watched;
 
 /// The lines whose runs are recorded.
 const EXEC_LINES: [&str; 4] = ["ExecStartPre", "ExecStart", "ExecStop", "ExecStopPost"];
+/// The name of systemd's error for a unit without a file (org.freedesktop.systemd1(5), "Manager").
+const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// What sd-bus and zbus use by default; a method call that hangs must not hang the guest.
 const CALL_TIMEOUT: Duration = Duration::from_secs(25);
 /// Signals that may wait for the thread while it asks systemd something itself.
@@ -168,7 +170,7 @@ impl UnitWatch {
         let bus = block_on(async {
             let manager = systemd_bus::manager(connection).await?;
             let path = manager.load_unit(unit).await.context("LoadUnit")?;
-            manager.ref_unit(unit).await.context("RefUnit")?;
+            manager.ref_unit(unit).await.map_err(|error| not_referenced(unit, error))?;
             let rule = call::changes_of(&path)?;
             DBusProxy::new(connection).await?.add_match_rule(rule).await.context("AddMatch")?;
             let service = if is_service { Some(object(connection, path.clone()).await?) } else { None };
@@ -281,6 +283,16 @@ impl Bus {
             .flat_map(|service| of_service.iter().map(move |name| (service.inner(), name)));
         let gets = of_unit.chain(of_service).map(|(proxy, name)| proxy.get_property(name));
         block_on(try_join_all(gets)).with_context(|| format!("properties of {}", self.unit.inner().path()))
+    }
+}
+
+/// Why a unit can't be watched. One that does not exist is the scenario's mistake, and not the bus's.
+fn not_referenced(unit: &str, error: zbus::Error) -> anyhow::Error {
+    match &error {
+        zbus::Error::MethodError(name, ..) if name.as_str() == NO_SUCH_UNIT => anyhow!(
+            "there is no unit {unit} after the set-up: is its name right in the manifest, and does `deploy` or `setup` make it?"
+        ),
+        _ => anyhow::Error::from(error).context("RefUnit"),
     }
 }
 
