@@ -77,9 +77,11 @@ pub enum What {
     Unit(UnitState),
     /// The same of [`Plan::mount_unit`].
     MountUnit(UnitState),
-    /// One run of one Exec line of either unit, from its `Exec*Ex` properties, read after the command ended. `at` is
-    /// its start.
+    /// One run of one Exec line of either unit, from its `Exec*Ex` properties, or of its main process, from `ExecMain*`;
+    /// read after the command ended. `at` is its start.
     Exec(Exec),
+    /// Every process that is in the cgroups of the two units at this moment, while a stop takes long.
+    Alive(Vec<Alive>),
     /// The watched path became a mount point (mountinfo of PID 1's namespace).
     Mounted(Mounted),
     /// The watched path is no mount point any more.
@@ -205,9 +207,9 @@ pub struct Exec {
     /// The unit that has the line.
     #[serde(default)]
     pub unit: String,
-    /// `ExecStartPre`, `ExecStart`, `ExecStop` or `ExecStopPost`.
+    /// `ExecStartPre`, `ExecStart`, `ExecStop` and so on, or [`MAIN`].
     pub line: String,
-    /// The command and its arguments.
+    /// The command and its arguments; empty of the main process.
     pub argv: Vec<String>,
     /// The process it ran as.
     pub pid: u32,
@@ -215,6 +217,20 @@ pub struct Exec {
     pub ended: Option<u64>,
     /// How it ended; `None` while it runs.
     pub exit: Option<Exit>,
+}
+
+/// The [`Exec::line`] of a service's main process.
+pub const MAIN: &str = "main";
+
+/// A process of one of the units.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct Alive {
+    /// Process id.
+    pub pid: u32,
+    /// comm.
+    pub comm: String,
+    /// Its place in the unit.
+    pub role: Role,
 }
 
 /// A line of mountinfo.

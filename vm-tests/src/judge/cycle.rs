@@ -36,6 +36,9 @@ pub struct Cycle {
     pub states: Vec<String>,
     /// The runs of Exec lines, in order.
     pub execs: Vec<ExecOutcome>,
+    /// The main processes of the two units, in order: `line` is `main`, and there is no `program`.
+    #[serde(default)]
+    pub mains: Vec<ExecOutcome>,
     /// The calls of umount2(2), up to the reset's end.
     pub umounts: Vec<Umount>,
     /// Who held the mount when the reset began.
@@ -119,6 +122,16 @@ pub struct ExecOutcome {
     pub exit: Option<Exit>,
     /// How long it ran, in nanoseconds of guest time (systemd measures microseconds).
     pub duration_ns: Option<u64>,
+    /// How much of that was within the reset, in nanoseconds; `None` if nothing was.
+    #[serde(default)]
+    pub in_reset_ns: Option<u64>,
+    /// Whether systemd ended it because its time was over (`TimeoutStopSec=` and the like).
+    #[serde(default)]
+    pub timed_out: bool,
+    /// Which processes the units had when last looked while it ran in the reset, as `control-child tail`; empty if it
+    /// took less than a second.
+    #[serde(default)]
+    pub alive: Vec<String>,
 }
 
 /// A call of umount2(2).

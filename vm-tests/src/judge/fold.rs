@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 
 use rustix::io::Errno;
 use vm_agent::recording::{
-    EndState, Event, Exec, Plan, Recording, Remount, Role, Scan, Step, StepEnd, Target, Trigger, UmountCall,
+    EndState, Event, MAIN, Plan, Recording, Remount, Role, Scan, Step, StepEnd, Target, Trigger, UmountCall,
     UnitState, What,
 };
 
 use super::commands;
 use super::contradictions::contradictions;
-use super::cycle::{Before, Cycle, ExecOutcome, Holder, MountUnit, Umount, places, result_words};
+use super::cycle::{Before, Cycle, Holder, MountUnit, Umount, places, result_words};
+use super::execs;
 use crate::scenario::verdict::MountVerdict;
 
 /// One holder per process: threads and repeated scans say the same again.
@@ -98,6 +99,8 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
         What::EndState(end) => Some(end.clone()),
         _ => None,
     });
+    let runs = execs::runs(&before_recovery, &plan.unit, (from, ended));
+    let (mains, execs) = runs.into_iter().partition(|run| run.line == MAIN);
     let lives_on = !mounted && end.as_ref().is_some_and(lives_on);
     Cycle {
         number,
@@ -113,7 +116,8 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
             .as_ref()
             .map(|name| MountUnit { name: name.clone(), state: last_mount_unit(&before_recovery) }),
         states: states(&before_recovery),
-        execs: execs(&before_recovery),
+        execs,
+        mains,
         umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
         holders_at_stop: holders(scan_at_stop(events, from)),
         verdict: verdict(&calls, &holders_at_umount, &listed, lives_on),
@@ -279,28 +283,6 @@ fn states(events: &[&Event]) -> Vec<String> {
         }
     }
     states
-}
-
-fn execs(events: &[&Event]) -> Vec<ExecOutcome> {
-    let mut execs: Vec<(u64, &Exec)> = Vec::new();
-    for event in events {
-        if let What::Exec(exec) = &event.what {
-            // A line that was still running when first read is read again: the later reading counts.
-            execs.retain(|(at, known)| (*at, known.pid) != (event.at, exec.pid));
-            execs.push((event.at, exec));
-        }
-    }
-    execs.sort_by_key(|(at, _)| *at);
-    execs
-        .into_iter()
-        .map(|(at, exec)| ExecOutcome {
-            unit: exec.unit.clone(),
-            line: exec.line.clone(),
-            program: exec.argv.first().map_or("", |path| path.rsplit('/').next().unwrap_or(path)).to_owned(),
-            exit: exec.exit,
-            duration_ns: exec.ended.map(|ended| ended.saturating_sub(at)),
-        })
-        .collect()
 }
 
 fn umount(at: u64, call: &UmountCall) -> Umount {

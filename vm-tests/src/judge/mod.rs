@@ -4,6 +4,7 @@ pub mod baselines;
 mod commands;
 mod contradictions;
 pub mod cycle;
+mod execs;
 mod expect;
 pub mod fold;
 mod snapshot;
@@ -17,7 +18,7 @@ mod tests;
 
 use vm_agent::recording::Recording;
 
-use crate::scenario::Scenario;
+use crate::scenario::{Manifest, Scenario};
 use baselines::{Baselines, Durations, Outcome};
 use cycle::Cycle;
 pub use expect::Deviation;
@@ -76,6 +77,8 @@ impl Judgement {
 pub fn judge(recording: &Recording, scenario: &Scenario, baselines: &Baselines) -> Judgement {
     let cycles = fold::cycles(recording);
     let mut deviations = expect::deviations(recording, &cycles, &scenario.manifest.expect);
+    let Manifest { unit, expect, .. } = &scenario.manifest;
+    deviations.extend(execs::deviations(&cycles, expect, unit));
     deviations.extend(commands::deviations(&cycles, &scenario.manifest));
     let outcome = baselines.compare_text(snapshot::snapshot(&cycles));
     // One cycle more or less moves a median: the first is not as the others. What deviates already has other durations,

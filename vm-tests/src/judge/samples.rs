@@ -20,6 +20,7 @@ pub(crate) fn clean() -> Cycle {
         mount_unit: None,
         states: Vec::new(),
         execs: Vec::new(),
+        mains: Vec::new(),
         umounts: vec![Umount { comm: "umount".to_owned(), result: "ok".to_owned(), duration_ns: 1 }],
         holders_at_stop: Vec::new(),
         holders_at_umount: Vec::new(),

@@ -4,10 +4,11 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vm_agent::recording::{Evidence, Recording, What};
+use vm_agent::recording::{Evidence, MAIN, Recording, What};
 use vm_agent::wire::Exit;
 
 use super::cycle::{Cycle, ExecOutcome};
+use super::execs;
 use super::expect::Deviation;
 use super::stretches;
 
@@ -112,7 +113,10 @@ fn of_cycle(recording: &Recording, cycle: &Cycle, deviations: &str) -> Vec<Strin
             lines.extend(last.iter().map(|line| format!("  {}", clipped(line))));
         }
     }
-    lines.extend(cycle.execs.iter().filter(|exec| is_news(exec)).map(|exec| exec_words(exec, cycle)));
+    let runs = cycle.execs.iter().chain(&cycle.mains).filter(|run| is_news(run));
+    let told = runs.map(|run| clipped(&execs::told(run)));
+    // A deviation has told it already, if the manifest says how it has to end.
+    lines.extend(told.filter(|told| !deviations.contains(told.as_str())));
     lines.extend(result_words(cycle));
     lines.extend(umount_words(recording, cycle));
     let holders: Vec<String> = cycle
@@ -137,7 +141,14 @@ fn of_cycle(recording: &Recording, cycle: &Cycle, deviations: &str) -> Vec<Strin
 
 /// A line that failed, has no end, or took its time. That of the server itself runs as long as it is up, and a stop ends it.
 fn is_news(exec: &ExecOutcome) -> bool {
+    if exec.line == MAIN {
+        return exec.timed_out || exec.in_reset_ns.is_some_and(|ns| Duration::from_nanos(ns) >= SLOW);
+    }
     let is_main = exec.line == "ExecStart";
+    if is_main && exec.timed_out {
+        // The main process of then says it.
+        return false;
+    }
     let slow = exec.duration_ns.is_some_and(|ns| Duration::from_nanos(ns) >= SLOW);
     match exec.exit {
         Some(Exit::Code(0)) => slow && !is_main,
@@ -145,47 +156,6 @@ fn is_news(exec: &ExecOutcome) -> bool {
         Some(Exit::Code(_)) => true,
         None => !is_main,
     }
-}
-
-fn exec_words(exec: &ExecOutcome, cycle: &Cycle) -> String {
-    let ExecOutcome { unit, line, program, exit, duration_ns } = exec;
-    let took = duration_ns.map_or_else(String::new, |ns| format!(" after {:.3} s", secs(ns)));
-    let (end, why) = match exit {
-        Some(Exit::Code(code)) => match status_words(*code) {
-            Some((name, why)) => (format!("exit status {code}{name}"), Some(why)),
-            None => (format!("exit status {code}"), None),
-        },
-        Some(Exit::Signal(signal)) => {
-            let name =
-                Signal::try_from(*signal).map_or_else(|_unknown| signal.to_string(), |it| it.to_string());
-            let timed_out = cycle.unit.result == "timeout"
-                || cycle.mount_unit.as_ref().is_some_and(|unit| unit.state.result == "timeout");
-            (format!("ended by {name}"), timed_out.then_some("the unit's timeout ran out"))
-        }
-        None => ("has no end".to_owned(), None),
-    };
-    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-    clipped(&format!("{line} {program} of {unit}: {end}{took}{why}"))
-}
-
-/// What systemd means by a status (systemd.exec(5), "Process Exit Codes"), its name and its meaning, of those that a unit's
-/// author meets.
-fn status_words(code: i32) -> Option<(&'static str, &'static str)> {
-    Some(match code {
-        126 => ("", "the program was found, and could not be run"),
-        127 => ("", "a shell did not find the program"),
-        200 => ("/CHDIR", "its WorkingDirectory= can't be entered"),
-        203 => ("/EXEC", "the program could not be executed"),
-        209 => ("/STDOUT", "its standard output could not be set up"),
-        216 => ("/GROUP", "there is no such Group="),
-        217 => ("/USER", "there is no such User="),
-        218 => ("/CAPABILITIES", "its capabilities could not be set"),
-        226 => ("/NAMESPACE", "its mount namespace could not be set up"),
-        228 => ("/SECCOMP", "its system call filter could not be set"),
-        233 => ("/RUNTIME_DIRECTORY", "its RuntimeDirectory= could not be made"),
-        238 => ("/STATE_DIRECTORY", "its StateDirectory= could not be made"),
-        _ => return None,
-    })
 }
 
 /// The unit's Result, where the ends of its lines do not say it.
@@ -233,10 +203,6 @@ fn journal(recording: &Recording, cycle: u32) -> Vec<String> {
     title.into_iter().chain(last.iter().map(|line| format!("  {}", clipped(line)))).collect()
 }
 
-fn secs(ns: u64) -> f64 {
-    Duration::from_nanos(ns).as_secs_f64()
-}
-
 /// No longer than [`LINE`], and nothing that moves a terminal's cursor.
 fn clipped(text: &str) -> String {
     let shown = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
@@ -272,6 +238,9 @@ mod tests {
             program: program.to_owned(),
             exit,
             duration_ns: exit.map(|_| ms * MS),
+            in_reset_ns: None,
+            timed_out: false,
+            alive: Vec::new(),
         }
     }
 
@@ -321,7 +290,11 @@ mod tests {
         cycle.unit.result = "timeout".to_owned();
         cycle.unit.active = "failed".to_owned();
         cycle.reset_ns = 20_200 * MS;
-        cycle.execs = vec![exec("ExecStop", "sh", Some(Exit::Signal(15)), 20_000)];
+        cycle.execs = vec![ExecOutcome {
+            timed_out: true,
+            alive: vec!["control sh".to_owned(), "control-child tail".to_owned()],
+            ..exec("ExecStop", "sh", Some(Exit::Signal(15)), 20_000)
+        }];
         cycle.end.as_mut().expect("an end").processes = vec![(181, "tail".to_owned())];
         let recorded =
             vec![(0, What::StepBegins(Step::Reset)), (100, What::Unmounted), (20_200, ends(Step::Reset))];

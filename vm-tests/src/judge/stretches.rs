@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use vm_agent::recording::{Event, Recording, Step, Trigger, What};
+use vm_agent::recording::{Event, MAIN, Recording, Step, Trigger, What};
 
 /// A stretch that is shorter is no news.
 const SHORTEST: Duration = Duration::from_millis(200);
@@ -55,6 +55,7 @@ fn words(event: &Event) -> Option<(u64, String)> {
         What::StepEnds(ended) => over(ended.step),
         What::Unit(state) => format!("unit is {}/{}", state.active, state.sub),
         What::MountUnit(state) => format!("mount unit is {}/{}", state.active, state.sub),
+        What::Exec(exec) if exec.line == MAIN => return None,
         What::Exec(exec) => format!("{} of {} begins", exec.line, exec.unit),
         What::Mounted(_) => "mounted".to_owned(),
         What::Unmounted => "unmounted".to_owned(),
@@ -67,6 +68,7 @@ fn words(event: &Event) -> Option<(u64, String)> {
         | What::EndState(_)
         | What::Evidence(_)
         | What::KernelWarning { .. }
+        | What::Alive(_)
         | What::NotMounted { .. }
         | What::Lost { .. } => return None,
     };
@@ -76,6 +78,9 @@ fn words(event: &Event) -> Option<(u64, String)> {
 /// The end of what has a beginning.
 fn end(event: &Event) -> Option<(u64, String)> {
     match &event.what {
+        What::Exec(exec) if exec.line == MAIN => {
+            Some((exec.ended?, format!("the main process of {} ends", exec.unit)))
+        }
         What::Exec(exec) => Some((exec.ended?, format!("{} of {} ends", exec.line, exec.unit))),
         What::UmountCall(call) => Some((call.returned, format!("umount2 by {} returns", call.comm))),
         _ => None,

@@ -230,6 +230,9 @@ fn stop_post(exit: Exit) -> ExecOutcome {
         program: "x".to_owned(),
         exit: Some(exit),
         duration_ns: None,
+        in_reset_ns: Some(1),
+        timed_out: false,
+        alive: Vec::new(),
     }
 }
 

@@ -491,6 +491,9 @@ mod tests {
                 program: "left4me-overlay".to_owned(),
                 exit: Some(stop_post),
                 duration_ns: Some(1),
+                in_reset_ns: Some(1),
+                timed_out: false,
+                alive: Vec::new(),
             }],
             umounts: vec![Umount { comm: "umount".to_owned(), result: umount.to_owned(), duration_ns: 1 }],
             ..samples::clean()

@@ -33,6 +33,9 @@ fn full() -> Report {
         program: "x".to_owned(),
         exit: Some(Exit::Code(0)),
         duration_ns: Some(1),
+        in_reset_ns: Some(1),
+        timed_out: false,
+        alive: words(),
     };
     let copy = MountCopy {
         pid: 1,
@@ -57,7 +60,8 @@ fn full() -> Report {
         before: Before { active: "active".to_owned(), mounted: true, elsewhere: words() },
         mount_unit: Some(MountUnit { name: "y.service".to_owned(), state: UnitState::default() }),
         states: words(),
-        execs: vec![exec],
+        execs: vec![exec.clone()],
+        mains: vec![exec],
         holders_at_stop: vec![holder()],
         holders_at_umount: vec![holder()],
         listed: words(),

@@ -1,15 +1,13 @@
 //! What every cycle of a scenario must be.
 
-use std::fmt;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 use vm_agent::recording::{Kind, Role};
-use vm_agent::wire::Exit;
 
+use crate::scenario::execs::{ExecLine, ExpectedExecs, ExpectedExit};
 use crate::scenario::outcome::{ExpectedRemount, ExpectedUmount};
-use crate::scenario::problem::{instead, meant};
+use crate::scenario::problem::instead;
 use crate::scenario::verdict::MountVerdict;
 
 /// What every cycle must be. The numbers are bounds; the shape is also in the snapshot. What is left out must be clean: an
@@ -35,6 +33,10 @@ pub struct Expect {
     pub mount_unit_state: Option<String>,
     /// How the last ExecStopPost of either unit ended. Left out: with status 0, if there is one.
     pub exec_stop_post: Option<ExpectedExit>,
+    /// How Exec lines of the unit under test end, and its main process, and how long each may take.
+    pub exec: ExpectedExecs,
+    /// The same of the mount's unit.
+    pub mount_unit_exec: ExpectedExecs,
     /// How the last umount2(2) went. Left out: `ok` or none at all, and if the mount is meant to stay, anything.
     pub umount: Option<ExpectedUmount>,
     /// The verdict on who kept the mount, in [`MountVerdict::words`]. Left out: nobody.
@@ -69,43 +71,6 @@ pub struct Expect {
     /// The mount's unit, where there is one, for [`Expect::mount_unit_state`].
     #[serde(skip)]
     pub(super) mount_unit: Option<String>,
-}
-
-/// How a process is meant to end: in a manifest an exit status, or the name of a signal as `"SIGTERM"`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ExpectedExit(pub Exit);
-
-impl<'de> Deserialize<'de> for ExpectedExit {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Words;
-
-        impl de::Visitor<'_> for Words {
-            type Value = ExpectedExit;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an exit status, or a signal as \"SIGTERM\",")
-            }
-
-            fn visit_i64<E: de::Error>(self, status: i64) -> Result<ExpectedExit, E> {
-                match u8::try_from(status) {
-                    Ok(status) => Ok(ExpectedExit(Exit::Code(status.into()))),
-                    Err(_) => Err(E::custom(format!("{status}: an exit status is 0 to 255"))),
-                }
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<ExpectedExit, E> {
-                match name.parse::<Signal>() {
-                    Ok(signal) => Ok(ExpectedExit(Exit::Signal(signal as i32))),
-                    Err(_) => Err(E::custom(format!(
-                        "{name:?}: {}give a signal as \"SIGTERM\", or an exit status without quotes",
-                        meant(name, Signal::iterator().map(Signal::as_str))
-                    ))),
-                }
-            }
-        }
-
-        deserializer.deserialize_any(Words)
-    }
 }
 
 /// What systemd says of a unit in ActiveState, systemd(1).
@@ -217,6 +182,13 @@ impl Expect {
     #[must_use]
     pub fn mount_unit_state(&self) -> Option<&str> {
         self.mount_unit.as_ref().map(|_| self.mount_unit_state.as_deref().unwrap_or("inactive"))
+    }
+
+    /// Whether `exec`, or `mount_unit_exec` if it is that unit's, says how its ExecStopPost ends.
+    #[must_use]
+    pub fn says_how_stop_post_ends(&self, unit: &str) -> bool {
+        let execs = if unit == self.unit { &self.exec } else { &self.mount_unit_exec };
+        execs.get(&ExecLine::STOP_POST).is_some_and(|expected| expected.ended.is_some())
     }
 
     /// All units that are meant to be failed, in the order of their names.

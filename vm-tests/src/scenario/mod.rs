@@ -14,6 +14,7 @@
 pub mod bundle;
 mod commands;
 mod decode;
+mod execs;
 mod expect;
 mod inherit;
 mod keys;
@@ -37,7 +38,8 @@ use vm_agent::recording::Plan;
 
 pub use commands::Check;
 use decode::{Decoded, decode};
-pub use expect::{Expect, ExpectedExit};
+pub use execs::{ExecLine, ExpectedEnd, ExpectedExec, ExpectedExecs, ExpectedExit};
+pub use expect::Expect;
 pub use keys::keys;
 pub use manifest::{DEFAULT_MEMORY_MIB, Deploy, History, Manifest};
 pub use outcome::{ExpectedRemount, ExpectedUmount};

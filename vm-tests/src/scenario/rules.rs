@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use super::execs::ExecLine;
+use super::expect::Expect;
 use super::manifest::{LEAST_MEMORY_MIB, Manifest};
 use super::problem::instead;
 use super::tree::join;
@@ -41,6 +43,12 @@ pub(super) fn problems(
     wrong.add(manifest.memory_mib < LEAST_MEMORY_MIB, "memory_mib", || {
         format!("{}: a guest needs {LEAST_MEMORY_MIB} to boot", manifest.memory_mib)
     });
+    let Expect { exec, mount_unit_exec, exec_stop_post, .. } = &manifest.expect;
+    let mut posts =
+        [exec, mount_unit_exec].into_iter().filter_map(|execs| execs.get(&ExecLine::STOP_POST)?.ended);
+    wrong.add(exec_stop_post.is_some() && posts.next().is_some(), "expect.exec_stop_post", || {
+        "exec or mount_unit_exec says it, too: leave one of them out".to_owned()
+    });
     let contradictions = manifest.expect.contradictions();
     wrong.0.extend(contradictions.into_iter().map(|(key, what)| (format!("expect.{key}"), what)));
     wrong.0
@@ -61,6 +69,9 @@ impl Wrong {
         self.add(!is_unit(unit), "unit", || unit_words(unit));
         let Some(mount_unit) = manifest.mount_unit.as_deref() else {
             self.add(manifest.expect.mount_unit_state.is_some(), "expect.mount_unit_state", || {
+                "whose? give mount_unit, or leave it out".to_owned()
+            });
+            self.add(!manifest.expect.mount_unit_exec.is_empty(), "expect.mount_unit_exec", || {
                 "whose? give mount_unit, or leave it out".to_owned()
             });
             return;

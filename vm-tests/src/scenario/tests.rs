@@ -65,6 +65,16 @@ fn manifests() {
             GOOD.replace("exec_stop_post = 0", "exec_stop_post = []"),
             "a list where an exit status, or a signal",
         ),
+        (
+            format!("{GOOD}[expect.exec.ExecStpo]\nended = 0"),
+            "ExecStpo: no such line: did you mean ExecStop?",
+        ),
+        (format!("{GOOD}[expect.exec.ExecStop]\nended = \"timeuot\""), "did you mean timeout? give a signal"),
+        (
+            format!("{GOOD}[expect.exec.ExecStopPost]\nended = 0"),
+            "expect.exec_stop_post: exec or mount_unit_exec says",
+        ),
+        (format!("{GOOD}[expect.mount_unit_exec.ExecStart]\nended = 0"), "expect.mount_unit_exec: whose?"),
         (format!("{GOOD}verdict = \"held\""), "there are held by a process, "),
         (format!("{GOOD}verdict = \"held by yourslef\""), "did you mean held by yourself?"),
         (format!("{GOOD}umount = \"EBUSI\""), "did you mean EBUSY? there are ok, none, and an errno"),

@@ -6,18 +6,20 @@
 //!   [`evidence`], [`kernel_log`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
 //!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and scans the
-//!   units' tasks while a stop is in flight. It is SCHED_FIFO: on one processor, what it is woken for cannot go
+//!   units' tasks while a stop is in flight ([`alive`]: who is there at all, if it takes long). It is SCHED_FIFO: on one processor, what it is woken for cannot go
 //!   on before it has scanned;
-//! - a D-Bus thread for each unit ([`unit`]) turns systemd's signals into events and tells the watcher.
+//! - a D-Bus thread for each unit ([`unit`], [`execs`]) turns systemd's signals into events and tells the watcher.
 //!
 //! All of them send to one channel ([`events`]). Nothing here resolves a path inside the watched mount, since
 //! that would make the unmount fail which is being recorded.
 
+mod alive;
 mod clock;
 mod command;
 mod end_state;
 mod events;
 mod evidence;
+mod execs;
 mod fair_share;
 mod kernel_log;
 mod mounts;

@@ -10,7 +10,7 @@
 //! Requests go through the bus daemon, which the recorded programs use too, so they are sent together. (systemd's own
 //! socket would avoid the daemon; but on it systemd has a sender name that zbus rejects as invalid.)
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
@@ -18,9 +18,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use futures_util::future::try_join_all;
-use systemd_bus::{ExecStatus, SYSTEMD, ServiceProxy, UnitProxy, call, exec_statuses, interface, object};
-use vm_agent::recording::{Exec, Plan, UnitState, What};
-use vm_agent::wire::Exit;
+use systemd_bus::{SYSTEMD, ServiceProxy, UnitProxy, call, interface, object};
+use vm_agent::recording::{Plan, UnitState, What};
 use zbus::blocking::MessageIterator;
 use zbus::blocking::connection::Builder;
 use zbus::fdo::{DBusProxy, PeerProxy, PropertiesChanged};
@@ -28,13 +27,11 @@ use zbus::message::Message;
 use zbus::zvariant::{OwnedValue, Value};
 use zbus::{Connection, block_on};
 
-use super::clock::Clock;
 use super::events::Sink;
+use super::execs::Runs;
 use super::orders::{Order, Orders, UnitView};
 use super::roles::Watched;
 
-/// The lines whose runs are recorded.
-const EXEC_LINES: [&str; 4] = ["ExecStartPre", "ExecStart", "ExecStop", "ExecStopPost"];
 /// The name of systemd's error for a unit without a file (org.freedesktop.systemd1(5), "Manager").
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// What sd-bus and zbus use by default; a method call that hangs must not hang the guest.
@@ -129,8 +126,7 @@ struct UnitWatch {
     state: UnitState,
     /// The unit's cgroup, which systemd says only while there is one.
     control_group: String,
-    /// The runs that were recorded, by process id and start in microseconds.
-    recorded: HashSet<(u32, u64)>,
+    runs: Runs,
 }
 
 /// What can be asked.
@@ -190,9 +186,9 @@ impl UnitWatch {
                 .name("d-bus".to_owned())
                 .spawn(move || watch(messages, &bus, &sink, &orders, &last_call, known))?
         };
-        let (name, recorded) = (unit.to_owned(), HashSet::new());
+        let (name, runs) = (unit.to_owned(), Runs::default());
         let thread = Some(thread);
-        Ok(Self { name, watched, bus, sink, orders, thread, last_call, state, control_group, recorded })
+        Ok(Self { name, watched, bus, sink, orders, thread, last_call, state, control_group, runs })
     }
 
     fn systemd_version(&self) -> Result<String> {
@@ -242,20 +238,7 @@ impl UnitWatch {
 
     fn record_runs(&mut self, running_too: bool) -> Result<()> {
         let Some(service) = &self.bus.service else { return Ok(()) };
-        let of_lines = block_on(try_join_all(EXEC_LINES.map(|line| exec_statuses(service, line))));
-        for (line, runs) in EXEC_LINES.into_iter().zip(of_lines.context("the runs of Exec lines")?) {
-            for run in runs {
-                let is_new = !self.recorded.contains(&(run.pid, run.started_us));
-                if run.started_us != 0 && is_new && (running_too || run.exited_us != 0) {
-                    self.recorded.insert((run.pid, run.started_us));
-                    self.sink.send(
-                        self.sink.clock.at_us(run.started_us),
-                        What::Exec(exec(run, &self.name, line, self.sink.clock)),
-                    );
-                }
-            }
-        }
-        Ok(())
+        self.runs.record(service, &self.name, &self.sink, running_too)
     }
 }
 
@@ -453,14 +436,6 @@ impl Known {
     }
 }
 
-/// A run of one of the unit's lines as an event.
-fn exec(run: ExecStatus, unit: &str, line: &str, clock: Clock) -> Exec {
-    let ended = (run.exited_us != 0).then(|| clock.at_us(run.exited_us));
-    let is_exit = run.code == nix::libc::CLD_EXITED;
-    let exit = ended.map(|_| if is_exit { Exit::Code(run.status) } else { Exit::Signal(run.status) });
-    Exec { unit: unit.to_owned(), line: line.to_owned(), argv: run.argv, pid: run.pid, ended, exit }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -490,49 +465,5 @@ mod tests {
         assert!(known.view().is_deactivating);
         assert_eq!(known.event(expected.clone()), What::MountUnit(expected.clone()));
         assert_eq!(Known::nothing_of(Watched::Unit).event(expected.clone()), What::Unit(expected));
-    }
-
-    #[test]
-    fn a_run_is_told_with_its_line_and_by_our_clock() {
-        let argv = vec!["/bin/x".to_owned(), "3".to_owned()];
-        let run = ExecStatus {
-            argv: argv.clone(),
-            started_us: 2_000,
-            exited_us: 4_000,
-            pid: 77,
-            code: 1,
-            status: 32,
-            ..ExecStatus::default()
-        };
-        let exec = exec(run, "x.service", "ExecStopPost", Clock::began_at(1_000_000));
-        let expected = Exec {
-            unit: "x.service".to_owned(),
-            line: "ExecStopPost".to_owned(),
-            argv,
-            pid: 77,
-            ended: Some(3_000_000),
-            exit: Some(Exit::Code(32)),
-        };
-        assert_eq!(exec, expected);
-    }
-
-    #[test]
-    fn tells_a_signal_from_a_status() {
-        let run = |code, exited_us| ExecStatus {
-            started_us: 1,
-            exited_us,
-            code,
-            status: 9,
-            ..ExecStatus::default()
-        };
-        let cases = [
-            (run(1, 5), Some(Exit::Code(9))),
-            (run(2, 5), Some(Exit::Signal(9))),
-            (run(3, 5), Some(Exit::Signal(9))),
-            (run(0, 0), None),
-        ];
-        for (run, exit) in cases {
-            assert_eq!(exec(run, "x.service", "ExecStart", Clock::began_at(0)).exit, exit);
-        }
     }
 }

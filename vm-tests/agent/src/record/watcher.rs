@@ -27,6 +27,7 @@ use vm_agent::recording::{
     Kind, Namespace, Plan, Reference, Role, Scan, Step, Target, Task, Trigger, UmountCall, What,
 };
 
+use super::alive::{self, Looks};
 use super::events::Sink;
 use super::fair_share;
 use super::mounts::MountWatch;
@@ -79,6 +80,7 @@ impl Watcher {
             whole_after: 0,
             scan_after_call: false,
             next_tick: None,
+            looks: Looks::default(),
             last_scan: None,
             held_back: None,
             end: None,
@@ -160,6 +162,7 @@ struct Watch {
     /// The mount has changed while a umount was under way: scan when it has returned.
     scan_after_call: bool,
     next_tick: Option<u64>,
+    looks: Looks,
     /// What the last scan recorded or held back saw.
     last_scan: Option<(bool, Vec<Task>)>,
     /// The last of a run of ticks that all saw the same.
@@ -204,6 +207,9 @@ impl Watch {
             if self.next_tick.is_some_and(|tick| tick <= now) {
                 self.scan(Trigger::Tick, false);
             }
+            if self.looks.is_due(now) {
+                self.look();
+            }
             if let Some(deadline) = self.end {
                 if self.trace.is_none() {
                     return Ok(());
@@ -231,7 +237,7 @@ impl Watch {
         let is_there = [watches_mounts, self.connector.is_some(), self.trace.is_some(), true];
         let mut fds: Vec<PollFd<'_>> = sources.into_iter().flatten().collect();
         let now = self.sink.clock.now();
-        let wake_at = [self.next_tick, self.end].into_iter().flatten().min();
+        let wake_at = [self.next_tick, self.looks.next(), self.end].into_iter().flatten().min();
         let timeout =
             wake_at.map(|at| Timespec::try_from(Duration::from_nanos(at.saturating_sub(now)))).transpose()?;
         match poll(&mut fds, timeout.as_ref()) {
@@ -430,8 +436,10 @@ impl Watch {
             self.unit_tasks.clear();
             self.whole_after = 0;
             self.last_scan = None;
+            self.looks.stop_begins(self.sink.clock.now());
             self.scan(Trigger::Stop, true);
         } else {
+            self.looks.stop_ends();
             self.record_held_back();
             self.next_tick = None;
         }
@@ -470,6 +478,16 @@ impl Watch {
 
     fn role(&self, pid: u32, unit: Option<Watched>) -> Role {
         unit.map_or(Role::Outside, |unit| self.roles.of(pid, unit, parent_of))
+    }
+
+    /// Records who is in the units' cgroups.
+    fn look(&mut self) {
+        let cgroups = [
+            (&*self.unit.control_group, Watched::Unit),
+            (&self.mount_unit.control_group, Watched::MountUnit),
+        ];
+        let alive = alive::processes(cgroups, |pid, unit| self.role(pid, Some(unit)));
+        self.sink.send_now(What::Alive(alive));
     }
 
     /// Scans for who holds the mount and records it. Ticks that see what the scan before saw are held back but

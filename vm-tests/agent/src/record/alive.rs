@@ -1,0 +1,75 @@
+//! Who is there at all while a stop takes long: that a stop waits for a `tail` is seen by the `tail` that is alive.
+//!
+//! Looked at when a second of the stop is over and then each time it has lasted twice as long. A stop that is quick, which
+//! is measured to the millisecond, is not looked at, and one of a minute six times.
+
+use std::fs;
+
+use vm_agent::recording::{Alive, Role};
+
+use super::roles::Watched;
+use super::unit_cgroup;
+
+/// From the stop's beginning to the first look.
+const FIRST_NS: u64 = 1_000_000_000;
+
+/// When to look.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    began: u64,
+    next: Option<u64>,
+}
+
+impl Looks {
+    pub(super) fn stop_begins(&mut self, now: u64) {
+        *self = Self { began: now, next: Some(now + FIRST_NS) };
+    }
+
+    pub(super) fn stop_ends(&mut self) {
+        self.next = None;
+    }
+
+    pub(super) fn next(&self) -> Option<u64> {
+        self.next
+    }
+
+    /// Whether it is time; if so, the next time is later.
+    pub(super) fn is_due(&mut self, now: u64) -> bool {
+        let is_due = self.next.is_some_and(|next| next <= now);
+        if is_due {
+            self.next = Some(self.began + 2 * (now - self.began));
+        }
+        is_due
+    }
+}
+
+/// The processes of these cgroups, each of a unit.
+pub(super) fn processes(cgroups: [(&str, Watched); 2], role: impl Fn(u32, Watched) -> Role) -> Vec<Alive> {
+    let of_unit = |(cgroup, watched): (&str, Watched)| {
+        let pids = unit_cgroup::processes(cgroup).into_iter();
+        // One that has no comm any more is gone.
+        let alive = pids.filter_map(|pid| {
+            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+            Some(Alive { pid, comm: comm.trim_end().to_owned(), role: role(pid, watched) })
+        });
+        alive.collect::<Vec<_>>()
+    };
+    cgroups.into_iter().flat_map(of_unit).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_stop_is_looked_at_less_and_less() {
+        const SECOND: u64 = 1_000_000_000;
+        let mut looks = Looks::default();
+        assert!(!looks.is_due(9 * SECOND), "no stop has begun");
+        looks.stop_begins(10 * SECOND);
+        let seen: Vec<u64> = (10..40).filter(|second| looks.is_due(second * SECOND)).collect();
+        assert_eq!(seen, [11, 12, 14, 18, 26]);
+        looks.stop_ends();
+        assert_eq!((looks.is_due(100 * SECOND), looks.next()), (false, None));
+    }
+}
