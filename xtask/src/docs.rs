@@ -354,7 +354,7 @@ mod tests {
 # Title with `cargo xtask doctor`
 ```sh
 $ cargo xtask vm-test 936c8bb   # the bug
-VM_TESTS_MIRROR=http://m/x cargo xtask image --suite sid
+VM_TESTS_MIRROR=http://m/x cargo xtask image --image sid
 cargo xtask vm-test --cycels 3
 cargo xtask …
 make
@@ -376,7 +376,7 @@ The files are `xtask/src/cli.rs`, `vm-tests/scenarios/<name>/files` and `target/
         assert_eq!(wrong, [(&5, "unexpected argument '--cycels' found".to_owned())]);
         assert_eq!(refused(&Cli::command(), "cargo xtask --help"), None);
         assert!(refused(&Cli::command(), "cargo xtask frobnicate").is_some());
-        assert!(refused(&Cli::command(), "cargo xtask image --suite potato").is_some());
+        assert!(refused(&Cli::command(), "cargo xtask image --image potato").is_some());
         assert!(refused(&Cli::command(), "cargo xtask vm-test 'x").expect("no").contains("quote"));
     }
 

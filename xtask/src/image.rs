@@ -12,8 +12,9 @@ use crate::left4me;
 #[derive(Debug, Args)]
 pub(crate) struct ImageArgs {
     /// Debian suite: bookworm, trixie or sid
-    #[arg(long, default_value_t = Suite::default())]
-    suite: Suite,
+    // It was --suite, which CI jobs may still say.
+    #[arg(long, alias = "suite", value_name = "SUITE", default_value_t = Suite::default())]
+    image: Suite,
 
     /// Build it again even if it exists, with the current packages
     #[arg(long)]
@@ -32,7 +33,7 @@ impl ImageArgs {
     fn request(&self) -> Request {
         // An empty variable in the environment is no mirror.
         let mirror = self.mirror.clone().filter(|mirror| !mirror.is_empty());
-        Request { suite: self.suite, mirror, rebuild: self.rebuild }
+        Request { suite: self.image, mirror, rebuild: self.rebuild }
     }
 }
 

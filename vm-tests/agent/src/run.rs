@@ -77,6 +77,20 @@ pub(crate) fn input(running: &Running, id: u64, bytes: Vec<u8>) -> Result<()> {
     }
 }
 
+/// Gives a running command's terminal another size; the kernel tells whoever has it in the foreground (SIGWINCH).
+pub(crate) fn resize(running: &Running, id: u64, rows: u16, columns: u16) -> Result<()> {
+    let control = control(running, id)?;
+    match lock(&control.input).as_ref() {
+        Some(terminal) => set_size(terminal, rows, columns),
+        None => bail!("the command of request {id} has no terminal"),
+    }
+}
+
+fn set_size(terminal: impl AsFd, rows: u16, columns: u16) -> Result<()> {
+    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(terminal, size).context("set the terminal's size")
+}
+
 /// Ends a running command: SIGTERM to its group, SIGKILL when it has not gone within [`TERM_GRACE`].
 pub(crate) fn cancel(running: &Running, id: u64) -> Result<()> {
     let control = control(running, id)?;
@@ -186,8 +200,7 @@ fn start_in_terminal(command: &Command, rows: u16, columns: u16) -> Result<Start
     unlockpt(&host).context("unlockpt")?;
     let name = ptsname(&host, Vec::new()).context("ptsname")?;
     let name = name.to_str().context("ptsname")?.to_owned();
-    let size = rustix::termios::Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(&host, size).context("set the terminal's size")?;
+    set_size(&host, rows, columns)?;
     let terminal =
         File::options().read(true).write(true).open(&name).with_context(|| format!("open {name}"))?;
 
@@ -242,5 +255,46 @@ fn relay(outputs: &mut Vec<(Stream, File)>, pidfd: BorrowedFd<'_>, answer: &Answ
         if ready.first().copied().unwrap_or(true) && !any_output {
             return Ok(());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_agent::wire::{self, Reply};
+
+    use super::*;
+
+    /// What a command in a terminal of 24 lines prints, which is resized before it reads a line.
+    fn resized(rows: u16, columns: u16) -> String {
+        let argv = ["sh", "-c", "stty size; read line; stty size"].map(str::to_owned).to_vec();
+        let command = Command { argv, streams: Streams::Terminal { rows: 24, columns: 80 } };
+        let (running, id) = (Running::default(), 7);
+        let begun = begin(&command, &running, id).expect("begin");
+        resize(&running, id, rows, columns).expect("resize");
+        input(&running, id, b"\n".to_vec()).expect("input");
+        let mut port = tempfile::tempfile().expect("a file");
+        let answers = Arc::new(Mutex::new(port.try_clone().expect("duplicate")));
+        finish(begun, &Answer::new(id, &answers), &running, id).expect("finish");
+        std::io::Seek::rewind(&mut port).expect("rewind");
+        let mut bytes = Vec::new();
+        while let Ok(frame) = wire::read_frame(&mut port) {
+            let reply: Reply = wire::decode(&frame).expect("a reply");
+            if let Body::Output { bytes: more, .. } = reply.body {
+                bytes.extend(more);
+            }
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    #[test]
+    fn a_terminal_is_resized_while_its_command_runs() {
+        let text = resized(50, 132);
+        assert!(text.trim_end().ends_with("50 132"), "{text:?}");
+    }
+
+    #[test]
+    fn what_has_ended_has_no_terminal() {
+        let error = resize(&Running::default(), 1, 50, 132).expect_err("there is none");
+        assert!(error.to_string().contains("request 1"), "{error:#}");
     }
 }

@@ -107,6 +107,7 @@ fn handle(request: Request, running: &Running) -> Result<Body> {
         Call::SetClock { realtime_ns } => set_clock(realtime_ns).map(|()| Body::Done),
         Call::Session(session) => session::run(&session),
         Call::Input { id, bytes } => run::input(running, id, bytes).map(|()| Body::Done),
+        Call::Resize { id, rows, columns } => run::resize(running, id, rows, columns).map(|()| Body::Done),
         Call::Cancel { id } => run::cancel(running, id).map(|()| Body::Done),
     }
 }

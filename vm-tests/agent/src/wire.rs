@@ -96,6 +96,15 @@ pub enum Call {
         #[serde(with = "serde_bytes")]
         bytes: Vec<u8>,
     },
+    /// The terminal of the running command `id` has another size from now on; answered by [`Body::Done`].
+    Resize {
+        /// The request that runs the command, with [`Streams::Terminal`].
+        id: u64,
+        /// Lines.
+        rows: u16,
+        /// Characters a line.
+        columns: u16,
+    },
     /// Ends the processes that request `id` started (SIGTERM to their group, SIGKILL after 2 s); answered by
     /// [`Body::Done`]. The request itself still answers with how it ended.
     Cancel {

@@ -68,7 +68,7 @@ pub async fn reset_and_stop(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<ResetAndStop> {
-    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), None, directory, cancel).await?;
     let measured = async {
         let services = "set -e
             printf '[Service]\\nType=exec\\nExecStart=sleep infinity\\n' >/run/systemd/system/$1
@@ -229,7 +229,7 @@ pub async fn programs(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Programs> {
-    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), None, directory, cancel).await?;
     let measured = async {
         let timer = guest.programs.get("vm-time").context("vm-time was not built")?;
         let timer = std::fs::read(timer).with_context(|| format!("read {}", timer.display()))?;
@@ -273,7 +273,7 @@ pub async fn purges(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Purges> {
-    let mut machine = guest::prepare_shell(guest, Some(scenario), directory, cancel).await?;
+    let mut machine = guest::prepare_shell(guest, Some(scenario), None, directory, cancel).await?;
     let measured = async {
         // A file system with room for so many names: the usual one has 65,536 inodes.
         let room = "set -e

@@ -83,6 +83,16 @@ fn arguments(package: &Package) -> Vec<&'static str> {
     ["--package", package.name].into_iter().chain(binaries).collect()
 }
 
+/// Builds `holders`, for whoever looks around in a guest. Apart from the others: in one build with them, cargo would give the
+/// root helper the features that only the command needs.
+///
+/// # Errors
+/// As [`guest_binaries`].
+pub async fn holders(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    let holders = ["--manifest-path", OWN_MANIFEST, "--package", "holders", "--bin", "holders"];
+    Ok(build(workspace, &holders).await?.path("holders")?.to_owned())
+}
+
 /// Builds what the accuracy benchmark runs in a guest: `holders` and `fixture`.
 ///
 /// # Errors

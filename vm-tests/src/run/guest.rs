@@ -160,20 +160,28 @@ fn realtime_ns() -> Result<u64> {
     u64::try_from(now.as_nanos()).context("the host's clock is beyond the year 2262")
 }
 
-/// Restores a machine for a shell: with a scenario's files and set-up, if one is given.
+/// Restores a machine for a shell: with a scenario's files and set-up, if one is given, and this build of `holders` on its
+/// `PATH`.
 ///
 /// # Errors
 /// As [`restore`] and [`session`].
 pub async fn prepare_shell(
     guest: &Guest,
     scenario: Option<&Scenario>,
+    holders: Option<&Path>,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Machine> {
-    let wanted = match scenario {
+    let mut wanted = match scenario {
         Some(scenario) => preparation(guest, scenario)?,
         None => Session::default(),
     };
+    if let Some(holders) = holders {
+        let mut tool = Bundle::default();
+        tool.file(holders, "/usr/local/bin/holders", Some(0o755))?;
+        // First: a scenario may deploy one of its own there.
+        wanted.files.splice(0..0, tool.into_files());
+    }
     let size = scenario.map_or(guest.base.memory_mib, |scenario| scenario.manifest.memory_mib);
     let mut machine = restore(&guest.of_size(size), Some(wanted), directory, cancel).await?;
     match session(&mut machine, guest.base.clock, "the set-up", SETUP_DEADLINE).await {
