@@ -27,7 +27,7 @@ use vm_tests::machine::Cancel;
 use vm_tests::run::guest::Guest;
 use vm_tests::run::one::Bounds;
 use vm_tests::run::prepare::{prepare, prepare_one};
-use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario};
+use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario, WrongInput};
 use vm_tests::workspace::Workspace;
 use xshell::{Shell, cmd};
 
@@ -102,10 +102,10 @@ pub(crate) async fn run(args: BenchArgs, cancel: Cancel) -> Result<u8> {
     })
     .await?;
     if args.what.contains(&What::Holders) {
-        ensure!(
-            args.what.len() == 1,
-            "bench holders: by itself, as it takes several guests and other programs"
-        );
+        if args.what.len() != 1 {
+            let what = "bench holders: by itself, as it takes several guests and other programs";
+            return Err(WrongInput::new(what).into());
+        }
         return accuracy(&workspace, &args, &results, cancel).await;
     }
     let mut bench = Bench::prepare(&workspace, args, results, cancel).await?;

@@ -17,7 +17,8 @@ use std::fs;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use vm_tests::scenario::WrongInput;
 
 use place::{Outcome, Place, Run};
 
@@ -323,7 +324,9 @@ pub(crate) async fn run(names: &[String]) -> Result<u8> {
 fn chosen(names: &[String]) -> Result<Vec<&'static Mutant>> {
     for name in names {
         let known: Vec<_> = MUTANTS.iter().map(|mutant| mutant.name).collect();
-        ensure!(known.contains(&name.as_str()), "no mutant {name}: there are {}", known.join(", "));
+        if !known.contains(&name.as_str()) {
+            return Err(WrongInput::new(format!("no mutant {name}: there are {}", known.join(", "))).into());
+        }
     }
     let is_chosen = |mutant: &&Mutant| names.is_empty() || names.iter().any(|name| name == mutant.name);
     Ok(MUTANTS.iter().filter(is_chosen).collect())

@@ -4,11 +4,12 @@ use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 
 use super::entry::ROOT;
 use crate::cache::{Inputs, Key, Lock, Staging};
 use crate::host::events::{self, Event};
+use crate::scenario::WrongInput;
 
 /// The parts of an external image, as given on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +20,36 @@ pub struct External {
     pub modules: PathBuf,
     /// The root file system: an image of squashfs, erofs, ext4 or btrfs.
     pub root: PathBuf,
+}
+
+impl External {
+    /// Whether its parts are there.
+    ///
+    /// # Errors
+    /// [`WrongInput`]: names what is missing and what it should be.
+    pub fn check(&self) -> Result<(), WrongInput> {
+        let Self { kernel, modules, root } = self;
+        let shown = |flag: &str, path: &Path| format!("{flag} {}", path.display());
+        if !kernel.is_file() {
+            let what =
+                format!("{}: no such file; expected a bzImage or a vmlinux", shown("--kernel", kernel));
+            return Err(WrongInput::new(what));
+        }
+        if !modules.join("modules.dep").is_file() {
+            return Err(WrongInput::new(format!(
+                "{}: no modules.dep in it; expected the directory of the kernel's release, as below /lib/modules",
+                shown("--modules", modules)
+            )));
+        }
+        if !root.is_file() {
+            return Err(WrongInput::new(format!(
+                "{}: no such file; expected an image of squashfs, erofs, ext4 or btrfs (to make one: mksquashfs \
+                 DIRECTORY IMAGE -noI -noD -noF -noX)",
+                shown("--root", root)
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// The root of an external image, in a size that a guest can map as persistent memory.
@@ -36,19 +67,8 @@ pub struct MappableRoot {
 /// # Errors
 /// Names what is missing and what it should be.
 pub async fn mappable_root(external: &External, cache: &Path) -> anyhow::Result<MappableRoot> {
-    let External { kernel, modules, root } = external;
-    ensure!(kernel.is_file(), "--kernel {}: no such file; expected a bzImage or a vmlinux", kernel.display());
-    ensure!(
-        modules.join("modules.dep").is_file(),
-        "--modules {}: no modules.dep in it; expected the directory of the kernel's release, as below /lib/modules",
-        modules.display()
-    );
-    ensure!(
-        root.is_file(),
-        "--root {}: no such file; expected an image of squashfs, erofs, ext4 or btrfs (to make one: \
-         mksquashfs DIRECTORY IMAGE -noI -noD -noF -noX)",
-        root.display()
-    );
+    external.check()?;
+    let root = &external.root;
     let root_key = Inputs::new("external-root", 1).file("root", root)?.key();
     let length = std::fs::metadata(root).with_context(|| format!("stat {}", root.display()))?.len();
     let wanted = length.next_multiple_of(crate::machine::config::PMEM_ALIGN);

@@ -81,9 +81,7 @@ pub async fn prepare_one(
     cancel: Cancel,
 ) -> Result<Guest> {
     if machines.guests() != 1 {
-        return Err(
-            WrongInput::new("--image: one suite at a time here; vm-test takes several".to_owned()).into()
-        );
+        return Err(WrongInput::new("--image: one suite at a time here; vm-test takes several").into());
     }
     prepare(workspace, machines, memory_mib, results, cancel).await?.pop().context("a guest")
 }
@@ -101,6 +99,8 @@ pub async fn prepare(
     cancel: Cancel,
 ) -> Result<Vec<Guest>> {
     let cache = workspace.cache()?;
+    // Nothing is installed for what is not there.
+    machines.external.as_ref().map_or(Ok(()), External::check)?;
     tools::ensure(&[Need::Machine, Need::GuestBinaries], machines.qemu.as_deref(), &cache).await?;
     let choice = accel::decide(machines.accel, machines.clock).await?;
     events::tell(Event::Note(choice.to_string()));

@@ -44,8 +44,8 @@ impl WrongInput {
     }
 
     /// What is wrong with no line of a file.
-    pub(crate) fn new(what: String) -> Self {
-        Self(vec![Problem { file: String::new(), line: 0, column: 0, what }])
+    pub fn new(what: impl Into<String>) -> Self {
+        Self(vec![Problem { file: String::new(), line: 0, column: 0, what: what.into() }])
     }
 
     /// All of it.

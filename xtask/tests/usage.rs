@@ -1,0 +1,46 @@
+//! What can't be run as it is typed is exit status 2, with words, before anything is installed, built or booted.
+
+use std::time::Duration;
+
+use tokio::runtime::Builder;
+use vm_tests::host::process::{Program, Sink};
+
+/// The exit code of `xtask --help`.
+const WRONG_USAGE: i32 = 2;
+
+/// How `xtask` ends, and what it says.
+fn xtask(arguments: &[&str]) -> (Option<i32>, String) {
+    let said = tempfile::NamedTempFile::new().expect("a file");
+    let program = Program::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(arguments)
+        .stdout(Sink::Null)
+        .stderr(Sink::File(said.reopen().expect("open it again")));
+    let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let ended = runtime.block_on(async {
+        let mut child = program.spawn().expect("run xtask");
+        tokio::time::timeout(Duration::from_secs(60), child.wait()).await
+    });
+    let status = ended.expect("it works instead of refusing").expect("a status");
+    (status.code(), std::fs::read_to_string(said.path()).expect("read"))
+}
+
+#[test]
+fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
+    let cases: [(&[&str], &str); 8] = [
+        (&["frobnicate"], "unrecognized subcommand"),
+        (&["vm-test", "no-such-scenario"], "no-such-scenario"),
+        (&["vm-test", "--image", "potato"], "potato"),
+        (&["vm-test", "--qemu", "/no/such/qemu"], "/no/such/qemu: no such program"),
+        (
+            &["vm-test", "--kernel", "/no/such", "--modules", "/", "--root", "/"],
+            "--kernel /no/such: no such file",
+        ),
+        (&["shell", "--image", "trixie,sid"], "one suite at a time"),
+        (&["check", "--mutants", "no-such-mutant"], "no mutant no-such-mutant"),
+        (&["bench", "holders", "boot"], "by itself"),
+    ];
+    for (arguments, words) in cases {
+        let (code, said) = xtask(arguments);
+        assert!(code == Some(WRONG_USAGE) && said.contains(words), "{arguments:?}: {code:?}, {said}");
+    }
+}
