@@ -21,6 +21,10 @@ pub struct Plan {
     pub removed: Vec<String>,
     /// How many cycles to run.
     pub cycles: u32,
+    /// Whether systemd's count of the units' starts goes on from cycle to cycle, and with it their start limits
+    /// (systemd.unit(5), `StartLimitIntervalSec=`). Else it is taken back before each cycle.
+    #[serde(default)]
+    pub keeps_start_limit: bool,
     /// Brings the unit up; a status other than 0 ends the run after this cycle.
     pub start: Vec<String>,
     /// Brings it down again; its status is part of the recording.
@@ -72,6 +76,8 @@ pub enum What {
     StepBegins(Step),
     /// A command of the plan has ended.
     StepEnds(StepEnd),
+    /// What systemd knows of failed starts, and how many there were, is about to be taken back: the cycle is over.
+    StartsForgotten,
     /// The unit's state changed, from PropertiesChanged on D-Bus. `at` is systemd's StateChangeTimestampMonotonic
     /// where the change has one.
     Unit(UnitState),

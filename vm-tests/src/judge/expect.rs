@@ -70,7 +70,9 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
         |stderr: &str| stderr.trim_end().lines().last().map(|line| format!(": {line}")).unwrap_or_default();
     check(
         cycle.start_exit == start,
-        wrong_exit("start", cycle.start_exit, start, cycle.start_ns) + &said(&cycle.start_stderr),
+        wrong_exit("start", cycle.start_exit, start, cycle.start_ns)
+            + &said(&cycle.start_stderr)
+            + &start_limit(cycle),
     );
     let before = &cycle.before;
     check(
@@ -165,6 +167,17 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
 fn post_not_named(cycle: &Cycle, expect: &Expect) -> Option<Exit> {
     let mut posts = cycle.execs.iter().rev().filter(|run| run.line == "ExecStopPost");
     posts.find(|run| !expect.says_how_stop_post_ends(&run.unit)).and_then(|run| run.exit)
+}
+
+/// What a start that failed was about, if it was one too many.
+fn start_limit(cycle: &Cycle) -> String {
+    let results = [Some(&cycle.unit), cycle.mount_unit.as_ref().map(|unit| &unit.state)];
+    if results.into_iter().flatten().any(|state| state.result == "start-limit-hit") {
+        "; systemd's start limit was hit: StartLimitBurst= starts within StartLimitIntervalSec=, by default 5 in 10 s"
+            .to_owned()
+    } else {
+        String::new()
+    }
 }
 
 /// For a cycle in which that was not expected.

@@ -60,9 +60,11 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
             .find(|event| matches!(event.what, What::StepBegins(step) if step == wanted))
             .map(|event| event.at)
     };
-    // The reset's window: from its begin to the first check or recovery, if there is one.
+    let forgotten = events.iter().find(|event| event.what == What::StartsForgotten).map(|event| event.at);
+    // The reset's window: from its begin to the first check or recovery, if there is one, or the end of the cycle.
     let from = begin(Step::Reset).unwrap_or(u64::MAX);
-    let until = [Step::Check, Step::Recover].into_iter().filter_map(begin).min().unwrap_or(u64::MAX);
+    let until =
+        [Step::Check, Step::Recover].into_iter().filter_map(begin).chain(forgotten).min().unwrap_or(u64::MAX);
     let window: Vec<&Event> =
         events.iter().copied().filter(|event| (from..until).contains(&event.at)).collect();
     let scans: Vec<(u64, &Scan)> = window.iter().filter_map(|event| scan_of(event)).collect();

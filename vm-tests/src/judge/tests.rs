@@ -273,6 +273,13 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
             "the unit is inactive when the reset begins, not active",
         ),
         (mutate(|cycle| cycle.before.mounted = false), "nothing is mounted at the watched path when"),
+        (
+            mutate(|cycle| {
+                cycle.start_exit = Some(Exit::Code(1));
+                cycle.unit.result = "start-limit-hit".to_owned();
+            }),
+            "start: exit status 1 instead of exit status 0; systemd's start limit was hit",
+        ),
         (mutate(|cycle| cycle.reset_exit = None), "reset: no end"),
         (mutate(|cycle| cycle.reset_ns = 1_000_000_000), "reset took 1.000 s"),
         (mutate(|cycle| cycle.unit.active = "failed".to_owned()), "the unit is failed"),
@@ -366,6 +373,19 @@ fn recorded(mount_unit: Option<&str>, whats: Vec<What>) -> Recording {
     let around = [What::StepBegins(Step::Start), ends(Step::Start), What::StepBegins(Step::Reset)];
     let whats = around.into_iter().chain(whats).chain([ends(Step::Reset)]);
     recording(mount_unit, (0..).zip(whats))
+}
+
+#[test]
+fn that_starts_are_forgotten_is_after_the_cycle() {
+    let state = |active: &str| What::Unit(UnitState { active: active.to_owned(), ..UnitState::default() });
+    let mut recording = recorded(None, vec![state("failed")]);
+    let after = [What::StartsForgotten, state("inactive")];
+    recording.events.extend((10..).zip(after).map(|(at, what)| Event { at, cycle: 1, what }));
+    let cycle = cycles(&recording).remove(0);
+    assert_eq!(
+        (cycle.unit.active.as_str(), cycle.states.as_slice()),
+        ("failed", ["failed/".to_owned()].as_slice())
+    );
 }
 
 #[test]

@@ -47,6 +47,9 @@ pub struct Manifest {
     /// Paths that a reset is meant to remove; none inside the mount.
     #[serde(default)]
     pub removed: Vec<String>,
+    /// Whether systemd's start limit counts from cycle to cycle. Else a cycle begins as if there had been none before.
+    #[serde(default)]
+    pub start_limit: bool,
     /// Brings the unit up.
     pub start: Vec<String>,
     /// Brings it down again.

@@ -113,6 +113,7 @@ impl Scenario {
             mount: manifest.mount.clone(),
             removed: manifest.removed.clone(),
             cycles: cycles.unwrap_or(manifest.cycles),
+            keeps_start_limit: manifest.start_limit,
             start: manifest.start.clone(),
             reset: manifest.reset.clone(),
             checks: manifest.check.iter().map(|check| check.run.clone()).collect(),

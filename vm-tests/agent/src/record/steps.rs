@@ -27,6 +27,10 @@ pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units
     let mut steps = Steps { plan, sink, watcher, units, kernel_log };
     let mut failures = HashSet::new();
     for _ in 0..plan.cycles {
+        if !plan.keeps_start_limit {
+            sink.send_now(What::StartsForgotten);
+            steps.units.forget_starts()?;
+        }
         let began = SystemTime::now();
         let started = steps.run(Step::Start, 0, &plan.start)?;
         let mount = mountinfo::read_at(1, Path::new(&plan.mount))?;

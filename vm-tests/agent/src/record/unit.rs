@@ -81,6 +81,15 @@ impl Units {
         self.tested.failed_units()
     }
 
+    /// Has systemd take back how often the units were started, which their start limits are about, and that they failed.
+    /// A unit that is not loaded has nothing to take back.
+    ///
+    /// # Errors
+    /// What D-Bus says.
+    pub(super) fn forget_starts(&self) -> Result<()> {
+        self.all().try_for_each(UnitWatch::forget_starts)
+    }
+
     /// Whether one of the two was `failed` at the last [`Units::record`].
     pub(super) fn has_failed(&self) -> bool {
         self.all().any(|unit| unit.state.active == "failed")
@@ -203,6 +212,16 @@ impl UnitWatch {
             units.context("ListUnitsFiltered")?.into_iter().map(|unit| unit.name).collect();
         names.sort();
         Ok(names)
+    }
+
+    fn forget_starts(&self) -> Result<()> {
+        let forgotten = block_on(async {
+            systemd_bus::manager(self.bus.connection()).await?.reset_failed_unit(&self.name).await
+        });
+        match forgotten {
+            Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_UNIT => Ok(()),
+            other => other.with_context(|| format!("ResetFailedUnit {}", self.name)),
+        }
     }
 
     fn record(&mut self) -> Result<()> {
