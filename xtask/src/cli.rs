@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, check, doctor, image, shell, vm_test};
+use crate::{bench, check, doctor, image, new, shell, vm_test};
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
 #[derive(Debug, Parser)]
@@ -18,6 +18,7 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    New(new::NewArgs),
     VmTest(vm_test::VmTestArgs),
     Shell(shell::ShellArgs),
     Image(image::ImageArgs),

@@ -6,10 +6,12 @@ mod cli;
 mod docs;
 mod doctor;
 mod exit;
+mod first;
 mod image;
 mod left4me;
 mod machine;
 mod mutants;
+mod new;
 mod shell;
 mod show;
 mod vm_test;
@@ -41,6 +43,7 @@ fn main() -> ExitCode {
 
 async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
     match cli.command {
+        Command::New(args) => new::run(args).map(|()| PASSED),
         Command::VmTest(args) => vm_test::run(&args, cancel).await,
         Command::Shell(args) => shell::run(&args, cancel).await,
         Command::Image(args) => image::run(&args).await.map(|()| PASSED),

@@ -11,6 +11,7 @@ use vm_tests::run::one::Bounds;
 use vm_tests::run::suite;
 use vm_tests::scenario::Scenario;
 
+use crate::first;
 use crate::left4me;
 use crate::machine::MachineArgs;
 
@@ -89,9 +90,10 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         jobs: args.jobs,
         results: args.results.clone(),
     };
-    let ran = suite::run(&workspace, &scenarios, &options, cancel).await?;
+    let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
     print!("{}", ran.report.text(if args.history { report::history } else { report::table }));
     print!("{}", next(&ran.report, &scenarios, &args.scenarios));
     println!("report: {}", ran.path.display());
+    first::offer(&mut ran.report, !args.scenarios.is_empty() || args.history, &cancel).await?;
     Ok(ran.report.verdict().exit_code())
 }

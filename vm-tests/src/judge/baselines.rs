@@ -108,6 +108,8 @@ pub struct Baselines {
     own: Option<String>,
     /// The guest's table in `durations.toml`.
     pub durations: Option<Durations>,
+    /// Whether no run of the scenario was ever accepted, on any guest.
+    pub(super) none_yet: bool,
 }
 
 /// How the text of a run compares with its snapshot.
@@ -145,18 +147,20 @@ impl Baselines {
             let snapshot = insta::Snapshot::from_file(&directory.join(name)).ok()?;
             Some(snapshot.as_text()?.to_string())
         };
+        let mut durations = read(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
             guest: guest.to_owned(),
             clock,
             shared: text(format!("{SHARED}.snap")),
             own: text(format!("{SHARED}.{guest}.snap")),
-            durations: read(directory)?.remove(guest),
+            none_yet: durations.is_empty() && !has_snapshot(directory)?,
+            durations: durations.remove(guest),
         })
     }
 
     /// Compares with the guest's own snapshot if there is one, else with the one that all guests share.
-    pub(super) fn compare_text(&self, text: String) -> Outcome {
+    pub(crate) fn compare_text(&self, text: String) -> Outcome {
         // The text of a snapshot has no white space at its end.
         let is = |snapshot: &Option<String>| snapshot.as_deref() == Some(text.trim_end());
         let own_name = format!("{SHARED}.{}", self.guest);
@@ -172,6 +176,11 @@ impl Baselines {
         let file = self.directory.join(format!("{compared}.snap"));
         let mismatch = match (redundant, same) {
             (true, _) => Some(format!("{} says what {SHARED}.snap says: delete it", file.display())),
+            (false, false) if self.none_yet => Some(FIRST.to_owned()),
+            (false, false) if self.own.is_none() && self.shared.is_none() => Some(format!(
+                "{} is not there, and a run was accepted before: restore it, or accept this run with INSTA_UPDATE=always",
+                file.display()
+            )),
             (false, false) => Some(format!("the outcome is not that of {}", file.display())),
             (false, true) => None,
         };
@@ -218,6 +227,22 @@ impl Baselines {
         let text = toml::to_string(&all).context("write durations as TOML")?;
         replace(&self.directory.join(FILE), &self.directory, &format!("{HEADER}\n{text}"))
     }
+}
+
+/// What is said of a run that there is nothing to compare with.
+const FIRST: &str = "as expected, and there is no snapshot yet that pins it: INSTA_UPDATE=always and the same command make one";
+
+/// Whether a scenario has a snapshot of any guest.
+fn has_snapshot(directory: &Path) -> Result<bool> {
+    let what = || format!("read {}", directory.display());
+    for entry in std::fs::read_dir(directory).with_context(what)? {
+        let name = entry.with_context(what)?.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(&format!("{SHARED}.")) && name.ends_with(".snap") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The lines that differ, and no others.
@@ -294,6 +319,25 @@ mod tests {
     }
 
     #[test]
+    fn a_pin_that_was_deleted_is_no_first_run() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let compared = || {
+            let baselines = Baselines::load(directory.path(), "trixie", Clock::Virtual).expect("load");
+            let mismatch =
+                baselines.compare_text("as it is".to_owned()).mismatch.expect("nothing to compare with");
+            (baselines.none_yet, mismatch)
+        };
+        let (none_yet, words) = compared();
+        assert!(none_yet && words.contains("there is no snapshot yet that pins it"), "{words}");
+        compare(directory.path(), "sid", &Durations { start_ms: 1.0, reset_ms: 1.0 }, true);
+        let (none_yet, words) = compared();
+        assert!(!none_yet && words.contains("outcome.snap is not there"), "{words}");
+        std::fs::remove_file(directory.path().join(FILE)).expect("delete");
+        std::fs::write(directory.path().join("outcome.sid.snap"), "").expect("write");
+        assert!(!compared().0, "another guest's");
+    }
+
+    #[test]
     fn what_was_measured_is_written_when_asked_and_only_where_it_deviates() {
         let directory = tempfile::tempdir().expect("tempdir");
         let at = |reset_ms| Durations { start_ms: 300.0, reset_ms };
@@ -360,8 +404,8 @@ mod tests {
     fn a_guests_own_snapshot_is_compared_before_the_shared_one() {
         let (same, other) = (Some("as it is"), Some("otherwise"));
         let cases = [
-            ("trixie", None, None, "outcome", "outcome", "is not that of /s/outcome.snap"),
-            ("sid", None, None, "outcome", "outcome", "is not that of /s/outcome.snap"),
+            ("trixie", None, None, "outcome", "outcome", "/s/outcome.snap is not there"),
+            ("sid", None, None, "outcome", "outcome", "/s/outcome.snap is not there"),
             ("trixie", same, None, "outcome", "outcome", ""),
             ("sid", same, None, "outcome", "outcome", ""),
             ("trixie", other, None, "outcome", "outcome", "is not that of /s/outcome.snap"),
@@ -386,6 +430,7 @@ mod tests {
                 shared: shared.map(str::to_owned),
                 own: own.map(str::to_owned),
                 durations: None,
+                none_yet: false,
             };
             let outcome = baselines.compare_text("as it is\n".to_owned());
             let case = format!("{guest}, {shared:?}, {own:?}: {outcome:?}");

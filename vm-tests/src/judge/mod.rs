@@ -38,6 +38,8 @@ pub struct Judgement {
     pub durations: Vec<String>,
     /// What happened in the cycles that deviate, in lines; empty if none does.
     pub story: Vec<String>,
+    /// Whether no run of the scenario was ever accepted: there is nothing to compare with.
+    pub is_first: bool,
 }
 
 impl Judgement {
@@ -55,15 +57,29 @@ impl Judgement {
             [] => words.to_owned(),
             cycles => format!("{}: {words}", story::of_cycles(cycles)),
         });
-        deviations.chain(self.outcome.words()).chain(self.durations.iter().cloned()).collect()
+        deviations.chain(self.compared()).collect()
+    }
+
+    /// What the baselines say. Of a first run, nothing about durations; and if it deviates, nothing at all.
+    fn compared(&self) -> Vec<String> {
+        match (self.is_first, self.deviations.is_empty()) {
+            (true, false) => Vec::new(),
+            (true, true) => self.outcome.words().into_iter().collect(),
+            (false, _) => self.outcome.words().into_iter().chain(self.durations.iter().cloned()).collect(),
+        }
+    }
+
+    /// Whether all is as the manifest expects, and only a first snapshot is missing.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_first && self.deviations.is_empty()
     }
 
     /// The same for who reads it on a terminal: what happened, instead of all that deviates.
     #[must_use]
     pub fn told(&self) -> Vec<String> {
-        let compared = self.outcome.words().into_iter().chain(self.durations.iter().cloned());
-        let mut lines: Vec<String> = self.story.iter().cloned().chain(compared).collect();
-        if self.deviations.is_empty() && !lines.is_empty() {
+        let mut lines: Vec<String> = self.story.iter().cloned().chain(self.compared()).collect();
+        if self.deviations.is_empty() && !self.is_first && !lines.is_empty() {
             lines.push(
                 "if it is right as it is now: INSTA_UPDATE=always, the same command, and git diff".to_owned(),
             );
@@ -87,5 +103,5 @@ pub fn judge(recording: &Recording, scenario: &Scenario, baselines: &Baselines) 
     let measured = Durations::of(&cycles).filter(|_| comparable && baselines.compares_durations());
     let durations = measured.iter().flat_map(|measured| baselines.compare_durations(measured)).collect();
     let story = story::tell(recording, &cycles, &deviations);
-    Judgement { cycles, deviations, outcome, measured, durations, story }
+    Judgement { cycles, deviations, outcome, measured, durations, story, is_first: baselines.none_yet }
 }

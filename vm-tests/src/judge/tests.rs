@@ -513,3 +513,38 @@ fn a_retry_is_shown_once() {
     assert_eq!(text(&["a", "b", "b", "b", "a"]), "a, b, again and again, a");
     assert_eq!(text(&[]), "");
 }
+
+#[test]
+fn what_was_never_accepted_is_new_if_it_is_as_expected() {
+    let outcome = |mismatch: Option<&str>| super::baselines::Outcome {
+        text: String::new(),
+        compared: "outcome".to_owned(),
+        accepted: "outcome".to_owned(),
+        redundant: false,
+        mismatch: mismatch.map(str::to_owned),
+        changes: Vec::new(),
+    };
+    let judgement = |is_first, deviates: bool| super::Judgement {
+        cycles: Vec::new(),
+        deviations: Vec::from_iter(
+            deviates.then(|| super::expect::Deviation { cycle: None, words: "bad".to_owned() }),
+        ),
+        outcome: outcome(Some("no snapshot")),
+        measured: None,
+        durations: vec!["no baseline".to_owned()],
+        story: Vec::new(),
+        is_first,
+    };
+    for (is_first, deviates, is_new, why) in [
+        (true, false, true, &["no snapshot"][..]),
+        (true, true, false, &["bad"]),
+        (false, false, false, &["no snapshot", "no baseline"]),
+        (false, true, false, &["bad", "no snapshot", "no baseline"]),
+    ] {
+        let judgement = judgement(is_first, deviates);
+        assert_eq!(
+            (judgement.is_new(), judgement.why()),
+            (is_new, why.iter().map(|one| (*one).to_owned()).collect())
+        );
+    }
+}

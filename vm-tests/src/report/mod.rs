@@ -3,6 +3,8 @@
 mod probe;
 #[cfg(test)]
 mod schema;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,6 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::{process, tools};
 use crate::judge::cycle::{Cycle, Holder};
+use crate::run::accept::First;
 use crate::run::guest::Guest;
 use crate::run::one::{Run, Stages};
 use crate::scenario::{History, Scenario, WrongInput};
@@ -74,6 +77,9 @@ pub struct ScenarioReport {
     pub stages: Stages,
     /// Every cycle that was recorded.
     pub cycles: Vec<Cycle>,
+    /// Its first snapshot, where there is none yet.
+    #[serde(skip)]
+    pub first: Option<First>,
 }
 
 /// How a scenario ended.
@@ -84,6 +90,8 @@ pub enum Verdict {
     Passed,
     /// It ran, and is not as expected.
     Failed,
+    /// It ran, and is as expected; no snapshot was ever accepted that pins the rest.
+    New,
     /// There is no result: the machine, the guest or the harness failed.
     Infrastructure,
     /// There is no result: the user interrupted.
@@ -108,7 +116,8 @@ impl Verdict {
     pub const fn exit_code(self) -> u8 {
         match self {
             Self::Passed => 0,
-            Self::Failed => 1,
+            // Without a snapshot anything that `expect` does not name would pass.
+            Self::Failed | Self::New => 1,
             Self::Infrastructure => 69,
             Self::Interrupted => 130,
             Self::WrongInput => 2,
@@ -121,6 +130,7 @@ impl Verdict {
         match self {
             Self::Passed => "ok",
             Self::Failed => "FAILED",
+            Self::New => "new",
             Self::Infrastructure => "no result",
             Self::Interrupted => "interrupted",
             Self::WrongInput => "wrong input",
@@ -147,7 +157,7 @@ impl Report {
     /// The verdict on all. One bad scenario does not hide another: a failure is told before a missing result.
     #[must_use]
     pub fn verdict(&self) -> Verdict {
-        [Verdict::Interrupted, Verdict::Failed, Verdict::Infrastructure]
+        [Verdict::Interrupted, Verdict::Failed, Verdict::Infrastructure, Verdict::New]
             .into_iter()
             .find(|verdict| self.count(*verdict) > 0)
             .unwrap_or(Verdict::Passed)
@@ -171,9 +181,13 @@ impl Report {
         for scenario in self.scenarios.iter().filter(|scenario| !scenario.why.is_empty()) {
             text.push_str(&scenario.told());
         }
-        let [passed, failed] = [Verdict::Passed, Verdict::Failed].map(|verdict| self.count(verdict));
-        let without = self.scenarios.len() - passed - failed;
+        let [passed, failed, new] =
+            [Verdict::Passed, Verdict::Failed, Verdict::New].map(|verdict| self.count(verdict));
+        let without = self.scenarios.len() - passed - failed - new;
         text.push_str(&format!("{passed} passed, {failed} failed"));
+        if new > 0 {
+            text.push_str(&format!(", {new} new"));
+        }
         if without > 0 {
             text.push_str(&format!(", {without} without result"));
         }
@@ -201,7 +215,11 @@ impl ScenarioReport {
     #[must_use]
     pub fn of_run(guest: &str, scenario: &Scenario, run: &Run, evidence: &Path) -> Self {
         let why = run.judgement.why();
-        let verdict = if why.is_empty() { Verdict::Passed } else { Verdict::Failed };
+        let verdict = match run.judgement.is_new() {
+            true => Verdict::New,
+            false if why.is_empty() => Verdict::Passed,
+            false => Verdict::Failed,
+        };
         Self {
             verdict,
             why,
@@ -238,6 +256,7 @@ impl ScenarioReport {
             os: String::new(),
             stages: Stages::default(),
             cycles: Vec::new(),
+            first: None,
         }
     }
 }
@@ -359,6 +378,7 @@ fn lines<'a>(head: &[&str], scenarios: impl Iterator<Item = (Vec<String>, &'a Sc
         let as_expected = match scenario.verdict {
             Verdict::Passed => "yes",
             Verdict::Failed => "NO",
+            Verdict::New => "new",
             Verdict::Infrastructure | Verdict::Interrupted | Verdict::WrongInput => "no result",
         };
         row.extend([
@@ -460,131 +480,4 @@ fn aligned(rows: &[Vec<String>]) -> String {
         }
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::judge::cycle::{ExecOutcome, MountUnit, Umount};
-    use crate::judge::samples;
-    use crate::scenario::verdict::MountVerdict;
-    use vm_agent::recording::{Event, Kind, Remount, Role, UnitState};
-
-    fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
-        let busy = umount == "EBUSY";
-        let holder = Holder {
-            pid: 442,
-            comm: "left4me-overlay".to_owned(),
-            role: Role::Control,
-            kinds: vec![Kind::Cwd],
-            namespace_inode: 4_026_532_158,
-            namespace_id: Some(23),
-        };
-        let state = if busy { "failed" } else { "inactive" };
-        let mut cycle = Cycle {
-            reset_exit: Some(Exit::Code(i32::from(busy))),
-            reset_ns,
-            unit: UnitState { active: state.to_owned(), ..UnitState::default() },
-            execs: vec![ExecOutcome {
-                unit: "x.service".to_owned(),
-                line: "ExecStopPost".to_owned(),
-                program: "left4me-overlay".to_owned(),
-                exit: Some(stop_post),
-                duration_ns: Some(1),
-                in_reset_ns: Some(1),
-                timed_out: false,
-                alive: Vec::new(),
-            }],
-            umounts: vec![Umount { comm: "umount".to_owned(), result: umount.to_owned(), duration_ns: 1 }],
-            ..samples::clean()
-        };
-        if busy {
-            cycle.holders_at_umount = vec![holder];
-            cycle.verdict = MountVerdict::HeldByYourself;
-            cycle.mounted = true;
-            let end = cycle.end.as_mut().expect("a clean cycle has an end state");
-            end.remount = Remount::NotTried { why: "still mounted".to_owned() };
-        }
-        cycle
-    }
-
-    fn scenario(
-        name: &str,
-        history: Option<(u32, &str)>,
-        verdict: Verdict,
-        cycles: Vec<Cycle>,
-    ) -> ScenarioReport {
-        ScenarioReport {
-            guest: "trixie".to_owned(),
-            name: name.to_owned(),
-            description: String::new(),
-            history: history.map(|(step, reported)| History {
-                step,
-                what: format!("what {name} was"),
-                reported: reported.to_owned(),
-            }),
-            verdict,
-            why: Vec::new(),
-            story: Vec::new(),
-            evidence: PathBuf::new(),
-            kernel: String::new(),
-            systemd: String::new(),
-            os: String::new(),
-            stages: Stages::default(),
-            cycles,
-        }
-    }
-
-    #[test]
-    fn a_mount_unit_that_did_not_come_down_is_beside_the_unit() {
-        let with = |active: &str| {
-            let state = UnitState { active: active.to_owned(), ..UnitState::default() };
-            Cycle { mount_unit: Some(MountUnit { name: "m.service".to_owned(), state }), ..samples::clean() }
-        };
-        assert_eq!(unit_state(&samples::clean()), "inactive");
-        assert_eq!(unit_state(&with("inactive")), "inactive");
-        assert_eq!(unit_state(&with("failed")), "inactive, the mount's failed");
-    }
-
-    #[test]
-    fn evidence_lies_with_its_cycle() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let evidence = Evidence { units: "failed".to_owned(), journal: "it says why".to_owned() };
-        let events = vec![Event { at: 1, cycle: 2, what: What::Evidence(evidence) }];
-        write_evidence(directory.path(), &Recording { events, ..Recording::default() }).expect("write");
-        let text = |name: &str| std::fs::read_to_string(directory.path().join("cycle-2").join(name));
-        assert_eq!(text("unit.txt").expect("read"), "failed");
-        assert_eq!(text("journal.txt").expect("read"), "it says why");
-        assert_eq!(std::fs::read_dir(directory.path()).expect("list").count(), 1, "no other cycle has any");
-    }
-
-    #[test]
-    fn tables() {
-        let (ok, busy) = (Exit::Code(0), Exit::Code(32));
-        let fixed = vec![cycle(120_000_000, ok, "ok"), cycle(115_000_000, ok, "ok")];
-        let report = Report {
-            schema: SCHEMA,
-            accelerator: String::new(),
-            clock: "virtual".to_owned(),
-            guests: BTreeMap::new(),
-            scenarios: vec![
-                scenario("fixed", Some((9, "~0.5 s, inactive, 0")), Verdict::Passed, fixed),
-                scenario("bystander", None, Verdict::Passed, vec![cycle(100_000_000, ok, "ok")]),
-                scenario("bug", Some((2, "EBUSY")), Verdict::Passed, vec![cycle(121_000_000, busy, "EBUSY")]),
-                scenario(
-                    "killed",
-                    Some((5, "works sometimes")),
-                    Verdict::Failed,
-                    vec![cycle(15_100_000_000, Exit::Signal(15), "EBUSY")],
-                ),
-                scenario("none", Some((6, "~25 s")), Verdict::Infrastructure, Vec::new()),
-            ],
-        };
-        insta::assert_snapshot!("table", table(&report, "trixie"));
-        insta::assert_snapshot!("history", history(&report, "trixie"));
-        assert!(!table(&report, "sid").contains("fixed"), "each guest has its own");
-        let mut many = report;
-        many.scenarios.push(scenario("more", None, Verdict::Passed, vec![cycle(100_000_000, ok, "ok")]));
-        insta::assert_snapshot!("table-of-many", table(&many, "trixie"));
-    }
 }

@@ -87,6 +87,7 @@ fn full() -> Report {
         os: "x".to_owned(),
         stages: Stages::default(),
         cycles: vec![cycle],
+        first: None,
     };
     Report {
         schema: SCHEMA,

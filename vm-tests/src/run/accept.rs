@@ -4,13 +4,14 @@
 //! By no assertion of insta's: that prints, panics and gives advice of its own around each difference, and the story of a
 //! failed run has its place elsewhere (`judge::story`).
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
 use super::guest::Guest;
+use crate::host::accel::Clock;
 use crate::judge::Judgement;
-use crate::judge::baselines::{Baselines, Outcome};
+use crate::judge::baselines::{Baselines, Durations, Outcome};
 use crate::scenario::Scenario;
 
 /// What `INSTA_UPDATE` says of a text that is not its snapshot's, in insta's words.
@@ -40,6 +41,53 @@ impl Update {
     }
 }
 
+/// A first snapshot: what a run gave of a scenario of which none was ever accepted. Whoever ran it may accept it.
+#[derive(Debug, Clone)]
+pub struct First {
+    directory: PathBuf,
+    description: String,
+    guest: String,
+    clock: Clock,
+    /// The run's text.
+    pub text: String,
+    measured: Option<Durations>,
+}
+
+impl First {
+    /// What a run that is accepted would pin; `None` if it may not be, since it deviates, had not the manifest's number of
+    /// cycles, or `INSTA_UPDATE` says no.
+    #[must_use]
+    pub fn of(guest: &Guest, scenario: &Scenario, judgement: &Judgement) -> Option<Self> {
+        let clock = guest.base.clock;
+        let whole = judgement.measured.is_some() || clock != Clock::Virtual;
+        let offered = judgement.is_new() && whole && Update::from_env() == Update::Offer;
+        offered.then(|| Self {
+            directory: scenario.directory.clone(),
+            description: scenario.manifest.description.clone(),
+            guest: guest.name.clone(),
+            clock,
+            text: judgement.outcome.text.clone(),
+            measured: judgement.measured,
+        })
+    }
+
+    /// Writes it. Another guest's may have been written by now: one that says the same is enough.
+    ///
+    /// # Errors
+    /// Files that can't be read or written.
+    pub fn accept(&self) -> Result<()> {
+        let baselines = Baselines::load(&self.directory, &self.guest, self.clock)?;
+        let outcome = baselines.compare_text(self.text.clone());
+        if outcome.mismatch.is_some() {
+            write(&self.directory, &self.description, &outcome, Update::Accept)?;
+        }
+        match &self.measured {
+            Some(measured) => baselines.accept_durations(measured),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Takes from the judgement what is accepted.
 pub(super) fn accept(guest: &Guest, scenario: &Scenario, judgement: &mut Judgement) -> Result<()> {
     let update = Update::from_env();
@@ -48,6 +96,7 @@ pub(super) fn accept(guest: &Guest, scenario: &Scenario, judgement: &mut Judgeme
         write(&scenario.directory, &scenario.manifest.description, outcome, update)?;
         if update == Update::Accept {
             (outcome.mismatch, outcome.changes) = (None, Vec::new());
+            judgement.is_first = false;
         }
     }
     let accepting = update == Update::Accept;
@@ -102,6 +151,27 @@ mod tests {
         for (variable, is_ci, update) in cases {
             assert_eq!(Update::of(variable, is_ci), update, "{variable:?}, CI {is_ci}");
         }
+    }
+
+    #[test]
+    fn a_first_snapshot_is_every_guests_unless_one_differs() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let first = |guest: &str, text: &str| First {
+            directory: directory.path().to_owned(),
+            description: "d".to_owned(),
+            guest: guest.to_owned(),
+            clock: Clock::Virtual,
+            text: text.to_owned(),
+            measured: Some(Durations { start_ms: 10.0, reset_ms: 20.0 }),
+        };
+        for (guest, text) in [("trixie", "one"), ("bookworm", "one"), ("sid", "another")] {
+            first(guest, text).accept().expect("accept");
+            let baselines = Baselines::load(directory.path(), guest, Clock::Virtual).expect("load");
+            assert_eq!(baselines.compare_text(text.to_owned()).mismatch, None, "{guest}");
+            assert!(baselines.durations.is_some(), "{guest}");
+        }
+        let there = |name: &str| directory.path().join(name).exists();
+        assert!(there("outcome.snap") && there("outcome.sid.snap") && !there("outcome.bookworm.snap"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! From scenarios to a report, in this order: [`entry`] is what a program calls, [`suite`] does what `cargo xtask vm-test`
 //! does, [`prepare`] makes guests, [`one`] runs a scenario on one of them.
 
-mod accept;
+pub mod accept;
 pub mod entry;
 pub mod guest;
 pub mod one;

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::accept::accept;
+use super::accept::{First, accept};
 use super::guest::Guest;
 use super::one::{self, Bounds};
 use super::pace::{Pace, about};
@@ -232,7 +232,10 @@ impl Trial {
             Ok(run)
         });
         let report = match &ran {
-            Ok(run) => ScenarioReport::of_run(&guest.name, scenario, run, &self.directory),
+            Ok(run) => ScenarioReport {
+                first: First::of(guest, scenario, &run.judgement),
+                ..ScenarioReport::of_run(&guest.name, scenario, run, &self.directory)
+            },
             Err(error) => ScenarioReport {
                 evidence: self.directory.clone(),
                 ..ScenarioReport::of_error(&guest.name, scenario, error)

@@ -19,6 +19,7 @@ mod expect;
 mod inherit;
 mod keys;
 mod manifest;
+pub mod new;
 mod outcome;
 mod problem;
 mod rules;

@@ -66,7 +66,7 @@ impl Wrong {
 
     fn units(&mut self, manifest: &Manifest) {
         let unit = manifest.unit.as_str();
-        self.add(!is_unit(unit), "unit", || unit_words(unit));
+        self.0.extend(not_a_unit(unit).map(|what| ("unit".to_owned(), what)));
         let Some(mount_unit) = manifest.mount_unit.as_deref() else {
             self.add(manifest.expect.mount_unit_state.is_some(), "expect.mount_unit_state", || {
                 "whose? give mount_unit, or leave it out".to_owned()
@@ -147,20 +147,25 @@ impl Wrong {
     }
 
     fn absolute(&mut self, key: &str, path: &str) {
-        let is = path.starts_with('/')
-            && !path.ends_with('/')
-            && !path.split('/').skip(1).any(|part| matches!(part, "" | "." | ".."));
-        self.add(!is, key, || format!("{path:?}: give an absolute path, without a final slash, . or .."));
+        self.0.extend(not_absolute(path).map(|what| (key.to_owned(), what)));
     }
 }
 
-fn is_unit(name: &str) -> bool {
-    UNIT_TYPES.iter().any(|suffix| name.strip_suffix(suffix).is_some_and(|stem| !stem.is_empty()))
+/// What is wrong with a path of the guest.
+pub(super) fn not_absolute(path: &str) -> Option<String> {
+    let is = path.starts_with('/')
+        && !path.ends_with('/')
+        && !path.split('/').skip(1).any(|part| matches!(part, "" | "." | ".."));
+    (!is).then(|| format!("{path:?}: give an absolute path, without a final slash, . or .."))
 }
 
-fn unit_words(name: &str) -> String {
-    match name.rfind('.').and_then(|dot| name.get(dot..)) {
+/// What is wrong with the full name of a unit.
+pub(super) fn not_a_unit(name: &str) -> Option<String> {
+    if UNIT_TYPES.iter().any(|suffix| name.strip_suffix(suffix).is_some_and(|stem| !stem.is_empty())) {
+        return None;
+    }
+    Some(match name.rfind('.').and_then(|dot| name.get(dot..)) {
         Some(suffix) => format!("{name:?}: no unit ends so: {}", instead(suffix, UNIT_TYPES)),
         None => format!("{name:?}: give the full name, with .service"),
-    }
+    })
 }

@@ -174,9 +174,10 @@ impl Place {
             match found.find(|one| one.name == scenario).map(|one| (one.verdict, &one.why)) {
                 Some((Verdict::Passed, _)) => Outcome::Green,
                 Some((Verdict::Failed, _)) => Outcome::Red,
-                Some((Verdict::Infrastructure | Verdict::Interrupted | Verdict::WrongInput, why)) => {
-                    Outcome::Nothing(why.join("; "))
-                }
+                Some((
+                    Verdict::New | Verdict::Infrastructure | Verdict::Interrupted | Verdict::WrongInput,
+                    why,
+                )) => Outcome::Nothing(why.join("; ")),
                 None => Outcome::Nothing(match &ended {
                     Ended::Passed(_) => "it has no report".to_owned(),
                     Ended::Failed(why) => why.clone(),
