@@ -29,6 +29,9 @@ pub struct Plan {
     pub start: Vec<String>,
     /// Brings it down again; its status is part of the recording.
     pub reset: Vec<String>,
+    /// Run during each reset, each once, when its moment is there.
+    #[serde(default)]
+    pub during: Vec<During>,
     /// Run, in this order, after each reset and what is read of its end, before [`Plan::recover`]; not timed. How they
     /// ended is part of the recording.
     #[serde(default)]
@@ -40,6 +43,33 @@ pub struct Plan {
     pub command_timeout_ms: u64,
     /// Period of the scans of the units' tasks while a stop is in flight, in microseconds.
     pub sample_us: u64,
+}
+
+/// A command that is run during a reset.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+pub struct During {
+    /// When.
+    pub when: Moment,
+    /// The program and its arguments.
+    pub run: Vec<String>,
+}
+
+/// A moment of a reset.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "kebab-case")]
+pub enum Moment {
+    /// The unit under test is in this state, or comes to it.
+    State {
+        /// ActiveState.
+        active: String,
+        /// SubState, if not any.
+        sub: Option<String>,
+    },
+    /// So many milliseconds of guest time after the reset's begin.
+    After {
+        /// How many.
+        ms: u64,
+    },
 }
 
 /// What a run was and what happened.
@@ -140,6 +170,8 @@ pub enum Step {
     Start,
     /// [`Plan::reset`].
     Reset,
+    /// One of [`Plan::during`].
+    During,
     /// One of [`Plan::checks`].
     Check,
     /// One of [`Plan::recover`].

@@ -13,7 +13,7 @@ pub use crate::recording::Exit;
 use crate::recording::{Plan, Recording};
 
 /// Goes up with every change to a type that crosses the channel.
-pub const PROTOCOL: u32 = 11;
+pub const PROTOCOL: u32 = 12;
 
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT: &str = "org.left4me.vm-agent";
@@ -85,7 +85,7 @@ pub enum Call {
     },
     /// Does all that a scenario needs with no word from the host in between; answered by one
     /// [`Body::Recorded`], or by [`Body::Done`] if there is no plan.
-    Session(Session),
+    Session(Box<Session>),
     /// Answered by [`Body::Done`] if the agent hears the doorbell (see [`DOORBELL`]).
     Doorbell,
     /// More input for the running command `id`; answered by [`Body::Done`].

@@ -9,14 +9,19 @@ use super::snapshot::exit_words;
 use crate::scenario::{Check, Manifest};
 
 /// Those of a cycle's commands that were run as this step, of the plan's list of them.
-pub(super) fn ran(step: Step, commands: &[Vec<String>], events: &[&Event]) -> Vec<Ran> {
+pub(super) fn ran<'a>(
+    step: Step,
+    commands: impl IntoIterator<Item = &'a Vec<String>>,
+    events: &[&Event],
+) -> Vec<Ran> {
+    let commands: Vec<&Vec<String>> = commands.into_iter().collect();
     let ends = events.iter().filter_map(|event| match &event.what {
         What::StepEnds(end) if end.step == step => Some(end),
         _ => None,
     });
     ends.map(|end| Ran {
         index: end.index,
-        command: commands.get(end.index as usize).cloned().unwrap_or_default(),
+        command: commands.get(end.index as usize).map(|argv| argv.to_vec()).unwrap_or_default(),
         exit: end.exit,
         duration_ns: end.duration_ns,
         stdout: end.stdout.clone(),
@@ -29,27 +34,28 @@ pub(super) fn ran(step: Step, commands: &[Vec<String>], events: &[&Event]) -> Ve
 pub(super) fn deviations(cycles: &[Cycle], manifest: &Manifest) -> Vec<Deviation> {
     let of_cycle = |cycle: &Cycle| {
         let mut wrong = Vec::new();
-        for (index, check) in (0..).zip(&manifest.check) {
-            match cycle.checks.iter().find(|ran| ran.index == index) {
-                Some(ran) => wrong.extend(of_check(ran, check)),
-                None => wrong.push(format!("{}: it was not run", shown(&check.run))),
-            }
+        for (index, during) in (0..).zip(&manifest.during) {
+            let words = match cycle.during.iter().find(|ran| ran.index == index) {
+                Some(ran) => wrong_exit(ran, during.status),
+                None => Some(during.missed()),
+            };
+            wrong.extend(words.map(|words| format!("during {}: {words}", shown(&during.run))));
         }
-        let of_this = |words| Deviation { cycle: Some(cycle.number), words: format!("check {words}") };
+        for (index, check) in (0..).zip(&manifest.check) {
+            let words = match cycle.checks.iter().find(|ran| ran.index == index) {
+                Some(ran) => of_check(ran, check),
+                None => vec!["it was not run".to_owned()],
+            };
+            wrong.extend(words.into_iter().map(|words| format!("check {}: {words}", shown(&check.run))));
+        }
+        let of_this = |words| Deviation { cycle: Some(cycle.number), words };
         wrong.into_iter().map(of_this).collect::<Vec<_>>()
     };
     cycles.iter().flat_map(of_cycle).collect()
 }
 
 fn of_check(ran: &Ran, check: &Check) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let expected = Some(Exit::Code(check.status));
-    if ran.exit != expected {
-        let is = ran.exit.map_or_else(|| "no end in time".to_owned(), |exit| exit_words(Some(exit)));
-        let said = [&ran.stderr, &ran.stdout].into_iter().find_map(|text| text.trim_end().lines().last());
-        let said = said.map(|line| format!(": {line}")).unwrap_or_default();
-        wrong.push(format!("{is} instead of {}{said}", exit_words(expected)));
-    }
+    let mut wrong: Vec<String> = wrong_exit(ran, check.status).into_iter().collect();
     let streams = [
         ("stdout", &ran.stdout, &check.stdout, &check.stdout_equals),
         ("stderr", &ran.stderr, &check.stderr, &check.stderr_equals),
@@ -63,7 +69,19 @@ fn of_check(ran: &Ran, check: &Check) -> Vec<String> {
             wrong.push(format!("{name} is {is:?} instead of {:?}", words.trim_end()));
         }
     }
-    wrong.into_iter().map(|words| format!("{}: {words}", shown(&check.run))).collect()
+    wrong
+}
+
+/// What is wrong with how a command ended, if anything is, with the last line that it wrote.
+fn wrong_exit(ran: &Ran, status: i32) -> Option<String> {
+    let expected = Some(Exit::Code(status));
+    if ran.exit == expected {
+        return None;
+    }
+    let is = ran.exit.map_or_else(|| "no end in time".to_owned(), |exit| exit_words(Some(exit)));
+    let said = [&ran.stderr, &ran.stdout].into_iter().find_map(|text| text.trim_end().lines().last());
+    let said = said.map(|line| format!(": {line}")).unwrap_or_default();
+    Some(format!("{is} instead of {}{said}", exit_words(expected)))
 }
 
 /// A command as in a shell, and no more of it than fits in a line.
@@ -160,6 +178,24 @@ mod tests {
         let cycle = Cycle { checks: vec![ran(0, Some(Exit::Code(0)), "", "")], ..clean() };
         let expected = ["cycle 1: check `cat /save`: it was not run"];
         assert_eq!(told(&[cycle], &manifest(two)), expected);
+    }
+
+    #[test]
+    fn a_command_during_the_reset_must_be_run_and_end_well() {
+        let during = "[[during]]\nwhen = \"deactivating\"\nrun = [\"cat\", \"/save\"]\n\
+                      [[during]]\nafter_ms = 50\nrun = [\"true\"]\nstatus = 3\n";
+        let ok = Some(Exit::Code(0));
+        let cycle = Cycle { during: vec![ran(1, ok, "", "")], ..clean() };
+        assert_eq!(
+            told(&[cycle], &manifest(during)),
+            [
+                "cycle 1: during `cat /save`: not run, as the unit was not deactivating during the reset",
+                "cycle 1: during `true`: exit status 0 instead of exit status 3",
+            ]
+        );
+        let cycle = Cycle { during: vec![ran(0, ok, "", "")], ..clean() };
+        let missed = ["cycle 1: during `true`: not run, as the reset was over before 50 ms"];
+        assert_eq!(told(&[cycle], &manifest(during)), missed);
     }
 
     #[test]

@@ -66,6 +66,9 @@ pub struct Cycle {
     pub probe_ns: u64,
     /// What the reset command wrote to stderr.
     pub reset_stderr: String,
+    /// The manifest's commands during the reset, as far as they were run, in the order of their ends.
+    #[serde(default)]
+    pub during: Vec<Ran>,
     /// The manifest's checks, as far as they were run, in its order.
     #[serde(default)]
     pub checks: Vec<Ran>,

@@ -133,6 +133,7 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
         lost: lost(events),
         probe_ns: scans.iter().filter(|(at, _)| *at < ended).map(|(_, scan)| scan.cost_ns).sum(),
         reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
+        during: commands::ran(Step::During, plan.during.iter().map(|during| &during.run), events),
         checks: commands::ran(Step::Check, &plan.checks, events),
     }
 }

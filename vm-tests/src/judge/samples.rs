@@ -39,6 +39,7 @@ pub(crate) fn clean() -> Cycle {
         lost: Vec::new(),
         probe_ns: 0,
         reset_stderr: String::new(),
+        during: Vec::new(),
         checks: Vec::new(),
     }
 }

@@ -235,7 +235,7 @@ impl Guest {
     /// # Errors
     /// [`GuestError::Closed`] when the machine is gone.
     pub async fn begin_session(&self, session: Session) -> Result<Pending, GuestError> {
-        self.request(Call::Session(session)).await
+        self.request(Call::Session(Box::new(session))).await
     }
 
     /// The answer to the session that lies on the machine's deploy device, which it begins when the doorbell rings.

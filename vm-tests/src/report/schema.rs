@@ -44,7 +44,7 @@ fn full() -> Report {
         namespace: Namespace { inode: 1, id: Some(1) },
         mount_points: words(),
     };
-    let check = Ran {
+    let ran = Ran {
         index: 0,
         command: words(),
         exit: Some(Exit::Code(0)),
@@ -70,7 +70,8 @@ fn full() -> Report {
         core_dumps: words(),
         left_over: words(),
         lost: words(),
-        checks: vec![check],
+        during: vec![ran.clone()],
+        checks: vec![ran],
         ..clean
     };
     let scenario = ScenarioReport {

@@ -83,7 +83,7 @@ pub fn write_deploy_image(image: &Path, session: Option<Session>) -> Result<()> 
     let what = || format!("write {}", image.display());
     let mut file = File::create(image).with_context(what)?;
     if let Some(session) = session {
-        let request = Request { id: SESSION_ID, call: Call::Session(session) };
+        let request = Request { id: SESSION_ID, call: Call::Session(Box::new(session)) };
         let bytes = wire::encode(&request).context("encode the session")?;
         let length = bytes.len() as u64;
         ensure!(

@@ -74,7 +74,7 @@ pub struct Expect {
 }
 
 /// What systemd says of a unit in ActiveState, systemd(1).
-const ACTIVE_STATES: [&str; 8] =
+pub(super) const ACTIVE_STATES: [&str; 8] =
     ["active", "reloading", "inactive", "failed", "activating", "deactivating", "maintenance", "refreshing"];
 
 /// What is wrong with the words of a holder, `<role> <comm> (<kind>, …)`.

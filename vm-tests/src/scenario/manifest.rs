@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::commands::Check;
+use super::commands::{Check, During};
 use super::expect::Expect;
 
 /// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
@@ -54,6 +54,9 @@ pub struct Manifest {
     pub start: Vec<String>,
     /// Brings it down again.
     pub reset: Vec<String>,
+    /// Commands to run during each reset.
+    #[serde(default)]
+    pub during: Vec<During>,
     /// Commands to run after each reset, before `recover`, and what they must give.
     #[serde(default)]
     pub check: Vec<Check>,

@@ -37,7 +37,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use vm_agent::recording::Plan;
 
-pub use commands::Check;
+pub use commands::{Check, During};
 use decode::{Decoded, decode};
 pub use execs::{ExecLine, ExpectedEnd, ExpectedExec, ExpectedExecs, ExpectedExit};
 pub use expect::Expect;
@@ -117,6 +117,7 @@ impl Scenario {
             keeps_start_limit: manifest.start_limit,
             start: manifest.start.clone(),
             reset: manifest.reset.clone(),
+            during: manifest.during.iter().map(During::planned).collect(),
             checks: manifest.check.iter().map(|check| check.run.clone()).collect(),
             recover: manifest.recover.clone(),
             command_timeout_ms: manifest.command_timeout_secs.saturating_mul(1000),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::execs::ExecLine;
-use super::expect::Expect;
+use super::expect::{ACTIVE_STATES, Expect};
 use super::manifest::{LEAST_MEMORY_MIB, Manifest};
 use super::problem::instead;
 use super::tree::join;
@@ -34,6 +34,7 @@ pub(super) fn problems(
     wrong.paths(manifest);
     wrong.deployed(manifest, directory, programs);
     wrong.commands(manifest);
+    wrong.moments(manifest);
     let least = |value: u64, least: u64| value < least;
     wrong.add(least(manifest.cycles.into(), 1), "cycles", || "0: nothing would be run".to_owned());
     wrong.add(least(manifest.sample_ms, 1), "sample_ms", || "0: give at least 1".to_owned());
@@ -140,9 +141,28 @@ impl Wrong {
         });
         let checks = manifest.check.iter().enumerate();
         let checks = checks.map(|(index, check)| (format!("check[{index}].run"), &check.run));
-        for (key, argv) in single.into_iter().chain(listed).chain(checks) {
+        let during = manifest.during.iter().enumerate();
+        let during = during.map(|(index, during)| (format!("during[{index}].run"), &during.run));
+        for (key, argv) in single.into_iter().chain(listed).chain(checks).chain(during) {
             let words = || "an empty command: give a program and its arguments".to_owned();
             self.add(argv.first().is_none_or(String::is_empty), &key, words);
+        }
+    }
+
+    fn moments(&mut self, manifest: &Manifest) {
+        for (index, during) in manifest.during.iter().enumerate() {
+            let key = format!("during[{index}]");
+            let moments = usize::from(during.when.is_some()) + usize::from(during.after_ms.is_some());
+            self.add(moments != 1, &key, || {
+                "when? give when, a state as \"deactivating\", or after_ms, a time after the reset's begin"
+                    .to_owned()
+            });
+            let active = during.when.as_deref().map(|state| state.split('/').next().unwrap_or_default());
+            if let Some(active) = active.filter(|active| !ACTIVE_STATES.contains(active)) {
+                self.add(true, &format!("{key}.when"), || {
+                    format!("{active:?}: no ActiveState: {}", instead(active, ACTIVE_STATES))
+                });
+            }
         }
     }
 

@@ -75,6 +75,13 @@ fn manifests() {
             "expect.exec_stop_post: exec or mount_unit_exec says",
         ),
         (format!("{GOOD}[expect.mount_unit_exec.ExecStart]\nended = 0"), "expect.mount_unit_exec: whose?"),
+        (format!("{GOOD}[[during]]\nrun = [\"true\"]"), "during[0]: when? give when, a state"),
+        (format!("{GOOD}[[during]]\nwhen = \"failed\"\nafter_ms = 5\nrun = [\"true\"]"), "during[0]: when?"),
+        (
+            format!("{GOOD}[[during]]\nwhen = \"deactivatin/stop\"\nrun = [\"true\"]"),
+            "did you mean deactivating?",
+        ),
+        (format!("{GOOD}[[during]]\nafter_ms = 5\nrun = []"), "during[0].run: an empty command"),
         (format!("{GOOD}verdict = \"held\""), "there are held by a process, "),
         (format!("{GOOD}verdict = \"held by yourslef\""), "did you mean held by yourself?"),
         (format!("{GOOD}umount = \"EBUSI\""), "did you mean EBUSY? there are ok, none, and an errno"),

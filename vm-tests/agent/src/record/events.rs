@@ -5,12 +5,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use vm_agent::recording::{Event, Step, What};
 
 use super::clock::Clock;
+use super::cues::Cue;
 
 /// Where events go.
 #[derive(Debug, Clone)]
 pub(super) struct Sink {
     pub(super) clock: Clock,
     sender: Sender<(u64, What)>,
+    /// Who is told of the states of the unit under test as they are recorded.
+    cues: Option<Sender<Cue>>,
 }
 
 /// What has been sent.
@@ -21,11 +24,20 @@ impl Sink {
     /// A channel without events.
     pub(super) fn new(clock: Clock) -> (Self, Events) {
         let (sender, receiver) = channel();
-        (Self { clock, sender }, Events(receiver))
+        (Self { clock, sender, cues: None }, Events(receiver))
+    }
+
+    /// The same, and the states of the unit under test are cues as well.
+    pub(super) fn cueing(self, cues: Sender<Cue>) -> Self {
+        Self { cues: Some(cues), ..self }
     }
 
     /// Records what happened at `at`, in nanoseconds since the plan began.
     pub(super) fn send(&self, at: u64, what: What) {
+        if let (Some(cues), What::Unit(state)) = (&self.cues, &what) {
+            // Fails only when the thread has ended, which whoever waits for it is told.
+            drop(cues.send(Cue::State(state.clone())));
+        }
         // Fails only when the recording has been given up; then nobody misses the event.
         drop(self.sender.send((at, what)));
     }

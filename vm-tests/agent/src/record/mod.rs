@@ -1,6 +1,6 @@
 //! The recorder: runs a [`Plan`] in the guest and records what happens.
 //!
-//! Three threads, or four, and nothing that waits for a clock:
+//! Three threads, or a few more, and nothing that waits for a clock:
 //!
 //! - the caller runs the plan's commands ([`steps`], [`command`]) and reads what they leave ([`end_state`],
 //!   [`evidence`], [`kernel_log`]);
@@ -8,6 +8,7 @@
 //!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and scans the
 //!   units' tasks while a stop is in flight ([`alive`]: who is there at all, if it takes long). It is SCHED_FIFO: on one processor, what it is woken for cannot go
 //!   on before it has scanned;
+//! - a thread for the commands during a reset ([`during`], [`cues`]), where the plan has some;
 //! - a D-Bus thread for each unit ([`unit`], [`execs`]) turns systemd's signals into events and tells the watcher.
 //!
 //! All of them send to one channel ([`events`]). Nothing here resolves a path inside the watched mount, since
@@ -16,6 +17,8 @@
 mod alive;
 mod clock;
 mod command;
+mod cues;
+mod during;
 mod end_state;
 mod events;
 mod evidence;
@@ -39,6 +42,7 @@ use anyhow::{Context, Result, ensure};
 use vm_agent::recording::{Plan, Recording};
 
 use self::clock::Clock;
+use self::during::DuringReset;
 use self::events::Sink;
 use self::unit::Units;
 use self::watcher::Watcher;
@@ -51,14 +55,18 @@ use self::watcher::Watcher;
 pub(crate) fn run(plan: &Plan) -> Result<Recording> {
     check(plan)?;
     let (sink, events) = Sink::new(Clock::start());
+    let (during, sink) =
+        DuringReset::start(plan, sink).context("start the thread of the commands during a reset")?;
     let watcher = Watcher::start(plan, sink.clone()).context("start the watcher")?;
     let mut units = Units::start(plan, &sink, &watcher.orders())?;
     let systemd = units.systemd_version()?;
 
-    let ran = steps::run(plan, &sink, &watcher, &mut units);
+    let ran = steps::run(plan, &sink, &watcher, &during, &mut units);
+    let during_ended = during.finish();
     let units_ended = units.finish();
     let watcher_ended = watcher.finish();
     ran.context("run the plan")?;
+    during_ended.context("end the thread of the commands during a reset")?;
     units_ended.context("end the watch on D-Bus")?;
     watcher_ended.context("end the watcher")?;
 
@@ -76,7 +84,7 @@ fn check(plan: &Plan) -> Result<()> {
     ensure!(plan.mount.starts_with('/'), "the mount {:?} is not an absolute path", plan.mount);
     ensure!(plan.sample_us > 0, "sample_us is 0: the watcher would never sleep");
     let commands = [&plan.start, &plan.reset].into_iter().chain(&plan.checks).chain(&plan.recover);
-    for command in commands {
+    for command in commands.chain(plan.during.iter().map(|during| &during.run)) {
         ensure!(!command.is_empty(), "a command of the plan is empty");
     }
     Ok(())

@@ -10,6 +10,7 @@ use vm_agent::recording::{Plan, Step, StepEnd, What};
 use vm_agent::wire::Exit;
 
 use super::command;
+use super::during::DuringReset;
 use super::end_state;
 use super::events::Sink;
 use super::evidence;
@@ -22,7 +23,13 @@ use super::watcher::Watcher;
 ///
 /// # Errors
 /// If a command cannot be watched, a unit cannot be asked for, or mountinfo cannot be read.
-pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units) -> Result<()> {
+pub(super) fn run(
+    plan: &Plan,
+    sink: &Sink,
+    watcher: &Watcher,
+    during: &DuringReset,
+    units: &mut Units,
+) -> Result<()> {
     let kernel_log = KernelLog::open().inspect_err(|error| sink.lost("kmsg", format!("{error:#}"))).ok();
     let mut steps = Steps { plan, sink, watcher, units, kernel_log };
     let mut failures = HashSet::new();
@@ -38,7 +45,9 @@ pub(super) fn run(plan: &Plan, sink: &Sink, watcher: &Watcher, units: &mut Units
             let elsewhere = end_state::mounted_at(Path::new(&plan.mount)).context("look for the mount")?;
             sink.send_now(What::NotMounted { elsewhere });
         }
+        during.reset_begins();
         let reset = steps.run(Step::Reset, 0, &plan.reset)?;
+        during.reset_ended().context("run the commands during the reset")?;
         steps.find_leftovers();
         let is_clean = steps.read_the_end(mount.as_ref())?;
         let how = How { started, reset, is_clean, has_failed: steps.units.has_failed() };
