@@ -9,7 +9,7 @@ mod rows;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -27,7 +27,7 @@ use vm_tests::machine::Cancel;
 use vm_tests::run::guest::Guest;
 use vm_tests::run::one::Bounds;
 use vm_tests::run::prepare::{prepare, prepare_one};
-use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario, WrongInput};
+use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario, Wanted, WrongInput};
 use vm_tests::workspace::Workspace;
 use xshell::{Shell, cmd};
 
@@ -139,9 +139,9 @@ impl Bench {
             }
             let machine = MachineArgs { clock: Some(clock), ..args.machine.clone() };
             let machines = machine.machines()?;
-            let sizes = BTreeSet::from([DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib]);
+            let wanted = [DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib].map(Wanted::of_size);
             let directory = results.join(word(clock));
-            let guest = prepare_one(workspace, &machines, &sizes, &directory, cancel.clone()).await?;
+            let guest = prepare_one(workspace, &machines, &wanted, &directory, cancel.clone()).await?;
             clocks.push(Arc::new(guest));
         }
         let first = clocks.first().context("KVM has no virtual time: nothing is left to measure")?;
@@ -485,8 +485,8 @@ impl Bench {
 /// The accuracy benchmark: three tables, what is kept of the bounds, and what is wrong with `holders`.
 async fn accuracy(workspace: &Workspace, args: &BenchArgs, results: &Path, cancel: Cancel) -> Result<u8> {
     let programs = programs::accuracy_binaries(workspace).await?;
-    let (sizes, directory) = (BTreeSet::from([DEFAULT_MEMORY_MIB]), results.join("holders"));
-    let guests = prepare(workspace, &args.machine.machines()?, &sizes, &directory, cancel.clone()).await?;
+    let (wanted, directory) = ([Wanted::of_size(DEFAULT_MEMORY_MIB)], results.join("holders"));
+    let guests = prepare(workspace, &args.machine.machines()?, &wanted, &directory, cancel.clone()).await?;
     let rounds = if args.quick { QUICK_ACCURACY_ROUNDS } else { ACCURACY_ROUNDS };
     let mut accuracies = Vec::new();
     for guest in &guests {

@@ -33,7 +33,7 @@ impl ImageArgs {
     fn request(&self) -> Request {
         // An empty variable in the environment is no mirror.
         let mirror = self.mirror.clone().filter(|mirror| !mirror.is_empty());
-        Request { suite: self.image, mirror, rebuild: self.rebuild }
+        Request { suite: self.image, packages: Vec::new(), mirror, rebuild: self.rebuild }
     }
 }
 

@@ -18,7 +18,7 @@ use vm_tests::machine::Cancel;
 use vm_tests::machine::guest::{Guest, GuestError};
 use vm_tests::run::guest::prepare_shell;
 use vm_tests::run::prepare::prepare_one;
-use vm_tests::scenario::{self, DEFAULT_MEMORY_MIB, Manifest};
+use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Manifest, Wanted};
 
 use crate::left4me;
 use crate::machine::MachineArgs;
@@ -51,11 +51,11 @@ pub(crate) async fn run(args: &ShellArgs, cancel: Cancel) -> Result<u8> {
     };
     let results = workspace.target.join("vm-shell");
     let machine = MachineArgs { clock: args.machine.clock.or(Some(Clock::Real)), ..args.machine.clone() };
-    let mut memory_mib = scenario::memory_sizes(&scenarios);
+    let mut wanted = Wanted::by(&scenarios);
     if scenarios.is_empty() {
-        memory_mib.insert(DEFAULT_MEMORY_MIB);
+        wanted.push(Wanted::of_size(DEFAULT_MEMORY_MIB));
     }
-    let guest = prepare_one(&workspace, &machine.machines()?, &memory_mib, &results, cancel.clone()).await?;
+    let guest = prepare_one(&workspace, &machine.machines()?, &wanted, &results, cancel.clone()).await?;
     let holders = programs::holders(&workspace).await?;
     remove_what_the_dead_left(&results)?;
     let directory = results.join(std::process::id().to_string());

@@ -25,7 +25,7 @@ use vm_tests::image::Suite;
 use vm_tests::machine::{Cancel, Machine};
 use vm_tests::run::guest::{self, Guest};
 use vm_tests::run::prepare::{Machines, prepare_one};
-use vm_tests::scenario::Scenario;
+use vm_tests::scenario::{Scenario, Wanted};
 
 /// How many cuts of each image, unless this variable of the environment says otherwise.
 const CUTS_VAR: &str = "VM_TESTS_CUTS";
@@ -113,9 +113,9 @@ where
 async fn prepare(suite: Suite, scenario: &Scenario, scratch: &Path) -> Result<Guest> {
     let workspace = left4me::workspace()?;
     let machines = Machines { suites: vec![suite], clock: Some(Clock::Real), ..Machines::default() };
-    let sizes = BTreeSet::from([scenario.manifest.memory_mib]);
+    let wanted = [Wanted::of_size(scenario.manifest.memory_mib)];
     // Nobody interrupts: a test that is killed takes its machines with it.
-    prepare_one(&workspace, &machines, &sizes, &scratch.join("results"), Cancel::new()).await
+    prepare_one(&workspace, &machines, &wanted, &scratch.join("results"), Cancel::new()).await
 }
 
 /// What all machines have in common.

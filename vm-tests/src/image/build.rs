@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
 
-use super::debian::{EPOCH, RECIPE, Request, SQUASHFS};
+use super::debian::{EPOCH, NoSuchPackage, RECIPE, Request, SQUASHFS, missing_package};
 use super::entry::{CONFIG, FileRecord, Image, KERNEL, MANIFEST, MODULES, Manifest, ROOT};
 use super::kernel;
 use super::lent::check_user;
@@ -29,7 +29,7 @@ const BUILD_LIMIT: Duration = Duration::from_secs(3600);
 ///
 /// # Errors
 /// [`Interrupted`](crate::host::signals::Interrupted) somewhere in the chain (see [`process::is_interrupt`]) if we are told to stop; a
-/// missing tool with the command that installs it; what mmdebstrap says.
+/// missing tool with the command that installs it; [`NoSuchPackage`]; what mmdebstrap says.
 pub async fn ensure(request: &Request, cache: &Path) -> anyhow::Result<Image> {
     let dir = request.dir(cache);
     if !request.rebuild && dir.exists() {
@@ -62,7 +62,11 @@ pub async fn ensure(request: &Request, cache: &Path) -> anyhow::Result<Image> {
 
 /// Makes all files of an image in the working directory.
 async fn build(request: &Request, staging: &Staging, lock: &Lock) -> anyhow::Result<()> {
-    let progress = Progress::start(&format!("image of {}", request.suite));
+    let with = match request.packages.as_slice() {
+        [] => String::new(),
+        packages => format!(" with {}", packages.join(", ")),
+    };
+    let progress = Progress::start(&format!("image of {}{with}", request.suite));
     let mut stages = Stages::default();
     let work = staging.path();
     let tar = work.join("root.tar");
@@ -145,15 +149,18 @@ async fn debootstrap(
         // each waiting for another that is gone.
         .pass_fd(lock.share()?, 9);
     let note = |group| lock.note_group(Some(group));
+    let mut missing = Vec::new();
     let made = process::run_noted(program, BUILD_LIMIT, note, |stream, line| {
-        if stream == Stream::Stderr
-            && let Some(stage) = line.strip_prefix("I: ")
-        {
-            progress.now(stage);
+        if stream == Stream::Stderr {
+            line.strip_prefix("I: ").into_iter().for_each(|stage| progress.now(stage));
+            missing.extend(missing_package(line).map(str::to_owned));
         }
     })
     .await;
     lock.note_group(None).context("write the lock file")?;
+    if !missing.is_empty() {
+        return Err(NoSuchPackage { suite: request.suite, packages: missing }.into());
+    }
     made?;
     Ok(())
 }

@@ -46,11 +46,30 @@ pub(super) const SQUASHFS: &[&str] =
 /// same packages then give the same bytes, whoever builds. See SOURCE_DATE_EPOCH in mmdebstrap(1).
 pub(super) const EPOCH: &str = "1767225600";
 
+/// A package that a suite lacks.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("Debian {suite} has no package {}", packages.join(", "))]
+pub struct NoSuchPackage {
+    /// The suite.
+    pub suite: Suite,
+    /// Their names.
+    pub packages: Vec<String>,
+}
+
+/// The package that apt says it does not have, in a line of its stderr.
+pub(super) fn missing_package(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("E: ")?;
+    let named = rest.strip_prefix("Unable to locate package ");
+    named.or_else(|| rest.strip_prefix("Package '")?.strip_suffix("' has no installation candidate"))
+}
+
 /// Which image is wanted.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Request {
     /// Of what.
     pub suite: Suite,
+    /// Debian packages beside [`PACKAGES`], in their order.
+    pub packages: Vec<String>,
     /// Where packages come from; `None` is what mmdebstrap takes by itself, with security and point updates.
     pub mirror: Option<String>,
     /// Build it even if it is there.
@@ -77,6 +96,10 @@ impl Request {
         cache.join("images").join(format!("{}-{}", self.suite, self.key().short()))
     }
 
+    fn included(&self) -> Vec<&str> {
+        PACKAGES.iter().copied().chain(self.packages.iter().map(String::as_str)).collect()
+    }
+
     /// mmdebstrap's options; suite, output and mirror follow them.
     pub(super) fn options(&self) -> Vec<String> {
         let mut options = vec![
@@ -85,7 +108,7 @@ impl Request {
             "--mode=unshare".to_owned(),
             "--format=tar".to_owned(),
             "--architectures=amd64".to_owned(),
-            format!("--include={}", PACKAGES.join(",")),
+            format!("--include={}", self.included().join(",")),
             "--aptopt=Apt::Install-Recommends \"false\"".to_owned(),
             FORGET_HOST.to_owned(),
         ];

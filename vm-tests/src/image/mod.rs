@@ -20,12 +20,12 @@ pub mod kernel;
 mod lent;
 pub mod programs;
 mod scratch;
-mod suite;
+pub(crate) mod suite;
 
 #[cfg(test)]
 mod tests;
 
 pub use build::ensure;
-pub use debian::{MIRROR_VAR, Request};
+pub use debian::{MIRROR_VAR, NoSuchPackage, Request};
 pub use entry::{FileRecord, Image, Manifest};
 pub use suite::{EXTERNAL, Suite};

@@ -47,9 +47,11 @@ fn every_input_has_a_key_of_its_own() {
     let keys = [
         base().key(),
         Request { suite: Suite::Sid, ..base() }.key(),
+        Request { packages: vec!["x".to_owned()], ..base() }.key(),
         Request { mirror: Some("http://mirror.example/debian".to_owned()), ..base() }.key(),
     ];
-    assert!(keys[0] != keys[1] && keys[0] != keys[2] && keys[1] != keys[2]);
+    let distinct: std::collections::BTreeSet<&str> = keys.iter().map(|key| key.as_str()).collect();
+    assert_eq!(distinct.len(), keys.len());
     assert_eq!(keys[0], Request { rebuild: true, ..base() }.key(), "a rebuild makes the same image");
 }
 
@@ -76,6 +78,21 @@ fn the_command_line_is_as_agreed() {
     --dpkgopt=path-exclude=/usr/share/locale/*
     --dpkgopt=path-exclude=/usr/share/info/*
     "#);
+}
+
+#[test]
+fn packages_are_added_and_a_missing_one_is_known_by_its_name() {
+    let request = Request { packages: vec!["nfs-kernel-server".to_owned()], ..Request::default() };
+    let include = request.options().into_iter().find(|option| option.starts_with("--include="));
+    assert!(include.is_some_and(|list| list.ends_with(",linux-image-cloud-amd64,nfs-kernel-server")));
+    for (line, package) in [
+        ("E: Unable to locate package nfs-kernel-servr", Some("nfs-kernel-servr")),
+        ("E: Package 'python2' has no installation candidate", Some("python2")),
+        ("E: apt-get update failed", None),
+        ("I: Unable to locate package x", None),
+    ] {
+        assert_eq!(missing_package(line), package, "{line}");
+    }
 }
 
 #[test]

@@ -149,7 +149,7 @@ impl Report {
             schema: SCHEMA,
             accelerator: first.choice.clone(),
             clock: serde_json::to_value(first.base.clock)?.as_str().unwrap_or_default().to_owned(),
-            guests: guests.iter().map(|guest| (guest.name.clone(), guest.image.clone())).collect(),
+            guests: images(guests),
             scenarios,
         })
     }
@@ -194,6 +194,17 @@ impl Report {
         text.push('\n');
         text
     }
+}
+
+/// What each guest is, by its name; those of one name differ in their packages.
+fn images(guests: &[Guest]) -> BTreeMap<String, String> {
+    let mut images: BTreeMap<String, String> = BTreeMap::new();
+    for guest in guests {
+        let also = format!("; another with {}", guest.packages.join(", "));
+        let known = images.entry(guest.name.clone()).and_modify(|image| image.push_str(&also));
+        known.or_insert_with(|| guest.image.clone());
+    }
+    images
 }
 
 impl ScenarioReport {

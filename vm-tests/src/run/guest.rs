@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use vm_agent::wire::{Body, Session};
 
 use crate::host::accel::Clock;
+use crate::image::Suite;
 use crate::machine::base::Base;
 use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
 use crate::machine::saved::Saved;
@@ -25,6 +26,9 @@ const SETUP_DEADLINE: Duration = Duration::from_secs(300);
 pub struct Guest {
     /// Its short name: its Debian suite, or [`EXTERNAL`](crate::image::EXTERNAL).
     pub name: String,
+    /// Debian packages that its image has beside the usual ones. Guests that differ in these alone have one name.
+    #[serde(default)]
+    pub packages: Vec<String>,
     /// What every machine is made of.
     pub base: Base,
     /// The booted machines that scenarios start from, by their RAM in MiB: one for each size that was asked for.
@@ -44,6 +48,18 @@ impl Guest {
         let mut other = self.clone();
         other.base.memory_mib = memory_mib;
         other
+    }
+
+    /// Whether a scenario is run on it: its image has the packages, and is one of those that the scenario is for. An
+    /// external image has what it has.
+    #[must_use]
+    pub fn runs(&self, scenario: &Scenario) -> bool {
+        let manifest = &scenario.manifest;
+        let is_for = |suite: Suite| manifest.images.is_empty() || manifest.images.contains(&suite);
+        match self.name.parse() {
+            Ok(suite) => is_for(suite) && self.packages == manifest.packages,
+            Err(_external) => true,
+        }
     }
 
     /// The saved machine of the base's size.

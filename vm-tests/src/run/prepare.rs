@@ -11,12 +11,12 @@ use crate::host::accel::{self, Clock, Wish};
 use crate::host::events::{self, Event};
 use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
-use crate::image::{self, EXTERNAL, Request, Suite, initramfs, programs};
+use crate::image::{self, EXTERNAL, NoSuchPackage, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
 use crate::machine::base::Base;
 use crate::machine::config::Abilities;
 use crate::machine::saved;
-use crate::scenario::{DEFAULT_MEMORY_MIB, WrongInput};
+use crate::scenario::{DEFAULT_MEMORY_MIB, Wanted, WrongInput};
 use crate::workspace::Workspace;
 
 /// The machines that are asked for.
@@ -76,25 +76,26 @@ impl Machines {
 pub async fn prepare_one(
     workspace: &Workspace,
     machines: &Machines,
-    memory_mib: &BTreeSet<u32>,
+    wanted: &[Wanted],
     results: &Path,
     cancel: Cancel,
 ) -> Result<Guest> {
     if machines.guests() != 1 {
         return Err(WrongInput::new("--image: one suite at a time here; vm-test takes several").into());
     }
-    prepare(workspace, machines, memory_mib, results, cancel).await?.pop().context("a guest")
+    prepare(workspace, machines, wanted, results, cancel).await?.pop().context("a guest")
 }
 
 /// Installs, builds and chooses; tells in one line on what the machines will run. One result for each guest, in the order
-/// they were asked for, with saved machines of these sizes. `results` gets a directory for each guest.
+/// they were asked for, with saved machines of the sizes that are wanted; one more for each list of packages. `results` gets
+/// a directory for each guest.
 ///
 /// # Errors
 /// Whatever is not there and can't be had, and what to do about it.
 pub async fn prepare(
     workspace: &Workspace,
     machines: &Machines,
-    memory_mib: &BTreeSet<u32>,
+    wanted: &[Wanted],
     results: &Path,
     cancel: Cancel,
 ) -> Result<Vec<Guest>> {
@@ -110,13 +111,13 @@ pub async fn prepare(
     let qemu = std::path::absolute(qemu).context("the path of QEMU")?;
     let abilities = Abilities::ask(&qemu).await?;
     // Before anything is compiled, which takes minutes: an image asks for tools of its own.
-    let systems = systems(machines, &cache).await?;
+    let systems = systems(machines, wanted, &cache).await?;
     let programs = programs::guest_binaries(workspace).await?;
     let mut guests = Vec::new();
     for system in systems {
         let results = results.join(&system.name);
         std::fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
-        let initramfs = results.join("initramfs.img");
+        let initramfs = results.join(format!("initramfs-{}.img", system.root_key.short()));
         let mut bytes = Vec::new();
         initramfs::write(&mut bytes, &system.modules, programs.path("vm-init")?, programs.path("vm-agent")?)?;
         std::fs::write(&initramfs, bytes).with_context(|| format!("write {}", initramfs.display()))?;
@@ -133,15 +134,16 @@ pub async fn prepare(
             memory_mib: DEFAULT_MEMORY_MIB,
         };
         let mut saved = BTreeMap::new();
-        for memory_mib in memory_mib {
-            let base = Base { memory_mib: *memory_mib, ..base.clone() };
+        for memory_mib in system.memory_mib {
+            let base = Base { memory_mib, ..base.clone() };
             let machine = saved::ensure(&base, &cache, cancel.clone())
                 .await
                 .with_context(|| format!("the machine of {} with {memory_mib} MiB", system.name))?;
-            saved.insert(*memory_mib, machine);
+            saved.insert(memory_mib, machine);
         }
         guests.push(Guest {
             name: system.name,
+            packages: system.packages,
             base,
             saved,
             image: system.description,
@@ -156,6 +158,10 @@ pub async fn prepare(
 struct System {
     /// Short, and a directory's name.
     name: String,
+    /// Beside the usual ones.
+    packages: Vec<String>,
+    /// The sizes of its machines.
+    memory_mib: BTreeSet<u32>,
     kernel: PathBuf,
     modules: PathBuf,
     root: PathBuf,
@@ -165,12 +171,15 @@ struct System {
 }
 
 /// The systems that are asked for, built where they are not there.
-async fn systems(machines: &Machines, cache: &Path) -> Result<Vec<System>> {
+async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result<Vec<System>> {
     if let Some(external) = machines.external.clone() {
         let mappable = external::mappable_root(&external, cache).await?;
         let description = format!("{}, kernel {}", external.root.display(), external.kernel.display());
         return Ok(vec![System {
             name: EXTERNAL.to_owned(),
+            // It is as it is.
+            packages: Vec::new(),
+            memory_mib: wanted.iter().map(|one| one.memory_mib).collect(),
             kernel: external.kernel,
             modules: external.modules,
             root: mappable.root,
@@ -181,15 +190,84 @@ async fn systems(machines: &Machines, cache: &Path) -> Result<Vec<System>> {
     let mirror = machines.mirror.clone().filter(|mirror| !mirror.is_empty());
     let mut systems = Vec::new();
     for suite in machines.suites() {
-        let image = image::ensure(&Request { suite, mirror: mirror.clone(), rebuild: false }, cache).await?;
-        systems.push(System {
-            name: suite.to_string(),
-            root_key: image.content_key(),
-            description: format!("Debian {suite}, kernel {}", image.manifest.kernel_version),
-            kernel: image.kernel,
-            modules: image.modules,
-            root: image.root,
-        });
+        for (packages, memory_mib) in images(suite, wanted) {
+            let request =
+                Request { suite, packages: packages.clone(), mirror: mirror.clone(), rebuild: false };
+            let image = image::ensure(&request, cache).await.map_err(|error| blame(error, wanted))?;
+            let kernel = &image.manifest.kernel_version;
+            let description = match packages.as_slice() {
+                [] => format!("Debian {suite}, kernel {kernel}"),
+                packages => format!("Debian {suite}, kernel {kernel}, with {}", packages.join(", ")),
+            };
+            systems.push(System {
+                name: suite.to_string(),
+                packages,
+                memory_mib,
+                root_key: image.content_key(),
+                description,
+                kernel: image.kernel,
+                modules: image.modules,
+                root: image.root,
+            });
+        }
+    }
+    if systems.is_empty() {
+        let names: Vec<&str> = wanted.iter().map(|one| one.by.as_str()).collect();
+        let what = format!(
+            "{}: for none of these images: give --image one of those that `images` names",
+            names.join(", ")
+        );
+        return Err(WrongInput::new(what).into());
     }
     Ok(systems)
+}
+
+/// The images of a suite that are wanted: one for each list of packages, with the sizes of its machines.
+fn images(suite: Suite, wanted: &[Wanted]) -> BTreeMap<Vec<String>, BTreeSet<u32>> {
+    let mut images: BTreeMap<Vec<String>, BTreeSet<u32>> = BTreeMap::new();
+    for one in wanted.iter().filter(|one| one.images.is_empty() || one.images.contains(&suite)) {
+        images.entry(one.packages.clone()).or_default().insert(one.memory_mib);
+    }
+    images
+}
+
+/// A package that is not there is an error in a manifest.
+fn blame(error: anyhow::Error, wanted: &[Wanted]) -> anyhow::Error {
+    let Some(NoSuchPackage { packages, .. }) = error.downcast_ref() else { return error };
+    let asks = |one: &&Wanted| packages.iter().any(|package| one.packages.contains(package));
+    let names: Vec<&str> = wanted.iter().filter(asks).map(|one| one.by.as_str()).collect();
+    WrongInput::new(format!("{}: packages: {}", names.join(", "), error.root_cause())).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_list_of_packages_is_an_image_of_the_suites_that_want_it() {
+        let wanted = |by: &str, packages: &[&str], images: &[Suite], memory_mib| Wanted {
+            by: by.to_owned(),
+            packages: packages.iter().map(|one| (*one).to_owned()).collect(),
+            images: images.to_vec(),
+            memory_mib,
+        };
+        let all = [
+            wanted("a", &[], &[], 512),
+            wanted("b", &[], &[], 2048),
+            wanted("c", &["x", "y"], &[Suite::Trixie], 512),
+            wanted("d", &["x"], &[], 512),
+        ];
+        let seen = |suite| {
+            let images = images(suite, &all).into_iter();
+            images.map(|(packages, sizes)| (packages.join("+"), sizes.len())).collect::<Vec<_>>()
+        };
+        assert_eq!(seen(Suite::Trixie), [("".to_owned(), 2), ("x".to_owned(), 1), ("x+y".to_owned(), 1)]);
+        assert_eq!(seen(Suite::Sid), [("".to_owned(), 2), ("x".to_owned(), 1)]);
+
+        let no = NoSuchPackage { suite: Suite::Trixie, packages: vec!["y".to_owned()] };
+        let error = blame(anyhow::Error::from(no).context("build the image"), &all);
+        assert!(error.is::<WrongInput>(), "{error:#}");
+        assert!(error.to_string().contains("c: packages: Debian trixie has no package y"), "{error:#}");
+        assert!(!blame(anyhow::anyhow!("no space"), &all).is::<WrongInput>());
+    }
 }

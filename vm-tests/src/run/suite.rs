@@ -1,6 +1,7 @@
 //! The suite: each scenario on each guest, some of them side by side. What `cargo xtask vm-test` does.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -25,7 +26,7 @@ use crate::host::signals::Interrupted;
 use crate::judge::baselines::Baselines;
 use crate::machine::Cancel;
 use crate::report::{self, Report, ScenarioReport};
-use crate::scenario::{self, Scenario};
+use crate::scenario::{Scenario, Wanted};
 use crate::workspace::Workspace;
 
 /// How long the machines may take to end after an interrupt: each step of a machine's stop is bounded by 3 s, its evidence
@@ -73,8 +74,9 @@ pub async fn run(
         Some(named) => Results::at(named).await?,
         None => Results::next_free(&workspace.target)?,
     };
-    let sizes = scenario::memory_sizes(scenarios);
-    let guests = prepare(workspace, &options.machines, &sizes, &results.directory, cancel.clone()).await?;
+    let wanted = Wanted::by(scenarios);
+    let guests = prepare(workspace, &options.machines, &wanted, &results.directory, cancel.clone()).await?;
+    not_run(&guests, scenarios).into_iter().map(Event::Note).for_each(events::tell);
     let plan = SuitePlan {
         bounds: options.bounds,
         results: results.directory.clone(),
@@ -86,11 +88,25 @@ pub async fn run(
     let trials = prepared.trials()?;
     let pace = Pace::of(trials.iter().map(|trial| trial.directory.as_path()));
     forget(&path, &trials)?;
-    let jobs = options.jobs.unwrap_or_else(|| jobs(scenarios, prepared.guests.len()));
+    let jobs = options.jobs.unwrap_or_else(|| jobs(scenarios, options.machines.guests()));
     let report = Report::new(&prepared.guests, run_all(trials, pace, jobs, cancel).await)?;
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
     Ok(Ran { report, path })
+}
+
+/// Which scenarios are for none of an image's guests, a line for each image.
+fn not_run(guests: &[Guest], scenarios: &[Scenario]) -> Vec<String> {
+    let names: BTreeSet<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
+    let lines = names.into_iter().filter_map(|name| {
+        let runs =
+            |scenario: &&Scenario| guests.iter().any(|guest| guest.name == name && guest.runs(scenario));
+        let (_, not): (Vec<&Scenario>, Vec<&Scenario>) = scenarios.iter().partition(runs);
+        let not: Vec<&str> = not.into_iter().map(|scenario| scenario.name.as_str()).collect();
+        (!not.is_empty())
+            .then(|| format!("{name}: {} not run, for other images: {}", not.len(), not.join(", ")))
+    });
+    lines.collect()
 }
 
 /// A machine is one busy thread and what its guest has written to its RAM: a quarter of a gigabyte for most, and never
@@ -179,6 +195,9 @@ impl Prepared {
         for guest in self.guests.iter().cloned().map(Arc::new) {
             for directory in &self.plan.scenarios {
                 let scenario = Scenario::load(directory)?;
+                if !guest.runs(&scenario) {
+                    continue;
+                }
                 let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
                 let cycle = baselines.durations.map_or(0.0, |median| median.start_ms + median.reset_ms);
                 trials.push(Trial {
@@ -366,10 +385,11 @@ reset = ["true"]
             initramfs: "initramfs".into(),
             accel: Accel::Tcg,
             clock: Clock::Virtual,
-            memory_mib: scenario::DEFAULT_MEMORY_MIB,
+            memory_mib: crate::scenario::DEFAULT_MEMORY_MIB,
         };
         let guest = Guest {
             name: "trixie".to_owned(),
+            packages: Vec::new(),
             saved: BTreeMap::from([(base.memory_mib, Saved { ram: "ram".into(), state: "state".into() })]),
             base,
             image: "Debian".to_owned(),
@@ -402,6 +422,36 @@ reset = ["true"]
             }
             cancel.cancel();
         }
+    }
+
+    #[test]
+    fn a_scenario_runs_where_it_is_for_and_has_its_packages() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let mut prepared = without_qemu(directory.path(), &["plain", "with", "sids"]);
+        let write = |name: &str, more: &str| {
+            std::fs::write(directory.path().join(name).join("scenario.toml"), format!("{SCENARIO}{more}"))
+                .expect("write");
+        };
+        write("with", "packages = [\"yy\", \"xx\"]\nimages = [\"trixie\"]");
+        write("sids", "images = [\"sid\"]");
+        let plain = prepared.guests[0].clone();
+        let with = Guest { packages: vec!["xx".to_owned(), "yy".to_owned()], ..plain.clone() };
+        let sid = Guest { name: "sid".to_owned(), ..plain.clone() };
+        prepared.guests = vec![plain, with, sid];
+        let names: Vec<String> = prepared.trials().expect("trials").iter().map(Trial::name).collect();
+        assert_eq!(names, ["trixie/plain", "trixie/with", "sid/plain", "sid/sids"]);
+        let load = |directory: &PathBuf| Scenario::load(directory).expect("a good one");
+        let scenarios: Vec<Scenario> = prepared.plan.scenarios.iter().map(load).collect();
+        let not = not_run(&prepared.guests, &scenarios);
+        assert_eq!(
+            not,
+            ["sid: 1 not run, for other images: with", "trixie: 1 not run, for other images: sids"]
+        );
+        let report = Report::new(&prepared.guests, Vec::new()).expect("guests");
+        assert_eq!(report.guests["trixie"], "Debian; another with xx, yy");
+        prepared.guests.truncate(1);
+        prepared.guests[0].name = crate::image::EXTERNAL.to_owned();
+        assert_eq!(prepared.trials().expect("trials").len(), 3, "it is as it is");
     }
 
     #[test]

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::commands::{Check, During};
 use super::expect::Expect;
+use crate::image::suite::Suite;
 
 /// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
 /// uses 120 MiB of it.
@@ -32,6 +33,12 @@ pub struct Manifest {
     /// on the machine's root, which is an overlay itself.
     #[serde(default)]
     pub state_directory: Option<String>,
+    /// Debian packages that the machine's image has beside the usual ones.
+    #[serde(default)]
+    pub packages: Vec<String>,
+    /// The images that the scenario is for; empty: all.
+    #[serde(default)]
+    pub images: Vec<Suite>,
     /// The machine's RAM, in MiB.
     #[serde(default = "default_memory")]
     pub memory_mib: u32,

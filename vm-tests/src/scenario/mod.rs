@@ -31,11 +31,12 @@ mod examples;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use vm_agent::recording::Plan;
+
+use crate::image::suite::Suite;
 
 pub use commands::{Check, During};
 use decode::{Decoded, decode};
@@ -89,6 +90,9 @@ impl Scenario {
         WrongInput::of(problems)?;
         let wrong = |why: String| WrongInput::new(format!("{}: {why}", directory.display()));
         let mut manifest = value.ok_or_else(|| wrong("no manifest".to_owned()))?;
+        // One image for one set of packages.
+        manifest.packages.sort();
+        manifest.packages.dedup();
         manifest.expect.unit.clone_from(&manifest.unit);
         manifest.expect.mount_unit.clone_from(&manifest.mount_unit);
         let directory = directory.canonicalize().map_err(|error| wrong(error.to_string()))?;
@@ -131,10 +135,37 @@ fn is_part(path: &str, of: &str) -> bool {
     path.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// The sizes of machine that scenarios ask for, in MiB of RAM.
-#[must_use]
-pub fn memory_sizes(scenarios: &[Scenario]) -> BTreeSet<u32> {
-    scenarios.iter().map(|scenario| scenario.manifest.memory_mib).collect()
+/// A machine that a scenario asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The scenario's name; empty if it is none that asks.
+    pub by: String,
+    /// Debian packages that its image has beside the usual ones, in their order.
+    pub packages: Vec<String>,
+    /// The images that the scenario is for; empty: all.
+    pub images: Vec<Suite>,
+    /// Its RAM, in MiB.
+    pub memory_mib: u32,
+}
+
+impl Wanted {
+    /// One of the usual image.
+    #[must_use]
+    pub fn of_size(memory_mib: u32) -> Self {
+        Self { memory_mib, ..Self::default() }
+    }
+
+    /// One for each scenario.
+    #[must_use]
+    pub fn by(scenarios: &[Scenario]) -> Vec<Self> {
+        let wanted = |scenario: &Scenario| Self {
+            by: scenario.name.clone(),
+            packages: scenario.manifest.packages.clone(),
+            images: scenario.manifest.images.clone(),
+            memory_mib: scenario.manifest.memory_mib,
+        };
+        scenarios.iter().map(wanted).collect()
+    }
 }
 
 /// The scenarios that a user named: each a name in one of `roots`, or a path to a scenario's directory; all in `roots` if
