@@ -19,6 +19,9 @@ pub struct Plan {
     /// Paths, absolute, that a reset is meant to remove; those that are there after one are [`What::LeftOver`].
     /// None may lie inside the mount: reading it would hold the mount.
     pub removed: Vec<String>,
+    /// Block devices that must be free after a reset; those that are not are [`What::DeviceKept`].
+    #[serde(default)]
+    pub free_devices: Vec<String>,
     /// How many cycles to run.
     pub cycles: u32,
     /// Whether systemd's count of the units' starts goes on from cycle to cycle, and with it their start limits
@@ -135,6 +138,13 @@ pub enum What {
     LeftOver {
         /// Which.
         path: String,
+    },
+    /// A device of [`Plan::free_devices`] is not free after the reset.
+    DeviceKept {
+        /// Which.
+        device: String,
+        /// What keeps it, in words; never empty.
+        by: Vec<String>,
     },
     /// What is left when a reset has ended, before anything recovers from it.
     EndState(EndState),

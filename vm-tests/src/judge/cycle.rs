@@ -60,6 +60,9 @@ pub struct Cycle {
     pub core_dumps: Vec<String>,
     /// Paths that the reset was meant to remove and that are still there.
     pub left_over: Vec<String>,
+    /// Block devices that had to be free after the reset and are not, each with what keeps it.
+    #[serde(default)]
+    pub kept_devices: Vec<String>,
     /// What sources of events lost, and where the one says what the other should have said, too.
     pub lost: Vec<String>,
     /// Duration of the recorder's own scans during the reset, nanoseconds of guest time.

@@ -57,6 +57,7 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
     let holders: Vec<String> = cycle.holders_at_umount.iter().map(Holder::words).collect();
     equal("holders at umount", &holders, &expect.holders);
     equal("left over after the reset", &cycle.left_over, &expect.left_over);
+    equal("devices that are not free", &cycle.kept_devices, &expect.kept_devices);
     equal("still mounted elsewhere", &cycle.mounted_elsewhere(), &expect.mounted_elsewhere);
     equal("left in the cgroup", &cycle.left_processes(), &expect.left_processes);
     equal("failed units", &cycle.failed_units(), &expect.failed_units());

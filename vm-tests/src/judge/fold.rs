@@ -130,6 +130,7 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
         kernel_warnings: kernel_warnings(events),
         core_dumps: core_dumps(events),
         left_over: left_over(&before_recovery),
+        kept_devices: kept_devices(&before_recovery),
         lost: lost(events),
         probe_ns: scans.iter().filter(|(at, _)| *at < ended).map(|(_, scan)| scan.cost_ns).sum(),
         reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
@@ -299,6 +300,14 @@ fn left_over(events: &[&Event]) -> Vec<String> {
         _ => None,
     });
     left.collect()
+}
+
+fn kept_devices(events: &[&Event]) -> Vec<String> {
+    let kept = events.iter().filter_map(|event| match &event.what {
+        What::DeviceKept { device, by } => Some(format!("{device}: {}", by.join("; "))),
+        _ => None,
+    });
+    kept.collect()
 }
 
 fn lost(events: &[&Event]) -> Vec<String> {

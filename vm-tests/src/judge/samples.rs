@@ -36,6 +36,7 @@ pub(crate) fn clean() -> Cycle {
         kernel_warnings: Vec::new(),
         core_dumps: Vec::new(),
         left_over: Vec::new(),
+        kept_devices: Vec::new(),
         lost: Vec::new(),
         probe_ns: 0,
         reset_stderr: String::new(),

@@ -69,6 +69,7 @@ fn words(event: &Event) -> Option<(u64, String)> {
         | What::Evidence(_)
         | What::KernelWarning { .. }
         | What::Alive(_)
+        | What::DeviceKept { .. }
         | What::StartsForgotten
         | What::NotMounted { .. }
         | What::Lost { .. } => return None,

@@ -288,6 +288,10 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
         (mutate(|cycle| cycle.verdict = MountVerdict::NotVisible), "verdict: not visible"),
         (mutate(|cycle| cycle.holders_at_umount = vec![holder(1, Role::Main)]), "main x (cwd)"),
         (mutate(|cycle| cycle.mounted = true), "still there"),
+        (
+            mutate(|cycle| cycle.kept_devices = vec!["/dev/loop0: mounted at /x for y.service".to_owned()]),
+            "devices that are not free: [\"/dev/loop0: mounted at /x for y.service\"] instead of []",
+        ),
         (mutate(|cycle| cycle.left_over = vec!["/x".to_owned()]), "left over"),
         (mutate(|cycle| cycle.kernel_warnings = vec!["BUG".to_owned()]), "kernel warnings"),
         (mutate(|cycle| cycle.core_dumps = vec!["x".to_owned()]), "core dumps"),

@@ -69,6 +69,7 @@ fn full() -> Report {
         kernel_warnings: words(),
         core_dumps: words(),
         left_over: words(),
+        kept_devices: words(),
         lost: words(),
         during: vec![ran.clone()],
         checks: vec![ran],

@@ -48,6 +48,8 @@ pub struct Expect {
     pub mounted: bool,
     /// Which paths of `removed` are still there afterwards.
     pub left_over: Vec<String>,
+    /// Which of `free_devices` are not free afterwards, as `<device>: mounted at <path> for <unit>`, with all that keeps it.
+    pub kept_devices: Vec<String>,
     /// Who holds the mount when it is unmounted, as `<role> <comm> (<kind>, …)`; empty: nobody.
     pub holders: Vec<String>,
     /// Where the file system is still mounted after it was unmounted, as `<unit>: <path>`.

@@ -54,6 +54,9 @@ pub struct Manifest {
     /// Paths that a reset is meant to remove; none inside the mount.
     #[serde(default)]
     pub removed: Vec<String>,
+    /// Block devices that must be free after a reset: nothing mounted on them, in no namespace, and no one on them.
+    #[serde(default)]
+    pub free_devices: Vec<String>,
     /// Whether systemd's start limit counts from cycle to cycle. Else a cycle begins as if there had been none before.
     #[serde(default)]
     pub start_limit: bool,

@@ -117,6 +117,7 @@ impl Scenario {
             mount_unit: manifest.mount_unit.clone(),
             mount: manifest.mount.clone(),
             removed: manifest.removed.clone(),
+            free_devices: manifest.free_devices.clone(),
             cycles: cycles.unwrap_or(manifest.cycles),
             keeps_start_limit: manifest.start_limit,
             start: manifest.start.clone(),

@@ -109,6 +109,16 @@ impl Wrong {
                 format!("{path:?} is the mount or lies in it: reading it would hold the mount")
             });
         }
+        for (index, path) in manifest.free_devices.iter().enumerate() {
+            self.absolute(&format!("free_devices[{index}]"), path);
+        }
+        for (index, kept) in manifest.expect.kept_devices.iter().enumerate() {
+            let device = kept.split_once(": ").map(|(device, _by)| device);
+            let is_known = device.is_some_and(|device| manifest.free_devices.iter().any(|one| one == device));
+            self.add(!is_known, &format!("expect.kept_devices[{index}]"), || {
+                format!("{kept:?}: give one of free_devices and who keeps it, as \"/dev/loop0: swapped on\"")
+            });
+        }
         for (index, path) in manifest.expect.left_over.iter().enumerate() {
             self.add(!manifest.removed.contains(path), &format!("expect.left_over[{index}]"), || {
                 format!("{path:?} is not looked for: name it in removed, too")

@@ -75,6 +75,11 @@ fn manifests() {
             "expect.exec_stop_post: exec or mount_unit_exec says",
         ),
         (format!("{GOOD}[expect.mount_unit_exec.ExecStart]\nended = 0"), "expect.mount_unit_exec: whose?"),
+        (
+            GOOD.replace("mount =", "free_devices = [\"loop0\"]\nmount ="),
+            "free_devices[0]: \"loop0\": give an absolute",
+        ),
+        (format!("{GOOD}kept_devices = [\"/dev/loop0: swapped on\"]"), "give one of free_devices"),
         (format!("{GOOD}[[during]]\nrun = [\"true\"]"), "during[0]: when? give when, a state"),
         (format!("{GOOD}[[during]]\nwhen = \"failed\"\nafter_ms = 5\nrun = [\"true\"]"), "during[0]: when?"),
         (

@@ -58,7 +58,10 @@ pub(super) fn mounted_at(path: &Path) -> Result<Vec<MountCopy>> {
 
 /// The mount namespaces that have a process and such a mount. One without a process (kept by a descriptor or a bind mount
 /// of its file) is not found: the remount shows it.
-fn mounted_in(is_one: impl Fn(&Mount) -> bool) -> Result<Vec<MountCopy>> {
+///
+/// # Errors
+/// If `/proc` can't be listed.
+pub(super) fn mounted_in(is_one: impl Fn(&Mount) -> bool) -> Result<Vec<MountCopy>> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
     let mut pids: Vec<u32> = fs::read_dir("/proc")

@@ -2,7 +2,7 @@
 //!
 //! Three threads, or a few more, and nothing that waits for a clock:
 //!
-//! - the caller runs the plan's commands ([`steps`], [`command`]) and reads what they leave ([`end_state`],
+//! - the caller runs the plan's commands ([`steps`], [`command`]) and reads what they leave ([`end_state`], [`devices`],
 //!   [`evidence`], [`kernel_log`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
 //!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and scans the
@@ -18,6 +18,7 @@ mod alive;
 mod clock;
 mod command;
 mod cues;
+mod devices;
 mod during;
 mod end_state;
 mod events;

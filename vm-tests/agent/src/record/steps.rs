@@ -10,6 +10,7 @@ use vm_agent::recording::{Plan, Step, StepEnd, What};
 use vm_agent::wire::Exit;
 
 use super::command;
+use super::devices;
 use super::during::DuringReset;
 use super::end_state;
 use super::events::Sink;
@@ -50,6 +51,7 @@ pub(super) fn run(
         during.reset_ended().context("run the commands during the reset")?;
         steps.find_leftovers();
         let is_clean = steps.read_the_end(mount.as_ref())?;
+        steps.find_kept_devices()?;
         let how = How { started, reset, is_clean, has_failed: steps.units.has_failed() };
         if !how.is_well() && failures.insert(how) {
             sink.send_now(What::Evidence(evidence::take(plan, began, sink.clock)?));
@@ -126,6 +128,15 @@ impl Steps<'_> {
                 self.sink.send(self.sink.clock.now(), What::LeftOver { path: path.clone() });
             }
         }
+    }
+
+    fn find_kept_devices(&self) -> Result<()> {
+        for device in &self.plan.free_devices {
+            if let Some(by) = devices::kept(Path::new(device)).with_context(|| format!("look at {device}"))? {
+                self.sink.send_now(What::DeviceKept { device: device.clone(), by });
+            }
+        }
+        Ok(())
     }
 
     /// Records what is left of what the start had mounted; true if nothing is mounted at the watched path and no
