@@ -12,6 +12,7 @@ use super::commands;
 use super::contradictions::contradictions;
 use super::cycle::{Before, Cycle, Holder, MountUnit, Umount, places, result_words};
 use super::execs;
+use super::moment::named_last;
 use crate::scenario::verdict::MountVerdict;
 
 /// One holder per process: threads and repeated scans say the same again.
@@ -121,7 +122,7 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
         execs,
         mains,
         umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
-        holders_at_stop: holders(scan_at_stop(events, from)),
+        holders_at_stop: named_last(holders(scan_at_stop(events, from)), events),
         verdict: verdict(&calls, &holders_at_umount, &listed, lives_on),
         holders_at_umount,
         listed,

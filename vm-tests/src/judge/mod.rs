@@ -7,6 +7,7 @@ pub mod cycle;
 mod execs;
 mod expect;
 pub mod fold;
+mod moment;
 mod snapshot;
 mod story;
 mod stretches;
