@@ -36,6 +36,7 @@ const REPORTED: Duration = Duration::from_secs(40);
 const GUEST: &str = "trixie";
 
 /// The exit codes of `xtask --help`.
+const FAILED: i32 = 1;
 const INFRASTRUCTURE: i32 = 69;
 const INTERRUPTED: i32 = 130;
 
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     arguments.test_threads.get_or_insert(1);
     let cases = vec![
         trial("guest-panics", guest_panics),
+        trial("a-red-cycle-tells-its-story", a_red_cycle_tells_its_story),
         trial("guest-falls-silent", guest_falls_silent),
         trial("qemu-is-killed", qemu_is_killed),
         trial("qemu-hangs", qemu_hangs),
@@ -89,6 +91,26 @@ async fn guest_panics(scratch: &Path) -> Result<()> {
     ended.reports(Verdict::Infrastructure, "the guest's kernel panicked")?;
     ended.keeps("serial.log", "Kernel panic - not syncing")?;
     ended.keeps("qmp.log", "GUEST_PANICKED")
+}
+
+/// Who reads the terminal knows what happened, and the evidence is of before the recovery, after which all looks well.
+async fn a_red_cycle_tells_its_story(scratch: &Path) -> Result<()> {
+    let run = Run::start("fails-to-start", scratch, &[], Vec::new())?;
+    let ended = run.ends(READY).await?;
+    let story = [
+        "exit status 203/EXEC",
+        "the program could not be executed",
+        "rmdir: failed to remove '/srv/typo': Device or resource busy",
+        "nobody tried to unmount /srv/typo, and it is still mounted",
+        "Unable to locate executable '/usr/bin/slepe'",
+        "to look into it: cargo xtask shell",
+    ];
+    ended.is(FAILED, &story)?;
+    ensure!(!ended.text.contains("panicked"), "a failed comparison panics:\n{}", ended.text);
+    ended.reports(Verdict::Failed, "the mount is still there after the reset")?;
+    ended.names_evidence("cycle-1/unit.txt", "Result=exit-code")?;
+    ended.names_evidence("cycle-1/journal.txt", "status=203/EXEC")?;
+    ended.keeps("unit.txt", "Result=success")
 }
 
 async fn guest_falls_silent(scratch: &Path) -> Result<()> {

@@ -208,7 +208,7 @@ fn start_in_terminal(command: &Command, rows: u16, columns: u16) -> Result<Start
     argv.extend(command.argv.iter().cloned());
     let mut prepared = prepare(&argv)?;
     let child = prepared
-        .current_dir("/root")
+        .current_dir(home())
         .env("TERM", "xterm-256color")
         .stdin(terminal.try_clone().context("duplicate the terminal")?)
         .stdout(terminal.try_clone().context("duplicate the terminal")?)
@@ -218,6 +218,12 @@ fn start_in_terminal(command: &Command, rows: u16, columns: u16) -> Result<Start
     let host = File::from(host);
     let input = host.try_clone().context("duplicate the terminal")?;
     Ok(Started { child, input: Some(input), outputs: vec![(Stream::Stdout, host)] })
+}
+
+/// Where a terminal's shell begins: root's home, if there is one that may be entered.
+fn home() -> &'static str {
+    let root = rustix::fs::access("/root", rustix::fs::Access::EXEC_OK);
+    if root.is_ok() { "/root" } else { "/" }
 }
 
 /// Sends output as it comes until the command has ended and what it left in its pipes is sent. A descendant

@@ -8,6 +8,7 @@ use vm_agent::wire::Exit;
 
 use super::cycle::{Before, Cycle, Holder};
 use super::snapshot::exit_words;
+use super::words::telling;
 use crate::scenario::Expect;
 
 /// Something that is not as the manifest expects.
@@ -67,8 +68,7 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
 
     check(cycle.end.is_some(), "what the reset left was not inspected".to_owned());
     let start = Some(Exit::Code(expect.start_exit));
-    let said =
-        |stderr: &str| stderr.trim_end().lines().last().map(|line| format!(": {line}")).unwrap_or_default();
+    let said = |stderr: &str| telling(stderr).last().map(|line| format!(": {line}")).unwrap_or_default();
     check(
         cycle.start_exit == start,
         wrong_exit("start", cycle.start_exit, start, cycle.start_ns)

@@ -11,6 +11,7 @@ mod moment;
 mod snapshot;
 mod story;
 mod stretches;
+mod words;
 
 #[cfg(test)]
 pub(crate) mod samples;

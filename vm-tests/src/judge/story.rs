@@ -11,11 +11,12 @@ use super::cycle::{Cycle, ExecOutcome};
 use super::execs;
 use super::expect::Deviation;
 use super::stretches;
+use super::words::telling;
 
 /// So many ways to fail are told; more are counted.
 const WAYS: usize = 3;
 /// So many deviations of a cycle are shown; the others are in the report.
-const DEVIATIONS: usize = 5;
+const DEVIATIONS: usize = 4;
 /// So many lines of a command's stderr, the last ones.
 const STDERR_LINES: usize = 3;
 /// So many lines of the journal, the last ones: systemd says in three that an Exec line failed, and before them why.
@@ -105,7 +106,7 @@ pub(super) fn shape(words: &str) -> String {
 fn of_cycle(recording: &Recording, cycle: &Cycle, deviations: &str) -> Vec<String> {
     let mut lines = Vec::new();
     for (what, stderr) in [("start", &cycle.start_stderr), ("reset", &cycle.reset_stderr)] {
-        let said: Vec<&str> = stderr.lines().filter(|line| !line.trim().is_empty()).collect();
+        let said = telling(stderr);
         let last = said.get(said.len().saturating_sub(STDERR_LINES)..).unwrap_or_default();
         // One line is with its deviation already.
         if !last.is_empty() && last.iter().any(|line| !deviations.contains(line)) {
