@@ -50,6 +50,8 @@ pub(super) fn decode<T: DeserializeOwned>(root: &Node, keys: &BTreeMap<String, V
                 }
                 notes.filled.insert(path)
             }
+            // What stands for it is no value of its type either.
+            Fault::Wrong(_) if notes.left_out.contains(&path) => notes.dropped.insert(path),
             Fault::Wrong(what) => {
                 let shown = if path.is_empty() { what } else { format!("{path}: {what}") };
                 notes.problems.push(at.problem(shown));
@@ -60,7 +62,7 @@ pub(super) fn decode<T: DeserializeOwned>(root: &Node, keys: &BTreeMap<String, V
             break None;
         }
     };
-    let Notes { problems, left_out, filled } = notes.into_inner();
+    let Notes { problems, left_out, filled, .. } = notes.into_inner();
     Decoded { value, problems, without: left_out.into_iter().chain(filled).collect() }
 }
 
@@ -69,6 +71,8 @@ pub(super) fn decode<T: DeserializeOwned>(root: &Node, keys: &BTreeMap<String, V
 struct Notes {
     problems: Vec<Problem>,
     left_out: BTreeSet<String>,
+    /// Of what was left out, the items that nothing can stand for.
+    dropped: BTreeSet<String>,
     filled: BTreeSet<String>,
 }
 
@@ -154,7 +158,9 @@ fn found(is: Unexpected<'_>) -> String {
 /// What serde expects, in a manifest's words.
 fn in_toml(wanted: &dyn Expected) -> String {
     match wanted.to_string().as_str() {
-        "a string" | "path string" => "a text in quotes".to_owned(),
+        text if matches!(text, "a string" | "path string") || text.starts_with("enum ") => {
+            "a text in quotes".to_owned()
+        }
         "a boolean" => "true or false".to_owned(),
         "a sequence" => "a list".to_owned(),
         "u32" => format!("a whole number from 0 to {}", u32::MAX),
@@ -188,7 +194,7 @@ impl<'a> Decoder<'a> {
         let Value::Table(table) = &self.node.value else {
             return Entries { here: self.clone(), entries: Vec::new(), value: None };
         };
-        let mut entries: Vec<(String, Option<&'a Node>)> = Vec::new();
+        let mut entries: Vec<Entry<'a>> = Vec::new();
         for (name, (key, node)) in table {
             let path = join(&self.path, name);
             if self.is_left_out(&path) {
@@ -201,7 +207,7 @@ impl<'a> Decoder<'a> {
                     notes.problems.push(key.problem(what));
                     notes.left_out.insert(path);
                 }
-                _ => entries.push((name.clone(), Some(node))),
+                _ => entries.push((name.clone(), Some((key, node)))),
             }
         }
         let notes = self.notes.borrow();
@@ -298,9 +304,14 @@ impl<'a> SeqAccess<'a> for Items<'a> {
     type Error = Error;
 
     fn next_element_seed<T: DeserializeSeed<'a>>(&mut self, seed: T) -> Result<Option<T::Value>, Error> {
-        let Some(item) = self.items.get(self.next) else { return Ok(None) };
-        let path = format!("{}[{}]", self.here.path, self.next);
-        self.next += 1;
+        let (item, path) = loop {
+            let Some(item) = self.items.get(self.next) else { return Ok(None) };
+            let path = format!("{}[{}]", self.here.path, self.next);
+            self.next += 1;
+            if !self.here.notes.borrow().dropped.contains(&path) {
+                break (item, path);
+            }
+        };
         let value = match self.here.is_left_out(&path) {
             false => seed.deserialize(self.here.child(item, path.clone())),
             // Its place is kept: the others have their numbers by it.
@@ -313,9 +324,12 @@ impl<'a> SeqAccess<'a> for Items<'a> {
 /// The entries of a table; one without a value is filled in.
 struct Entries<'a> {
     here: Decoder<'a>,
-    entries: Vec<(String, Option<&'a Node>)>,
-    value: Option<(String, Option<&'a Node>)>,
+    entries: Vec<Entry<'a>>,
+    value: Option<Entry<'a>>,
 }
+
+/// A key and, unless it is filled in, its place and its value.
+type Entry<'a> = (String, Option<(&'a At, &'a Node)>);
 
 impl<'a> MapAccess<'a> for Entries<'a> {
     type Error = Error;
@@ -323,7 +337,10 @@ impl<'a> MapAccess<'a> for Entries<'a> {
     fn next_key_seed<K: DeserializeSeed<'a>>(&mut self, seed: K) -> Result<Option<K::Value>, Error> {
         let Some(entry) = self.entries.pop() else { return Ok(None) };
         let key: StrDeserializer<'_, Error> = entry.0.as_str().into_deserializer();
-        let key = seed.deserialize(key)?;
+        let key = seed.deserialize(key).map_err(|error| match entry.1 {
+            Some((at, _)) => error.at(at, &join(&self.here.path, &entry.0)),
+            None => error,
+        })?;
         self.value = Some(entry);
         Ok(Some(key))
     }
@@ -332,7 +349,7 @@ impl<'a> MapAccess<'a> for Entries<'a> {
         let (name, node) = self.value.take().ok_or_else(|| Error::custom("a value without a key"))?;
         let path = join(&self.here.path, &name);
         match node {
-            Some(node) => seed
+            Some((_, node)) => seed
                 .deserialize(self.here.child(node, path.clone()))
                 .map_err(|error| error.at(&node.at, &path)),
             None => seed.deserialize(Filler).map_err(|error| error.at(&self.here.node.at, &path)),
