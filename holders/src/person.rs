@@ -65,6 +65,15 @@ fn user_name<'a>(passwd: &'a str, uid: &str) -> Option<&'a str> {
 }
 
 impl Person {
+    /// `scratch-indexer.service: sleep 600 (working directory), pid 181 of root for 3 min`. `kinds` is by what it holds.
+    #[must_use]
+    pub fn named(&self, unit: Option<&str>, kinds: &[String], pid: u32) -> String {
+        let unit = unit.map(|unit| format!("{unit}: ")).unwrap_or_default();
+        let user = if self.user.is_empty() { String::new() } else { format!(" of {}", self.user) };
+        let Self { command, .. } = self;
+        format!("{unit}{command} ({}), pid {pid}{user} for {}", kinds.join(", "), self.age_in_words())
+    }
+
     /// `3 min`.
     #[must_use]
     pub fn age_in_words(&self) -> String {

@@ -324,8 +324,8 @@ impl Survey<'_> {
         }
         if self.among.is_none() {
             for holder in &mut report.holders {
-                let does_block = holder.references.iter().any(|held| held.effect == Effect::BlocksUmount);
-                if does_block && !self.is_late() {
+                let matters = |effect| matches!(effect, Effect::BlocksUmount | Effect::KeepsSuperblock);
+                if holder.references.iter().any(|held| matters(held.effect)) && !self.is_late() {
                     holder.person = person::person(self.proc_dir, holder.pid, holder.start_time, self.path);
                 }
             }

@@ -5,22 +5,14 @@ use std::fmt;
 
 use crate::printable::{printable, shown};
 use crate::propagation::{Fate, Reason};
-use crate::report::{Blocker, Effect, Holder, MountCopy, NamespaceUse, Person, Reference, Report};
+use crate::report::{Blocker, Effect, Holder, MountCopy, NamespaceUse, Reference, Report};
 use crate::verdict::Verdict;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = self.verdict();
         writeln!(f, "{}: {}", shown(&self.path), self.line())?;
-        let (advice, blockers) = (self.advice(), blockers(&verdict));
-        let of_all = advice.len().saturating_sub(blockers.len());
-        for (at, advice) in advice.iter().enumerate() {
-            let blocker = at.checked_sub(of_all).map(|at| &blockers[at]);
-            let named = blocker.and_then(|blocker| {
-                let rest = advice.strip_prefix(&*format!("{} ({})", blocker.pid, blocker.comm))?;
-                Some(format!("{}{rest}", self.named(blocker)?))
-            });
-            writeln!(f, "  - {}", named.as_ref().unwrap_or(advice))?;
+        for line in self.told() {
+            writeln!(f, "  - {line}")?;
         }
         match (&self.mount, &self.lies_on) {
             (Some(mount), _) => writeln!(
@@ -124,15 +116,29 @@ impl fmt::Display for Report {
 }
 
 impl Report {
+    /// What to do, a line each ([`Report::advice`]), with the blockers named as a person wants to be told of them.
+    #[must_use]
+    pub fn told(&self) -> Vec<String> {
+        let (verdict, mut lines) = (self.verdict(), self.advice());
+        let blockers = blockers(&verdict);
+        let of_all = lines.len().saturating_sub(blockers.len());
+        for (line, blocker) in lines.iter_mut().skip(of_all).zip(blockers) {
+            let named = line
+                .strip_prefix(&*format!("{} ({})", blocker.pid, blocker.comm))
+                .and_then(|rest| Some(format!("{}{rest}", self.named(blocker)?)));
+            if let Some(named) = named {
+                *line = named;
+            }
+        }
+        lines
+    }
+
     /// `scratch-indexer.service: sleep 181 (working directory), pid 451 of root for 3 min`; `None` if too little is known.
     fn named(&self, blocker: &Blocker) -> Option<String> {
         let holders = self.holders.iter().filter(|holder| holder.pid == blocker.pid);
         let person = holders.filter_map(|holder| holder.person.as_ref()).next()?;
-        let unit = blocker.unit.as_ref().map(|unit| format!("{unit}: ")).unwrap_or_default();
-        let kinds = blocker.kinds.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        let Person { command, user, .. } = person;
-        let age = person.age_in_words();
-        Some(format!("{unit}{command} ({kinds}), pid {} of {user} for {age}", blocker.pid))
+        let kinds: Vec<_> = blocker.kinds.iter().map(ToString::to_string).collect();
+        Some(person.named(blocker.unit.as_deref(), &kinds, blocker.pid))
     }
 }
 

@@ -1,8 +1,8 @@
 //! The harness's verdict and that of `holders`, on the same situations.
 //!
-//! They are worked out apart, so that the one can prove the other: the harness's from what happened (calls of umount2,
-//! looks at paths, what is left), that of `holders` from what `/proc` shows at one moment. Where they answer the same
-//! question they say the same. Where they differ on purpose, the second table has it.
+//! Of an unmount that was refused the harness has `holders`' word, and says more of whom it is about: it knows the unit. Of one
+//! that succeeded it says what came of it. Where they answer the same question they say the same; where they differ on
+//! purpose, the second table has it.
 
 use holders::mountinfo::{self, Mount};
 use holders::namespace::MountNamespace;
@@ -15,6 +15,7 @@ use vm_agent::recording::UmountCall;
 use vm_agent::recording::{
     self, EndState, Event, Plan, Recording, Remount, Role, Scan, Step, Task, Trigger, What,
 };
+use vm_agent::recording::{Diagnosis, Why};
 use vm_tests::judge::fold;
 use vm_tests::scenario::verdict::MountVerdict;
 
@@ -91,7 +92,10 @@ impl Situation {
             let call = UmountCall { pid: CALLER, comm: "x".to_owned(), role, returned: 0, result, target };
             whats.push(What::UmountCall(call));
             if result < 0 {
-                whats.push(scan(Trigger::UmountFailed, true, &tasks));
+                let role = |pid, _: &str| {
+                    self.held.iter().find(|held| held.pid == pid).map_or(Role::Outside, |held| held.role)
+                };
+                whats.push(What::Diagnosis(Diagnosis::of(&self.report(), Why::UmountFailed, 0, role)));
             }
         }
         let mounted = self.umount != Some(0);
@@ -115,8 +119,12 @@ impl Situation {
             },
         }));
         let events = (0..).zip(whats).map(|(at, what)| Event { at, cycle: 1, what }).collect();
-        let plan =
-            Plan { unit: "x.service".to_owned(), mount: MERGED.to_owned(), cycles: 1, ..Plan::default() };
+        let plan = Plan {
+            unit: "x.service".to_owned(),
+            mount: Some(MERGED.to_owned()),
+            cycles: 1,
+            ..Plan::default()
+        };
         let cycles = fold::cycles(&Recording { plan, events, ..Recording::default() });
         cycles.first().expect("a cycle").verdict
     }
@@ -187,15 +195,14 @@ fn mount(line: &str) -> Mount {
     mountinfo::parse(line.as_bytes()).expect("a line").remove(0)
 }
 
-/// The harness's verdict for each verdict of `holders`: the only table between the two. The recorder scans processes only,
-/// so it sees no holder where the kernel itself or a submount blocks.
+/// The harness's verdict for each verdict of `holders`.
 fn in_the_harness_words(verdict: &holders::Verdict) -> MountVerdict {
     match verdict {
         holders::Verdict::HeldByYourself { .. } => MountVerdict::HeldByYourself,
         holders::Verdict::HeldByProcess { .. } => MountVerdict::HeldByProcess,
-        holders::Verdict::HeldByKernel { .. }
-        | holders::Verdict::Submounts { .. }
-        | holders::Verdict::NotVisible { .. } => MountVerdict::NotVisible,
+        holders::Verdict::HeldByKernel { .. } => MountVerdict::HeldByKernel,
+        holders::Verdict::Submounts { .. } => MountVerdict::Submounts,
+        holders::Verdict::NotVisible { .. } => MountVerdict::NotVisible,
         // Before the unmount, and after it.
         holders::Verdict::Outlives { .. } | holders::Verdict::AliveElsewhere { .. } => {
             MountVerdict::AliveElsewhere
@@ -242,8 +249,13 @@ fn both_say_the_same_of_the_same_situation() {
             Situation { copy: along, ..refused(Vec::new()) },
             MountVerdict::NotVisible,
         ),
-        ("a loop device", Situation { kernel: true, ..refused(Vec::new()) }, MountVerdict::NotVisible),
-        ("a mount on it", Situation { submount: true, ..refused(Vec::new()) }, MountVerdict::NotVisible),
+        (
+            "the one who is seen is in a private copy, and does not block",
+            refused(child().into_iter().map(private).collect()),
+            MountVerdict::NotVisible,
+        ),
+        ("a loop device", Situation { kernel: true, ..refused(Vec::new()) }, MountVerdict::HeldByKernel),
+        ("a mount on it", Situation { submount: true, ..refused(Vec::new()) }, MountVerdict::Submounts),
         ("nothing", unmounted(), MountVerdict::None),
         ("bystanders with a copy", Situation { copy: along, ..unmounted() }, MountVerdict::OnlyListed),
         ("a private copy", Situation { copy: stays, ..unmounted() }, MountVerdict::AliveElsewhere),
@@ -270,7 +282,6 @@ fn both_say_the_same_of_the_same_situation() {
 /// Each of these is a question that the one asks and the other does not.
 #[test]
 fn where_they_differ_it_is_known() {
-    let private = Held { effect: Effect::KeepsSuperblock, ..by(30, Role::Child, Relation::Other)[0] };
     let cases: Vec<(&str, Situation, MountVerdict, MountVerdict)> = vec![
         // All that an Exec line started is the caller's family for the harness: what the unit file is to blame for.
         // `holders` advises the one who asks, and that can't leave for its sibling.
@@ -286,13 +297,6 @@ fn where_they_differ_it_is_known() {
             Situation { by: Some(Role::Outside), ..refused(by(41, Role::Outside, Relation::Ancestor)) },
             MountVerdict::HeldByProcess,
             MountVerdict::HeldByYourself,
-        ),
-        // The recorder goes by the path, which is the same in a private copy.
-        (
-            "refused, and the one who is seen is in a private copy",
-            refused(vec![private]),
-            MountVerdict::HeldByProcess,
-            MountVerdict::NotVisible,
         ),
         // The harness says what happened, `holders` what would.
         (

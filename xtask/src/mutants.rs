@@ -226,7 +226,7 @@ const MUTANTS: &[Mutant] = &[
         name: "recorder-drops-mount-changes",
         file: WATCHER,
         change: Change::Replace {
-            find: "            self.sink.send(at, change);\n",
+            find: "            point.sink.send(at, change);\n",
             replace: "            drop(change);\n",
         },
         red: &[on_trixie("5eac51a"), on_trixie("mount-unit-own")],

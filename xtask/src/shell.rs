@@ -91,12 +91,9 @@ fn remove_what_the_dead_left(results: &Path) -> Result<()> {
 /// The scenario's commands as lines for a shell.
 fn commands(manifest: &Manifest) -> String {
     let line = |argv: &[String]| argv.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
-    format!(
-        "start:   {}\nreset:   {}\nholders: holders {}\n",
-        line(&manifest.start),
-        line(&manifest.reset),
-        quoted(&manifest.mount)
-    )
+    let mounts = manifest.mount.iter().chain(&manifest.other_mounts);
+    let holders: String = mounts.map(|mount| format!("holders: holders {}\n", quoted(mount))).collect();
+    format!("start:   {}\nreset:   {}\n{holders}", line(&manifest.start), line(&manifest.reset))
 }
 
 /// A word as a shell reads it.

@@ -140,7 +140,7 @@ impl Disk<'_> {
         let (found, said) = (output.text(), String::from_utf8_lossy(&output.stderr));
         if !output.exit.success() {
             let manifest = &self.scenario.manifest;
-            machine.save_evidence(&manifest.unit, &manifest.mount).await;
+            machine.save_evidence(&manifest.unit, self.scenario.mount_or_root()).await;
             bail!("found {}; not mended: {}", found.trim(), said.trim());
         }
         Ok(found.trim().to_owned())
@@ -166,7 +166,7 @@ impl Disk<'_> {
 
     async fn evidence(&self, mut machine: Machine, error: anyhow::Error) -> Result<()> {
         let manifest = &self.scenario.manifest;
-        machine.save_evidence(&manifest.unit, &manifest.mount).await;
+        machine.save_evidence(&manifest.unit, self.scenario.mount_or_root()).await;
         machine.finish(Err(error)).await
     }
 }

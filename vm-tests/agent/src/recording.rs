@@ -3,7 +3,11 @@
 //! Everything that is shown later (probe lines, tables, JSON, snapshots) is a fold over [`Recording::events`].
 //! Times are nanoseconds of the guest's CLOCK_MONOTONIC since the plan began.
 
+mod held;
+
 use serde::{Deserialize, Serialize};
+
+pub use held::{Blocker, Diagnosis, Found, Kind, Namespace, Reference, Role, Scan, Task, Trigger, Why};
 
 /// What to run and what to watch. Handed to the guest as a whole before it starts, so that nothing the host
 /// does falls between two steps.
@@ -14,8 +18,10 @@ pub struct Plan {
     /// The unit whose commands make and unmake the mount, where that is not the unit under test:
     /// `left4me-overlay@3.service`.
     pub mount_unit: Option<String>,
-    /// The mount point under watch, an absolute path without symbolic links.
-    pub mount: String,
+    /// The mount point under watch, an absolute path without symbolic links; `None`: there is none.
+    pub mount: Option<String>,
+    /// More of them: what happens to one is a [`What::OfMount`], by its place here, from 1.
+    pub other_mounts: Vec<String>,
     /// Paths, absolute, that a reset is meant to remove; those that are there after one are [`What::LeftOver`].
     /// None may lie inside the mount: reading it would hold the mount.
     pub removed: Vec<String>,
@@ -75,6 +81,14 @@ pub enum Moment {
     },
 }
 
+impl Plan {
+    /// Each mount point under watch, with its number: 0 is [`Plan::mount`].
+    pub fn mounts(&self) -> impl Iterator<Item = (u32, &str)> {
+        let first = self.mount.iter().map(|path| (0, path.as_str()));
+        first.chain((1..).zip(self.other_mounts.iter().map(String::as_str)))
+    }
+}
+
 /// What a run was and what happened.
 #[derive(Debug, Clone, Default, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Recording {
@@ -132,8 +146,17 @@ pub enum What {
     },
     /// A umount(2) by anyone, from the tracepoint `sys_exit_umount`. `at` is its entry.
     UmountCall(UmountCall),
-    /// Who holds the mount, as of this moment.
+    /// Who holds the mount, as of this moment: by paths alone, and no verdict.
     Scan(Scan),
+    /// Why the mount is busy, or what is left of it, as `holders` says it.
+    Diagnosis(Diagnosis),
+    /// One of the kinds above, or [`What::EndState`], of one of [`Plan::other_mounts`].
+    OfMount {
+        /// Which, from 1.
+        mount: u32,
+        /// What.
+        what: Box<What>,
+    },
     /// A path of [`Plan::removed`] is still there after the reset.
     LeftOver {
         /// Which.
@@ -350,6 +373,21 @@ pub struct Evidence {
     pub journal: String,
 }
 
+impl EndState {
+    /// Whether the file system that the start had mounted is alive, here or elsewhere.
+    #[must_use]
+    pub fn lives_on(&self) -> bool {
+        let is_in_use = match self.remount {
+            Remount::Tried { result, in_use } => in_use || result == EBUSY,
+            Remount::NotTried { .. } => false,
+        };
+        is_in_use || !self.mounted_in.is_empty()
+    }
+}
+
+/// A result of a system call that is busy (errno(3)), on every architecture.
+pub const EBUSY: i64 = -16;
+
 /// A mount namespace in which a file system is mounted.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct MountCopy {
@@ -388,145 +426,4 @@ impl Remount {
     /// All reasons not to try, which a manifest may name.
     pub const WHY_NOT: [&str; 5] =
         ["nothing was mounted", "no overlay", "still mounted", "upper or work is gone", "no kernel log"];
-}
-
-/// Who holds the mount, as of one moment.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Scan {
-    /// Why it was taken.
-    pub trigger: Trigger,
-    /// Whether the scan read all of /proc, or the tasks of the units' cgroups.
-    pub whole_proc: bool,
-    /// How long it took, in nanoseconds.
-    pub cost_ns: u64,
-    /// Whether the watched path was a mount point at that moment.
-    pub mounted: bool,
-    /// Those with a reference inside, and those whose mount namespace has a copy of the mount.
-    pub tasks: Vec<Task>,
-}
-
-/// What caused the scan.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash)]
-#[serde(rename_all = "kebab-case")]
-pub enum Trigger {
-    /// The stop began.
-    Stop,
-    /// A task of one of the units called execve (proc connector).
-    Exec,
-    /// A task of one of the units ended (proc connector).
-    Exit,
-    /// The clock of [`Plan::sample_us`].
-    Tick,
-    /// The watched path was mounted or unmounted.
-    Mount,
-    /// A umount(2) failed.
-    UmountFailed,
-    /// The command of the step ended.
-    End,
-}
-
-/// A task that has to do with the mount.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Task {
-    /// Process id.
-    pub pid: u32,
-    /// Thread id; the process id for its first thread.
-    pub tid: u32,
-    /// comm.
-    pub comm: String,
-    /// Its place in the unit: from ControlPID, MainPID and its cgroup.
-    pub role: Role,
-    /// The unit its cgroup belongs to; empty if none.
-    pub unit: String,
-    /// The mount namespace it is in.
-    pub namespace: Namespace,
-    /// Whether that namespace is another one than PID 1's and has a copy of the mount.
-    pub private_copy: bool,
-    /// What it holds inside the mount. Empty: it is listed for its namespace only, which blocks nothing.
-    pub references: Vec<Reference>,
-}
-
-/// A task's place in the unit under test. In the unit that makes and unmakes the mount all are control processes and
-/// their children, its ExecStart included: they work on the mount, and none of them is what is mounted for.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// The main process.
-    Main,
-    /// Another process of the unit, while the main process or its descendants are meant.
-    Child,
-    /// The process of an Exec line other than ExecStart (systemd's ControlPID), or of any of the mount's unit.
-    Control,
-    /// A descendant of the control process.
-    ControlChild,
-    /// In neither unit's cgroup.
-    Outside,
-}
-
-impl Role {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Main, Self::Child, Self::Control, Self::ControlChild, Self::Outside];
-
-    /// The word for manifests, tables and snapshots.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Main => "main",
-            Self::Child => "child",
-            Self::Control => "control",
-            Self::ControlChild => "control-child",
-            Self::Outside => "outside",
-        }
-    }
-}
-
-/// A mount namespace.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Namespace {
-    /// The inode number of `/proc/PID/ns/mnt`. The kernel reuses it: never take it for identity.
-    pub inode: u64,
-    /// The unique id (`NS_GET_MNTNS_ID`, Linux 6.11 and newer), where the kernel has one.
-    pub id: Option<u64>,
-}
-
-/// One reference inside the mount.
-#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
-pub struct Reference {
-    /// What kind.
-    pub kind: Kind,
-    /// The path as /proc shows it.
-    pub path: String,
-}
-
-/// The kinds of reference that /proc shows.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Working directory.
-    Cwd,
-    /// Root directory.
-    Root,
-    /// The program it runs.
-    Exe,
-    /// An open file.
-    File,
-    /// A memory mapping.
-    Mapping,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 5] = [Self::Cwd, Self::Root, Self::Exe, Self::File, Self::Mapping];
-
-    /// The word for tables and snapshots.
-    #[must_use]
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Cwd => "cwd",
-            Self::Root => "root",
-            Self::Exe => "exe",
-            Self::File => "file",
-            Self::Mapping => "mapping",
-        }
-    }
 }

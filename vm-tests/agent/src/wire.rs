@@ -16,10 +16,11 @@ use crate::recording::{Plan, Recording};
 pub const PROTOCOL: u32 = 13;
 
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
-pub const PORT: &str = "org.left4me.vm-agent";
+pub const PORT: &str = "org.vm-tests.agent";
 
-/// The word of the kernel's command line by which the guest's random number generator gets a fixed seed.
-pub const FIXED_SEED: &str = "vm_test.fixed_seed";
+/// Begins the word of the kernel's command line that has the number from which the guest's random number generator gets its
+/// seed.
+pub const SEED: &str = "vm_test.seed=";
 
 /// The longest frame either side accepts, in bytes. A recording of a long run is the largest thing sent.
 pub const FRAME_MAX: usize = 256 << 20;

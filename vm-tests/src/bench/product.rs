@@ -81,7 +81,7 @@ pub async fn reset_and_stop(
         let stop = |service: &str, by: &[&str]| Plan {
             unit: service.to_owned(),
             mount_unit: None,
-            mount: "/run/vm-bench/nothing".to_owned(),
+            mount: Some("/run/vm-bench/nothing".to_owned()),
             ..plan(scenario, &["systemctl", "start", service], by)
         };
         let systemctl = |service: &str| stop(service, &["systemctl", "stop", service]);
@@ -235,7 +235,7 @@ pub async fn programs(
         let timer = std::fs::read(timer).with_context(|| format!("read {}", timer.display()))?;
         let guest = machine.guest();
         machine.race("the timer to be put", DEADLINE, guest.put_bytes(TIMER, 0o755, &timer)).await?;
-        let merged = scenario.manifest.mount.as_str();
+        let merged = scenario.mount_or_root();
         let mut programs = Programs::default();
         for round in 0..=rounds {
             let mut times = [Duration::ZERO; 3];

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use vm_agent::recording::{Blocker, Diagnosis};
 use vm_agent::recording::{EndState, Kind, MountCopy, Remount, Role, Task, UnitState};
 use vm_agent::wire::Exit;
 
@@ -50,6 +51,10 @@ pub struct Cycle {
     pub listed: Vec<String>,
     /// What kept the mount, in one word.
     pub verdict: MountVerdict,
+    /// What `holders` said when it mattered most: of the first unmount that was refused, else of what the reset left, else
+    /// when the stop took long. `None` where nothing was wrong.
+    #[serde(default)]
+    pub diagnosis: Option<Diagnosis>,
     /// Whether the watched path was a mount point when the reset had ended.
     pub mounted: bool,
     /// What was left when the reset had ended; `None` for one that never ran.
@@ -72,9 +77,63 @@ pub struct Cycle {
     /// The manifest's commands during the reset, as far as they were run, in the order of their ends.
     #[serde(default)]
     pub during: Vec<Ran>,
+    /// What became of each of `other_mounts`, in its order.
+    #[serde(default)]
+    pub other_mounts: Vec<MountOutcome>,
     /// The manifest's checks, as far as they were run, in its order.
     #[serde(default)]
     pub checks: Vec<Ran>,
+}
+
+/// What became of one of the mounts of a cycle. That of the first one is in the [`Cycle`] itself.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct MountOutcome {
+    /// Where it is watched.
+    pub path: String,
+    /// Whether it was a mount point in PID 1's mount namespace when the reset began.
+    pub mounted_before: bool,
+    /// Where it was one if not there, as `unit: path`.
+    pub elsewhere_before: Vec<String>,
+    /// The calls of umount2(2), up to the reset's end.
+    pub umounts: Vec<Umount>,
+    /// Who held it at the last moment before each umount2.
+    pub holders_at_umount: Vec<Holder>,
+    /// Units that were in a mount namespace with a copy of it and held nothing in it.
+    pub listed: Vec<String>,
+    /// What kept it, in one word.
+    pub verdict: MountVerdict,
+    /// What `holders` said when it mattered most, as [`Cycle::diagnosis`].
+    pub diagnosis: Option<Diagnosis>,
+    /// Whether it was a mount point when the reset had ended.
+    pub mounted: bool,
+    /// Where its file system was still mounted, as `unit: path`.
+    pub mounted_elsewhere: Vec<String>,
+    /// How the next mount of the same layers went.
+    pub remount: String,
+}
+
+impl MountOutcome {
+    /// That of a cycle's first mount.
+    pub(crate) fn of(path: &str, cycle: &Cycle) -> Self {
+        Self {
+            path: path.to_owned(),
+            mounted_before: cycle.before.mounted,
+            elsewhere_before: cycle.before.elsewhere.clone(),
+            umounts: cycle.umounts.clone(),
+            holders_at_umount: cycle.holders_at_umount.clone(),
+            listed: cycle.listed.clone(),
+            verdict: cycle.verdict,
+            diagnosis: cycle.diagnosis.clone(),
+            mounted: cycle.mounted,
+            mounted_elsewhere: cycle.mounted_elsewhere(),
+            remount: cycle.remount(),
+        }
+    }
+
+    /// How the last umount2 went, `ok` or the name of its errno; `none` if there was none.
+    pub(super) fn umount_result(&self) -> &str {
+        self.umounts.last().map_or("none", |umount| &umount.result)
+    }
 }
 
 /// A command of the manifest that was run beside start and reset, and how it went.
@@ -166,6 +225,12 @@ pub struct Holder {
     pub namespace_inode: u64,
     /// The unique id of its mount namespace, where the kernel has one.
     pub namespace_id: Option<u64>,
+    /// The unit its cgroup belongs to; empty if none.
+    #[serde(default)]
+    pub unit: String,
+    /// Its unit, command line, kinds, pid, user and age in a line, if `holders` was asked; else empty.
+    #[serde(default)]
+    pub named: String,
 }
 
 impl Holder {
@@ -179,7 +244,34 @@ impl Holder {
             kinds: kinds.into_iter().collect(),
             namespace_inode: task.namespace.inode,
             namespace_id: task.namespace.id,
+            unit: task.unit.clone(),
+            named: String::new(),
         })
+    }
+
+    pub(super) fn of_blocker(blocker: &Blocker) -> Self {
+        Self {
+            pid: blocker.pid,
+            comm: blocker.comm.clone(),
+            role: blocker.role,
+            kinds: blocker.kinds.clone(),
+            namespace_inode: blocker.namespace.inode,
+            namespace_id: blocker.namespace.id,
+            unit: blocker.unit.clone(),
+            named: blocker.named(),
+        }
+    }
+
+    /// As a person wants to be told of it: `scratch-indexer.service: sleep 600 (working directory), pid 181 of root for
+    /// 12 s`, or `scratch-indexer.service: sleep 181 (working directory)` where a scan alone has seen it.
+    #[must_use]
+    pub fn in_words(&self) -> String {
+        if !self.named.is_empty() {
+            return self.named.clone();
+        }
+        let unit = if self.unit.is_empty() { String::new() } else { format!("{}: ", self.unit) };
+        let kinds: Vec<_> = self.kinds.iter().map(|kind| kind.in_words()).collect();
+        format!("{unit}{} {} ({})", self.comm, self.pid, kinds.join(", "))
     }
 
     /// `control left4me-overlay (cwd)`: without the pid, which is another one in every run.

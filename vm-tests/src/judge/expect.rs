@@ -6,7 +6,8 @@ use std::time::Duration;
 use vm_agent::recording::Recording;
 use vm_agent::wire::Exit;
 
-use super::cycle::{Before, Cycle, Holder};
+use super::cycle::Cycle;
+use super::cycle::MountOutcome;
 use super::snapshot::exit_words;
 use super::words::telling;
 use crate::scenario::Expect;
@@ -55,11 +56,8 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
     let mut equal = |what: &str, is: &[String], expected: &[String]| {
         check(is == expected, format!("{what}: {is:?} instead of {expected:?}"));
     };
-    let holders: Vec<String> = cycle.holders_at_umount.iter().map(Holder::words).collect();
-    equal("holders at umount", &holders, &expect.holders);
     equal("left over after the reset", &cycle.left_over, &expect.left_over);
     equal("devices that are not free", &cycle.kept_devices, &expect.kept_devices);
-    equal("still mounted elsewhere", &cycle.mounted_elsewhere(), &expect.mounted_elsewhere);
     equal("left in the cgroup", &cycle.left_processes(), &expect.left_processes);
     equal("failed units", &cycle.failed_units(), &expect.failed_units());
     equal("kernel warnings", &cycle.kernel_warnings, &expect.kernel_warnings);
@@ -80,7 +78,6 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
         before.active == expect.active_state_before(),
         format!("the unit is {} when the reset begins, not {}", before.active, expect.active_state_before()),
     );
-    check(before.mounted == expect.mounted_before(), mounted_before(before));
     let reset = Some(Exit::Code(expect.reset_exit));
     check(
         cycle.reset_exit == reset,
@@ -117,49 +114,16 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
     };
     let (ended, stop_post) = (cycle.exec_stop_post(), stop_post.or(Some(Exit::Code(0))));
     check(is_expected, format!("ExecStopPost: {} instead of {}", exit_words(ended), exit_words(stop_post)));
-    let umount = cycle.umount_result().unwrap_or("none");
-    match expect.umount.map(|expected| expected.to_string()) {
-        Some(expected) => check(umount == expected, format!("umount2: {umount} instead of {expected}")),
-        None => check(
-            expect.mounted || matches!(umount, "ok" | "none"),
-            format!("umount2: {umount} instead of ok"),
-        ),
-    }
-    match expect.verdict {
-        Some(expected) => check(
-            cycle.verdict == expected,
-            format!("verdict: {} instead of {}", cycle.verdict.words(), expected.words()),
-        ),
-        None => check(
-            cycle.verdict.is_clean(),
-            format!("verdict: {}, and nobody was expected to hold the mount", cycle.verdict.words()),
-        ),
-    }
-    for unit in &expect.listed {
-        check(
-            cycle.listed.contains(unit),
-            format!("{unit} was not in a namespace with a copy of the mount; listed: {:?}", cycle.listed),
-        );
-    }
-    check(
-        cycle.mounted == expect.mounted,
-        format!("the mount is {} after the reset", if cycle.mounted { "still there" } else { "gone" }),
-    );
     for words in &expect.reset_stderr {
         check(
             reset_says(cycle, words),
             format!("the reset's stderr has no {words:?}: {:?}", cycle.reset_stderr.trim_end()),
         );
     }
-    let remount = cycle.remount();
-    match expect.remount.as_ref().map(ToString::to_string) {
-        Some(expected) => {
-            check(remount == expected, format!("remount: {remount} instead of {expected}"));
-        }
-        None => check(
-            remount == "silent" || remount.starts_with("not tried"),
-            format!("the next mount of the same layers: {remount}"),
-        ),
+    wrong.extend(MountOutcome::of("", cycle).deviations(&expect.mount()));
+    for mount in &cycle.other_mounts {
+        let expected = expect.other_mounts.get(&mount.path).cloned().unwrap_or_default();
+        wrong.extend(mount.deviations(&expected).iter().map(|words| format!("{}: {words}", mount.path)));
     }
     wrong
 }
@@ -178,18 +142,6 @@ fn start_limit(cycle: &Cycle) -> String {
             .to_owned()
     } else {
         String::new()
-    }
-}
-
-/// For a cycle in which that was not expected.
-fn mounted_before(before: &Before) -> String {
-    match before.elsewhere.as_slice() {
-        _ if before.mounted => "the mount is there when the reset begins".to_owned(),
-        [] => "nothing is mounted at the watched path when the reset begins".to_owned(),
-        places => format!(
-            "nothing is mounted at the watched path when the reset begins, but in another mount namespace: {}",
-            places.join(", ")
-        ),
     }
 }
 

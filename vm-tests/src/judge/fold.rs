@@ -2,39 +2,37 @@
 
 use std::collections::BTreeSet;
 
-use rustix::io::Errno;
 use vm_agent::recording::{
-    EndState, Event, MAIN, Plan, Recording, Remount, Role, Scan, Step, StepEnd, Target, Trigger, UmountCall,
+    EndState, Event, MAIN, Plan, Recording, Role, Scan, Step, StepEnd, Target, Trigger, UmountCall,
     UnitState, What,
 };
 
 use super::commands;
 use super::contradictions::contradictions;
-use super::cycle::{Before, Cycle, Holder, MountUnit, Umount, places, result_words};
+use super::cycle::MountOutcome;
+use super::cycle::{Before, Cycle, MountUnit, Umount, places, result_words};
 use super::execs;
+use super::keepers::{Moments, of_scans, scan_of};
 use super::moment::named_last;
-use crate::scenario::verdict::MountVerdict;
-
-/// One holder per process: threads and repeated scans say the same again.
-pub(crate) fn holders<'a>(scans: impl IntoIterator<Item = &'a Scan>) -> Vec<Holder> {
-    let mut holders: Vec<Holder> = Vec::new();
-    for holder in scans.into_iter().flat_map(|scan| &scan.tasks).filter_map(Holder::of) {
-        match holders.iter_mut().find(|known| known.pid == holder.pid && known.comm == holder.comm) {
-            Some(known) => {
-                known.kinds.extend(holder.kinds);
-                known.kinds.sort_unstable();
-                known.kinds.dedup();
-            }
-            None => holders.push(holder),
-        }
-    }
-    holders.sort_by(|one, other| (one.role, &one.comm).cmp(&(other.role, &other.comm)));
-    holders
-}
+use super::mount::recording_of;
 
 /// Folds a recording into its cycles.
 #[must_use]
 pub fn cycles(recording: &Recording) -> Vec<Cycle> {
+    let mut cycles = of_one_mount(recording);
+    for (number, path) in recording.plan.mounts().filter(|(number, _)| *number > 0) {
+        // All that is not of a mount is in both.
+        for (cycle, other) in cycles.iter_mut().zip(of_one_mount(&recording_of(recording, number, path))) {
+            let lost = other.lost.iter().filter(|lost| !cycle.lost.contains(lost)).cloned();
+            cycle.lost.extend(lost.collect::<Vec<_>>());
+            cycle.probe_ns += other.probe_ns;
+            cycle.other_mounts.push(MountOutcome::of(path, &other));
+        }
+    }
+    cycles
+}
+
+fn of_one_mount(recording: &Recording) -> Vec<Cycle> {
     let last = recording.events.iter().map(|event| event.cycle).max().unwrap_or(0);
     let contradictions = contradictions(&recording.events);
     (1..=last)
@@ -79,19 +77,11 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
             _ => None,
         })
         .collect();
-    let at_umount = match calls.as_slice() {
-        // Without any call (no tracefs): the last scan that still saw the mount.
-        [] => scans.iter().rev().find(|(_, scan)| scan.mounted).map(|(_, scan)| *scan).into_iter().collect(),
-        calls => {
-            let scans: Vec<(u64, &Scan)> =
-                before_recovery.iter().filter_map(|event| scan_of(event)).collect();
-            scans_at_umount(&scans, calls)
-        }
-    };
+    let moments = Moments::new(calls.clone(), if calls.is_empty() { &window } else { &before_recovery });
     let start: Option<&StepEnd> = step(Step::Start);
     let reset: Option<&StepEnd> = step(Step::Reset);
     let ended = reset.map_or(u64::MAX, |end| from.saturating_add(end.duration_ns));
-    let holders_at_umount = holders(at_umount);
+    let holders_at_umount = moments.holders();
     let listed = listed(&before_recovery);
     let mounted = scans
         .iter()
@@ -104,7 +94,7 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
     });
     let runs = execs::runs(&before_recovery, &plan.unit, (from, ended));
     let (mains, execs) = runs.into_iter().partition(|run| run.line == MAIN);
-    let lives_on = !mounted && end.as_ref().is_some_and(lives_on);
+    let lives_on = !mounted && end.as_ref().is_some_and(EndState::lives_on);
     Cycle {
         number,
         start_exit: start.and_then(|end| end.exit),
@@ -122,8 +112,9 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
         execs,
         mains,
         umounts: calls.iter().map(|(at, call)| umount(*at, call)).collect(),
-        holders_at_stop: named_last(holders(scan_at_stop(events, from)), events),
-        verdict: verdict(&calls, &holders_at_umount, &listed, lives_on),
+        holders_at_stop: named_last(of_scans(scan_at_stop(events, from)), events),
+        verdict: moments.verdict(&holders_at_umount, &listed, lives_on),
+        diagnosis: moments.most_telling().cloned(),
         holders_at_umount,
         listed,
         mounted,
@@ -133,9 +124,10 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
         left_over: left_over(&before_recovery),
         kept_devices: kept_devices(&before_recovery),
         lost: lost(events),
-        probe_ns: scans.iter().filter(|(at, _)| *at < ended).map(|(_, scan)| scan.cost_ns).sum(),
+        probe_ns: window.iter().filter(|event| event.at < ended).map(|event| cost_ns(event)).sum(),
         reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
         during: commands::ran(Step::During, plan.during.iter().map(|during| &during.run), events),
+        other_mounts: Vec::new(),
         checks: commands::ran(Step::Check, &plan.checks, events),
     }
 }
@@ -164,33 +156,6 @@ fn before(events: &[&Event], reset: u64) -> Before {
     }
 }
 
-fn scan_of(event: &Event) -> Option<(u64, &Scan)> {
-    match &event.what {
-        What::Scan(scan) => Some((event.at, scan)),
-        _ => None,
-    }
-}
-
-/// The scans that show who held the mount at the moment of each umount2: the last one before the call and, if
-/// it failed, the first one after it. If it succeeded, a scan during the call is the later one: of a process that ends
-/// while the caller is on its way the kernel knows before its end is reported.
-pub(super) fn scans_at_umount<'a>(scans: &[(u64, &'a Scan)], calls: &[(u64, &UmountCall)]) -> Vec<&'a Scan> {
-    let mut chosen = Vec::new();
-    for (at, call) in calls {
-        let before = |(scanned, scan): &&(u64, &Scan)| {
-            scanned <= at || (call.result >= 0 && scan.mounted && *scanned <= call.returned)
-        };
-        chosen.extend(scans.iter().rev().find(before).map(|(_, scan)| *scan));
-        if call.result < 0 {
-            let failed = |scan: &Scan| scan.trigger == Trigger::UmountFailed;
-            chosen.extend(
-                scans.iter().find(|(scanned, scan)| *scanned >= *at && failed(scan)).map(|(_, scan)| *scan),
-            );
-        }
-    }
-    chosen
-}
-
 /// Those who are listed for their namespace alone.
 pub(super) fn listed(events: &[&Event]) -> Vec<String> {
     let last = events.iter().rev().find_map(|event| match &event.what {
@@ -205,43 +170,12 @@ pub(super) fn listed(events: &[&Event]) -> Vec<String> {
     units.into_iter().collect()
 }
 
-/// Whether the file system outlives the mount that is gone.
-pub(super) fn lives_on(end: &EndState) -> bool {
-    let remount_in_use = match end.remount {
-        Remount::Tried { result, in_use } => in_use || result == -i64::from(Errno::BUSY.raw_os_error()),
-        Remount::NotTried { .. } => false,
-    };
-    remount_in_use || !end.mounted_in.is_empty()
-}
-
-pub(super) fn verdict(
-    calls: &[(u64, &UmountCall)],
-    holders: &[Holder],
-    listed: &[String],
-    lives_on: bool,
-) -> MountVerdict {
-    let is_busy = |call: &UmountCall| call.result == -i64::from(Errno::BUSY.raw_os_error());
-    let is_control = |role: Role| matches!(role, Role::Control | Role::ControlChild);
-    match calls.iter().find(|(_, call)| is_busy(call)) {
-        Some(_) if holders.is_empty() => MountVerdict::NotVisible,
-        Some((_, call)) => {
-            let is_caller = |holder: &Holder| {
-                holder.pid == call.pid || (is_control(holder.role) && is_control(call.role))
-            };
-            if holders.iter().all(is_caller) {
-                MountVerdict::HeldByYourself
-            } else {
-                MountVerdict::HeldByProcess
-            }
-        }
-        None => {
-            let unmounted = calls.iter().any(|(_, call)| call.result == 0);
-            match () {
-                () if lives_on || (unmounted && !holders.is_empty()) => MountVerdict::AliveElsewhere,
-                () if !listed.is_empty() => MountVerdict::OnlyListed,
-                () => MountVerdict::None,
-            }
-        }
+/// What the recorder took of the reset's time.
+fn cost_ns(event: &Event) -> u64 {
+    match &event.what {
+        What::Scan(scan) => scan.cost_ns,
+        What::Diagnosis(diagnosis) => diagnosis.cost_ns,
+        _ => 0,
     }
 }
 

@@ -1,9 +1,12 @@
 //! Recordings and cycles for tests.
 
-use vm_agent::recording::{EndState, Event, Plan, Recording, Remount, Step, StepEnd, UnitState, What};
+use vm_agent::recording::{Blocker, Diagnosis, Found, Why};
+use vm_agent::recording::{
+    EndState, Event, Kind, Namespace, Plan, Recording, Remount, Role, Step, StepEnd, UnitState, What,
+};
 use vm_agent::wire::Exit;
 
-use super::cycle::{Before, Cycle, Umount};
+use super::cycle::{Before, Cycle, Holder, Umount};
 use crate::scenario::verdict::MountVerdict;
 
 /// A cycle in which all went well.
@@ -26,6 +29,7 @@ pub(crate) fn clean() -> Cycle {
         holders_at_umount: Vec::new(),
         listed: Vec::new(),
         verdict: MountVerdict::OnlyListed,
+        diagnosis: None,
         mounted: false,
         end: Some(EndState {
             mounted_in: Vec::new(),
@@ -41,7 +45,47 @@ pub(crate) fn clean() -> Cycle {
         probe_ns: 0,
         reset_stderr: String::new(),
         during: Vec::new(),
+        other_mounts: Vec::new(),
         checks: Vec::new(),
+    }
+}
+
+/// One whose working directory is in the mount.
+pub(crate) fn holder(pid: u32, comm: &str, role: Role) -> Holder {
+    Holder {
+        pid,
+        comm: comm.to_owned(),
+        role,
+        kinds: vec![Kind::Cwd],
+        namespace_inode: 1,
+        namespace_id: Some(1),
+        unit: "x.service".to_owned(),
+        named: String::new(),
+    }
+}
+
+/// What `holders` says of those.
+pub(crate) fn diagnosis(why: Why, found: Found, holders: &[Holder]) -> Diagnosis {
+    let blocker = |holder: &Holder| Blocker {
+        pid: holder.pid,
+        comm: holder.comm.clone(),
+        role: holder.role,
+        unit: holder.unit.clone(),
+        namespace: Namespace { inode: holder.namespace_inode, id: holder.namespace_id },
+        kinds: holder.kinds.clone(),
+        command: format!("{} 600", holder.comm),
+        user: "root".to_owned(),
+        age_secs: 12,
+    };
+    let blockers: Vec<Blocker> = holders.iter().map(blocker).collect();
+    let who: Vec<String> = holders.iter().map(|holder| format!("{} ({})", holder.pid, holder.comm)).collect();
+    Diagnosis {
+        why,
+        cost_ns: 1,
+        found,
+        line: format!("held by {}", who.join(", ")),
+        advice: blockers.iter().map(|blocker| format!("{}: have it leave", blocker.named())).collect(),
+        blockers,
     }
 }
 
@@ -50,7 +94,7 @@ pub(crate) fn recording(mount_unit: Option<&str>, whats: impl IntoIterator<Item 
     let plan = Plan {
         unit: "x.service".to_owned(),
         mount_unit: mount_unit.map(str::to_owned),
-        mount: "/m".to_owned(),
+        mount: Some("/m".to_owned()),
         cycles: 1,
         ..Plan::default()
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use vm_agent::recording::UnitState;
 use vm_agent::wire::Exit;
 
-use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit};
+use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit, Umount};
 
 /// The text that a snapshot holds: cycles of one shape are shown once.
 pub(super) fn snapshot(cycles: &[Cycle]) -> String {
@@ -38,7 +38,7 @@ pub(super) fn shape(cycle: &Cycle) -> String {
         let UnitState { active, sub, result, .. } = state;
         ("mount unit after reset", format!("{active} ({sub}), Result {result}"))
     });
-    let umounts = runs(cycle.umounts.iter().map(|umount| format!("{}: {}", umount.comm, umount.result)));
+    let umounts = umount_runs(&cycle.umounts);
     let UnitState { active, sub, result, restarts, .. } = &cycle.unit;
     let mut shape = String::new();
     let rows = [
@@ -65,7 +65,24 @@ pub(super) fn shape(cycle: &Cycle) -> String {
     for (name, value) in before.iter().chain(&mount_unit).chain(after) {
         shape.push_str(&format!("{name}: {value}\n"));
     }
+    for mount in &cycle.other_mounts {
+        let rows = [
+            ("holders at umount", words(&mount.holders_at_umount)),
+            ("umount", list(umount_runs(&mount.umounts))),
+            ("verdict", mount.verdict.words().to_owned()),
+            ("mounted after reset", if mount.mounted { "yes" } else { "no" }.to_owned()),
+            ("mounted elsewhere", list(mount.mounted_elsewhere.clone())),
+            ("remount", mount.remount.clone()),
+        ];
+        for (name, value) in rows {
+            shape.push_str(&format!("{} {name}: {value}\n", mount.path));
+        }
+    }
     shape
+}
+
+fn umount_runs(umounts: &[Umount]) -> Vec<String> {
+    runs(umounts.iter().map(|umount| format!("{}: {}", umount.comm, umount.result)))
 }
 
 fn is_of_mount_unit(cycle: &Cycle, exec: &ExecOutcome) -> bool {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use vm_agent::recording::{Evidence, MAIN, Recording, What};
+use vm_agent::recording::{Evidence, MAIN, Recording, What, Why};
 use vm_agent::wire::Exit;
 
 use super::cycle::{Cycle, ExecOutcome};
@@ -23,6 +23,8 @@ const STDERR_LINES: usize = 3;
 const JOURNAL_LINES: usize = 5;
 /// A line that is longer is cut, in characters.
 const LINE: usize = 200;
+/// So many who hold the mount are named.
+const HOLDERS: usize = 3;
 /// What takes no longer is no news.
 const SLOW: Duration = Duration::from_secs(1);
 
@@ -120,14 +122,7 @@ fn of_cycle(recording: &Recording, cycle: &Cycle, deviations: &str) -> Vec<Strin
     lines.extend(told.filter(|told| !deviations.contains(told.as_str())));
     lines.extend(result_words(cycle));
     lines.extend(umount_words(recording, cycle));
-    let holders: Vec<String> = cycle
-        .holders_at_umount
-        .iter()
-        .map(|holder| format!("{}, pid {}", holder.words(), holder.pid))
-        .collect();
-    if !holders.is_empty() {
-        lines.push(format!("held by {}", clipped(&holders.join("; "))));
-    }
+    lines.extend(held_words(cycle));
     let alive = cycle.end.iter().flat_map(|end| &end.processes).map(|(pid, comm)| format!("{comm} ({pid})"));
     let alive: Vec<String> = alive.collect();
     if !alive.is_empty() {
@@ -177,7 +172,7 @@ fn result_words(cycle: &Cycle) -> Option<String> {
 
 /// Who tried to unmount in vain, or that nobody tried.
 fn umount_words(recording: &Recording, cycle: &Cycle) -> Option<String> {
-    let mount = &recording.plan.mount;
+    let mount = recording.plan.mount.as_ref()?;
     let still = if cycle.mounted { ", and it is still mounted" } else { "" };
     let Some(last) = cycle.umounts.last() else {
         return Some(match cycle.before.mounted {
@@ -191,6 +186,22 @@ fn umount_words(recording: &Recording, cycle: &Cycle) -> Option<String> {
     };
     let in_vain = last.result != "ok" || cycle.mounted;
     in_vain.then(|| format!("{} called umount2 of {mount}: {}{times}{still}", last.comm, last.result))
+}
+
+/// Who or what held it, and what to do: in the words of `holders` where it was asked.
+fn held_words(cycle: &Cycle) -> Vec<String> {
+    let Some(diagnosis) = &cycle.diagnosis else {
+        let holders = cycle.holders_at_umount.iter().take(HOLDERS);
+        return holders.map(|holder| format!("held by {}", clipped(&holder.in_words()))).collect();
+    };
+    let when = match diagnosis.why {
+        Why::UmountFailed => "at the umount",
+        Why::Late => "when the stop was late",
+        Why::Left => "after the reset",
+    };
+    let line = format!("holders, {when}: {}", clipped(&diagnosis.line));
+    let advice = diagnosis.advice.iter().take(HOLDERS).map(|advice| format!("  {}", clipped(advice)));
+    std::iter::once(line).chain(advice).collect()
 }
 
 fn journal(recording: &Recording, cycle: u32) -> Vec<String> {
@@ -213,10 +224,13 @@ fn clipped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use vm_agent::recording::{Event, Kind, Plan, Role, Step};
+    use vm_agent::recording::Found;
+    use vm_agent::recording::{Event, Plan, Role, Step};
 
-    use super::super::cycle::{Holder, Umount};
-    use super::super::samples::{clean, ends};
+    use std::slice;
+
+    use super::super::cycle::Umount;
+    use super::super::samples::{self, clean, diagnosis, ends};
     use super::*;
     use crate::scenario::Expect;
 
@@ -226,7 +240,7 @@ mod tests {
     fn told(cycles: &[Cycle], whats: Vec<(u64, What)>) -> String {
         let events = whats.into_iter().map(|(ms, what)| Event { at: ms * MS, cycle: 1, what }).collect();
         let planned = u32::try_from(cycles.len()).expect("few");
-        let plan = Plan { mount: "/srv/demo".to_owned(), cycles: planned, ..Plan::default() };
+        let plan = Plan { mount: Some("/srv/demo".to_owned()), cycles: planned, ..Plan::default() };
         let recording = Recording { plan, events, ..Recording::default() };
         let deviations = super::super::expect::deviations(&recording, cycles, &Expect::default());
         tell(&recording, cycles, &deviations).join("\n")
@@ -310,14 +324,9 @@ mod tests {
         let umount =
             |result: &str| Umount { comm: "umount".to_owned(), result: result.to_owned(), duration_ns: 1 };
         cycle.umounts = vec![umount("EBUSY"), umount("EBUSY")];
-        cycle.holders_at_umount = vec![Holder {
-            pid: 181,
-            comm: "sleep".to_owned(),
-            role: Role::Outside,
-            kinds: vec![Kind::Cwd],
-            namespace_inode: 1,
-            namespace_id: None,
-        }];
+        let holder = samples::holder(181, "sleep", Role::Outside);
+        cycle.diagnosis = Some(diagnosis(Why::UmountFailed, Found::HeldByProcess, slice::from_ref(&holder)));
+        cycle.holders_at_umount = vec![holder];
         cycle.mounted = true;
         insta::assert_snapshot!("story-no-end", told(&[cycle], Vec::new()));
     }

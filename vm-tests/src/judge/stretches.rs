@@ -64,6 +64,8 @@ fn words(event: &Event) -> Option<(u64, String)> {
         What::Scan(scan) if scan.trigger == Trigger::Exec => "a process of the unit executes".to_owned(),
         What::Coredump { comm, .. } => format!("{comm} dumps core"),
         What::Scan(_)
+        | What::Diagnosis(_)
+        | What::OfMount { .. }
         | What::LeftOver { .. }
         | What::EndState(_)
         | What::Evidence(_)

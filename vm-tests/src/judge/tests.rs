@@ -1,27 +1,27 @@
 //! Tests of the fold, of what is made of it, and of the verdict.
 
 use vm_agent::recording::{
-    EndState, Event, Exec, Kind, MountCopy, Namespace, Recording, Reference, Remount, Role, Scan, Step,
-    Target, Task, Trigger, UmountCall, UnitState, What,
+    EBUSY, EndState, Event, Exec, Kind, MountCopy, Namespace, Recording, Reference, Remount, Role, Scan,
+    Step, Target, Task, Trigger, UmountCall, UnitState, What,
 };
+use vm_agent::recording::{Found, Why};
 use vm_agent::wire::Exit;
 
 use super::cycle::{Cycle, ExecOutcome, Holder, MountUnit, remount_words};
 use super::expect::of_cycle;
-use super::fold::{cycles, listed, lives_on, scans_at_umount, verdict};
-use super::samples::{clean, ends, recording};
+use super::fold::{cycles, listed};
+use super::keepers::Moments;
+use super::samples::{self, clean, diagnosis, ends, recording};
 use super::snapshot::{runs, settled_states, shape};
-use crate::scenario::Expect;
 use crate::scenario::verdict::MountVerdict;
-
-const BUSY: i64 = -16;
+use crate::scenario::{Expect, ExpectMount};
 
 fn call(pid: u32, role: Role, result: i64) -> (u64, UmountCall) {
     (10, UmountCall { pid, comm: "umount".to_owned(), role, returned: 11, result, target: Target::Mount })
 }
 
 fn holder(pid: u32, role: Role) -> Holder {
-    Holder { pid, comm: "x".to_owned(), role, kinds: vec![Kind::Cwd], namespace_inode: 1, namespace_id: None }
+    samples::holder(pid, "x", role)
 }
 
 #[test]
@@ -44,7 +44,7 @@ fn what_systemd_does_with_who_is_just_ending_is_not_in_the_snapshot() {
 fn verdicts() {
     let (helper, its_child) = (holder(5, Role::Control), holder(6, Role::ControlChild));
     let (server, stranger) = (holder(7, Role::Child), holder(8, Role::Outside));
-    let failed = call(9, Role::ControlChild, BUSY);
+    let failed = call(9, Role::ControlChild, EBUSY);
     let ok = call(9, Role::ControlChild, 0);
     let listed = vec!["udevd.service".to_owned()];
     let none: Vec<String> = Vec::new();
@@ -105,39 +105,73 @@ fn verdicts() {
     ];
     for (what, calls, holders, listed, lives_on, expected) in cases {
         let calls: Vec<(u64, &UmountCall)> = calls.iter().map(|(at, call)| (*at, call)).collect();
-        assert_eq!(verdict(&calls, &holders, listed, lives_on), expected, "{what}");
+        let moments = Moments::new(calls, &[]);
+        assert_eq!(moments.verdict(&holders, listed, lives_on), expected, "{what}");
     }
     // A person at a prompt in the mount, and one elsewhere.
-    let (_, by_hand) = call(8, Role::Outside, BUSY);
-    assert_eq!(verdict(&[(1, &by_hand)], &[stranger], &none, false), MountVerdict::HeldByYourself);
-    assert_eq!(verdict(&[(1, &by_hand)], &[helper], &none, false), MountVerdict::HeldByProcess);
+    let (_, by_hand) = call(8, Role::Outside, EBUSY);
+    let moments = Moments::new(vec![(1, &by_hand)], &[]);
+    assert_eq!(moments.verdict(&[stranger], &none, false), MountVerdict::HeldByYourself);
+    assert_eq!(moments.verdict(&[helper], &none, false), MountVerdict::HeldByProcess);
+}
+
+/// The harness has no diagnosis of its own: whom a scan has seen counts for nothing once `holders` was asked.
+#[test]
+fn of_a_refused_unmount_holders_has_the_word() {
+    let (at, refused) = call(9, Role::Control, EBUSY);
+    let (stranger, server) = (holder(8, Role::Outside), holder(7, Role::Child));
+    let cases = [
+        (Found::HeldByProcess, vec![stranger.clone()], MountVerdict::HeldByProcess),
+        (Found::HeldByProcess, vec![holder(5, Role::Control)], MountVerdict::HeldByYourself),
+        (Found::HeldByKernel, vec![], MountVerdict::HeldByKernel),
+        (Found::Submounts, vec![], MountVerdict::Submounts),
+        (Found::NotVisible, vec![], MountVerdict::NotVisible),
+    ];
+    for (found, holders, expected) in cases {
+        let said = What::Diagnosis(diagnosis(Why::UmountFailed, found, &holders));
+        let events = [
+            (at - 1, What::Scan(scan(Trigger::Tick, true, &server))),
+            (at + 1, said),
+            (at + 2, What::Scan(scan(Trigger::End, true, &server))),
+        ];
+        let events = events.map(|(at, what)| Event { at, cycle: 1, what });
+        let events: Vec<&Event> = events.iter().collect();
+        let moments = Moments::new(vec![(at, &refused)], &events);
+        let seen = moments.holders();
+        let pids = |holders: &[Holder]| holders.iter().map(|holder| holder.pid).collect::<Vec<_>>();
+        assert_eq!(pids(&seen), pids(&holders), "{found:?}");
+        assert_eq!(moments.verdict(&seen, &[], false), expected, "{found:?}");
+        assert!(seen.iter().all(|holder| holder.in_words().contains("x 600 (working directory), pid ")));
+        assert_eq!(moments.most_telling().map(|told| told.found), Some(found));
+    }
+}
+
+/// One that sees somebody.
+fn scan(trigger: Trigger, mounted: bool, holder: &Holder) -> Scan {
+    let task = Task {
+        pid: holder.pid,
+        tid: holder.pid,
+        comm: holder.comm.clone(),
+        role: holder.role,
+        unit: holder.unit.clone(),
+        namespace: Namespace { inode: 1, id: None },
+        private_copy: false,
+        references: vec![Reference { kind: Kind::Cwd, path: "/m".to_owned() }],
+    };
+    Scan { trigger, whole_proc: false, cost_ns: 0, mounted, tasks: vec![task] }
 }
 
 #[test]
 fn the_scan_of_an_unmount_is_the_last_that_can_have_been_so() {
-    let scan = |trigger, mounted, pid: u32| Scan {
-        trigger,
-        whole_proc: false,
-        cost_ns: 0,
-        mounted,
-        tasks: vec![Task {
-            pid,
-            tid: pid,
-            comm: "x".to_owned(),
-            role: Role::Child,
-            unit: String::new(),
-            namespace: Namespace { inode: 1, id: None },
-            private_copy: false,
-            references: Vec::new(),
-        }],
-    };
-    let all = [
+    let scan = |trigger, mounted, pid| scan(trigger, mounted, &holder(pid, Role::Child));
+    let events = [
         (10, scan(Trigger::Tick, true, 1)),
         (21, scan(Trigger::Exit, true, 2)),
         (23, scan(Trigger::Mount, false, 3)),
         (31, scan(Trigger::UmountFailed, true, 4)),
     ];
-    let scans: Vec<(u64, &Scan)> = all.iter().map(|(at, scan)| (*at, scan)).collect();
+    let events = events.map(|(at, scan)| Event { at, cycle: 1, what: What::Scan(scan) });
+    let events: Vec<&Event> = events.iter().collect();
     let call = |result| UmountCall {
         pid: 9,
         comm: "umount".to_owned(),
@@ -147,12 +181,14 @@ fn the_scan_of_an_unmount_is_the_last_that_can_have_been_so() {
         target: Target::Mount,
     };
     let pids = |at, result| -> Vec<u32> {
-        scans_at_umount(&scans, &[(at, &call(result))]).iter().map(|scan| scan.tasks[0].pid).collect()
+        let call = call(result);
+        let holders = Moments::new(vec![(at, &call)], &events).holders();
+        holders.iter().map(|holder| holder.pid).collect()
     };
     assert_eq!(pids(20, 0), [2], "one during the call, and not the one after the unmount");
-    assert_eq!(pids(20, BUSY), [1, 4]);
+    assert_eq!(pids(20, EBUSY), [1, 4]);
     assert_eq!(pids(25, 0), [3]);
-    assert_eq!(pids(5, BUSY), [4]);
+    assert_eq!(pids(5, EBUSY), [4]);
 }
 
 #[test]
@@ -207,12 +243,12 @@ fn a_file_system_lives_on() {
         (clean.clone(), false, "silent"),
         (with(not_tried), false, "not tried: gone"),
         (with(Remount::Tried { result: 0, in_use: true }), true, "in use"),
-        (with(Remount::Tried { result: BUSY, in_use: true }), true, "EBUSY"),
+        (with(Remount::Tried { result: EBUSY, in_use: true }), true, "EBUSY"),
         (with(Remount::Tried { result: -2, in_use: false }), false, "ENOENT"),
         (EndState { mounted_in: vec![copy], ..clean.clone() }, true, "silent"),
     ];
     for (end, expected, words) in cases {
-        assert_eq!(lives_on(&end), expected, "{end:?}");
+        assert_eq!(end.lives_on(), expected, "{end:?}");
         assert_eq!(remount_words(&end.remount), words);
     }
 }
@@ -300,7 +336,7 @@ fn one_thing_that_is_not_declared_is_a_deviation() {
         (with_end(|end| end.processes = vec![(1, "x".to_owned())]), "left in the cgroup"),
         (with_end(|end| end.failed_units = vec!["y.service".to_owned()]), "failed units"),
         (with_end(|end| end.remount = Remount::Tried { result: 0, in_use: true }), "in use"),
-        (with_end(|end| end.remount = Remount::Tried { result: BUSY, in_use: true }), "EBUSY"),
+        (with_end(|end| end.remount = Remount::Tried { result: EBUSY, in_use: true }), "EBUSY"),
         (copied, "x.service: /mnt"),
     ];
     assert_eq!(of_cycle(&clean(), &expect("")), [""; 0]);
@@ -483,7 +519,7 @@ fn a_mount_and_its_unmount_bear_each_other_out() {
     let cases: [(&str, Vec<What>, &[&str]); 12] = [
         ("as it is", vec![mounted(), ours(), What::Unmounted], &[]),
         ("nothing at all", vec![], &[]),
-        ("refused", vec![mounted(), call(Target::Mount, BUSY)], &[]),
+        ("refused", vec![mounted(), call(Target::Mount, EBUSY)], &[]),
         (
             "the one below goes by the one above",
             vec![mounted(), call(Target::Other, 0), What::Unmounted],
@@ -551,4 +587,52 @@ fn what_was_never_accepted_is_new_if_it_is_as_expected() {
             (is_new, why.iter().map(|one| (*one).to_owned()).collect())
         );
     }
+}
+
+/// What happens to one mount says nothing of the other, and what is of neither is in both.
+#[test]
+fn two_mounts_are_judged_apart() {
+    let refused = UmountCall {
+        pid: 9,
+        comm: "umount".to_owned(),
+        role: Role::Control,
+        returned: 21,
+        result: EBUSY,
+        target: Target::Mount,
+    };
+    let gone = UmountCall { result: 0, returned: 31, ..refused.clone() };
+    let of_other = |what| What::OfMount { mount: 1, what: Box::new(what) };
+    let said = diagnosis(Why::UmountFailed, Found::HeldByProcess, &[holder(8, Role::Outside)]);
+    let end = clean().end.expect("an end");
+    let mut recording = recording(
+        None,
+        [
+            (0, What::StepBegins(Step::Start)),
+            (10, What::StepBegins(Step::Reset)),
+            (20, of_other(What::UmountCall(refused))),
+            (21, of_other(What::Diagnosis(said))),
+            (30, What::UmountCall(gone)),
+            (40, ends(Step::Reset)),
+            (41, of_other(What::Scan(scan(Trigger::End, true, &holder(8, Role::Outside))))),
+            (50, What::EndState(end.clone())),
+            (51, of_other(What::EndState(end))),
+        ],
+    );
+    recording.plan.other_mounts = vec!["/other".to_owned()];
+    let cycles = cycles(&recording);
+    let [cycle] = cycles.as_slice() else { panic!("{cycles:?}") };
+    assert_eq!(
+        (cycle.verdict, cycle.umount_result(), cycle.mounted),
+        (MountVerdict::None, Some("ok"), false)
+    );
+    let [other] = cycle.other_mounts.as_slice() else { panic!("{cycle:?}") };
+    assert_eq!((other.verdict, other.umount_result()), (MountVerdict::HeldByProcess, "EBUSY"));
+    assert!(other.mounted && other.mounted_before);
+    let wrong = other.deviations(&ExpectMount::default());
+    assert!(wrong.iter().any(|words| words.contains("x.service: x 600 (working directory), pid 8 of root")));
+    let expected: ExpectMount = toml::from_str(
+        "umount = \"EBUSY\"\nverdict = \"held by a process\"\nmounted = true\nholders = [\"outside x (cwd)\"]",
+    )
+    .expect("a good one");
+    assert_eq!(other.deviations(&expected), [""; 0]);
 }

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use crate::host::accel::{Accel, Clock};
 use crate::machine::config::{Abilities, Config, Ram};
 
+/// The number that all of a machine's randomness in virtual time comes from, as long as nobody asks for another one.
+pub const SEED: u64 = 1;
+
 /// What every machine is made of.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Base {
@@ -30,6 +33,8 @@ pub struct Base {
     pub clock: Clock,
     /// Guest RAM, in MiB.
     pub memory_mib: u32,
+    /// All that is random in virtual time comes from this.
+    pub seed: u64,
 }
 
 impl Base {
@@ -49,6 +54,7 @@ impl Base {
             keeps: false,
             serial_log: PathBuf::new(),
             kernel_args: Vec::new(),
+            seed: self.seed,
         }
     }
 }

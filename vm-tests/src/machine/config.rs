@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vm_agent::wire::FIXED_SEED;
+use vm_agent::wire::SEED;
 use xshell::{Shell, cmd};
 
 use crate::host::accel::{Accel, Clock};
@@ -114,6 +114,8 @@ pub struct Config {
     pub serial_log: PathBuf,
     /// More words for the kernel's command line.
     pub kernel_args: Vec<String>,
+    /// All that is random in virtual time, in QEMU and in the guest, comes from this.
+    pub seed: u64,
 }
 
 impl Config {
@@ -122,7 +124,7 @@ impl Config {
     pub fn argv(&self) -> Vec<OsString> {
         let mut argv = Argv::default();
         argv.flag("-nodefaults").flag("-no-user-config");
-        argv.pair("-name", "left4me-vm").pair("-display", "none");
+        argv.pair("-name", "vm-test").pair("-display", "none");
         // What ends the guest stops the machine, so that its event is told and what it was is still there to look at.
         argv.pair("-action", "panic=pause,reboot=shutdown,shutdown=pause");
         argv.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
@@ -161,7 +163,7 @@ impl Config {
                 .pair("-icount", "shift=0,sleep=off")
                 // No instruction may bring the host's entropy in.
                 .pair("-cpu", format!("{cpu},rdrand=off,rdseed=off"))
-                .pair("-seed", "1"),
+                .pair("-seed", self.seed.to_string()),
         };
         match self.clock {
             // A restored guest is told by the generation id to reseed its random numbers.
@@ -193,6 +195,7 @@ impl Config {
 
     /// The kernel's command line.
     fn command_line(&self) -> String {
+        let seed = format!("{SEED}{}", self.seed);
         let mut words: Vec<&str> = vec![
             "console=ttyS0",
             "loglevel=5",
@@ -222,7 +225,8 @@ impl Config {
         ];
         if self.clock == Clock::Virtual {
             // The TSC counts instructions here: it needs no watchdog, and there is no jitter to collect.
-            words.extend(["tsc=reliable", "no_timer_check", "random.trust_cpu=off", FIXED_SEED]);
+            words.extend(["tsc=reliable", "no_timer_check", "random.trust_cpu=off"]);
+            words.push(&seed);
         }
         words.extend(self.kernel_args.iter().map(String::as_str));
         words.join(" ")
@@ -283,6 +287,7 @@ mod tests {
             keeps: false,
             serial_log: "/run/serial.log".into(),
             kernel_args: vec!["quiet".into()],
+            seed: 1,
         }
     }
 

@@ -7,11 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use serde_json::Value;
-use vm_agent::recording::{Kind, MountCopy, Namespace, Remount, Role, UnitState};
+use vm_agent::recording::{Found, Why};
+use vm_agent::recording::{MountCopy, Namespace, Remount, Role, UnitState};
 use vm_agent::wire::Exit;
 
 use super::{Report, SCHEMA, ScenarioReport, Verdict};
-use crate::judge::cycle::{Before, Cycle, ExecOutcome, Holder, MountUnit, Ran};
+use crate::judge::cycle::MountOutcome;
+use crate::judge::cycle::{Before, Cycle, ExecOutcome, MountUnit, Ran};
 use crate::judge::samples;
 use crate::run::one::Stages;
 use crate::scenario::History;
@@ -19,14 +21,7 @@ use crate::scenario::History;
 /// A report in which no list is empty and nothing is `null`.
 fn full() -> Report {
     let words = || vec!["x".to_owned()];
-    let holder = || Holder {
-        pid: 1,
-        comm: "x".to_owned(),
-        role: Role::Main,
-        kinds: vec![Kind::Cwd],
-        namespace_inode: 1,
-        namespace_id: Some(1),
-    };
+    let holder = || samples::holder(1, "x", Role::Main);
     let exec = ExecOutcome {
         unit: "x.service".to_owned(),
         line: "ExecStop".to_owned(),
@@ -56,7 +51,7 @@ fn full() -> Report {
     let mut end = clean.end.clone().expect("a clean cycle has an end");
     (end.mounted_in, end.processes, end.failed_units) = (vec![copy], vec![(1, "x".to_owned())], words());
     end.remount = Remount::Tried { result: 0, in_use: false };
-    let cycle = Cycle {
+    let mut cycle = Cycle {
         before: Before { active: "active".to_owned(), mounted: true, elsewhere: words() },
         mount_unit: Some(MountUnit { name: "y.service".to_owned(), state: UnitState::default() }),
         states: words(),
@@ -65,6 +60,7 @@ fn full() -> Report {
         holders_at_stop: vec![holder()],
         holders_at_umount: vec![holder()],
         listed: words(),
+        diagnosis: Some(samples::diagnosis(Why::Late, Found::HeldByProcess, &[holder()])),
         end: Some(end),
         kernel_warnings: words(),
         core_dumps: words(),
@@ -75,6 +71,9 @@ fn full() -> Report {
         checks: vec![ran],
         ..clean
     };
+    let other = MountOutcome::of("/x", &cycle);
+    cycle.other_mounts =
+        vec![MountOutcome { elsewhere_before: words(), mounted_elsewhere: words(), ..other }];
     let scenario = ScenarioReport {
         guest: "trixie".to_owned(),
         name: "x".to_owned(),
@@ -101,9 +100,17 @@ fn full() -> Report {
 }
 
 /// Every key by its path, `scenarios[].why`. What the document describes once is followed once: an exit, the names of
-/// guests, the second unit, the holders at the stop.
+/// guests, the second unit, the holders at the stop, what another mount has in common with the first.
 fn keys(value: &Value, path: &str, all: &mut BTreeSet<String>) {
-    const LEAVES: [&str; 4] = ["exit", "guests", "mount_unit.state", "holders_at_stop"];
+    const LEAVES: [&str; 7] = [
+        "exit",
+        "guests",
+        "mount_unit.state",
+        "holders_at_stop",
+        "other_mounts[].umounts",
+        "other_mounts[].holders_at_umount",
+        "other_mounts[].diagnosis",
+    ];
     if LEAVES.iter().any(|leaf| path.ends_with(leaf)) {
         return;
     }

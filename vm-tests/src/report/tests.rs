@@ -4,18 +4,11 @@ use super::*;
 use crate::judge::cycle::{ExecOutcome, MountUnit, Umount};
 use crate::judge::samples;
 use crate::scenario::verdict::MountVerdict;
-use vm_agent::recording::{Event, Kind, Remount, Role, UnitState};
+use vm_agent::recording::{Event, Remount, Role, UnitState};
 
 fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
     let busy = umount == "EBUSY";
-    let holder = Holder {
-        pid: 442,
-        comm: "left4me-overlay".to_owned(),
-        role: Role::Control,
-        kinds: vec![Kind::Cwd],
-        namespace_inode: 4_026_532_158,
-        namespace_id: Some(23),
-    };
+    let holder = samples::holder(442, "left4me-overlay", Role::Control);
     let state = if busy { "failed" } else { "inactive" };
     let mut cycle = Cycle {
         reset_exit: Some(Exit::Code(i32::from(busy))),

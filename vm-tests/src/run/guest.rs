@@ -227,7 +227,7 @@ pub(super) async fn end_with<T>(
     scenario: Option<&Scenario>,
 ) -> Result<T> {
     let units = scenario.map(Scenario::units).unwrap_or_default();
-    let mount = scenario.map_or("/", |scenario| &scenario.manifest.mount);
+    let mount = scenario.map_or("/", Scenario::mount_or_root);
     machine.save_evidence(&units, mount).await;
     machine.finish(Err(error)).await
 }

@@ -104,7 +104,7 @@ pub async fn run(
     };
     let judgement = judge(&recording, scenario, &baselines);
     if !judgement.deviations.is_empty() {
-        machine.save_evidence(&scenario.units(), &scenario.manifest.mount).await;
+        machine.save_evidence(&scenario.units(), scenario.mount_or_root()).await;
     }
     machine.stop().await?;
     Ok(Run { recording, judgement, stages })

@@ -13,7 +13,7 @@ use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
 use crate::image::{self, EXTERNAL, NoSuchPackage, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
-use crate::machine::base::Base;
+use crate::machine::base::{Base, SEED};
 use crate::machine::config::Abilities;
 use crate::machine::saved;
 use crate::scenario::{DEFAULT_MEMORY_MIB, Wanted, WrongInput};
@@ -132,6 +132,7 @@ pub async fn prepare(
             accel: choice.accel,
             clock: choice.clock,
             memory_mib: DEFAULT_MEMORY_MIB,
+            seed: SEED,
         };
         let mut saved = BTreeMap::new();
         for memory_mib in system.memory_mib {

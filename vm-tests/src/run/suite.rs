@@ -386,6 +386,7 @@ reset = ["true"]
             accel: Accel::Tcg,
             clock: Clock::Virtual,
             memory_mib: crate::scenario::DEFAULT_MEMORY_MIB,
+            seed: 1,
         };
         let guest = Guest {
             name: "trixie".to_owned(),

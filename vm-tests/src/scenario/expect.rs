@@ -1,13 +1,16 @@
 //! What every cycle of a scenario must be.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
 use vm_agent::recording::{Kind, Role};
 
 use crate::scenario::execs::{ExecLine, ExpectedExecs, ExpectedExit};
+use crate::scenario::expect_mount::ExpectMount;
 use crate::scenario::outcome::{ExpectedRemount, ExpectedUmount};
 use crate::scenario::problem::instead;
+use crate::scenario::tree::join;
 use crate::scenario::verdict::MountVerdict;
 
 /// What every cycle must be. The numbers are bounds; the shape is also in the snapshot. What is left out must be clean: an
@@ -67,6 +70,8 @@ pub struct Expect {
     /// Words that the reset command must write to stderr, each anywhere in it. `{pid}` stands for the process id of one
     /// that held the mount when it was unmounted.
     pub reset_stderr: Vec<String>,
+    /// What must become of each of `other_mounts`, by its path; left out: it must be clean.
+    pub other_mounts: BTreeMap<String, ExpectMount>,
     /// The unit under test, for [`Expect::failed_units`].
     #[serde(skip)]
     pub(super) unit: String,
@@ -133,21 +138,40 @@ impl Expect {
             );
             wrong.push(("reset_max_ms".to_owned(), what));
         }
-        for (index, holder) in self.holders.iter().enumerate() {
-            wrong.extend(not_a_holder(holder).map(|what| (format!("holders[{index}]"), what)));
+        let others = self.other_mounts.iter().map(|(path, mount)| {
+            (format!("{}.", join("other_mounts", path)), &mount.holders, &mount.mounted_elsewhere)
+        });
+        let all = std::iter::once((String::new(), &self.holders, &self.mounted_elsewhere)).chain(others);
+        for (table, holders, places) in all {
+            for (index, holder) in holders.iter().enumerate() {
+                wrong.extend(not_a_holder(holder).map(|what| (format!("{table}holders[{index}]"), what)));
+            }
+            for (index, place) in places.iter().enumerate().filter(|(_, place)| !place.contains(": /")) {
+                let what = format!("{place:?}: give a unit and a path, as \"demo.service: /mnt\"");
+                wrong.push((format!("{table}mounted_elsewhere[{index}]"), what));
+            }
         }
         for (key, comms) in [("left_processes", &self.left_processes), ("core_dumps", &self.core_dumps)] {
             for (index, comm) in comms.iter().enumerate() {
                 wrong.extend(not_a_comm(comm).map(|what| (format!("{key}[{index}]"), what)));
             }
         }
-        for (index, place) in self.mounted_elsewhere.iter().enumerate() {
-            if !place.contains(": /") {
-                let what = format!("{place:?}: give a unit and a path, as \"demo.service: /mnt\"");
-                wrong.push((format!("mounted_elsewhere[{index}]"), what));
-            }
-        }
         wrong
+    }
+
+    /// What must become of `mount`.
+    #[must_use]
+    pub fn mount(&self) -> ExpectMount {
+        ExpectMount {
+            mounted_before: self.mounted_before,
+            umount: self.umount,
+            verdict: self.verdict,
+            holders: self.holders.clone(),
+            listed: self.listed.clone(),
+            mounted: self.mounted,
+            mounted_elsewhere: self.mounted_elsewhere.clone(),
+            remount: self.remount.clone(),
+        }
     }
 
     /// The shortest a reset must take.
@@ -166,12 +190,6 @@ impl Expect {
     #[must_use]
     pub fn active_state_before(&self) -> &str {
         self.active_state_before.as_deref().unwrap_or("active")
-    }
-
-    /// Whether the mount must be there when the reset begins.
-    #[must_use]
-    pub fn mounted_before(&self) -> bool {
-        self.mounted_before.unwrap_or(true)
     }
 
     /// The unit's ActiveState that there must be afterwards.

@@ -27,8 +27,12 @@ pub struct Manifest {
     /// The unit whose commands make and unmake the mount, where that is not the unit under test.
     #[serde(default)]
     pub mount_unit: Option<String>,
-    /// The mount point under watch, absolute.
-    pub mount: String,
+    /// The mount point under watch, absolute; left out: the scenario has none, and is about the unit alone.
+    #[serde(default)]
+    pub mount: Option<String>,
+    /// More mount points under watch.
+    #[serde(default)]
+    pub other_mounts: Vec<String>,
     /// Where the machine gets an empty ext4 of its own (a RAM disk), because an overlay's upper layer can't lie
     /// on the machine's root, which is an overlay itself.
     #[serde(default)]

@@ -16,6 +16,7 @@ mod commands;
 mod decode;
 mod execs;
 mod expect;
+mod expect_mount;
 mod inherit;
 mod keys;
 mod manifest;
@@ -42,6 +43,7 @@ pub use commands::{Check, During};
 use decode::{Decoded, decode};
 pub use execs::{ExecLine, ExpectedEnd, ExpectedExec, ExpectedExecs, ExpectedExit};
 pub use expect::Expect;
+pub use expect_mount::ExpectMount;
 pub use keys::keys;
 pub use manifest::{DEFAULT_MEMORY_MIB, Deploy, History, Manifest};
 pub use outcome::{ExpectedRemount, ExpectedUmount};
@@ -108,6 +110,12 @@ impl Scenario {
         [Some(unit), mount_unit.as_ref()].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ")
     }
 
+    /// The watched mount point; `/` for a scenario without.
+    #[must_use]
+    pub fn mount_or_root(&self) -> &str {
+        self.manifest.mount.as_deref().unwrap_or("/")
+    }
+
     /// The plan of a run; `cycles` overrides the manifest's.
     #[must_use]
     pub fn plan(&self, cycles: Option<u32>) -> Plan {
@@ -116,6 +124,7 @@ impl Scenario {
             unit: manifest.unit.clone(),
             mount_unit: manifest.mount_unit.clone(),
             mount: manifest.mount.clone(),
+            other_mounts: manifest.other_mounts.clone(),
             removed: manifest.removed.clone(),
             free_devices: manifest.free_devices.clone(),
             cycles: cycles.unwrap_or(manifest.cycles),

@@ -203,7 +203,7 @@ mod tests {
         let read = |path: &PathBuf| std::fs::read_to_string(path).expect("read");
         insta::assert_snapshot!("new", written.iter().map(read).collect::<Vec<_>>().join("\n"));
         let Scenario { name, manifest, .. } = Scenario::load(&directory).expect("it is right");
-        assert_eq!((name.as_str(), manifest.mount.as_str()), ("first", "/srv/demo"));
+        assert_eq!((name.as_str(), manifest.mount.as_deref()), ("first", Some("/srv/demo")));
 
         std::fs::write(at("scenario.toml"), "mine").expect("write");
         let error = write(&directory, &demo()).expect_err("it is there").to_string();
@@ -240,7 +240,10 @@ mod tests {
         assert_eq!(mode.mode() & 0o777, 0o755);
         let manifest = Scenario::load(&directory).expect("it is right").manifest;
         assert_eq!(manifest.deploy.trees, [Path::new("../../deploy")]);
-        assert_eq!((manifest.unit.as_str(), manifest.mount.as_str()), ("game@3.service", "/var/lib/game"));
+        assert_eq!(
+            (manifest.unit.as_str(), manifest.mount.as_deref()),
+            ("game@3.service", Some("/var/lib/game"))
+        );
     }
 
     #[test]

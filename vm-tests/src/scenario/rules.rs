@@ -96,15 +96,34 @@ impl Wrong {
     }
 
     fn paths(&mut self, manifest: &Manifest) {
-        self.absolute("mount", &manifest.mount);
+        let mounts: Vec<&str> =
+            manifest.mount.iter().chain(&manifest.other_mounts).map(String::as_str).collect();
+        if let Some(path) = &manifest.mount {
+            self.absolute("mount", path);
+        }
+        for (index, path) in manifest.other_mounts.iter().enumerate() {
+            let key = format!("other_mounts[{index}]");
+            self.absolute(&key, path);
+            self.add(manifest.mount.is_none(), &key, || format!("{path:?}: give the first one as mount"));
+            let is_twice = mounts.iter().filter(|other| *other == path).count() > 1;
+            self.add(is_twice, &key, || format!("{path:?} is watched already"));
+        }
+        for path in manifest.expect.other_mounts.keys() {
+            self.add(!manifest.other_mounts.contains(path), &join("expect.other_mounts", path), || {
+                "it is not watched: name it in other_mounts, too".to_owned()
+            });
+        }
         if let Some(path) = &manifest.state_directory {
             self.absolute("state_directory", path);
         }
         for (index, path) in manifest.removed.iter().enumerate() {
             let key = format!("removed[{index}]");
             self.absolute(&key, path);
-            let below = path.strip_prefix(&manifest.mount).filter(|_| manifest.mount.len() > 1);
-            let inside = below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            let is_in = |mount: &str| {
+                let below = path.strip_prefix(mount).filter(|_| mount.len() > 1);
+                below.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            };
+            let inside = mounts.iter().any(|mount| is_in(mount));
             self.add(inside, &key, || {
                 format!("{path:?} is the mount or lies in it: reading it would hold the mount")
             });

@@ -14,7 +14,11 @@ pub enum MountVerdict {
     /// A umount2 was EBUSY, and all who had a reference inside were the caller or of its family: the control
     /// process that runs the Exec line, and what it started.
     HeldByYourself,
-    /// A umount2 was EBUSY, and `/proc` showed nobody.
+    /// A umount2 was EBUSY, and the kernel itself held the mount: a loop device, a swap file.
+    HeldByKernel,
+    /// A umount2 was EBUSY, and another mount lay on the watched one, or below it.
+    Submounts,
+    /// A umount2 was EBUSY, and nothing that `/proc` shows was the reason.
     NotVisible,
     /// umount2 succeeded although somebody held a copy, or the file system is mounted elsewhere afterwards, or the
     /// next mount of the same layers finds them in use.
@@ -27,9 +31,11 @@ pub enum MountVerdict {
 
 impl MountVerdict {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::HeldByProcess,
         Self::HeldByYourself,
+        Self::HeldByKernel,
+        Self::Submounts,
         Self::NotVisible,
         Self::AliveElsewhere,
         Self::OnlyListed,
@@ -42,6 +48,8 @@ impl MountVerdict {
         match self {
             Self::HeldByProcess => "held by a process",
             Self::HeldByYourself => "held by yourself",
+            Self::HeldByKernel => "held by the kernel",
+            Self::Submounts => "submounts",
             Self::NotVisible => "not visible",
             Self::AliveElsewhere => "alive elsewhere",
             Self::OnlyListed => "only listed",

@@ -20,7 +20,7 @@ use nix::unistd::execv;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::{chdir, chroot};
-use vm_agent::wire::FIXED_SEED;
+use vm_agent::wire::SEED;
 
 /// Root file systems that are tried, in this order.
 const ROOT_TYPES: [&str; 4] = ["squashfs", "erofs", "ext4", "btrfs"];
@@ -59,15 +59,18 @@ fn boot() -> Result<std::convert::Infallible> {
     switch_root("/new")
 }
 
-/// Gives the kernel's random number generator a fixed seed where the host asks for it, by a word of the command line: in
+/// Gives the kernel's random number generator a fixed seed where the host gives it a number, on the command line: in
 /// virtual time nothing random may come in, and without a seed the kernel would run in circles for a second of guest time
 /// to make one of its own (drivers/char/random.c:try_to_generate_entropy).
 fn credit_entropy() -> Result<()> {
     let line = fs::read_to_string("/proc/cmdline").context("read /proc/cmdline")?;
-    if !line.split_whitespace().any(|word| word == FIXED_SEED) {
+    let Some(number) = line.split_whitespace().find_map(|word| word.strip_prefix(SEED)) else {
         return Ok(());
-    }
-    let seed = Seed { bits: 256, bytes: 32, seed: *b"the same in each virtual machine" };
+    };
+    let number: u64 = number.parse().with_context(|| format!("{SEED}{number}"))?;
+    let mut seed = [0; 32];
+    seed.as_chunks_mut().0.fill(number.to_le_bytes());
+    let seed = Seed { bits: 256, bytes: 32, seed };
     let random = File::options().write(true).open("/dev/random").context("open /dev/random")?;
     #[expect(unsafe_code, reason = "no crate has a safe call for RNDADDENTROPY")]
     // SAFETY: the descriptor is open, and the kernel reads a `rand_pool_info` and the 32 bytes behind it.

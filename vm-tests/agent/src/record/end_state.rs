@@ -25,27 +25,36 @@ use super::unit_cgroup;
 /// What overlayfs logs of layers that another file system has (`fs/overlayfs/super.c:ovl_report_in_use`).
 const IN_USE: &str = "in-use";
 
-/// What is left of `mount`, which the start had made; `None`: it had made nothing.
+/// What is left of the units; of the mount nothing yet.
 ///
 /// # Errors
-/// If `/proc` can't be listed, D-Bus does not answer, or the kernel's log has lost records.
-pub(super) fn read(
-    mount: Option<&Mount>,
-    is_mounted: bool,
-    units: &Units,
-    log: Option<&mut KernelLog>,
-) -> Result<EndState> {
-    let mounted_in = match mount {
-        Some(mount) => mounted_in(|other| other.device == mount.device)?,
-        None => Vec::new(),
-    };
+/// If D-Bus does not answer.
+pub(super) fn read(units: &Units) -> Result<EndState> {
     let processes = units.control_groups().flat_map(unit_cgroup::processes);
     Ok(EndState {
-        mounted_in,
+        mounted_in: Vec::new(),
         processes: processes.map(|pid| (pid, comm(pid))).collect(),
-        failed_units: units.failed_units()?,
-        remount: remount(mount, is_mounted, log)?,
+        failed_units: units.failed_units().context("read the end state")?,
+        remount: remount(None, false, None)?,
     })
+}
+
+/// Adds what is left of `mount`, which the start had made; `None`: it had made nothing.
+///
+/// # Errors
+/// If `/proc` can't be listed, or the kernel's log has lost records.
+pub(super) fn add_mount(
+    end: &mut EndState,
+    mount: Option<&Mount>,
+    is_mounted: bool,
+    log: Option<&mut KernelLog>,
+) -> Result<()> {
+    end.mounted_in = match mount {
+        Some(mount) => mounted_in(|other| other.device == mount.device).context("read the end state")?,
+        None => Vec::new(),
+    };
+    end.remount = remount(mount, is_mounted, log).context("read the end state")?;
+    Ok(())
 }
 
 /// The mount namespaces that have a process and something mounted at `path`.

@@ -2,6 +2,8 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+#[cfg(doc)]
+use vm_agent::recording::Plan;
 use vm_agent::recording::{Event, Step, What};
 
 use super::clock::Clock;
@@ -14,6 +16,8 @@ pub(super) struct Sink {
     sender: Sender<(u64, What)>,
     /// Who is told of the states of the unit under test as they are recorded.
     cues: Option<Sender<Cue>>,
+    /// Whose events these are: [`Plan::mounts`]' number.
+    mount: u32,
 }
 
 /// What has been sent.
@@ -24,12 +28,17 @@ impl Sink {
     /// A channel without events.
     pub(super) fn new(clock: Clock) -> (Self, Events) {
         let (sender, receiver) = channel();
-        (Self { clock, sender, cues: None }, Events(receiver))
+        (Self { clock, sender, cues: None, mount: 0 }, Events(receiver))
     }
 
     /// The same, and the states of the unit under test are cues as well.
     pub(super) fn cueing(self, cues: Sender<Cue>) -> Self {
         Self { cues: Some(cues), ..self }
+    }
+
+    /// The same for what happens to another of the plan's mounts.
+    pub(super) fn of_mount(&self, mount: u32) -> Self {
+        Self { mount, ..self.clone() }
     }
 
     /// Records what happened at `at`, in nanoseconds since the plan began.
@@ -38,6 +47,10 @@ impl Sink {
             // Fails only when the thread has ended, which whoever waits for it is told.
             drop(cues.send(Cue::State(state.clone())));
         }
+        let what = match (self.mount, what) {
+            (0, what) | (_, what @ What::Lost { .. }) => what,
+            (mount, what) => What::OfMount { mount, what: Box::new(what) },
+        };
         // Fails only when the recording has been given up; then nobody misses the event.
         drop(self.sender.send((at, what)));
     }

@@ -82,7 +82,10 @@ pub(crate) fn run(plan: &Plan) -> Result<Recording> {
 }
 
 fn check(plan: &Plan) -> Result<()> {
-    ensure!(plan.mount.starts_with('/'), "the mount {:?} is not an absolute path", plan.mount);
+    for (number, path) in plan.mounts() {
+        ensure!(path.starts_with('/'), "the mount {path:?} is not an absolute path");
+        ensure!(number == 0 || plan.mount.is_some(), "other mounts than the watched one, and there is none");
+    }
     ensure!(plan.sample_us > 0, "sample_us is 0: the watcher would never sleep");
     let commands = [&plan.start, &plan.reset].into_iter().chain(&plan.checks).chain(&plan.recover);
     for command in commands.chain(plan.during.iter().map(|during| &during.run)) {

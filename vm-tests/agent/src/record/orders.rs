@@ -19,6 +19,8 @@ pub(super) enum Order {
     StepBegins(Step, Sender<()>),
     /// The step's command has ended; answered when the watcher has scanned.
     StepEnded(Step, Sender<()>),
+    /// The reset has left something of the mount with this number: ask `holders`. Answered when that is recorded.
+    Diagnose(u32, Sender<()>),
     /// The plan is over.
     Finish,
 }

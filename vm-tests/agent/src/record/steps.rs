@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
 use holders::mountinfo::{self, Mount};
-use vm_agent::recording::{Plan, Step, StepEnd, What};
+use vm_agent::recording::{EndState, Plan, Step, StepEnd, What};
 use vm_agent::wire::Exit;
 
 use super::command;
@@ -41,16 +41,12 @@ pub(super) fn run(
         }
         let began = SystemTime::now();
         let started = steps.run(Step::Start, 0, &plan.start)?;
-        let mount = mountinfo::read_at(1, Path::new(&plan.mount))?;
-        if mount.is_none() {
-            let elsewhere = end_state::mounted_at(Path::new(&plan.mount)).context("look for the mount")?;
-            sink.send_now(What::NotMounted { elsewhere });
-        }
+        let mounts = steps.read_the_mounts()?;
         during.reset_begins();
         let reset = steps.run(Step::Reset, 0, &plan.reset)?;
         during.reset_ended().context("run the commands during the reset")?;
         steps.find_leftovers();
-        let is_clean = steps.read_the_end(mount.as_ref())?;
+        let is_clean = steps.read_the_end(&mounts)?;
         steps.find_kept_devices()?;
         let how = How { started, reset, is_clean, has_failed: steps.units.has_failed() };
         if !how.is_well() && failures.insert(how) {
@@ -139,16 +135,40 @@ impl Steps<'_> {
         Ok(())
     }
 
-    /// Records what is left of what the start had mounted; true if nothing is mounted at the watched path and no
+    /// What the start has mounted at each of the plan's mounts.
+    fn read_the_mounts(&self) -> Result<Vec<Option<Mount>>> {
+        let read = |(number, path): (u32, &str)| {
+            let mount = mountinfo::read_at(1, Path::new(path))?;
+            if mount.is_none() {
+                let elsewhere = end_state::mounted_at(Path::new(path)).context("look for the mount")?;
+                self.sink.of_mount(number).send_now(What::NotMounted { elsewhere });
+            }
+            Ok(mount)
+        };
+        self.plan.mounts().map(read).collect()
+    }
+
+    /// Records what is left of what the start had mounted; true if nothing is mounted at the watched paths and no
     /// process is left in the units' cgroups.
-    fn read_the_end(&mut self, mount: Option<&Mount>) -> Result<bool> {
+    fn read_the_end(&mut self, mounts: &[Option<Mount>]) -> Result<bool> {
         // Before the remount, whose own warning is part of the end state.
         self.record_kernel_warnings();
-        let is_mounted = mountinfo::read_at(1, Path::new(&self.plan.mount))?.is_some();
-        let log = self.kernel_log.as_mut();
-        let end = end_state::read(mount, is_mounted, self.units, log).context("read the end state")?;
-        let is_clean = !is_mounted && end.processes.is_empty();
-        self.sink.send_now(What::EndState(end));
+        let mut end = end_state::read(self.units)?;
+        let mut is_clean = end.processes.is_empty();
+        for ((number, path), mount) in self.plan.mounts().zip(mounts) {
+            let is_mounted = mountinfo::read_at(1, Path::new(path))?.is_some();
+            is_clean &= !is_mounted;
+            let log = self.kernel_log.as_mut();
+            end_state::add_mount(&mut end, mount.as_ref(), is_mounted, log)?;
+            if is_mounted || end.lives_on() {
+                self.watcher.diagnose(number)?;
+            }
+            let next = EndState { processes: Vec::new(), failed_units: Vec::new(), ..end.clone() };
+            self.sink.of_mount(number).send_now(What::EndState(std::mem::replace(&mut end, next)));
+        }
+        if mounts.is_empty() {
+            self.sink.send_now(What::EndState(end));
+        }
         Ok(is_clean)
     }
 

@@ -2,30 +2,31 @@
 //!
 //! It scans tasks only while a stop is in flight: from the beginning of the reset step to its end, and
 //! whenever a unit is deactivating by itself. All of `/proc` is scanned when the stop begins, when the
-//! watched path is mounted or unmounted, when a umount fails and when the reset has ended; the units' own tasks
-//! at every exec and exit among them and at every tick of the plan's clock. Otherwise it sleeps, without ticks.
+//! watched path is mounted, and when the reset has ended; the units' own tasks, and who was seen outside, at every exec and
+//! exit among them and at every tick of the plan's clock. These scans go by paths, which is cheap and no verdict. When a
+//! umount was refused, when the stop takes long, and when a reset has left something, `holders` is asked. Otherwise it
+//! sleeps, without ticks.
 //!
 //! It runs SCHED_FIFO. An exec is reported before the new program's first instruction and a failed umount
 //! before the call has returned to its caller, so on one processor each scan sees the moment that it is about;
 //! the price is that the scanned processes wait meanwhile: [`Scan::cost_ns`] records it.
 
+mod scans;
+
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
-use holders::scan::{self, Scope};
 use nix::errno::Errno;
 use nix::libc;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
-use vm_agent::recording::{
-    Kind, Namespace, Plan, Reference, Role, Scan, Step, Target, Task, Trigger, UmountCall, What,
-};
+use vm_agent::recording::{Plan, Role, Scan, Step, Target, Task, Trigger, UmountCall, What, Why};
 
 use super::alive::{self, Looks};
 use super::events::Sink;
@@ -45,9 +46,11 @@ pub(super) struct Watcher {
     thread: Option<JoinHandle<Result<()>>>,
 }
 
-/// A failed umount has all of `/proc` scanned, but within a stop at most this often; in between, the unit's
-/// tasks are. A helper that retries every 50 ms is to be recorded, not slowed down tenfold.
+/// A failed umount has `holders` asked, but within a stop at most this often; in between, the unit's tasks are scanned. A helper that retries every 50 ms is to be recorded, not slowed down tenfold.
 const WHOLE_PAUSE_NS: u64 = 1_000_000_000;
+
+/// A stop that has lasted this long with the mount still there is late: `holders` is asked once.
+const LATE_NS: u64 = 1_000_000_000;
 
 /// How long the tracer may take to hand over the last line.
 const END_DEADLINE_NS: u64 = 2_000_000_000;
@@ -62,27 +65,24 @@ impl Watcher {
     /// If mountinfo cannot be watched or no thread be made.
     pub(super) fn start(plan: &Plan, sink: Sink) -> Result<Self> {
         let (orders, receiver) = Orders::new()?;
+        let points = plan.mounts().map(|(number, path)| Point::open(path, sink.of_mount(number)));
         let watch = Watch {
-            mounts: MountWatch::open(&plan.mount)?,
+            points: points.collect::<Result<_>>()?,
             connector: or_lost(ProcConnector::open(), "proc-connector", &sink),
             trace: or_lost(UmountTrace::open(), "tracefs", &sink),
-            plan: plan.clone(),
+            sample_us: plan.sample_us,
             sink,
             orders: receiver,
             wake: orders.wake(),
             unit: UnitView::default(),
             mount_unit: UnitView::default(),
             roles: Roles::default(),
-            calls: Calls::default(),
             step: None,
             in_stop: false,
             unit_tasks: HashMap::new(),
-            whole_after: 0,
-            scan_after_call: false,
             next_tick: None,
             looks: Looks::default(),
-            last_scan: None,
-            held_back: None,
+            late_at: None,
             end: None,
         };
         let thread = thread::Builder::new().name("watcher".to_owned()).spawn(move || watch.run())?;
@@ -108,6 +108,14 @@ impl Watcher {
     /// As [`Watcher::step_begins`].
     pub(super) fn step_ended(&self, step: Step) -> Result<()> {
         self.ask(|answer| Order::StepEnded(step, answer))
+    }
+
+    /// Records what `holders` says of the mount with this number, that a reset has left.
+    ///
+    /// # Errors
+    /// As [`Watcher::step_begins`].
+    pub(super) fn diagnose(&self, number: u32) -> Result<()> {
+        self.ask(|answer| Order::Diagnose(number, answer))
     }
 
     /// Lets the watcher take what its sources still have, and ends it.
@@ -140,9 +148,10 @@ impl Drop for Watcher {
 }
 
 struct Watch {
-    plan: Plan,
+    sample_us: u64,
     sink: Sink,
-    mounts: MountWatch,
+    /// In the order of [`Plan::mounts`].
+    points: Vec<Point>,
     connector: Option<ProcConnector>,
     trace: Option<UmountTrace>,
     orders: Receiver<Order>,
@@ -152,23 +161,57 @@ struct Watch {
     /// Without a process and never stopping, where the plan has none.
     mount_unit: UnitView,
     roles: Roles,
-    calls: Calls,
     step: Option<Step>,
     in_stop: bool,
     /// Processes of the units that were seen during this stop; an exit comes too late to ask.
     unit_tasks: HashMap<u32, Watched>,
-    /// From when on a failed umount has all of `/proc` scanned again.
+    next_tick: Option<u64>,
+    looks: Looks,
+    /// When the stop that is in flight is late.
+    late_at: Option<u64>,
+    /// When to stop waiting for the tracer's last line, once the plan is over.
+    end: Option<u64>,
+}
+
+/// A mount point under watch.
+struct Point {
+    path: PathBuf,
+    /// Marks its events as this one's.
+    sink: Sink,
+    mounts: MountWatch,
+    calls: Calls,
+    /// From when on a failed umount has `holders` asked again.
     whole_after: u64,
     /// The mount has changed while a umount was under way: scan when it has returned.
     scan_after_call: bool,
-    next_tick: Option<u64>,
-    looks: Looks,
+    /// Processes outside the units that the last whole scan saw with a reference.
+    outside: Vec<u32>,
     /// What the last scan recorded or held back saw.
     last_scan: Option<(bool, Vec<Task>)>,
     /// The last of a run of ticks that all saw the same.
     held_back: Option<(u64, Scan)>,
-    /// When to stop waiting for the tracer's last line, once the plan is over.
-    end: Option<u64>,
+}
+
+impl Point {
+    fn open(path: &str, sink: Sink) -> Result<Self> {
+        Ok(Self {
+            path: path.into(),
+            sink,
+            mounts: MountWatch::open(path)?,
+            calls: Calls::default(),
+            whole_after: 0,
+            scan_after_call: false,
+            outside: Vec::new(),
+            last_scan: None,
+            held_back: None,
+        })
+    }
+
+    fn stop_begins(&mut self) {
+        self.whole_after = 0;
+        self.last_scan = None;
+        self.outside.clear();
+    }
 }
 
 /// Which sources have something.
@@ -182,6 +225,7 @@ struct Ready {
 
 impl Watch {
     fn run(mut self) -> Result<()> {
+        self.of_points(|_, point| point.warm_up());
         fair_share::bound();
         if let Err(error) = become_fifo() {
             self.sink.lost("scan", format!("not SCHED_FIFO, scans may come late: {error}"));
@@ -210,6 +254,14 @@ impl Watch {
             if self.looks.is_due(now) {
                 self.look();
             }
+            if self.late_at.is_some_and(|late| late <= now) {
+                self.late_at = None;
+                self.of_points(|watch, point| {
+                    if point.mounts.is_mounted() {
+                        watch.diagnose(point, Why::Late);
+                    }
+                });
+            }
             if let Some(deadline) = self.end {
                 if self.trace.is_none() {
                     return Ok(());
@@ -222,22 +274,30 @@ impl Watch {
         }
     }
 
+    /// Does something with each mount point, in their order.
+    fn of_points(&mut self, mut act: impl FnMut(&mut Self, &mut Point)) {
+        let mut points = std::mem::take(&mut self.points);
+        points.iter_mut().for_each(|point| act(self, point));
+        self.points = points;
+    }
+
     fn wait(&self) -> Result<Ready> {
         fn fd<'a>(fd: Option<BorrowedFd<'a>>, flags: PollFlags) -> Option<PollFd<'a>> {
             fd.map(|fd| PollFd::from_borrowed_fd(fd, flags))
         }
         // Nor calls after the end's mark: neither is reported without the other.
-        let watches_mounts = self.end.is_none();
+        // One table has all mount points, and its first reader is told of a change.
+        let mounts = self.points.first().filter(|_| self.end.is_none()).map(|point| point.mounts.fd());
         let sources = [
-            fd(watches_mounts.then(|| self.mounts.fd()), PollFlags::PRI),
+            fd(mounts, PollFlags::PRI),
             fd(self.connector.as_ref().map(ProcConnector::fd), PollFlags::IN),
             fd(self.trace.as_ref().map(UmountTrace::fd), PollFlags::IN),
             Some(PollFd::new(&*self.wake, PollFlags::IN)),
         ];
-        let is_there = [watches_mounts, self.connector.is_some(), self.trace.is_some(), true];
+        let is_there = [mounts.is_some(), self.connector.is_some(), self.trace.is_some(), true];
         let mut fds: Vec<PollFd<'_>> = sources.into_iter().flatten().collect();
         let now = self.sink.clock.now();
-        let wake_at = [self.next_tick, self.looks.next(), self.end].into_iter().flatten().min();
+        let wake_at = [self.next_tick, self.looks.next(), self.late_at, self.end].into_iter().flatten().min();
         let timeout =
             wake_at.map(|at| Timespec::try_from(Duration::from_nanos(at.saturating_sub(now)))).transpose()?;
         match poll(&mut fds, timeout.as_ref()) {
@@ -312,15 +372,19 @@ impl Watch {
                     let by_unit = !is_before_exec(&comm) && self.unit_of(tid).is_some();
                     // Before exec it is not kept, whatever it names.
                     let path = path.filter(|_| !is_before_exec(&comm));
-                    let target = umount_target::of(path.as_deref(), tid, Path::new(&self.plan.mount));
-                    self.calls.entered(tid, self.sink.clock.at_us(at_us), by_unit, target);
+                    let at = self.sink.clock.at_us(at_us);
+                    for point in &mut self.points {
+                        let target = umount_target::of(path.as_deref(), tid, &point.path);
+                        point.calls.entered(tid, at, by_unit, target);
+                    }
                 }
                 TraceLine::Returned { tid, comm, at_us, result } => {
                     let returned = self.sink.clock.at_us(at_us);
                     let unit = self.unit_of(tid);
                     let role = self.role(tid, unit);
                     let target = Target::Unknown;
-                    self.take_call(UmountCall { pid: tid, comm, role, returned, result, target });
+                    let call = UmountCall { pid: tid, comm, role, returned, result, target };
+                    self.of_points(|watch, point| watch.take_call(point, call.clone()));
                 }
                 TraceLine::Lost(why) => self.sink.lost("tracefs", why),
                 TraceLine::End => return true,
@@ -329,42 +393,53 @@ impl Watch {
         false
     }
 
-    fn take_call(&mut self, call: UmountCall) {
-        let kept = self.calls.returned(call);
-        if std::mem::take(&mut self.scan_after_call) && self.in_stop {
-            self.scan_the_change();
+    fn take_call(&mut self, point: &mut Point, call: UmountCall) {
+        let kept = point.calls.returned(call);
+        if std::mem::take(&mut point.scan_after_call) && self.in_stop {
+            self.scan_the_change(point);
         }
         let Some((at, call)) = kept else { return };
         let failed = is_busy(&call);
-        self.sink.send(at, What::UmountCall(call));
+        point.sink.send(at, What::UmountCall(call));
         if failed && self.in_stop {
             let now = self.sink.clock.now();
-            let whole = self.whole_after <= now;
-            if whole {
-                self.whole_after = now + WHOLE_PAUSE_NS;
+            if point.whole_after <= now {
+                point.whole_after = now + WHOLE_PAUSE_NS;
+                self.diagnose(point, Why::UmountFailed);
+            } else {
+                self.scan_point(point, Trigger::UmountFailed, false);
             }
-            self.scan(Trigger::UmountFailed, whole);
         }
     }
 
     fn take_mounts(&mut self) -> Result<()> {
+        let mut failed = Ok(());
+        self.of_points(|watch, point| {
+            if let Err(error) = watch.take_changes(point) {
+                failed = Err(error);
+            }
+        });
+        failed
+    }
+
+    fn take_changes(&mut self, point: &mut Point) -> Result<()> {
         let at = self.sink.clock.now();
-        let changes = self.mounts.read()?;
+        let changes = point.mounts.read()?;
         let changed = !changes.is_empty();
         for change in changes {
             if change == What::Unmounted
-                && let Some((at, call)) = self.calls.unmounted()
+                && let Some((at, call)) = point.calls.unmounted()
             {
-                self.sink.send(at, What::UmountCall(call));
+                point.sink.send(at, What::UmountCall(call));
             }
-            self.sink.send(at, change);
+            point.sink.send(at, change);
         }
         if changed && self.in_stop {
             // The kernel reports an unmount before the call returns. Scanning now would add to its time.
-            if self.calls.is_any_under_way() {
-                self.scan_after_call = true;
+            if point.calls.is_any_under_way() {
+                point.scan_after_call = true;
             } else {
-                self.scan_the_change();
+                self.scan_the_change(point);
             }
         }
         Ok(())
@@ -372,8 +447,9 @@ impl Watch {
 
     /// Once the mount is gone only the units' own processes are scanned: all of /proc takes 4 ms of the reset that is being
     /// timed, and whoever else still has something of it is seen at the end of the step.
-    fn scan_the_change(&mut self) {
-        self.scan(Trigger::Mount, self.mounts.is_mounted());
+    fn scan_the_change(&mut self, point: &mut Point) {
+        let is_mounted = point.mounts.is_mounted();
+        self.scan_point(point, Trigger::Mount, is_mounted);
     }
 
     fn take_orders(&mut self) -> Result<()> {
@@ -394,6 +470,16 @@ impl Watch {
                     }
                     self.step = None;
                     self.update_stop();
+                    // Fails only when the asker has given up.
+                    let _gone = answer.send(()).is_err();
+                }
+                Order::Diagnose(number, answer) => {
+                    let mut numbers = 0..;
+                    self.of_points(|watch, point| {
+                        if numbers.next() == Some(number) {
+                            watch.diagnose(point, Why::Left);
+                        }
+                    });
                     // Fails only when the asker has given up.
                     let _gone = answer.send(()).is_err();
                 }
@@ -434,14 +520,15 @@ impl Watch {
         self.in_stop = in_stop;
         if in_stop {
             self.unit_tasks.clear();
-            self.whole_after = 0;
-            self.last_scan = None;
+            self.points.iter_mut().for_each(Point::stop_begins);
             self.looks.stop_begins(self.sink.clock.now());
+            self.late_at = Some(self.sink.clock.now() + LATE_NS);
             self.scan(Trigger::Stop, true);
         } else {
             self.looks.stop_ends();
-            self.record_held_back();
+            self.points.iter_mut().for_each(Point::record_held_back);
             self.next_tick = None;
+            self.late_at = None;
         }
     }
 
@@ -488,87 +575,6 @@ impl Watch {
         ];
         let alive = alive::processes(cgroups, |pid, unit| self.role(pid, Some(unit)));
         self.sink.send_now(What::Alive(alive));
-    }
-
-    /// Scans for who holds the mount and records it. Ticks that see what the scan before saw are held back but
-    /// for the last.
-    fn scan(&mut self, trigger: Trigger, whole_proc: bool) {
-        let at = self.sink.clock.now();
-        let mut of_units = unit_cgroup::processes(&self.unit.control_group);
-        let of_unit = of_units.len();
-        of_units.extend(unit_cgroup::processes(&self.mount_unit.control_group));
-        let scope = if whole_proc { Scope::Everything } else { Scope::Pids(&of_units) };
-        let found = match scan::scan(Path::new(&self.plan.mount), self.mounts.device(), scope) {
-            Ok(found) => found,
-            Err(error) => return self.sink.lost("scan", error),
-        };
-        if found.denied > 0 {
-            self.sink.lost("scan", format!("{} processes could not be inspected", found.denied));
-        }
-        let (of_unit, of_mount_unit) = of_units.split_at(of_unit);
-        self.unit_tasks.extend(of_unit.iter().map(|pid| (*pid, Watched::Unit)));
-        self.unit_tasks.extend(of_mount_unit.iter().map(|pid| (*pid, Watched::MountUnit)));
-        let tasks: Vec<Task> = found.tasks.into_iter().map(|task| self.task(task)).collect();
-        let mounted = self.mounts.is_mounted();
-        let ended = self.sink.clock.now();
-        let scan = Scan { trigger, whole_proc, cost_ns: ended - at, mounted, tasks };
-        self.record_scan(at, scan);
-        if self.in_stop {
-            self.next_tick = Some(ended + self.plan.sample_us * 1000);
-        }
-    }
-
-    fn record_scan(&mut self, at: u64, scan: Scan) {
-        let is_same = self
-            .last_scan
-            .as_ref()
-            .is_some_and(|(mounted, tasks)| *mounted == scan.mounted && *tasks == scan.tasks);
-        if scan.trigger == Trigger::Tick && is_same {
-            self.held_back = Some((at, scan));
-            return;
-        }
-        self.record_held_back();
-        self.last_scan = Some((scan.mounted, scan.tasks.clone()));
-        self.sink.send(at, What::Scan(scan));
-    }
-
-    fn record_held_back(&mut self) {
-        if let Some((at, scan)) = self.held_back.take() {
-            self.sink.send(at, What::Scan(scan));
-        }
-    }
-
-    fn task(&self, task: scan::Task) -> Task {
-        let role = self.role(task.pid, self.unit_of_cgroup(&task.cgroup));
-        // None only for a task that ended while it was scanned.
-        let namespace = task.namespace.map_or(Namespace { inode: 0, id: None }, |namespace| Namespace {
-            inode: namespace.inode,
-            id: namespace.id,
-        });
-        let references = task.references.into_iter().map(|reference| Reference {
-            kind: kind(reference.kind),
-            path: reference.path.to_string_lossy().into_owned(),
-        });
-        Task {
-            pid: task.pid,
-            tid: task.tid,
-            comm: task.comm,
-            role,
-            unit: task.unit.unwrap_or_default(),
-            namespace,
-            private_copy: task.in_other_namespace_with_copy,
-            references: references.collect(),
-        }
-    }
-}
-
-fn kind(kind: scan::Kind) -> Kind {
-    match kind {
-        scan::Kind::Cwd => Kind::Cwd,
-        scan::Kind::Root => Kind::Root,
-        scan::Kind::Exe => Kind::Exe,
-        scan::Kind::File => Kind::File,
-        scan::Kind::Mapping => Kind::Mapping,
     }
 }
 
