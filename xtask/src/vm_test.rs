@@ -6,10 +6,9 @@ use anyhow::Result;
 use clap::Args;
 use vm_tests::image::Suite;
 use vm_tests::machine::Cancel;
-use vm_tests::report::{self, Report, Verdict};
+use vm_tests::report::{self, Verdict};
 use vm_tests::run::one::Bounds;
 use vm_tests::run::suite;
-use vm_tests::scenario::Scenario;
 
 use crate::first;
 use crate::left4me;
@@ -61,18 +60,18 @@ fn jobs(text: &str) -> Result<usize, String> {
 /// So many failed scenarios are given a command to look into them.
 const NEXT: usize = 3;
 
-/// What to type about the scenarios that have failed.
-fn next(report: &Report, scenarios: &[Scenario], named: &[String]) -> String {
+/// What to type about the scenarios that have failed, each with its guest.
+fn next<'a>(failed: impl Iterator<Item = (&'a str, &'a str)>, named: &[String]) -> String {
     let mut text = String::new();
-    for failed in report.scenarios.iter().filter(|one| one.verdict == Verdict::Failed).take(NEXT) {
-        let Some(scenario) = scenarios.iter().find(|one| one.name == failed.name) else { continue };
+    for (guest, scenario) in failed.take(NEXT) {
         // One that was named by its path has to be named so again.
-        let is_it = |path: &&String| Path::new(path).file_name().is_some_and(|name| *name == *scenario.name);
-        let name = named.iter().find(is_it).unwrap_or(&scenario.name);
-        // An external image is named by paths, which whoever typed them still has.
-        let image = match failed.guest.parse::<Suite>() {
-            Ok(suite) if suite != Suite::default() => format!(" --image {suite}"),
-            _ => String::new(),
+        let is_it = |path: &&String| Path::new(path).file_name().is_some_and(|name| *name == *scenario);
+        let name = named.iter().find(is_it).map_or(scenario, String::as_str);
+        let image = match guest.parse::<Suite>() {
+            Ok(suite) if suite == Suite::default() => String::new(),
+            Ok(suite) => format!(" --image {suite}"),
+            // An external image is named by paths, which whoever typed them still has.
+            Err(_) => " --kernel FILE --modules DIR --root FILE".to_owned(),
         };
         text.push_str(&format!("to look into it: cargo xtask shell{image} {name}\n"));
     }
@@ -92,8 +91,23 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
     };
     let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
     print!("{}", ran.report.text(if args.history { report::history } else { report::table }));
-    print!("{}", next(&ran.report, &scenarios, &args.scenarios));
+    let failed = ran.report.scenarios.iter().filter(|one| one.verdict == Verdict::Failed);
+    print!("{}", next(failed.map(|one| (&*one.guest, &*one.name)), &args.scenarios));
     println!("report: {}", ran.path.display());
     first::offer(&mut ran.report, !args.scenarios.is_empty() || args.history, &cancel).await?;
     Ok(ran.report.verdict().exit_code())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_to_type_next_names_guest_and_scenario_as_they_were_typed() {
+        let failed = [("trixie", "demo"), ("sid", "5eac51a"), ("external", "demo"), ("trixie", "many")];
+        let expected = "to look into it: cargo xtask shell /tmp/demo\n\
+                        to look into it: cargo xtask shell --image sid 5eac51a\n\
+                        to look into it: cargo xtask shell --kernel FILE --modules DIR --root FILE /tmp/demo\n";
+        assert_eq!(next(failed.into_iter(), &["/tmp/demo".to_owned()]), expected);
+    }
 }

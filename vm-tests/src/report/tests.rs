@@ -89,6 +89,20 @@ fn evidence_lies_with_its_cycle() {
 }
 
 #[test]
+fn what_has_not_passed_is_told_by_its_story_or_else_by_its_reasons() {
+    let mut failed = scenario("red", None, Verdict::Failed, Vec::new());
+    (failed.why, failed.story) =
+        (vec!["cycle 1: stuck".to_owned()], vec!["cycle 1:".to_owned(), "  stuck\n  for long".to_owned()]);
+    failed.evidence = PathBuf::from("target/vm-test/trixie/red");
+    let mut without = scenario("dead", None, Verdict::Infrastructure, Vec::new());
+    without.why = vec!["QEMU died".to_owned()];
+    let told = failed.told() + &without.told();
+    let expected = "trixie/red: FAILED\n  cycle 1:\n    stuck\n    for long\n  evidence: target/vm-test/trixie/red\n\
+                    trixie/dead: no result\n  QEMU died\n";
+    assert_eq!(told, expected);
+}
+
+#[test]
 fn tables() {
     let (ok, busy) = (Exit::Code(0), Exit::Code(32));
     let fixed = vec![cycle(120_000_000, ok, "ok"), cycle(115_000_000, ok, "ok")];
