@@ -19,7 +19,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use vm_tests::cache;
-use vm_tests::host::process::{Child, Identity, Program, describe};
+use vm_tests::host::process::{self, Child, Identity, Program, describe};
 use vm_tests::host::tools;
 use vm_tests::report::{Report, ScenarioReport, Verdict};
 use vm_tests::workspace::Workspace;
@@ -36,6 +36,7 @@ const REPORTED: Duration = Duration::from_secs(40);
 const GUEST: &str = "trixie";
 
 /// The exit codes of `xtask --help`.
+const PASSED: i32 = 0;
 const FAILED: i32 = 1;
 const INFRASTRUCTURE: i32 = 69;
 const INTERRUPTED: i32 = 130;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
     let cases = vec![
         trial("guest-panics", guest_panics),
         trial("a-red-cycle-tells-its-story", a_red_cycle_tells_its_story),
+        trial("a-first-snapshot-is-offered", a_first_snapshot_is_offered),
         trial("guest-falls-silent", guest_falls_silent),
         trial("qemu-is-killed", qemu_is_killed),
         trial("qemu-hangs", qemu_hangs),
@@ -111,6 +113,35 @@ async fn a_red_cycle_tells_its_story(scratch: &Path) -> Result<()> {
     ended.names_evidence("cycle-1/unit.txt", "Result=exit-code")?;
     ended.names_evidence("cycle-1/journal.txt", "status=203/EXEC")?;
     ended.keeps("unit.txt", "Result=success")
+}
+
+/// A newcomer's first hour, as docs/scenarios.md has it.
+async fn a_first_snapshot_is_offered(scratch: &Path) -> Result<()> {
+    let name = "demo-leaves";
+    let directory = scratch.join(name);
+    let new = Program::new(env!("CARGO_BIN_EXE_xtask")).arg("new").arg(&directory);
+    let written = process::output(new.args(["--unit", "demo.service"]), FOLLOW).await?.text();
+    let next = format!("cargo xtask vm-test {}", directory.display());
+    ensure!(written.contains(&next), "it does not say what to type next:\n{written}");
+    // The bound of its reset is one of the guest's time.
+    const VIRTUAL: [&str; 2] = ["--clock", "virtual"];
+    let run = async |update: &str| {
+        let environment = vec![("INSTA_UPDATE", OsString::from(update))];
+        Run::start_at(&[], &directory, name, scratch, &VIRTUAL, environment)?.ends(READY).await
+    };
+
+    let offered = run("new").await?;
+    offered.is(
+        FAILED,
+        &["0 passed, 0 failed, 1 new", "to accept what is new", "INSTA_UPDATE=always cargo xtask vm-test"],
+    )?;
+    offered.reports(Verdict::New, "no snapshot yet")?;
+    ensure!(directory.join("outcome.snap.new").exists(), "there is nothing to look at");
+    let none = run("no").await?;
+    none.is(FAILED, &["1 new"])?;
+    run("always").await?.is(PASSED, &["1 passed, 0 failed"])?;
+    ensure!(!directory.join("outcome.snap.new").exists(), "what was offered is decided");
+    run("no").await?.reports_passed()
 }
 
 async fn guest_falls_silent(scratch: &Path) -> Result<()> {
@@ -511,20 +542,28 @@ impl Run {
         arguments: &[&str],
         environment: Vec<(&str, OsString)>,
     ) -> Result<Self> {
-        let results = scratch.join("results");
         let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/faults").join(scenario);
+        let arguments = [&["--clock", "real"], arguments].concat();
+        Self::start_at(before, &directory, scenario, scratch, &arguments, environment)
+    }
+
+    /// The same, for a scenario that lies elsewhere, on any clock.
+    fn start_at(
+        before: &[&str],
+        directory: &Path,
+        scenario: &'static str,
+        scratch: &Path,
+        arguments: &[&str],
+        environment: Vec<(&str, OsString)>,
+    ) -> Result<Self> {
+        let results = scratch.join("results");
         let xtask = env!("CARGO_BIN_EXE_xtask");
         let (program, rest) = before.split_first().unwrap_or((&xtask, &[]));
         let mut program = Program::new(program).args(rest);
         if !before.is_empty() {
             program = program.arg(xtask);
         }
-        program = program
-            .args(["vm-test", "--clock", "real"])
-            .args(arguments)
-            .arg("--results")
-            .arg(&results)
-            .arg(directory);
+        program = program.arg("vm-test").args(arguments).arg("--results").arg(&results).arg(directory);
         for (name, value) in environment {
             program = program.env(name, value);
         }
