@@ -20,6 +20,9 @@ pub trait Manager {
     /// Has systemd keep a unit loaded as long as this connection lasts.
     fn ref_unit(&self, name: &str) -> Result<()>;
 
+    /// Takes back what [`Self::ref_unit`] of this connection did.
+    fn unref_unit(&self, name: &str) -> Result<()>;
+
     /// As [`Self::ref_unit`], and waits for no answer.
     #[zbus(name = "RefUnit", no_reply)]
     fn keep_unit(&self, name: &str) -> Result<()>;

@@ -19,8 +19,8 @@ use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 use vm_agent::recording::{EndState, MountCopy, Namespace, Remount};
 
 use super::kernel_log::KernelLog;
-use super::unit::Units;
 use super::unit_cgroup;
+use super::units::Units;
 
 /// What overlayfs logs of layers that another file system has (`fs/overlayfs/super.c:ovl_report_in_use`).
 const IN_USE: &str = "in-use";

@@ -9,7 +9,7 @@
 //!   units' tasks while a stop is in flight ([`alive`]: who is there at all, if it takes long). It is SCHED_FIFO: on one processor, what it is woken for cannot go
 //!   on before it has scanned;
 //! - a thread for the commands during a reset ([`during`], [`cues`]), where the plan has some;
-//! - a D-Bus thread for each unit ([`unit`], [`execs`]) turns systemd's signals into events and tells the watcher.
+//! - a D-Bus thread for each unit ([`units`], [`unit`], [`execs`]) turns systemd's signals into events and tells the watcher.
 //!
 //! All of them send to one channel ([`events`]). Nothing here resolves a path inside the watched mount, since
 //! that would make the unmount fail which is being recorded.
@@ -35,6 +35,7 @@ mod umount_target;
 mod umounts;
 mod unit;
 mod unit_cgroup;
+mod units;
 mod watcher;
 
 use std::fs;
@@ -45,7 +46,7 @@ use vm_agent::recording::{Plan, Recording};
 use self::clock::Clock;
 use self::during::DuringReset;
 use self::events::Sink;
-use self::unit::Units;
+use self::units::Units;
 use self::watcher::Watcher;
 
 /// Executes the plan. A command that fails is part of the recording; all threads have ended and the trace

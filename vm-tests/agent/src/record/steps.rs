@@ -16,7 +16,7 @@ use super::end_state;
 use super::events::Sink;
 use super::evidence;
 use super::kernel_log::KernelLog;
-use super::unit::Units;
+use super::units::Units;
 use super::watcher::Watcher;
 
 /// Runs all cycles. A start that fails ends the run, after its reset; a reset that fails does not, it is what is
@@ -39,8 +39,12 @@ pub(super) fn run(
             sink.send_now(What::StartsForgotten);
             steps.units.forget_starts()?;
         }
+        steps.units.let_go()?;
         let began = SystemTime::now();
         let started = steps.run(Step::Start, 0, &plan.start)?;
+        if started.is_some_and(Exit::success) {
+            steps.units.ensure_there()?;
+        }
         let mounts = steps.read_the_mounts()?;
         during.reset_begins();
         let reset = steps.run(Step::Reset, 0, &plan.reset)?;

@@ -1,8 +1,8 @@
-//! The units as systemd reports them on D-Bus: their states as they change, their Exec lines' runs after each step.
+//! A unit as systemd reports it on D-Bus: its states as they change, its Exec lines' runs after each step.
 //!
 //! systemd sends PropertiesChanged in pairs, first for the type's interface (Service) and at once for Unit, each
 //! with all its properties (`src/core/dbus-unit.c:send_changed_signal`); a state is complete with the second.
-//! The recorder holds a reference on each unit (Manager.RefUnit), so that systemd does not forget it, and with
+//! The recorder holds a reference on the unit (Manager.RefUnit), so that systemd does not forget it, and with
 //! it the Exec lines' runs, as soon as it is down. The reference also makes systemd announce
 //! this unit on the bus (`src/core/dbus-unit.c:bus_unit_send_change_signal`), and no other: Manager.Subscribe would make it
 //! announce all.
@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow};
 use futures_util::future::try_join_all;
 use systemd_bus::{SYSTEMD, ServiceProxy, UnitProxy, call, interface, object};
-use vm_agent::recording::{Plan, UnitState, What};
+use vm_agent::recording::{UnitState, What};
 use zbus::blocking::MessageIterator;
 use zbus::blocking::connection::Builder;
 use zbus::fdo::{DBusProxy, PeerProxy, PropertiesChanged};
@@ -35,95 +35,13 @@ use super::roles::Watched;
 /// The name of systemd's error for a unit without a file (org.freedesktop.systemd1(5), "Manager").
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// What sd-bus and zbus use by default; a method call that hangs must not hang the guest.
-const CALL_TIMEOUT: Duration = Duration::from_secs(25);
+pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(25);
 /// Signals that may wait for the thread while it asks systemd something itself.
 const QUEUE: usize = 4096;
 
-/// The watch on the plan's unit, and on the one that makes and unmakes the mount, where that is another.
-#[derive(Debug)]
-pub(super) struct Units {
-    tested: UnitWatch,
-    mount: Option<UnitWatch>,
-}
-
-impl Units {
-    /// Records the units' states and watches them from then on.
-    ///
-    /// # Errors
-    /// As [`UnitWatch::start`].
-    pub(super) fn start(plan: &Plan, sink: &Sink, orders: &Orders) -> Result<Self> {
-        let start = |unit: &str, watched| {
-            UnitWatch::start(unit, watched, sink.clone(), orders.clone())
-                .with_context(|| format!("watch {unit} on D-Bus"))
-        };
-        let tested = start(&plan.unit, Watched::Unit)?;
-        let mount = plan.mount_unit.as_deref().map(|unit| start(unit, Watched::MountUnit)).transpose()?;
-        Ok(Self { tested, mount })
-    }
-
-    fn all(&self) -> impl Iterator<Item = &UnitWatch> {
-        [&self.tested].into_iter().chain(&self.mount)
-    }
-
-    /// systemd's `Version`.
-    ///
-    /// # Errors
-    /// What D-Bus says.
-    pub(super) fn systemd_version(&self) -> Result<String> {
-        self.tested.systemd_version()
-    }
-
-    /// Every unit of the machine that is `failed`, in the order of their names.
-    ///
-    /// # Errors
-    /// What D-Bus says.
-    pub(super) fn failed_units(&self) -> Result<Vec<String>> {
-        self.tested.failed_units()
-    }
-
-    /// Has systemd take back how often the units were started, which their start limits are about, and that they failed.
-    /// A unit that is not loaded has nothing to take back.
-    ///
-    /// # Errors
-    /// What D-Bus says.
-    pub(super) fn forget_starts(&self) -> Result<()> {
-        self.all().try_for_each(UnitWatch::forget_starts)
-    }
-
-    /// Whether one of the two was `failed` at the last [`Units::record`].
-    pub(super) fn has_failed(&self) -> bool {
-        self.all().any(|unit| unit.state.active == "failed")
-    }
-
-    /// The cgroup of each at the last [`Units::record`] that found one; empty if none did.
-    pub(super) fn control_groups(&self) -> impl Iterator<Item = &str> {
-        self.all().map(|unit| unit.control_group.as_str())
-    }
-
-    /// Records their states as of now, and every run of an Exec line that has ended since the last time.
-    ///
-    /// # Errors
-    /// What D-Bus says.
-    pub(super) fn record(&mut self) -> Result<()> {
-        self.tested.record()?;
-        self.mount.as_mut().map_or(Ok(()), UnitWatch::record)
-    }
-
-    /// Records the runs that have not ended, waits until every signal that systemd has sent is recorded, and
-    /// ends the threads.
-    ///
-    /// # Errors
-    /// What D-Bus says, here or in a thread.
-    pub(super) fn finish(self) -> Result<()> {
-        let tested = self.tested.finish();
-        let mount = self.mount.map_or(Ok(()), UnitWatch::finish);
-        tested.and(mount)
-    }
-}
-
 /// The watch on one unit: a connection, and a thread that reads its signals.
 #[derive(Debug)]
-struct UnitWatch {
+pub(super) struct UnitWatch {
     name: String,
     watched: Watched,
     bus: Bus,
@@ -161,11 +79,12 @@ struct Known {
 }
 
 impl UnitWatch {
-    /// Connects to the system bus, loads the unit, records its state and watches it from then on.
+    /// Connects to the system bus, loads the unit, records its state and watches it from then on. `None` if there is no such
+    /// unit.
     ///
     /// # Errors
-    /// No system bus, no systemd on it, or no such unit.
-    fn start(unit: &str, watched: Watched, sink: Sink, orders: Orders) -> Result<Self> {
+    /// No system bus, no systemd on it, or a unit that can't be loaded.
+    pub(super) fn start(unit: &str, watched: Watched, sink: Sink, orders: Orders) -> Result<Option<Self>> {
         let builder = Builder::system()?.method_timeout(CALL_TIMEOUT).max_queued(QUEUE);
         let connection = builder.build().context("connect to the system bus")?;
         // Before the match is added, so that no signal falls between.
@@ -175,15 +94,19 @@ impl UnitWatch {
         let bus = block_on(async {
             let manager = systemd_bus::manager(connection).await?;
             let path = manager.load_unit(unit).await.context("LoadUnit")?;
-            manager.ref_unit(unit).await.map_err(|error| not_referenced(unit, error))?;
+            match manager.ref_unit(unit).await {
+                Err(error) if is_no_such_unit(&error) => return Ok(None),
+                other => other.context("RefUnit")?,
+            }
             let rule = call::changes_of(&path)?;
             DBusProxy::new(connection).await?.add_match_rule(rule).await.context("AddMatch")?;
             let service = if is_service { Some(object(connection, path.clone()).await?) } else { None };
-            anyhow::Ok(Bus { unit: object(connection, path).await?, service })
+            anyhow::Ok(Some(Bus { unit: object(connection, path).await?, service }))
         })?;
+        let Some(bus) = bus else { return Ok(None) };
         let mut known = Known::nothing_of(watched);
         known.take_all(&bus)?;
-        sink.send_now(known.event(known.state.clone()));
+        sink.send_now(event(known.watched, known.state.clone()));
         known.sent = (known.state.clone(), known.changed_us);
         orders.send(Order::Unit(watched, known.view()));
         let (state, control_group) = (known.state.clone(), known.control_group.clone());
@@ -197,38 +120,28 @@ impl UnitWatch {
         };
         let (name, runs) = (unit.to_owned(), Runs::default());
         let thread = Some(thread);
-        Ok(Self { name, watched, bus, sink, orders, thread, last_call, state, control_group, runs })
+        Ok(Some(Self { name, watched, bus, sink, orders, thread, last_call, state, control_group, runs }))
     }
 
-    fn systemd_version(&self) -> Result<String> {
-        Ok(block_on(async { systemd_bus::manager(self.bus.connection()).await?.version().await })?)
+    /// As of the last [`UnitWatch::record`].
+    pub(super) fn state(&self) -> &UnitState {
+        &self.state
     }
 
-    fn failed_units(&self) -> Result<Vec<String>> {
-        let units = block_on(async {
-            systemd_bus::manager(self.bus.connection()).await?.list_units_filtered(&["failed"]).await
-        });
-        let mut names: Vec<_> =
-            units.context("ListUnitsFiltered")?.into_iter().map(|unit| unit.name).collect();
-        names.sort();
-        Ok(names)
+    /// That of the last [`UnitWatch::record`] that found one; empty if none did.
+    pub(super) fn control_group(&self) -> &str {
+        &self.control_group
     }
 
-    fn forget_starts(&self) -> Result<()> {
-        let forgotten = block_on(async {
-            systemd_bus::manager(self.bus.connection()).await?.reset_failed_unit(&self.name).await
-        });
-        match forgotten {
-            Err(zbus::Error::MethodError(name, ..)) if name.as_str() == NO_SUCH_UNIT => Ok(()),
-            other => other.with_context(|| format!("ResetFailedUnit {}", self.name)),
-        }
-    }
-
-    fn record(&mut self) -> Result<()> {
+    /// Records its state as of now, and every run of an Exec line that has ended since the last time.
+    ///
+    /// # Errors
+    /// What D-Bus says.
+    pub(super) fn record(&mut self) -> Result<()> {
         let mut known = Known::nothing_of(self.watched);
         known.take_all(&self.bus)?;
         self.orders.send(Order::Unit(self.watched, known.view()));
-        self.sink.send_now(known.event(known.state.clone()));
+        self.sink.send_now(event(known.watched, known.state.clone()));
         self.state = known.state;
         if !known.control_group.is_empty() {
             self.control_group = known.control_group;
@@ -236,7 +149,24 @@ impl UnitWatch {
         self.record_runs(false)
     }
 
-    fn finish(mut self) -> Result<()> {
+    /// Ends as [`UnitWatch::finish`], and has systemd forget the unit if nobody else needs it.
+    ///
+    /// # Errors
+    /// What D-Bus says, here or in the thread.
+    pub(super) fn let_go(self) -> Result<()> {
+        let (connection, name) = (self.bus.connection().clone(), self.name.clone());
+        self.finish()?;
+        // Not only by closing the connection, of which systemd hears when it does.
+        let released = block_on(async { systemd_bus::manager(&connection).await?.unref_unit(&name).await });
+        released.with_context(|| format!("UnrefUnit {name}"))
+    }
+
+    /// Records the runs that have not ended, waits until every signal that systemd has sent is recorded, and ends the
+    /// thread.
+    ///
+    /// # Errors
+    /// What D-Bus says, here or in the thread.
+    pub(super) fn finish(mut self) -> Result<()> {
         let recorded = self.record_runs(true);
         let ended = self.end();
         recorded.and(ended)
@@ -288,13 +218,16 @@ impl Bus {
     }
 }
 
-/// Why a unit can't be watched. One that does not exist is the scenario's mistake, and not the bus's.
-fn not_referenced(unit: &str, error: zbus::Error) -> anyhow::Error {
-    match &error {
-        zbus::Error::MethodError(name, ..) if name.as_str() == NO_SUCH_UNIT => anyhow!(
-            "there is no unit {unit} after the set-up: is its name right in the manifest, and does `deploy` or `setup` make it?"
-        ),
-        _ => anyhow::Error::from(error).context("RefUnit"),
+/// Whether systemd says so: it has neither loaded such a unit nor found a file of it.
+pub(super) fn is_no_such_unit(error: &zbus::Error) -> bool {
+    matches!(error, zbus::Error::MethodError(name, ..) if name.as_str() == NO_SUCH_UNIT)
+}
+
+/// A state of one of the units as an event.
+pub(super) fn event(watched: Watched, state: UnitState) -> What {
+    match watched {
+        Watched::Unit => What::Unit(state),
+        Watched::MountUnit => What::MountUnit(state),
     }
 }
 
@@ -370,7 +303,7 @@ fn take_change(
         if is_state_change {
             let at = sink.clock.at_us(known.changed_us);
             known.record_held_back(sink, at);
-            sink.send(at, known.event(known.state.clone()));
+            sink.send(at, event(known.watched, known.state.clone()));
         } else {
             known.record_held_back(sink, noticed);
             known.held_back = Some((noticed, known.state.clone()));
@@ -395,14 +328,6 @@ impl Known {
         }
     }
 
-    /// A state of the unit as an event.
-    fn event(&self, state: UnitState) -> What {
-        match self.watched {
-            Watched::Unit => What::Unit(state),
-            Watched::MountUnit => What::MountUnit(state),
-        }
-    }
-
     /// Asks for everything.
     fn take_all(&mut self, bus: &Bus) -> Result<()> {
         let values = bus.properties(&Self::OF_UNIT, &Self::OF_SERVICE)?;
@@ -416,7 +341,7 @@ impl Known {
     /// state change that the next one reports.
     fn record_held_back(&mut self, sink: &Sink, next: u64) {
         if let Some((noticed, state)) = self.held_back.take() {
-            sink.send(noticed.min(next), self.event(state));
+            sink.send(noticed.min(next), event(self.watched, state));
         }
     }
 
@@ -482,7 +407,7 @@ mod tests {
         };
         assert_eq!((&known.state, known.changed_us), (&expected, 7));
         assert!(known.view().is_deactivating);
-        assert_eq!(known.event(expected.clone()), What::MountUnit(expected.clone()));
-        assert_eq!(Known::nothing_of(Watched::Unit).event(expected.clone()), What::Unit(expected));
+        assert_eq!(event(known.watched, expected.clone()), What::MountUnit(expected.clone()));
+        assert_eq!(event(Watched::Unit, expected.clone()), What::Unit(expected));
     }
 }
