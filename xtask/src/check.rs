@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use tokio::time::timeout;
 use vm_tests::host::process::{Program, Sink, describe};
 use vm_tests::host::signals::{Interrupted, Interrupts};
 use vm_tests::host::tools;
@@ -26,6 +27,9 @@ pub(crate) struct CheckArgs {
     #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with = "no_vm")]
     mutants: Option<Vec<String>>,
 }
+
+/// A step that takes longer says so, again and again: what is silent for a minute looks dead.
+const QUIET: Duration = Duration::from_secs(30);
 
 /// A step's name and its command.
 type Step<'a> = (&'static str, Cmd<'a>);
@@ -149,11 +153,18 @@ async fn step(name: &'static str, work: impl Future<Output = Result<()>>, tally:
 async fn to_its_end(command: Cmd<'_>) -> Result<()> {
     let mut child = Program::from(command).stdout(Sink::Inherit).stderr(Sink::Inherit).spawn()?;
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
-    let status = tokio::select! {
-        status = child.wait() => status?,
-        signal = interrupts.next() => {
-            child.kill_group(Duration::from_secs(60)).await?;
-            return Err(Interrupted::by(signal).into());
+    let begun = Instant::now();
+    let status = loop {
+        tokio::select! {
+            ended = timeout(QUIET, child.wait()) => match ended {
+                Ok(status) => break status?,
+                // Cargo is told to be quiet, and a cold build takes minutes.
+                Err(_elapsed) => println!("check: {} s so far", begun.elapsed().as_secs()),
+            },
+            signal = interrupts.next() => {
+                child.kill_group(Duration::from_secs(60)).await?;
+                return Err(Interrupted::by(signal).into());
+            }
         }
     };
     anyhow::ensure!(status.success(), "{}: {}", child.argv(), describe(status));
