@@ -34,6 +34,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_flag_is_still_taken_by_the_name_that_it_had() {
+        for flag in ["--image", "--suite"] {
+            let parsed = Cli::try_parse_from(["cargo xtask", "image", flag, "sid"]);
+            assert!(parsed.is_ok(), "{flag}: {:?}", parsed.err());
+        }
+        let help = Cli::try_parse_from(["cargo xtask", "image", "--help"]).expect_err("help").to_string();
+        assert!(help.contains("--image") && !help.contains("--suite"), "{help}");
+    }
+
+    #[test]
     fn the_commands_are_well_formed() {
         Cli::command().debug_assert();
     }
