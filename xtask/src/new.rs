@@ -22,12 +22,12 @@ pub(crate) struct NewArgs {
     #[arg(long, value_name = "UNIT")]
     unit: String,
 
-    /// Where it mounts: an absolute path [default: /srv/ and the unit's name]
+    /// Where it mounts: an absolute path [default: of the stand-in /srv/ and the unit's name]
     #[arg(long, value_name = "PATH")]
     mount: Option<String>,
 
     /// The unit's file, to be copied
-    #[arg(long, value_name = "FILE", requires = "mount")]
+    #[arg(long, value_name = "FILE")]
     unit_file: Option<PathBuf>,
 
     /// What else the machine gets: a directory that is laid over its /, or a file and where it goes [may be repeated]

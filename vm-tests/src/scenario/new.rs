@@ -13,7 +13,7 @@ use super::rules::{not_a_unit, not_absolute};
 pub struct New {
     /// The unit under test, with `.service`.
     pub unit: String,
-    /// Where it mounts; `None` is `/srv/` and the unit's name.
+    /// Where it mounts; `None` is `/srv/` and the unit's name for the stand-in, and nothing watched for another unit.
     pub mount: Option<String>,
     /// The unit's file; `None` is a stand-in that mounts a tmpfs and works in it.
     pub unit_file: Option<PathBuf>,
@@ -45,15 +45,16 @@ type File = (PathBuf, u32, Vec<u8>);
 /// The plan: all files of the scenario.
 fn files(directory: &Path, new: &New) -> Result<Vec<File>> {
     let mut wrong: Vec<String> = Vec::new();
-    let mount = new.mount.clone().unwrap_or_else(|| format!("/srv/{}", stem(&new.unit)));
+    let default = format!("/srv/{}", stem(&new.unit));
+    let mount = new.mount.as_ref().or(new.unit_file.is_none().then_some(&default)).map(String::as_str);
     wrong.extend(not_a_unit(&new.unit).map(|what| format!("--unit: {what}")));
-    wrong.extend(not_absolute(&mount).map(|what| format!("--mount: {what}")));
+    wrong.extend(mount.and_then(not_absolute).map(|what| format!("--mount: {what}")));
 
     let in_guest = |path: &str| directory.join("files").join(path.trim_start_matches('/'));
     let unit_path = in_guest(&format!("etc/systemd/system/{}", file_name(&new.unit)));
     let mut files: Vec<File> = Vec::new();
     match &new.unit_file {
-        None => files.push((unit_path, 0o644, stand_in(&new.unit, &mount).into_bytes())),
+        None => files.push((unit_path, 0o644, stand_in(&new.unit, mount.unwrap_or(&default)).into_bytes())),
         Some(from) => match std::fs::read(from) {
             Ok(bytes) => files.push((unit_path, 0o644, bytes)),
             Err(error) => wrong.push(format!("--unit-file {}: {error}", from.display())),
@@ -74,7 +75,7 @@ fn files(directory: &Path, new: &New) -> Result<Vec<File>> {
             },
         }
     }
-    let manifest = manifest(new, &mount, &trees);
+    let manifest = manifest(new, mount, &trees);
     files.insert(0, (directory.join("scenario.toml"), 0o644, manifest.into_bytes()));
     let there = files.iter().filter(|(path, ..)| path.symlink_metadata().is_ok());
     wrong.extend(
@@ -117,10 +118,17 @@ ExecStopPost=umount {mount}
     )
 }
 
-fn manifest(new: &New, mount: &str, trees: &[String]) -> String {
+fn manifest(new: &New, mount: Option<&str>, trees: &[String]) -> String {
     let text = |value: &str| toml::Value::String(value.to_owned()).to_string();
-    let (unit, mount) = (text(&new.unit), text(mount));
-    let description = text(&format!("{} leaves no mount when it stops", new.unit));
+    let unit = text(&new.unit);
+    let (description, mount, umount) = match mount.map(text) {
+        Some(mount) => {
+            let umount = format!("\n    [\"umount\", {mount}],");
+            ("leaves no mount when it stops", format!("mount = {mount}"), umount)
+        }
+        None => ("ends cleanly when it stops", "# mount = \"/srv/demo\"".to_owned(), String::new()),
+    };
+    let description = text(&format!("{} {description}", new.unit));
     let trees: Vec<String> = trees.iter().map(|tree| text(tree)).collect();
     let deploy = match trees.as_slice() {
         [] => "# Directories of the host that are laid over the machine's / before files/, by their paths from here:
@@ -141,8 +149,8 @@ trees = [{}]",
 # mount meanwhile. docs/scenarios.md has all keys, each with an example.
 description = {description}
 unit = {unit}
-# What is watched: it must be mounted when the reset begins, and gone when it has ended.
-mount = {mount}
+# What is watched, if it mounts: it must be mounted when the reset begins, and gone when it has ended.
+{mount}
 cycles = 3
 
 # Once, before the first cycle.
@@ -151,8 +159,7 @@ setup = [[\"systemctl\", \"daemon-reload\"]]
 start = [\"systemctl\", \"start\", {unit}]
 reset = [\"systemctl\", \"stop\", {unit}]
 # After a cycle that left something, so that the next one begins clean. Not measured.
-recover = [
-    [\"umount\", {mount}],
+recover = [{umount}
     [\"systemctl\", \"reset-failed\", {unit}],
 ]
 
@@ -244,6 +251,17 @@ mod tests {
             (manifest.unit.as_str(), manifest.mount.as_deref()),
             ("game@3.service", Some("/var/lib/game"))
         );
+    }
+
+    #[test]
+    fn a_unit_of_the_users_need_not_mount() {
+        let root = tempfile::tempdir().expect("tempdir");
+        std::fs::write(root.path().join("x"), "[Service]\n").expect("write");
+        let directory = root.path().join("first");
+        write(&directory, &New { unit_file: Some(root.path().join("x")), ..demo() }).expect("write");
+        let manifest = Scenario::load(&directory).expect("it is right").manifest;
+        assert_eq!((manifest.mount, manifest.recover.len()), (None, 1));
+        assert_eq!(manifest.description, "demo.service ends cleanly when it stops");
     }
 
     #[test]
