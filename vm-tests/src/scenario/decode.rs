@@ -15,6 +15,7 @@ use serde::de::{
 };
 use serde::forward_to_deserialize_any;
 
+use super::inherit::BASE;
 use super::problem::{Problem, instead};
 use super::tree::{At, Node, Value, join};
 
@@ -202,7 +203,7 @@ impl<'a> Decoder<'a> {
             }
             match fields {
                 Some(fields) if !fields.contains(&name.as_str()) => {
-                    let what = format!("{path}: unknown key: {}", self.meant(name));
+                    let what = format!("{path}: unknown key: {}", self.meant(name, fields));
                     let mut notes = self.notes.borrow_mut();
                     notes.problems.push(key.problem(what));
                     notes.left_out.insert(path);
@@ -218,22 +219,22 @@ impl<'a> Decoder<'a> {
     }
 
     /// Where an unknown key belongs, or what there is.
-    fn meant(&self, name: &str) -> String {
-        let here = self.keys.get(&without_numbers(&self.path));
+    fn meant(&self, name: &str, here: &[&'static str]) -> String {
         let elsewhere = self.keys.iter().find(|(_, names)| names.iter().any(|one| one == name));
         match elsewhere {
             Some((table, _)) if table.is_empty() => {
                 "it is a key of no table: write it above the first [table]".to_owned()
             }
             Some((table, _)) => format!("it is a key of {table}"),
-            None => instead(name, here.into_iter().flatten().map(String::as_str)),
+            None => {
+                // Which is read before anything else.
+                let base = self.path.is_empty().then_some(BASE);
+                let mut here: Vec<&str> = here.iter().copied().chain(base).collect();
+                here.sort_unstable();
+                instead(name, here)
+            }
         }
     }
-}
-
-/// A path as [`keys`](super::keys()) has it: all items of a list are alike.
-fn without_numbers(path: &str) -> String {
-    path.split('[').map(|part| part.split_once(']').map_or(part, |(_, rest)| rest)).collect()
 }
 
 impl<'de> Deserializer<'de> for Decoder<'de> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::keys;
+use super::keys::{ANY, keys};
 use super::tree::{Node, Value, join, parse};
 
 const DOCUMENT: &str = "docs/scenarios.md";
@@ -53,6 +53,11 @@ fn not_an_excerpt(block: &str, manifest: impl Fn(&str) -> Option<String>) -> Opt
 /// The paths of the keys of a table, numbers of lists left out; `into` says which tables have keys of their own.
 fn named(node: &Node, path: &str, into: &dyn Fn(&str) -> bool, all: &mut BTreeSet<String>) {
     match &node.value {
+        Value::Table(table) if into(&format!("{path}.{ANY}")) => {
+            for (_, node) in table.values() {
+                named(node, &format!("{path}.{ANY}"), into, all);
+            }
+        }
         Value::Table(table) if into(path) => {
             for (name, (_, node)) in table {
                 let path = join(path, name);
@@ -103,7 +108,11 @@ fn every_key_has_a_row_and_an_example_that_the_suite_runs() {
     wrong.extend(
         shown.difference(&all).map(|key| format!("{DOCUMENT}: an example has {key}, which is no key")),
     );
-    wrong.extend(all.difference(&shown).map(|key| {
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
+    // In a table that there may be several of, a key is as it is elsewhere.
+    let is_shown =
+        |key: &&String| key.contains(&format!(".{ANY}.")) && shown.iter().any(|one| last(one) == last(key));
+    wrong.extend(all.difference(&shown).filter(|key| !is_shown(key)).map(|key| {
         format!(
             "{DOCUMENT}: no example has {key}: give it to a scenario in {SCENARIOS}, and show its lines in a block of \
              toml whose first line is `# {SCENARIOS}<name>/scenario.toml`"
@@ -111,7 +120,6 @@ fn every_key_has_a_row_and_an_example_that_the_suite_runs() {
     }));
 
     let rows = rows(&text);
-    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
     let has_row =
         |key: &&String| rows.contains(*key) || rows.contains(&last(key)) || tables.contains_key(*key);
     wrong.extend(

@@ -23,29 +23,49 @@ pub fn keys() -> BTreeMap<String, Vec<String>> {
     keys
 }
 
+/// The name of a table that has any: one of a map, as `expect.exec.*`.
+pub(super) const ANY: &str = "*";
+
+/// What a map takes as a key: anything, or an Exec line.
+const TAKEN: [&str; 2] = [ANY, "ExecStart"];
+
 /// Asks for the struct at each path, the outermost first. A list of tables has the path of its key.
 fn of<T: DeserializeOwned>() -> BTreeMap<String, Vec<String>> {
     let mut all = BTreeMap::new();
-    let mut paths = vec![Vec::new()];
-    while let Some(path) = paths.pop() {
-        let fields = RefCell::new(None);
-        // It never succeeds: what it asked for is in `fields`.
-        if T::deserialize(Probe { path: &path, fields: &fields }).is_ok() {
+    // What leads there, and its name.
+    let mut paths: Vec<(Vec<&'static str>, String)> = vec![Default::default()];
+    while let Some((path, table)) = paths.pop() {
+        let asked = RefCell::new(None);
+        // It never succeeds: what it asked for is noted.
+        if T::deserialize(Probe { path: &path, asked: &asked }).is_ok() {
             continue;
         }
-        let Some(names) = fields.take() else { continue };
-        paths.extend(names.iter().map(|name| [&path[..], &[*name]].concat()));
-        let table = path.iter().fold(String::new(), |path, name| join(&path, name));
-        all.insert(table, names.iter().map(|name| (*name).to_owned()).collect());
+        let below = |name: &'static str| [&path[..], &[name]].concat();
+        match asked.take() {
+            Some(Asked::Fields(names)) => {
+                paths.extend(names.iter().map(|name| (below(name), join(&table, name))));
+                all.insert(table, names.iter().map(|name| (*name).to_owned()).collect());
+            }
+            Some(Asked::Map) => {
+                paths.extend(TAKEN.into_iter().map(|name| (below(name), format!("{table}.{ANY}"))));
+            }
+            None => {}
+        }
     }
     all
 }
 
-/// Leads serde to one key and notes which fields are asked for there.
+/// What a type asks for at the end of a path.
+enum Asked {
+    Fields(&'static [&'static str]),
+    Map,
+}
+
+/// Leads serde to one key and notes what is asked for there.
 #[derive(Clone, Copy)]
 struct Probe<'a> {
     path: &'a [&'static str],
-    fields: &'a RefCell<Option<&'static [&'static str]>>,
+    asked: &'a RefCell<Option<Asked>>,
 }
 
 /// The probe has seen what there is to see.
@@ -81,7 +101,17 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     ) -> Result<V::Value, Seen> {
         match self.path {
             [] => {
-                self.fields.replace(Some(fields));
+                self.asked.replace(Some(Asked::Fields(fields)));
+                Err(Seen)
+            }
+            _ => visitor.visit_map(self),
+        }
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Seen> {
+        match self.path {
+            [] => {
+                self.asked.replace(Some(Asked::Map));
                 Err(Seen)
             }
             _ => visitor.visit_map(self),
@@ -98,7 +128,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
 
     forward_to_deserialize_any! {
         bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf unit unit_struct
-        newtype_struct tuple tuple_struct map enum identifier ignored_any
+        newtype_struct tuple tuple_struct enum identifier ignored_any
     }
 }
 
@@ -133,7 +163,7 @@ mod tests {
     fn every_table_is_found() {
         let keys = keys();
         let tables: Vec<&str> = keys.keys().map(String::as_str).collect();
-        for table in ["", "deploy", "expect", "history"] {
+        for table in ["", "check", "deploy", "expect", "expect.exec.*", "expect.other_mounts.*", "history"] {
             assert!(tables.contains(&table), "{table} is not in {tables:?}");
         }
         for (table, name) in
