@@ -1,6 +1,6 @@
 //! A stop, and a reset: what makes one a success, what it may delete after, and what is said of one that is none.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,6 +8,7 @@ use holders::chain::chain;
 use holders::shown;
 use left4me_helper::busy_note;
 use left4me_helper::error::HelperError;
+use left4me_helper::mountinfo;
 use left4me_helper::purge;
 use left4me_helper::state::{InstanceDir, directory_beneath};
 
@@ -288,17 +289,23 @@ impl<U: Units> Run<'_, U> {
         if self.host.offload { blocking::unblock(purge).await } else { purge() }
     }
 
+    /// What is mounted there and is not the overlay, as commands that unmount it: below it, the innermost first, and over it.
+    fn not_the_overlay(&self) -> Vec<String> {
+        let Ok(place) = self.place() else { return Vec::new() };
+        let merged = &place.paths.merged;
+        let mut others: Vec<&Path> =
+            self.report.still_mounted.iter().map(PathBuf::as_path).filter(|mount| mount != merged).collect();
+        others.sort_by_key(|mount| std::cmp::Reverse(mount.components().count()));
+        // A table that can't be read has failed the stop before this.
+        let at_merged = |table: &PathBuf| mountinfo::at(table, merged).ok()?.pop();
+        let mut topmost = self.host.mount_tables.iter().filter_map(at_merged);
+        let over_it = topmost.any(|mount| mount.fstype != "overlay").then_some(merged.as_path());
+        others.into_iter().chain(over_it).map(|mount| format!("`sudo umount {}`", shown(mount))).collect()
+    }
+
     /// The failure of a stop that left something mounted: what went wrong with it, if anything else did, and what to do.
     fn left_mounted(&self, stop: &Stop, and: &str, what_it_does: &str) -> Failure {
         let mounts: Vec<_> = self.report.still_mounted.iter().map(|path| shown(path)).collect();
-        let merged = self.place().map(|place| &place.paths.merged);
-        let others: Vec<_> = self
-            .report
-            .still_mounted
-            .iter()
-            .filter(|mount| merged.as_ref().is_ok_and(|merged| merged != mount))
-            .map(|mount| shown(mount))
-            .collect();
         let mut sentences = stop.failed.clone();
         // A unit that was failed before is failed still, and is no failure of this stop; its unmount may be one.
         let overlay = &self.names.overlay;
@@ -311,6 +318,7 @@ impl<U: Units> Run<'_, U> {
             [one] => format!("{one} is still mounted{and}"),
             more => format!("{} are still mounted{and}", more.join(", ")),
         });
+        let others = self.not_the_overlay();
         if !others.is_empty() {
             sentences.push(format!("unmount first what is not the overlay itself: {}", others.join(", ")));
         }

@@ -261,9 +261,22 @@ fn what_lies_over_the_overlay_is_named_and_no_overlay_is_left() {
     assert_eq!((report.exit, play.asked.len()), (Exit::Failed, 1));
     contains_all(
         &report.error.unwrap(),
-        &["unmount first what is not the overlay itself: ", "runtime/3/upper/a"],
+        &["unmount first what is not the overlay itself: `sudo umount ", "runtime/3/upper/a`"],
     );
     assert!(has_upper(&host));
+}
+
+#[test]
+fn what_covers_the_overlay_is_unmounted_by_the_advice() {
+    let (_directory, host) = host(false);
+    let merged = host.state_dir.join("runtime/3/merged");
+    let line = |fstype| format!("1 2 0:3 / {} rw - {fstype} x rw\n", merged.display());
+    for (table, is_covered) in [(line("overlay"), false), (line("overlay") + &line("tmpfs"), true)] {
+        fs::write(&host.mount_tables[0], table).unwrap();
+        let error = stopped().act(Action::Reset, &host).error.unwrap();
+        let advice = format!("what is not the overlay itself: `sudo umount {}`", merged.display());
+        assert_eq!(error.contains(&advice), is_covered, "{error}");
+    }
 }
 
 #[test]

@@ -61,6 +61,12 @@ pub(super) fn shape(cycle: &Cycle) -> String {
         ("core dumps", list(cycle.core_dumps.clone())),
         ("lost events", list(cycle.lost.clone())),
     ];
+    if !cycle.before.mounted {
+        shape.push_str(&format!(
+            "mounted before reset: no; elsewhere: {}\n",
+            list(cycle.before.elsewhere.clone())
+        ));
+    }
     let (before, after) = rows.split_at(3);
     for (name, value) in before.iter().chain(&mount_unit).chain(after) {
         shape.push_str(&format!("{name}: {value}\n"));
