@@ -157,6 +157,7 @@ fn is_news(exec: &ExecOutcome) -> bool {
 /// The unit's Result, where the ends of its lines do not say it.
 fn result_words(cycle: &Cycle) -> Option<String> {
     let words = match cycle.unit.result.as_str() {
+        "timeout" if cycle.execs.iter().chain(&cycle.mains).any(|run| run.timed_out) => return None,
         "timeout" => {
             "timeout: a start or a stop took longer than the unit's TimeoutStartSec= or TimeoutStopSec="
         }
