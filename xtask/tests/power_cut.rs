@@ -10,7 +10,7 @@
 #[path = "../src/left4me.rs"]
 mod left4me;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
