@@ -3,13 +3,17 @@
 use std::io::{self, IsTerminal as _, Write as _};
 
 use anyhow::{Context as _, Result};
+use vm_tests::image::Suite;
 use vm_tests::machine::Cancel;
 use vm_tests::report::{Report, ScenarioReport, Verdict};
 
 /// Offers the first snapshot of each scenario that has none and is as expected. One that is accepted has passed.
 pub(crate) async fn offer(report: &mut Report, named: bool, cancel: &Cancel) -> Result<()> {
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
-    for scenario in &mut report.scenarios {
+    // The reference's becomes the one that all share, so it comes first.
+    let mut scenarios: Vec<&mut ScenarioReport> = report.scenarios.iter_mut().collect();
+    scenarios.sort_by_key(|one| one.guest != Suite::default().as_str());
+    for scenario in scenarios {
         let Some(first) = scenario.first.as_ref().filter(|_| is_terminal) else { continue };
         println!("\n{}/{} is new. What a run of it was:\n", scenario.guest, scenario.name);
         first.text.lines().for_each(|line| println!("  {line}"));

@@ -267,7 +267,7 @@ fn read(directory: &Path) -> Result<BTreeMap<String, Durations>> {
 /// An flock(2) on the directory itself: the file in it is replaced, so a lock on that would be one on an older file, and
 /// a file for the lock (as [`crate::cache::Lock`] has one) would lie in the repository. It is held for a read and a
 /// write, so waiting for it needs no deadline.
-fn lock(directory: &Path) -> Result<File> {
+pub(crate) fn lock(directory: &Path) -> Result<File> {
     let lock = || {
         let directory = File::open(directory)?;
         directory.lock()?;

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result};
 use super::guest::Guest;
 use crate::host::accel::Clock;
 use crate::judge::Judgement;
-use crate::judge::baselines::{Baselines, Durations, Outcome};
+use crate::judge::baselines::{Baselines, Durations, Outcome, lock};
 use crate::scenario::Scenario;
 
 /// What `INSTA_UPDATE` says of a text that is not its snapshot's, in insta's words.
@@ -76,15 +76,28 @@ impl First {
     /// # Errors
     /// Files that can't be read or written.
     pub fn accept(&self) -> Result<()> {
-        let baselines = Baselines::load(&self.directory, &self.guest, self.clock)?;
-        let outcome = baselines.compare_text(self.text.clone());
-        if outcome.mismatch.is_some() {
-            write(&self.directory, &self.description, &outcome, Update::Accept)?;
-        }
+        let load = || Baselines::load(&self.directory, &self.guest, self.clock);
+        accept_text(&self.directory, &self.description, &self.text, load)?;
         match &self.measured {
-            Some(measured) => baselines.accept_durations(measured),
+            Some(measured) => load()?.accept_durations(measured),
             None => Ok(()),
         }
+    }
+}
+
+/// Writes a run's text as a snapshot, where none that is there by now says the same: guests of one scenario may be accepted
+/// at once, and each has the directory for itself meanwhile, so that none takes another's place.
+fn accept_text(
+    directory: &Path,
+    description: &str,
+    text: &str,
+    load: impl FnOnce() -> Result<Baselines>,
+) -> Result<()> {
+    let _held = lock(directory)?;
+    let outcome = load()?.compare_text(text.to_owned());
+    match outcome.mismatch {
+        Some(_) if !outcome.redundant => write(directory, description, &outcome, Update::Accept),
+        _same => Ok(()),
     }
 }
 
@@ -93,10 +106,14 @@ pub(super) fn accept(guest: &Guest, scenario: &Scenario, judgement: &mut Judgeme
     let update = Update::from_env();
     let outcome = &mut judgement.outcome;
     if !outcome.redundant && outcome.mismatch.is_some() {
-        write(&scenario.directory, &scenario.manifest.description, outcome, update)?;
+        let (directory, description) = (&scenario.directory, &scenario.manifest.description);
         if update == Update::Accept {
+            let load = || Baselines::load(directory, &guest.name, guest.base.clock);
+            accept_text(directory, description, &outcome.text, load)?;
             (outcome.mismatch, outcome.changes) = (None, Vec::new());
             judgement.is_first = false;
+        } else {
+            write(directory, description, outcome, update)?;
         }
     }
     let accepting = update == Update::Accept;
@@ -172,6 +189,30 @@ mod tests {
         }
         let there = |name: &str| directory.path().join(name).exists();
         assert!(there("outcome.snap") && there("outcome.sid.snap") && !there("outcome.bookworm.snap"));
+    }
+
+    #[test]
+    fn guests_that_are_accepted_at_once_take_nobodys_place() {
+        let guests: Vec<String> = (0..16).map(|number| format!("guest{number}")).collect();
+        // Who comes second is chance.
+        for _ in 0..20 {
+            let directory = tempfile::tempdir().expect("tempdir");
+            let directory = directory.path();
+            let load = |guest: &str| Baselines::load(directory, guest, Clock::Real);
+            let together = &std::sync::Barrier::new(guests.len());
+            std::thread::scope(|scope| {
+                for guest in &guests {
+                    scope.spawn(move || {
+                        together.wait();
+                        accept_text(directory, "d", guest, || load(guest)).expect("accept");
+                    });
+                }
+            });
+            for guest in &guests {
+                let outcome = load(guest).expect("load").compare_text(guest.clone());
+                assert_eq!(outcome.mismatch, None, "{guest}");
+            }
+        }
     }
 
     #[test]
