@@ -287,7 +287,7 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
     };
     if let Some(run) = run {
         write("recording.json", serde_json::to_string(&run.recording)?)?;
-        let mut lines = String::new();
+        let mut lines = probe::LEGEND.to_owned();
         for cycle in &run.judgement.cycles {
             lines.push_str(&format!(
                 "# cycle {}\n{}",

@@ -8,8 +8,11 @@ use vm_agent::recording::{Recording, Role, Step, What};
 use crate::judge::keepers::of_scans;
 use crate::judge::mount::recording_of;
 
-/// The probe's lines of one cycle: seconds since the reset began, whether it is mounted, who holds it. A scan that was of
-/// the unit's own processes, and of those outside that an earlier one had seen, says so: others may have come.
+/// What `scan=` means, for the top of the file.
+pub(crate) const LEGEND: &str = "# scan=all: of all processes; scan=unit: of the units' own, and of those outside that an earlier one has seen\n";
+
+/// The probe's lines of one cycle: seconds since the reset began, whether it is mounted, who holds it. What a scan was of
+/// is in [`LEGEND`]: outside the unit others may have come meanwhile.
 pub(crate) fn probe_lines(recording: &Recording, cycle: u32) -> String {
     let mut text = lines(recording, cycle);
     for (number, path) in recording.plan.mounts().filter(|(number, _)| *number > 0) {
@@ -40,8 +43,9 @@ fn lines(recording: &Recording, cycle: u32) -> String {
                         _ => format!("{}({})", holder.pid, holder.comm),
                     })
                     .collect();
-                let scope = if scan.whole_proc { "" } else { " (the unit's, and who was seen before)" };
-                text.push_str(&format!("{time} mounted={mounted} holders=[{}]{scope}\n", holders.join(" ")));
+                let scope = if scan.whole_proc { "all " } else { "unit" };
+                let holders = holders.join(" ");
+                text.push_str(&format!("{time} scan={scope} mounted={mounted} holders=[{holders}]\n"));
             }
             What::Diagnosis(diagnosis) => {
                 let why = match diagnosis.why {
@@ -57,4 +61,48 @@ fn lines(recording: &Recording, cycle: u32) -> String {
         }
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_agent::recording::{Found, Kind, Namespace, Reference, Scan, Task, Trigger};
+
+    use super::*;
+    use crate::judge::samples;
+
+    /// An outside holder stays until it is seen gone, and what was not looked for is not said to be missing.
+    #[test]
+    fn a_line_says_what_it_is_of() {
+        let visitor = Task {
+            pid: 181,
+            tid: 181,
+            comm: "sleep".to_owned(),
+            role: Role::Outside,
+            unit: "visitor.service".to_owned(),
+            namespace: Namespace { inode: 1, id: None },
+            private_copy: false,
+            references: vec![Reference { kind: Kind::Cwd, path: "/m".to_owned() }],
+        };
+        let scan = |whole_proc, mounted, tasks| {
+            What::Scan(Scan { trigger: Trigger::Tick, whole_proc, cost_ns: 0, mounted, tasks })
+        };
+        let said = samples::diagnosis(
+            Why::UmountFailed,
+            Found::HeldByProcess,
+            &[samples::holder(181, "sleep", Role::Outside)],
+        );
+        let mut recording = samples::recording(
+            None,
+            [
+                (0, What::StepBegins(Step::Reset)),
+                (0, scan(true, true, vec![visitor.clone()])),
+                (20_000_000, scan(false, true, vec![visitor])),
+                (30_000_000, What::Diagnosis(said)),
+                (40_000_000, scan(true, false, vec![])),
+                (50_000_000, What::OfMount { mount: 1, what: Box::new(scan(true, true, vec![])) }),
+            ],
+        );
+        recording.plan.other_mounts = vec!["/other".to_owned()];
+        insta::assert_snapshot!("probe", probe_lines(&recording, 1));
+    }
 }
