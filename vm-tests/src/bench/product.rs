@@ -213,6 +213,9 @@ fn plan(scenario: &Scenario, start: &[&str], reset: &[&str]) -> Plan {
         start: argv(start),
         reset: argv(reset),
         removed: Vec::new(),
+        free_devices: Vec::new(),
+        during: Vec::new(),
+        checks: Vec::new(),
         recover: Vec::new(),
         ..scenario.plan(Some(1))
     }
