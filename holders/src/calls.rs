@@ -130,6 +130,9 @@ pub(crate) fn holders(
         if Instant::now() >= deadline {
             break;
         }
+        if walk.is_stuck(pid) {
+            continue;
+        }
         // Nearly all are in no such call, so that is found out by as little as can be.
         let line = if pid == tid { format!("{pid}/syscall") } else { format!("{pid}/task/{tid}/syscall") };
         if read_line(proc_dir, &line, &mut text).is_err() || parse(&text).is_none() {

@@ -10,7 +10,7 @@ use crate::ns::NamespaceReport;
 use crate::propagation::{Fate, Reason};
 use crate::report::{
     Carries, CutShort, Holder, KernelHolder, Kind, Member, MountCopy, NamespaceUse, PartialView, Reference,
-    Relation, Report, Suspect,
+    Relation, Report, Stuck, Suspect,
 };
 use crate::verdict::Verdict;
 
@@ -23,7 +23,7 @@ impl Report {
             "path": path(&self.path),
             "verdict": verdict.word(),
             "otherwise": match &verdict {
-                Verdict::NotAllowed { .. } | Verdict::CutShort { .. } | Verdict::PartialView { .. } => Some(verdict.of_what_was_seen().word()),
+                Verdict::NotAllowed { .. } | Verdict::Stuck { .. } | Verdict::CutShort { .. } | Verdict::PartialView { .. } => Some(verdict.of_what_was_seen().word()),
                 _ => None,
             },
             "line": self.line(),
@@ -51,6 +51,7 @@ impl Report {
                 "namespaces": self.unseen.namespaces.iter().copied().map(namespace).collect::<Vec<_>>(),
                 "namespaces_were_listed": self.unseen.namespace_list,
                 "cut_short": self.unseen.cut_short.map(cut_short),
+                "stuck": self.unseen.stuck.iter().map(stuck).collect::<Vec<_>>(),
                 "references": self.unseen.references,
                 "bound_sockets": self.unseen.bound_sockets,
                 "networks": self.unseen.networks,
@@ -162,6 +163,11 @@ impl NamespaceReport {
             "cut_short": self.cut_short.map(cut_short),
         })
     }
+}
+
+fn stuck(stuck: &Stuck) -> Value {
+    let Stuck { pid, comm, waits_in, is_whole } = stuck;
+    json!({ "pid": pid, "comm": comm, "waits_in": waits_in, "whole": is_whole })
 }
 
 fn cut_short(cut: CutShort) -> Value {

@@ -49,6 +49,7 @@ mod query;
 pub mod report;
 pub mod scan;
 pub mod stat;
+mod stuck;
 mod survey;
 mod task;
 mod text;

@@ -108,7 +108,7 @@ fn of_inode(inode: u64) -> Result<NamespaceReport, Error> {
             .collect(),
         binds: binds.filter(|(of, _)| *of == inode).map(|(_, at)| at).collect(),
         mounts: own_table.or_else(|| kernel::mounts_of(id?).ok().map(|mounts| mounts.len())),
-        denied: walk.denied,
+        denied: walk.denied + walk.stuck.iter().filter(|stuck| stuck.is_whole).count(),
         cut_short: walk.left.map(|left| CutShort { processes: walk.pids.len(), left }),
     })
 }

@@ -29,15 +29,21 @@ const MOST: usize = 200;
 /// `starttime` is in these (proc_pid_stat(5)): the same on all architectures since 2.6, but for a few that are gone.
 const TICKS_A_SECOND: u64 = 100;
 
-/// `None` if it is gone. `watched` is where nothing is to be opened.
-pub(crate) fn person(proc_dir: BorrowedFd<'_>, pid: u32, start_time: u64, watched: &Path) -> Option<Person> {
+/// `None` if it is gone. Its memory, which has the command line, may not be looked at if it is `stuck`. `watched` is where
+/// nothing is to be opened.
+pub(crate) fn person(
+    proc_dir: BorrowedFd<'_>,
+    (pid, start_time): (u32, u64),
+    stuck: bool,
+    watched: &Path,
+) -> Option<Person> {
     let process = open_task(proc_dir, DecInt::new(pid).as_c_str()).ok()?;
     if task::start_time_of(process.as_fd()) != Some(start_time) {
         return None;
     }
     let mut text = Vec::new();
-    let read = read_start(process.as_fd(), c"cmdline", &mut text, MOST);
-    text.truncate(if read.is_ok() { MOST } else { 0 });
+    let is_read = !stuck && read_start(process.as_fd(), c"cmdline", &mut text, MOST).is_ok();
+    text.truncate(if is_read { MOST } else { 0 });
     let words = String::from_utf8_lossy(&text).replace('\0', " ");
     let command = match words.trim() {
         "" => task::about_task(process.as_fd()).comm,

@@ -13,6 +13,7 @@ use crate::namespace::MountNamespace;
 pub use crate::person::Person;
 use crate::printable::{printable, shown};
 use crate::propagation::Fate;
+pub use crate::stuck::Stuck;
 pub use crate::task::{Phase, Relation};
 
 /// All that [`crate::diagnose`] found out about a path.
@@ -288,6 +289,8 @@ pub struct Unseen {
     pub bound_sockets: bool,
     /// Network namespaces whose sockets could not be asked for.
     pub networks: usize,
+    /// Processes that were not looked at, wholly or in part, as the look would not have come back.
+    pub stuck: Vec<Stuck>,
     /// How many references were found and are not listed, since the list has enough of the same kind, on the same mount
     /// and of the same process.
     pub references: usize,
@@ -570,6 +573,10 @@ pub(crate) mod samples {
             files: vec![(411, 5)],
             binds: vec!["/run/ns".into()],
         }
+    }
+
+    pub(crate) fn stuck(is_whole: bool) -> Stuck {
+        Stuck { pid: 451, comm: "srcds_linux".to_owned(), waits_in: "vm_mmap_pgoff".to_owned(), is_whole }
     }
 
     pub(crate) fn loop_device(effect: Effect) -> KernelHolder {

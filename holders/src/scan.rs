@@ -150,7 +150,7 @@ pub fn scan(mount_point: &Path, device: Option<Device>, scope: Scope<'_>) -> io:
         tasks.extend(scanner.task(task, seen.tasks.get(&task), references(found)));
     }
     tasks.sort_by_key(|task| (task.pid, task.tid));
-    Ok(Scan { tasks, processes: seen.pids.len(), denied: seen.denied })
+    Ok(Scan { tasks, processes: seen.pids.len(), denied: seen.denied + seen.stuck.len() })
 }
 
 /// What was found of one task, by kind, each path once in its kind.

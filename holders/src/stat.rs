@@ -61,6 +61,12 @@ impl<'a> Stat<'a> {
         Some(self.field::<u64>(9)? & PF_KTHREAD != 0)
     }
 
+    /// The processor time that it has used, in clock ticks.
+    #[must_use]
+    pub fn processor_ticks(self) -> Option<u64> {
+        Some(self.field::<u64>(14)? + self.field::<u64>(15)?)
+    }
+
     /// When the process started, in clock ticks since boot.
     #[must_use]
     pub fn start_time(self) -> Option<u64> {
@@ -79,6 +85,10 @@ mod tests {
         assert_eq!((stat.state(), stat.has_ended(), stat.parent()), (Some('S'), false, Some(42)));
         assert_eq!((stat.group(), stat.session(), stat.start_time()), (Some(5), Some(6), Some(8123)));
         assert_eq!(stat.is_kernel_thread(), Some(false));
+        assert_eq!(
+            Stat::parse(b"7 (a) S 1 5 6 0 -1 4194304 0 0 0 0 30 4 0").unwrap().processor_ticks(),
+            Some(34)
+        );
         let thread = Stat::parse(b"2 (kthreadd) S 0 0 0 0 -1 2129984").unwrap();
         assert_eq!((thread.is_kernel_thread(), thread.start_time()), (Some(true), None));
         assert!(Stat::parse(b"7 (a) Z 1").unwrap().has_ended());

@@ -56,6 +56,8 @@ pub(crate) enum Detail {
     Name,
     /// Also when its process started, and for what.
     All,
+    /// The same but for what, which only its memory tells.
+    AllButPhase,
 }
 
 /// What is known of a task of which something was found, all of it from the directory through which that was found: an id
@@ -100,6 +102,7 @@ impl Known {
         let about = about_task(task);
         let (start_time, phase) = match detail {
             Detail::All => (Some(start_time_of(leader)?), phase(task, pid, &about)),
+            Detail::AllButPhase => (Some(start_time_of(leader)?), Phase::Unknown),
             Detail::Name => (None, Phase::Unknown),
         };
         Some(Self { about, start_time, phase, namespace: crate::namespace::inode(task).ok() })

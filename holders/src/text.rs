@@ -99,6 +99,9 @@ impl fmt::Display for Report {
         if unseen.networks > 0 {
             writeln!(f, "not seen: sockets that are bound in {} other network namespaces", unseen.networks)?;
         }
+        for stuck in &unseen.stuck {
+            writeln!(f, "not seen: of {stuck}")?;
+        }
         if let Some(cut) = unseen.cut_short {
             writeln!(f, "not seen: {cut}")?;
         }
@@ -237,6 +240,7 @@ mod tests {
                 namespace_list: false,
                 bound_sockets: true,
                 networks: 2,
+                stuck: vec![stuck(false)],
                 cut_short: Some(CutShort { processes: 90, left: 7 }),
                 references: 936,
             },

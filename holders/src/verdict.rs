@@ -8,7 +8,7 @@ use crate::printable::{printable, shown};
 use crate::propagation::{Fate, Reason};
 use crate::report::{
     Asked, Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, PartialView,
-    Phase, Relation, Report, Suspect,
+    Phase, Relation, Report, Stuck, Suspect,
 };
 
 /// The answer.
@@ -44,6 +44,13 @@ pub enum Verdict {
         /// How many processes could not be inspected.
         processes: usize,
         /// The verdict if these processes have nothing to do with the mount.
+        otherwise: Box<Self>,
+    },
+    /// No inspected process blocks it, but some are stuck in the kernel so that not all of them could be inspected.
+    Stuck {
+        /// Which.
+        processes: Vec<Stuck>,
+        /// The verdict if the rest of them has nothing to do with the mount.
         otherwise: Box<Self>,
     },
     /// No visible process blocks it, but this `/proc` does not list all processes.
@@ -168,15 +175,22 @@ impl Verdict {
     fn of(report: &Report) -> Self {
         let seen = Self::of_what_is_seen(report);
         let processes = report.unseen.processes;
-        let seen = match seen {
+        let is_of_all = matches!(
+            seen,
             Self::NotVisible { .. }
-            | Self::OnlyListed { .. }
-            | Self::Outlives { .. }
-            | Self::NotMounted { .. }
-            | Self::Free
-                if processes > 0 =>
-            {
-                Self::NotAllowed { processes, otherwise: Box::new(seen) }
+                | Self::OnlyListed { .. }
+                | Self::Outlives { .. }
+                | Self::NotMounted { .. }
+                | Self::Free
+        );
+        let stuck = &report.unseen.stuck;
+        let seen = match seen {
+            seen if is_of_all && processes > 0 => Self::NotAllowed { processes, otherwise: Box::new(seen) },
+            seen => seen,
+        };
+        let seen = match seen {
+            seen if is_of_all && !stuck.is_empty() => {
+                Self::Stuck { processes: stuck.clone(), otherwise: Box::new(seen) }
             }
             seen => seen,
         };
@@ -199,6 +213,7 @@ impl Verdict {
     pub fn of_what_was_seen(&self) -> &Self {
         match self {
             Self::NotAllowed { otherwise, .. }
+            | Self::Stuck { otherwise, .. }
             | Self::PartialView { otherwise, .. }
             | Self::CutShort { otherwise, .. } => otherwise.of_what_was_seen(),
             seen => seen,
@@ -259,6 +274,7 @@ impl Verdict {
             | Self::Submounts { .. }
             | Self::NotVisible { .. } => Some(true),
             Self::NotAllowed { otherwise, .. }
+            | Self::Stuck { otherwise, .. }
             | Self::PartialView { otherwise, .. }
             | Self::CutShort { otherwise, .. } => otherwise.blocks_umount().filter(|&blocks| blocks),
             Self::OnlyListed { .. }
@@ -279,6 +295,7 @@ impl Verdict {
             Self::Submounts { .. } => "submounts",
             Self::NotVisible { .. } => "not-visible",
             Self::NotAllowed { .. } => "not-allowed",
+            Self::Stuck { .. } => "stuck",
             Self::PartialView { .. } => "partial-view",
             Self::CutShort { .. } => "cut-short",
             Self::OnlyListed { .. } => "only-listed",
@@ -319,6 +336,11 @@ impl Verdict {
                 "{}, but {} could not be inspected (run as root, outside any container)",
                 otherwise.line_so_far(),
                 counted(*processes, "process", "processes")
+            ),
+            Self::Stuck { processes, otherwise } => format!(
+                "{}, but not all could be inspected: {}",
+                otherwise.line_so_far(),
+                joined(processes.iter().map(ToString::to_string))
             ),
             Self::PartialView { view, otherwise } => {
                 format!("{view}; {}", otherwise.line_so_far())
@@ -377,6 +399,10 @@ impl Verdict {
             Self::Submounts { .. } => vec!["unmount these first, the innermost first".to_owned()],
             Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
             Self::NotAllowed { otherwise, .. } | Self::PartialView { otherwise, .. } => otherwise.advice(),
+            Self::Stuck { processes, otherwise } => {
+                let advice = processes.iter().map(advice_about_stuck);
+                advice.chain(otherwise.advice()).collect()
+            }
             Self::CutShort { otherwise, .. } => {
                 let mut advice = vec!["scan again with more time, by the option --deadline".to_owned()];
                 advice.extend(otherwise.advice());
@@ -453,6 +479,15 @@ fn advice_about(blocker: &Blocker) -> String {
     };
     debug_assert!(written.is_ok());
     text
+}
+
+fn advice_about_stuck(stuck: &Stuck) -> String {
+    let Stuck { pid, comm, .. } = stuck;
+    format!(
+        "{pid} ({comm}) waits in the kernel, perhaps for the server of a file system (FUSE, NFS) that does not answer: \
+         `cat /proc/{pid}/task/*/wchan` shows where; have the server answer or end, then ask again. Do not run ps, top or \
+         pgrep -f meanwhile, they hang with it"
+    )
 }
 
 fn advice_about_kernel(holder: &KernelHolder) -> String {

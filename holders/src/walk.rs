@@ -14,12 +14,15 @@
 //! Kernel threads are passed over, by their flag PF_KTHREAD or as children of kthreadd. That a task has no program says
 //! nothing: one that ends gives back its memory first, which takes a tenth of a second for a gigabyte, and only then
 //! its descriptors and directories (`kernel/exit.c:do_exit`).
+//!
+//! Before all that a child finds out whose memory can't be looked at: see [`stuck`].
 
 mod files;
 mod found;
 mod keeper;
 mod life;
 mod mappings;
+mod stuck;
 mod wanted;
 
 use std::mem::MaybeUninit;
@@ -38,11 +41,12 @@ use self::life::{Life, kernel_threads, life};
 use self::mappings::Mappings;
 #[cfg(any(test, feature = "checks"))]
 pub(crate) use self::mappings::mapped_paths;
+pub(crate) use self::stuck::{StuckProcess, waits_in};
 pub(crate) use self::wanted::{Members, MountPoints, Wanted};
 use crate::kernel::InCommon;
 use crate::namespace;
 use crate::proc::{LINK_ROOM, numbers, open_directory, open_proc, open_task, read_link};
-use crate::task::Known;
+use crate::task::{Detail, Known};
 
 /// In place of what lies below a mount point in a path that is longer.
 pub(crate) const TOO_LONG: &str = "...";
@@ -65,11 +69,15 @@ pub(crate) fn walk(wanted: &Wanted, pids: Option<&[u32]>, deadline: Option<Insta
         last_namespace: 0,
     };
     match pids {
-        Some(pids) => walker.processes(pids),
+        Some(pids) => {
+            walker.look_for_stuck(pids);
+            walker.processes(pids);
+        }
         None => {
             walker.kernel_threads = kernel_threads(proc_dir.as_fd());
             let mut all = Vec::with_capacity(512);
             numbers(proc_dir.as_fd(), &mut walker.entries[..], &mut all)?;
+            walker.look_for_stuck(&all);
             walker.processes(&all);
         }
     }
@@ -108,6 +116,17 @@ struct Met {
 }
 
 impl Walker<'_> {
+    /// Those that are known are not asked again.
+    fn look_for_stuck(&mut self, pids: &[u32]) {
+        let mut known = self.keeper.wanted.stuck.clone();
+        known.retain(|stuck| pids.contains(&stuck.pid));
+        let others = pids.iter().copied().filter(|pid| {
+            self.kernel_threads.binary_search(pid).is_err() && !known.iter().any(|stuck| stuck.pid == *pid)
+        });
+        known.extend(stuck::find(self.proc_dir, others, self.keeper.deadline));
+        self.keeper.walk.stuck = known;
+    }
+
     fn processes(&mut self, pids: &[u32]) {
         for (at, &pid) in pids.iter().enumerate() {
             if !self.keeper.is_past_deadline() {
@@ -124,6 +143,13 @@ impl Walker<'_> {
 
     fn process(&mut self, pid: u32) {
         self.keeper.begin_process();
+        match self.keeper.walk.stuck.iter().find(|stuck| stuck.pid == pid) {
+            Some(stuck) if stuck.is_whole => {
+                self.keeper.walk.pids.push(pid);
+                return;
+            }
+            stuck => self.keeper.is_stuck = stuck.is_some(),
+        }
         let Ok(leader) = open_task(self.proc_dir, DecInt::new(pid).as_c_str()) else { return };
         let leader = leader.as_fd();
         let mut room = LINK_ROOM;
@@ -217,7 +243,11 @@ impl Walker<'_> {
     }
 
     fn know(&mut self, leader: BorrowedFd<'_>, task: BorrowedFd<'_>, (pid, tid): (u32, u32)) {
-        let (detail, tasks) = (self.keeper.wanted.detail, &mut self.keeper.walk.tasks);
+        let detail = match self.keeper.wanted.detail {
+            Detail::All if self.keeper.is_stuck => Detail::AllButPhase,
+            detail => detail,
+        };
+        let tasks = &mut self.keeper.walk.tasks;
         if !tasks.contains_key(&(pid, tid)) {
             tasks.extend(Known::of(leader, task, pid, detail).map(|known| ((pid, tid), known)));
         }
@@ -283,7 +313,7 @@ impl Walker<'_> {
         if parts.files {
             self.files.scan(&mut self.keeper, task, of);
         }
-        if parts.memory && !self.keeper.wanted.devices.is_empty() {
+        if parts.memory && !self.keeper.is_stuck && !self.keeper.wanted.devices.is_empty() {
             self.mappings.scan(&mut self.keeper, task, of);
         }
         has_directories

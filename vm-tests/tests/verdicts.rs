@@ -209,8 +209,9 @@ fn in_the_harness_words(verdict: &holders::Verdict) -> MountVerdict {
         }
         holders::Verdict::OnlyListed { .. } => MountVerdict::OnlyListed,
         holders::Verdict::Free | holders::Verdict::NotMounted { .. } => MountVerdict::None,
-        // The recorder is root, sees all processes, and has no deadline.
+        // The recorder is root, sees all processes, and has no deadline; who is stuck may hold it or not.
         holders::Verdict::NotAllowed { otherwise, .. }
+        | holders::Verdict::Stuck { otherwise, .. }
         | holders::Verdict::PartialView { otherwise, .. }
         | holders::Verdict::CutShort { otherwise, .. } => in_the_harness_words(otherwise),
     }

@@ -12,8 +12,12 @@ fn names_the_pattern() {
     let copies = |fate| Report { copies: vec![copy(Some(fate))], ..mounted() };
     let in_flight = Suspect { pid: 7, comm: "a".to_owned(), fd: Some(4), carries: Carries::InFlight(1) };
     let cut_short = || Unseen { cut_short: Some(CutShort { processes: 9, left: 1 }), ..mounted().unseen };
+    let stuck = |report: Report| {
+        let stuck = vec![crate::report::samples::stuck(false)];
+        Report { unseen: Unseen { stuck, ..mounted().unseen }, ..report }
+    };
     let cut = |report: Report| Report { unseen: cut_short(), ..report };
-    let cases: [(&str, Report, &str); 28] = [
+    let cases: [(&str, Report, &str); 31] = [
         ("nobody", mounted(), "free"),
         ("a process", held_by(vec![other(Effect::BlocksUmount)]), "held-by-process"),
         ("the caller", held_by(vec![holder(1, Relation::Caller, Effect::BlocksUmount)]), "held-by-yourself"),
@@ -64,6 +68,13 @@ fn names_the_pattern() {
             "processes that could not be inspected",
             Report { unseen: Unseen { processes: 3, ..mounted().unseen }, ..mounted() },
             "not-allowed",
+        ),
+        ("one that is stuck", stuck(mounted()), "stuck"),
+        ("one that is stuck, and refused", stuck(Report { refused: true, ..mounted() }), "stuck"),
+        (
+            "one that is stuck, and one that holds it",
+            stuck(held_by(vec![other(Effect::BlocksUmount)])),
+            "held-by-process",
         ),
         ("nobody so far", cut(mounted()), "cut-short"),
         ("nobody so far, and refused", cut(Report { refused: true, ..mounted() }), "cut-short"),

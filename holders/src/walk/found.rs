@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use super::stuck::StuckProcess;
 use crate::mount::Device;
 use crate::task::Known;
 
@@ -32,6 +33,8 @@ pub(crate) struct Walk {
     /// How many were not scanned, or not to their end, when the deadline had come; the kernel threads that are not
     /// known as such among them. `None` if all were.
     pub(crate) left: Option<usize>,
+    /// Whose memory was not looked at, or nothing of them, as that would not have come back.
+    pub(crate) stuck: Vec<StuckProcess>,
     /// How many links of interest are not in [`Walk::found`], since their process has enough of the kind there.
     pub(crate) not_kept: usize,
 }
@@ -110,6 +113,10 @@ pub(crate) enum CarrierKind {
 }
 
 impl Walk {
+    pub(crate) fn is_stuck(&self, pid: u32) -> bool {
+        self.stuck.iter().any(|stuck| stuck.pid == pid)
+    }
+
     /// Adds what an earlier walk saw of processes that this one did not reach.
     pub(crate) fn add(&mut self, before: Self) {
         let seen: HashSet<u32> = self.found.iter().map(|found| found.pid).collect();

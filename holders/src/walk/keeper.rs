@@ -34,7 +34,7 @@ const STEPS_A_CLOCK: u32 = 32;
 pub(super) struct Keeper<'a> {
     pub(super) wanted: &'a Wanted,
     pub(super) walk: Walk,
-    deadline: Option<Instant>,
+    pub(super) deadline: Option<Instant>,
     /// Descriptors, mappings and threads since the clock was asked.
     steps: u32,
     /// The deadline has come, and something was left out.
@@ -50,6 +50,8 @@ pub(super) struct Keeper<'a> {
     pub(super) denied: bool,
     /// The process that is looked at has a socket, or may have.
     pub(super) has_socket: bool,
+    /// Its memory may not be looked at, nor may it be compared with others.
+    pub(super) is_stuck: bool,
 }
 
 /// The mappings or descriptors of a task, which tasks may share however many they are.
@@ -88,6 +90,7 @@ impl<'a> Keeper<'a> {
             has_kcmp: true,
             denied: false,
             has_socket: false,
+            is_stuck: false,
         }
     }
 
@@ -95,6 +98,7 @@ impl<'a> Keeper<'a> {
     pub(super) fn begin_process(&mut self) {
         self.denied = false;
         self.has_socket = false;
+        self.is_stuck = false;
         self.kept.clear();
     }
 
@@ -161,6 +165,9 @@ impl<'a> Keeper<'a> {
     /// Whether the task has one of these tables in common with one that was scanned; then all that was found there is
     /// its own, too, in place of what was found of it since `begin`.
     pub(super) fn has_been_seen(&mut self, what: InCommon, (pid, tid): (u32, u32), begin: Mark) -> bool {
+        if self.is_stuck {
+            return false;
+        }
         let tables = std::mem::take(&mut self.tables);
         let seen = tables.iter().rev().filter(|table| table.what == what).find(|table| {
             self.in_common(table.tid, tid, what)
@@ -187,7 +194,7 @@ impl<'a> Keeper<'a> {
 
     /// Remembers what was found since `begin` in a table of this task's that took much work.
     pub(super) fn remember(&mut self, what: InCommon, task: BorrowedFd<'_>, tid: u32, begin: Mark) {
-        if self.is_late || !self.has_kcmp {
+        if self.is_late || !self.has_kcmp || self.is_stuck {
             return;
         }
         // Without a descriptor to spare the next one that shares it is scanned by itself.

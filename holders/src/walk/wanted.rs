@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::stuck::StuckProcess;
 use crate::mount::Device;
 use crate::task::Detail;
 
@@ -27,6 +28,8 @@ pub(crate) struct Wanted {
     pub(crate) carriers: bool,
     /// What to say in [`super::Walk::tasks`] of who has a link that is kept, or a ring, or is a member.
     pub(crate) detail: Detail,
+    /// Who is known not to let a look come back: nobody looks again.
+    pub(crate) stuck: Vec<StuckProcess>,
     /// Which tasks to keep in [`super::Walk::members`].
     pub(crate) members: Members,
 }

@@ -4,34 +4,24 @@
 //! FLUSH, which nothing interrupts, and `do_exit` closes files after it has given back the memory and before it leaves
 //! the working directory. The others are heavy, so that their memory takes a while.
 
-use std::ffi::CString;
 use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
 use std::path::Path;
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use holders::report::{Carries, Phase};
 use holders::stat::Stat;
 use holders::{Query, Report, Verdict};
-use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::MountFlags;
 use rustix::process::{Signal, kill_process};
 
 use super::seen;
+use crate::fuse::{self, Hanging, Unanswered, end};
 use crate::stage::Stage;
 use crate::victim::{Result, raw, ready, stay, victim, wait};
 
-/// Whether a process can be stopped in its end here.
-pub(crate) fn has_fuse() -> bool {
-    Path::new("/dev/fuse").exists()
-}
-
 /// A killed process that hangs in its exit, with its working directory in the mount.
 pub(crate) fn hangs(stage: &Stage) -> Result<()> {
-    in_its_end(stage, "process", |report, pid| {
+    in_its_end(stage, "ending", |report, pid| {
         let blockers = report.blockers();
         assert_eq!(blockers.iter().map(|blocker| blocker.pid).collect::<Vec<_>>(), [pid], "{report:#?}");
         assert_eq!(blockers[0].phase, Phase::Ending, "{report:#?}");
@@ -63,7 +53,8 @@ pub(crate) fn hangs_with_a_file(stage: &Stage) -> Result<()> {
 
 /// A process that waits in stat(2) for a FUSE server that does not answer.
 pub(crate) fn waits_for_a_server(stage: &Stage) -> Result<()> {
-    let (server, pid) = Server::start(stage, "stat")?;
+    let server = hanging(stage, "stat", Unanswered::Getattr)?;
+    let pid = server.pid();
     let at = stage.base.join("fuse");
     let umount = || rustix::mount::unmount(&at, rustix::mount::UnmountFlags::NOFOLLOW);
     assert_eq!(umount(), Err(Errno::BUSY));
@@ -78,7 +69,8 @@ pub(crate) fn waits_for_a_server(stage: &Stage) -> Result<()> {
 
 fn in_its_end(stage: &Stage, what: &str, is_right: impl Fn(&Report, u32) -> Result<()>) -> Result<()> {
     stage.mount()?;
-    let (server, pid) = Server::start(stage, what)?;
+    let server = hanging(stage, what, Unanswered::Flush)?;
+    let pid = server.pid();
     assert_eq!(stage.umount(), Err(Errno::BUSY));
     let report = Query::new(&stage.merged).after_ebusy().run()?;
     is_right(&report, pid)?;
@@ -118,42 +110,22 @@ pub(crate) fn heavy(stage: &Stage, threads: usize) -> Result<()> {
     Ok(())
 }
 
-/// A FUSE server whose file the victim has open.
-struct Server(Child);
-
-impl Server {
-    fn start(stage: &Stage, what: &str) -> Result<(Self, u32)> {
-        let mut child = victim("server", &[Path::new(what), &stage.base, &stage.merged])?;
-        let pid = ready(&mut child)?;
-        Ok((Self(child), pid))
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.0.stdin.take());
-        self.0.wait().expect("wait for the server");
-    }
+/// Starts a process by that name, which waits for this answer.
+pub(crate) fn hanging(stage: &Stage, what: &str, unanswered: Unanswered) -> Result<Hanging> {
+    let file = stage.base.join("fuse");
+    Hanging::start(&file, unanswered, || Ok(victim(what, &[&stage.merged, &file])?))
 }
 
 /// This program as one of the processes.
 pub(crate) fn be(words: &[&str]) -> Option<Result<()>> {
     Some(match words {
-        ["server", what, base, merged] => serve(what, Path::new(base), Path::new(merged)),
-        ["process", merged, file] => end_in(merged, file),
         ["file", merged, file] => end_behind(merged, file),
         ["thread", merged, file] => end_as_a_thread(merged, file),
         ["stat", _, file] => std::fs::metadata(file).map(drop).map_err(Into::into),
         ["heavy", merged, mib, threads] => be_heavy(merged, mib, threads),
+        [what, merged, file] => return fuse::be(what, Path::new(merged), Path::new(file)),
         _ => return None,
     })
-}
-
-/// The victim's part: into the mount, and to its end.
-fn end_in(merged: &str, file: &str) -> Result<()> {
-    std::env::set_current_dir(merged)?;
-    let _file = File::open(file)?;
-    end()
 }
 
 fn end_behind(merged: &str, file: &str) -> Result<()> {
@@ -181,11 +153,6 @@ fn end_as_a_thread(merged: &str, file: &str) -> Result<()> {
     unreachable!("exit(2) returned")
 }
 
-fn end() -> Result<()> {
-    kill_process(rustix::process::getpid(), Signal::KILL)?;
-    Err("it is still here".into())
-}
-
 /// Stands in the mount with so much memory, and waits to be killed.
 fn be_heavy(merged: &str, mib: &str, threads: &str) -> Result<()> {
     std::env::set_current_dir(merged)?;
@@ -197,70 +164,3 @@ fn be_heavy(merged: &str, mib: &str, threads: &str) -> Result<()> {
     drop(std::hint::black_box(memory));
     Ok(())
 }
-
-/// Serves one file, starts the victim, says `ready PID` when that waits for an answer to FLUSH, and never gives one.
-fn serve(what: &str, base: &Path, merged: &Path) -> Result<()> {
-    let file = base.join("fuse");
-    File::create(&file)?;
-    let mut device =
-        File::from(rustix::fs::open("/dev/fuse", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?);
-    let options = format!("fd={},rootmode=100644,user_id=0,group_id=0", device.as_raw_fd());
-    rustix::mount::mount("holders-test", &file, "fuse", MountFlags::empty(), Some(&*CString::new(options)?))?;
-    let mut child = victim(what, &[merged, &file])?;
-    // Opcodes and layouts of include/uapi/linux/fuse.h.
-    let mut request = vec![0; 64 << 10];
-    loop {
-        let length = device.read(&mut request)?;
-        let number =
-            |at: usize| u32::from_ne_bytes([request[at], request[at + 1], request[at + 2], request[at + 3]]);
-        let (opcode, unique) = (number(4), &request[8..16]);
-        assert!(length >= 40, "a request of {length} bytes");
-        let mut answer = match opcode {
-            FUSE_INIT => init(),
-            // Of the server that never answers, whoever asks for what it is.
-            FUSE_GETATTR if what == "stat" => break,
-            FUSE_GETATTR => {
-                let mut attributes = vec![0; 104];
-                attributes[16..24].copy_from_slice(&1_u64.to_ne_bytes());
-                attributes[76..80].copy_from_slice(&0o100_644_u32.to_ne_bytes());
-                attributes[80..84].copy_from_slice(&1_u32.to_ne_bytes());
-                attributes
-            }
-            FUSE_OPEN => vec![0; 16],
-            FUSE_FLUSH => break,
-            FUSE_INTERRUPT | FUSE_FORGET => continue,
-            _ => {
-                let mut header = 16_u32.to_ne_bytes().to_vec();
-                header.extend((-libc::ENOSYS).to_ne_bytes());
-                header.extend(unique);
-                device.write_all(&header)?;
-                continue;
-            }
-        };
-        let mut reply = u32::try_from(answer.len() + 16)?.to_ne_bytes().to_vec();
-        reply.extend(0_u32.to_ne_bytes());
-        reply.extend(unique);
-        reply.append(&mut answer);
-        device.write_all(&reply)?;
-    }
-    stay(child.id())?;
-    // Ends the connection, and by that the wait.
-    drop(device);
-    child.wait()?;
-    Ok(())
-}
-
-fn init() -> Vec<u8> {
-    let mut init = vec![0; 64];
-    init[..4].copy_from_slice(&7_u32.to_ne_bytes());
-    init[4..8].copy_from_slice(&31_u32.to_ne_bytes());
-    init[20..24].copy_from_slice(&4096_u32.to_ne_bytes());
-    init
-}
-
-const FUSE_FORGET: u32 = 2;
-const FUSE_GETATTR: u32 = 3;
-const FUSE_OPEN: u32 = 14;
-const FUSE_FLUSH: u32 = 25;
-const FUSE_INIT: u32 = 26;
-const FUSE_INTERRUPT: u32 = 36;

@@ -9,6 +9,8 @@ mod calls;
 #[path = "../../examples/fixture/cases.rs"]
 mod cases;
 mod ending;
+#[path = "../../examples/fixture/fuse.rs"]
+mod fuse;
 mod innocent;
 mod kernel;
 mod names;
@@ -16,6 +18,7 @@ mod sharing;
 mod sockets;
 #[path = "../../examples/fixture/stage.rs"]
 mod stage;
+mod stuck;
 mod victim;
 mod view;
 
@@ -100,6 +103,9 @@ fn main() -> ExitCode {
         Trial::test("hangs-in-its-end-as-a-thread", || on_a_stage(ending::hangs_as_a_thread)),
         Trial::test("waits-for-a-server", || on_a_stage(ending::waits_for_a_server)),
         Trial::test("hangs-in-its-end-with-a-file", || on_a_stage(ending::hangs_with_a_file)),
+        Trial::test("stuck", || on_a_stage(stuck::holder)),
+        Trial::test("stuck-in-exec", || on_a_stage(stuck::in_exec)),
+        Trial::test("stuck-elsewhere", || on_a_stage(stuck::elsewhere)),
     ];
     let has_cgroups = is_root && cgroup_root().is_ok_and(|root| root.is_some());
     if is_root && !has_cgroups {
@@ -119,7 +125,7 @@ fn main() -> ExitCode {
         println!("skipped: no tracefs to plant a uprobe by");
     }
     trials.push(Trial::test("uprobe", || on_a_stage(kernel::uprobe)).with_ignored_flag(!can_probe));
-    let can_hang = is_root && ending::has_fuse();
+    let can_hang = is_root && fuse::has_fuse();
     if is_root && !can_hang {
         println!("skipped: no /dev/fuse to stop a process in its end");
     }
