@@ -2,12 +2,10 @@
 
 use std::path::Path;
 
-use holders::report::Effect;
-use holders::{Query, Verdict};
-use rustix::fs::{CWD, FileType, Mode, OFlags};
+use holders::Query;
 use rustix::io::Errno;
 
-use super::seen;
+use crate::cases::{make_fifo, wait_in_open};
 use crate::stage::Stage;
 use crate::victim::{Result, ready, stay, victim};
 
@@ -28,56 +26,15 @@ pub(crate) fn fifo(stage: &Stage, how: &str) -> Result<()> {
     Ok(stage.umount()?)
 }
 
-/// One that waits since before the mount came over the FIFO.
-pub(crate) fn older_fifo(stage: &Stage) -> Result<()> {
-    make_fifo(&stage.merged)?;
-    let mut child = victim("fifo", &[&stage.base])?;
-    ready(&mut child)?;
-    stage.mount()?;
-    let report = Query::new(&stage.merged).run()?;
-    assert_eq!(seen(&report), Verdict::Free, "{report:#?}");
-    let held = report.holders.iter().flat_map(|holder| &holder.references);
-    assert!(held.into_iter().all(|held| held.effect == Effect::Unclear), "{report:#?}");
-    stage.umount()?;
-    child.kill()?;
-    child.wait()?;
-    Ok(())
-}
-
-fn make_fifo(directory: &Path) -> Result<()> {
-    Ok(rustix::fs::mknodat(CWD, directory.join("fifo"), FileType::Fifo, Mode::RWXU, 0)?)
-}
-
 /// This program as one of the processes.
 pub(crate) fn be(words: &[&str]) -> Option<Result<()>> {
-    let open = |directory: &Path, name: &str| -> Result<()> {
-        let directory = rustix::fs::open(directory, OFlags::PATH, Mode::empty())?;
-        wait_within(
-            move |name| rustix::fs::openat(&directory, name, OFlags::RDONLY, Mode::empty()).map(drop),
-            name,
-        )
+    let open = |directory: &str, name: &str| {
+        wait_in_open(Path::new(directory), name)?;
+        stay(std::process::id())
     };
     Some(match words {
-        ["fifo", base] => open(Path::new("/"), &format!("{base}/merged/fifo")),
-        ["fifo-at", base] => open(Path::new(base), "merged/./fifo"),
+        ["fifo", base] => open("/", &format!("{base}/merged/fifo")),
+        ["fifo-at", base] => open(base, "merged/./fifo"),
         _ => return None,
     })
-}
-
-/// Has a thread wait in this call.
-fn wait_within(
-    call: impl FnOnce(&str) -> std::result::Result<(), Errno> + Send + 'static,
-    name: &str,
-) -> Result<()> {
-    let name = name.to_owned();
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        sender.send(rustix::thread::gettid()).map_err(|_gone| Errno::PIPE)?;
-        call(&name)
-    });
-    let syscall = format!("/proc/self/task/{}/syscall", receiver.recv()?);
-    while !std::fs::read_to_string(&syscall)?.starts_with(&format!("{} ", libc::SYS_openat)) {
-        std::thread::yield_now();
-    }
-    stay(std::process::id())
 }

@@ -1,12 +1,13 @@
 //! By whatever name one asks: a layer, a block device.
 
 use std::fs::File;
+use std::path::PathBuf;
 
 use holders::{Query, Verdict};
 use rustix::io::Errno;
 
 use super::{ask_the_command, seen};
-use crate::innocent::Ext4;
+use crate::disk::Ext4;
 use crate::stage::Stage;
 use crate::victim::Result;
 
@@ -35,14 +36,15 @@ pub(crate) fn layer(stage: &Stage) -> Result<()> {
 
 /// A device with a file system in use, then one that somebody has open.
 pub(crate) fn block_device(stage: &Stage) -> Result<()> {
-    let mounted = Ext4::mounted(stage, "image", &stage.merged)?;
-    let path = mounted.device();
+    let mut mounted = Ext4::mounted(&stage.base.join("image"), &stage.merged)?;
+    let path = PathBuf::from(format!("/dev/loop{}", mounted.device.as_ref().ok_or("no device")?.1));
     let planter = stage.plant("cwd")?;
     let told = ask_the_command(&[&path])?;
     assert!(told.contains(&format!("held by {} (", planter.holder)), "{told}");
     drop(planter);
     let open = File::open(&path)?;
-    let device = mounted.unmounted();
+    let device = mounted.device.take();
+    drop(mounted);
     let told = ask_the_command(&[&path])?;
     assert!(told.contains(&format!(": in use: used by process {}", std::process::id())), "{told}");
     drop((open, device));

@@ -25,15 +25,6 @@ pub(crate) fn forged(stage: &Stage) -> Result<()> {
     Ok(stage.umount()?)
 }
 
-/// A socket that was bound at the path before the mount came over it.
-pub(crate) fn older(stage: &Stage) -> Result<()> {
-    let _older = stage.plant("socket")?;
-    stage.mount()?;
-    let report = stage.ask()?;
-    assert_eq!(seen(&report), Verdict::Free, "{report:#?}");
-    Ok(stage.umount()?)
-}
-
 /// A socket that was bound in another network namespace, as one with PrivateNetwork= does.
 pub(crate) fn in_another_network(stage: &Stage) -> Result<()> {
     stage.mount()?;

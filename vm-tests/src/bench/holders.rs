@@ -1,4 +1,4 @@
-//! The accuracy benchmark: the answers of `holders` and other tools for a mount that is held in 61 ways, compared with
+//! The accuracy benchmark: the answers of `holders` and other tools for a mount that is held in 71 ways, compared with
 //! the result of umount2(2); the cost of a scan; the latency of `holders watch`.
 //!
 //! The guest's part is `holders/examples/fixture`, which holds the mount, asks the tools and judges. It runs in restored

@@ -42,7 +42,7 @@ pub(super) enum What {
     Purge,
     /// The whole of `cargo xtask vm-test`, everything cached
     Suite,
-    /// Accuracy of holders, fuser, lsof and lsns for a mount that is held in 61 ways; cost of a scan; latency of the
+    /// Accuracy of holders, fuser, lsof and lsns for a mount that is held in 71 ways; cost of a scan; latency of the
     /// watch. On each --image; only if named
     Holders,
 }
