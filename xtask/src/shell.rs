@@ -18,7 +18,7 @@ use vm_tests::machine::Cancel;
 use vm_tests::machine::guest::{Guest, GuestError};
 use vm_tests::run::guest::prepare_shell;
 use vm_tests::run::prepare::prepare_one;
-use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Manifest, Wanted};
+use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Manifest, Reset, Wanted};
 
 use crate::left4me;
 use crate::machine::MachineArgs;
@@ -93,7 +93,11 @@ fn commands(manifest: &Manifest) -> String {
     let line = |argv: &[String]| argv.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ");
     let mounts = manifest.mount.iter().chain(&manifest.other_mounts);
     let holders: String = mounts.map(|mount| format!("holders: holders {}\n", quoted(mount))).collect();
-    format!("start:   {}\nreset:   {}\n{holders}", line(&manifest.start), line(&manifest.reset))
+    let reset = match &manifest.reset {
+        Reset::Command(argv) => argv.clone(),
+        Reset::Shutdown => ["systemctl", "poweroff"].map(str::to_owned).to_vec(),
+    };
+    format!("start:   {}\nreset:   {}\n{holders}", line(&manifest.start), line(&reset))
 }
 
 /// A word as a shell reads it.

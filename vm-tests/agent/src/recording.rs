@@ -186,6 +186,12 @@ pub enum What {
         /// Its comm.
         comm: String,
     },
+    /// What the console said after the recording, when the machine that was shut down had stopped all units: from
+    /// systemd-shutdown and the kernel. Added by the host.
+    Console {
+        /// Its lines.
+        lines: Vec<String>,
+    },
     /// A source of events lost some: what is recorded is not all that happened.
     Lost {
         /// `proc-connector`, `tracefs`, `d-bus`, `mountinfo`, `kmsg` or `scan`.

@@ -80,6 +80,9 @@ pub struct Cycle {
     /// What became of each of `other_mounts`, in its order.
     #[serde(default)]
     pub other_mounts: Vec<MountOutcome>,
+    /// What systemd-shutdown and the kernel complained of at the end of a shutdown; `None` of a cycle without one.
+    #[serde(default)]
+    pub shutdown_log: Option<Vec<String>>,
     /// The manifest's checks, as far as they were run, in its order.
     #[serde(default)]
     pub checks: Vec<Ran>,

@@ -8,6 +8,7 @@ use vm_agent::wire::Exit;
 
 use super::cycle::Cycle;
 use super::cycle::MountOutcome;
+use super::shutdown;
 use super::snapshot::exit_words;
 use super::words::telling;
 use crate::scenario::Expect;
@@ -120,6 +121,7 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
             format!("the reset's stderr has no {words:?}: {:?}", cycle.reset_stderr.trim_end()),
         );
     }
+    wrong.extend(shutdown::deviations(cycle, expect));
     wrong.extend(MountOutcome::of("", cycle).deviations(&expect.mount()));
     for mount in &cycle.other_mounts {
         let expected = expect.other_mounts.get(&mount.path).cloned().unwrap_or_default();

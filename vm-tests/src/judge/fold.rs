@@ -15,6 +15,7 @@ use super::execs;
 use super::keepers::{Moments, of_scans, scan_of};
 use super::moment::named_last;
 use super::mount::recording_of;
+use super::shutdown;
 
 /// Folds a recording into its cycles.
 #[must_use]
@@ -128,6 +129,7 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
         reset_stderr: reset.map(|end| end.stderr.clone()).unwrap_or_default(),
         during: commands::ran(Step::During, plan.during.iter().map(|during| &during.run), events),
         other_mounts: Vec::new(),
+        shutdown_log: shutdown::complaints(events),
         checks: commands::ran(Step::Check, &plan.checks, events),
     }
 }

@@ -10,6 +10,7 @@ pub mod fold;
 pub(crate) mod keepers;
 mod moment;
 pub mod mount;
+mod shutdown;
 mod snapshot;
 mod story;
 mod stretches;
@@ -103,7 +104,7 @@ pub fn judge(recording: &Recording, scenario: &Scenario, baselines: &Baselines) 
     let outcome = baselines.compare_text(snapshot::snapshot(&cycles));
     // One cycle more or less moves a median: the first is not as the others. What deviates already has other durations,
     // which nobody wants accepted.
-    let comparable = recording.plan.cycles == scenario.manifest.cycles && deviations.is_empty();
+    let comparable = recording.plan.cycles == scenario.manifest.cycles() && deviations.is_empty();
     let measured = Durations::of(&cycles).filter(|_| comparable && baselines.compares_durations());
     let durations = measured.iter().flat_map(|measured| baselines.compare_durations(measured)).collect();
     let story = story::tell(recording, &cycles, &deviations);

@@ -46,6 +46,7 @@ pub(crate) fn clean() -> Cycle {
         reset_stderr: String::new(),
         during: Vec::new(),
         other_mounts: Vec::new(),
+        shutdown_log: None,
         checks: Vec::new(),
     }
 }

@@ -71,6 +71,9 @@ pub(super) fn shape(cycle: &Cycle) -> String {
     for (name, value) in before.iter().chain(&mount_unit).chain(after) {
         shape.push_str(&format!("{name}: {value}\n"));
     }
+    if let Some(log) = &cycle.shutdown_log {
+        shape.push_str(&format!("shutdown log: {}\n", list(log.clone())));
+    }
     for mount in &cycle.other_mounts {
         let rows = [
             ("holders at umount", words(&mount.holders_at_umount)),

@@ -73,6 +73,7 @@ fn words(event: &Event) -> Option<(u64, String)> {
         | What::Alive(_)
         | What::DeviceKept { .. }
         | What::StartsForgotten
+        | What::Console { .. }
         | What::NotMounted { .. }
         | What::Lost { .. } => return None,
     };

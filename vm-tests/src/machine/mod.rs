@@ -23,6 +23,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
+use vm_agent::wire::{Call, Command};
 
 use crate::host::events::{self, Event};
 use crate::host::process::{self, Child, Program, Sink};
@@ -310,6 +311,30 @@ impl Machine {
             },
             Err(error) => Err(MachineError::Guest(error)),
         }
+    }
+
+    /// Runs a command by which a guest that is shutting down goes on, waits until it is off, and returns the lines that the
+    /// console has shown since.
+    ///
+    /// # Errors
+    /// See [`Machine::race`]; its end is none.
+    pub async fn go_off(&mut self, go_on: &[&str], deadline: Duration) -> Result<Vec<String>, MachineError> {
+        let shown = self.console().len();
+        // The agent may be ended before it can answer.
+        let command = Command::new(go_on.iter().copied());
+        let _answer = self.guest.request(Call::Run(command)).await?;
+        match self.race("the guest to power off", deadline, std::future::pending::<Result<(), _>>()).await {
+            Err(MachineError::ShutDown { .. }) => {}
+            Ok(()) => {}
+            Err(error) => return Err(error),
+        }
+        let console = self.console();
+        let since = String::from_utf8_lossy(console.get(shown..).unwrap_or_default());
+        Ok(since.lines().map(str::trim_end).filter(|line| !line.is_empty()).map(str::to_owned).collect())
+    }
+
+    fn console(&self) -> Vec<u8> {
+        std::fs::read(self.directory.join("serial.log")).unwrap_or_default()
     }
 
     /// Runs a QMP command within [`QMP_DEADLINE`].

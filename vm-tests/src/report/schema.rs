@@ -66,6 +66,7 @@ fn full() -> Report {
         core_dumps: words(),
         left_over: words(),
         kept_devices: words(),
+        shutdown_log: Some(words()),
         lost: words(),
         during: vec![ran.clone()],
         checks: vec![ran],

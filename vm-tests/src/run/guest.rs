@@ -255,6 +255,7 @@ fn bundle(guest: &Guest, scenario: &Scenario) -> Result<Bundle> {
         bundle.file(&from, to, Some(0o755))?;
     }
     deploy.text.iter().for_each(|(to, text)| bundle.text(to, text));
+    scenario.manifest.reset.files().iter().for_each(|(to, text)| bundle.text(to, text));
     Ok(bundle)
 }
 
@@ -262,7 +263,7 @@ fn bundle(guest: &Guest, scenario: &Scenario) -> Result<Bundle> {
 ///
 /// The files are there before it is mounted, so those that belong on it are moved over.
 fn setup(scenario: &Scenario) -> Vec<Vec<String>> {
-    let mut setup = Vec::new();
+    let mut setup = scenario.manifest.reset.setup();
     if let Some(at) = &scenario.manifest.state_directory {
         let script = "set -e
             mkfs.ext4 -q /dev/ram0

@@ -8,4 +8,5 @@ pub mod one;
 mod pace;
 pub mod prepare;
 pub mod results;
+mod shutdown;
 pub mod suite;

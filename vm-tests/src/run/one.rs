@@ -9,11 +9,12 @@ use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
 use super::guest::{Guest, end_with, preparation, restore, session};
+use super::shutdown;
 use crate::host::events::{self, Event};
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
 use crate::machine::{Cancel, MachineError};
-use crate::scenario::Scenario;
+use crate::scenario::{Reset, Scenario};
 
 /// What bounds a run.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -94,7 +95,7 @@ pub async fn run(
     let deadline = Duration::from_secs(bounds.deadline_secs);
     let answer = session(&mut machine, guest.base.clock, "the recording", deadline).await;
     stages.session_ms = millis(begun);
-    let recording = match answer {
+    let mut recording = match answer {
         Ok(Body::Recorded(recording)) => *recording,
         Ok(other) => {
             let error = anyhow::anyhow!("unexpected answer from the guest: {other:?}");
@@ -102,9 +103,17 @@ pub async fn run(
         }
         Err(error) => return end_with(machine, late(error, deadline), Some(scenario)).await,
     };
-    let judgement = judge(&recording, scenario, &baselines);
-    if !judgement.deviations.is_empty() {
+    let mut judgement = judge(&recording, scenario, &baselines);
+    let is_shutdown = scenario.manifest.reset == Reset::Shutdown;
+    // After a shutdown there is nobody to ask, should the rest of it fail.
+    if is_shutdown || !judgement.deviations.is_empty() {
         machine.save_evidence(&scenario.units(), scenario.mount_or_root()).await;
+    }
+    if is_shutdown && shutdown::waits(&recording) {
+        if let Err(error) = shutdown::complete(&mut machine, &mut recording).await {
+            return machine.finish(Err(error)).await;
+        }
+        judgement = judge(&recording, scenario, &baselines);
     }
     machine.stop().await?;
     Ok(Run { recording, judgement, stages })

@@ -201,7 +201,7 @@ impl Prepared {
                 let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
                 let cycle = baselines.durations.map_or(0.0, |median| median.start_ms + median.reset_ms);
                 trials.push(Trial {
-                    expected_secs: cycle * f64::from(scenario.manifest.cycles) / 1000.0,
+                    expected_secs: cycle * f64::from(scenario.manifest.cycles()) / 1000.0,
                     directory: self.plan.results.join(&guest.name).join(&scenario.name),
                     bounds: self.plan.bounds,
                     guest: Arc::clone(&guest),

@@ -123,7 +123,7 @@ impl serde::de::Error for Error {
     }
 
     fn invalid_type(is: Unexpected<'_>, wanted: &dyn Expected) -> Self {
-        let list = wanted.to_string() == "a sequence";
+        let list = ["a sequence", "a list"].iter().any(|words| wanted.to_string().starts_with(words));
         let hint = match is {
             Unexpected::Str(text) if list => {
                 let words: Vec<&str> = text.split_whitespace().collect();

@@ -70,6 +70,9 @@ pub struct Expect {
     /// Words that the reset command must write to stderr, each anywhere in it. `{pid}` stands for the process id of one
     /// that held the mount when it was unmounted.
     pub reset_stderr: Vec<String>,
+    /// Words of what systemd-shutdown says at the end of a shutdown, each in one line of what went wrong. Left out:
+    /// nothing went wrong.
+    pub shutdown_log: Vec<String>,
     /// What must become of each of `other_mounts`, by its path; left out: it must be clean.
     pub other_mounts: BTreeMap<String, ExpectMount>,
     /// The unit under test, for [`Expect::failed_units`].

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::commands::{Check, During};
 use super::expect::Expect;
+use super::reset::Reset;
 use crate::image::suite::Suite;
 
 /// The RAM of a machine that is asked for no other, in MiB. A guest with systemd, journald, udev, D-Bus and a scenario
@@ -47,8 +48,8 @@ pub struct Manifest {
     #[serde(default = "default_memory")]
     pub memory_mib: u32,
     /// How many cycles, unless `--cycles` says otherwise.
-    #[serde(default = "default_cycles")]
-    pub cycles: u32,
+    #[serde(default)]
+    pub(super) cycles: Option<u32>,
     /// What the guest gets.
     #[serde(default)]
     pub deploy: Deploy,
@@ -67,7 +68,7 @@ pub struct Manifest {
     /// Brings the unit up.
     pub start: Vec<String>,
     /// Brings it down again.
-    pub reset: Vec<String>,
+    pub reset: Reset,
     /// Commands to run during each reset.
     #[serde(default)]
     pub during: Vec<During>,
@@ -89,6 +90,17 @@ pub struct Manifest {
     /// Its place in a history, which is shown as one table.
     #[serde(default)]
     pub history: Option<History>,
+}
+
+impl Manifest {
+    /// How many cycles, unless `--cycles` says otherwise: 10, and of a machine that shuts down one.
+    #[must_use]
+    pub fn cycles(&self) -> u32 {
+        self.cycles.unwrap_or(match self.reset {
+            Reset::Command(_) => 10,
+            Reset::Shutdown => 1,
+        })
+    }
 }
 
 /// A step of a history.
@@ -119,10 +131,6 @@ pub struct Deploy {
     /// that what a scenario changes is seen in its manifest.
     #[serde(default)]
     pub text: BTreeMap<String, String>,
-}
-
-fn default_cycles() -> u32 {
-    10
 }
 
 fn default_memory() -> u32 {

@@ -23,6 +23,7 @@ mod manifest;
 pub mod new;
 mod outcome;
 mod problem;
+mod reset;
 mod rules;
 mod tree;
 pub mod verdict;
@@ -49,6 +50,7 @@ pub use manifest::{DEFAULT_MEMORY_MIB, Deploy, History, Manifest};
 pub use outcome::{ExpectedRemount, ExpectedUmount};
 use problem::instead;
 pub use problem::{Problem, WrongInput};
+pub use reset::{GO_ON, Reset, SHUTDOWN};
 
 /// A scenario as it lies on disk.
 #[derive(Debug, Clone)]
@@ -127,10 +129,11 @@ impl Scenario {
             other_mounts: manifest.other_mounts.clone(),
             removed: manifest.removed.clone(),
             free_devices: manifest.free_devices.clone(),
-            cycles: cycles.unwrap_or(manifest.cycles),
+            // A machine shuts down once.
+            cycles: cycles.filter(|_| manifest.reset != Reset::Shutdown).unwrap_or(manifest.cycles()),
             keeps_start_limit: manifest.start_limit,
             start: manifest.start.clone(),
-            reset: manifest.reset.clone(),
+            reset: manifest.reset.argv(),
             during: manifest.during.iter().map(During::planned).collect(),
             checks: manifest.check.iter().map(|check| check.run.clone()).collect(),
             recover: manifest.recover.clone(),

@@ -6,6 +6,7 @@ use super::execs::ExecLine;
 use super::expect::{ACTIVE_STATES, Expect};
 use super::manifest::{LEAST_MEMORY_MIB, Manifest};
 use super::problem::instead;
+use super::reset::Reset;
 use super::tree::join;
 
 /// What systemd calls its units, systemd.unit(5).
@@ -35,8 +36,9 @@ pub(super) fn problems(
     wrong.deployed(manifest, directory, programs);
     wrong.commands(manifest);
     wrong.moments(manifest);
+    wrong.shutdown(manifest);
     let least = |value: u64, least: u64| value < least;
-    wrong.add(least(manifest.cycles.into(), 1), "cycles", || "0: nothing would be run".to_owned());
+    wrong.add(least(manifest.cycles().into(), 1), "cycles", || "0: nothing would be run".to_owned());
     wrong.add(least(manifest.sample_ms, 1), "sample_ms", || "0: give at least 1".to_owned());
     wrong.add(least(manifest.command_timeout_secs, 1), "command_timeout_secs", || {
         "0: give at least 1".to_owned()
@@ -172,7 +174,8 @@ impl Wrong {
     }
 
     fn commands(&mut self, manifest: &Manifest) {
-        let single = [("start".to_owned(), &manifest.start), ("reset".to_owned(), &manifest.reset)];
+        let reset = manifest.reset.argv();
+        let single = [("start".to_owned(), &manifest.start), ("reset".to_owned(), &reset)];
         let lists = [("setup", &manifest.setup), ("recover", &manifest.recover)];
         let listed = lists.into_iter().flat_map(|(key, list)| {
             list.iter().enumerate().map(move |(index, argv)| (format!("{key}[{index}]"), argv))
@@ -202,6 +205,22 @@ impl Wrong {
                 });
             }
         }
+    }
+
+    fn shutdown(&mut self, manifest: &Manifest) {
+        if manifest.reset != Reset::Shutdown {
+            let is_there = !manifest.expect.shutdown_log.is_empty();
+            self.add(is_there, "expect.shutdown_log", || {
+                "of which shutdown? give reset = \"shutdown\"".to_owned()
+            });
+            return;
+        }
+        self.add(manifest.cycles() > 1, "cycles", || {
+            format!("{}: a machine shuts down once: give 1, or leave it out", manifest.cycles())
+        });
+        self.add(!manifest.recover.is_empty(), "recover", || {
+            "of a machine that shuts down, nothing is to recover: leave it out, or give []".to_owned()
+        });
     }
 
     fn absolute(&mut self, key: &str, path: &str) {

@@ -50,6 +50,16 @@ fn manifests() {
         (GOOD.replace("mount =", "mount_unit = \"x.service\"\nmount ="), "the unit under test"),
         (format!("{GOOD}mount_unit_state = \"failed\""), "14:20: expect.mount_unit_state: whose?"),
         (GOOD.replace("reset = [\"true\"]", "reset = []"), "empty command"),
+        (GOOD.replace("reset = [\"true\"]", "reset = \"shutdwn\""), "where a list or \"shutdown\" is wanted"),
+        (
+            GOOD.replace("reset = [\"true\"]", "reset = \"shutdown\"\ncycles = 2"),
+            "cycles: 2: a machine shuts down once",
+        ),
+        (
+            GOOD.replace("reset = [\"true\"]", "reset = \"shutdown\"\nrecover = [[\"true\"]]"),
+            "recover: of a machine that shuts down, nothing",
+        ),
+        (format!("{GOOD}shutdown_log = [\"busy\"]"), "expect.shutdown_log: of which shutdown?"),
         (GOOD.replace("unit =", "unti ="), "unit: missing"),
         (GOOD.replace("unit =", "unti ="), "3:1: unti: unknown key: did you mean unit?"),
         (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\nremoved = [\"/m/x\"]"), "reading it"),
@@ -123,6 +133,21 @@ fn manifests() {
         let problems = problems_of(&text).join("\n");
         assert!(problems.contains(words), "{words} is not in: {problems}");
     }
+}
+
+#[test]
+fn a_machine_shuts_down_once() {
+    let root = tempfile::tempdir().expect("tempdir");
+    let load = |text: &str| {
+        std::fs::write(root.path().join("scenario.toml"), text).expect("write");
+        Scenario::load(root.path()).expect("a right one")
+    };
+    let command = load(GOOD);
+    assert_eq!((command.plan(None).cycles, command.plan(Some(3)).cycles), (10, 3));
+    assert_eq!(command.plan(None).reset, ["true"]);
+    let shutdown = load(&GOOD.replace("reset = [\"true\"]", "reset = \"shutdown\""));
+    assert_eq!(shutdown.manifest.reset, Reset::Shutdown);
+    assert_eq!((shutdown.plan(None).cycles, shutdown.plan(Some(3)).cycles), (1, 1));
 }
 
 #[test]
@@ -204,7 +229,7 @@ fn a_manifest_begins_with_its_base() {
     );
     let Manifest { description, unit, cycles, deploy, expect, .. } =
         Scenario::load(&root.path().join("mine")).expect("a good one").manifest;
-    assert_eq!((description.as_str(), unit.as_str(), cycles), ("mine", "x.service", 3));
+    assert_eq!((description.as_str(), unit.as_str(), cycles), ("mine", "x.service", Some(3)));
     let shared = root.path().canonicalize().expect("it is there").join("shared");
     let trees = [shared.join("a"), shared.join("b"), shared.join("files"), PathBuf::from("c")];
     assert_eq!(deploy.trees, trees, "files/ of both bases once, and no scenario's own, which come last");

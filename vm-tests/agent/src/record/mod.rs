@@ -39,6 +39,7 @@ mod units;
 mod watcher;
 
 use std::fs;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vm_agent::recording::{Plan, Recording};
@@ -55,6 +56,28 @@ use self::watcher::Watcher;
 /// # Errors
 /// What keeps a recording from being made at all: a plan without commands, no system bus, no mountinfo.
 pub(crate) fn run(plan: &Plan) -> Result<Recording> {
+    record(plan).map_err(|error| match is_shutting_down() {
+        // All fails then in its own way, at the bus that is gone or the next step.
+        true => error.context(
+            "the machine is shutting down, which start, reset or something else has begun: a reset that is a shutdown is \
+             written as reset = \"shutdown\"",
+        ),
+        false => error,
+    })
+}
+
+/// Whether systemd stops all units, or has become systemd-shutdown. What can't be asked is no answer.
+fn is_shutting_down() -> bool {
+    // The kernel keeps 15 bytes of a name.
+    let has_stopped =
+        fs::read_to_string("/proc/1/comm").is_ok_and(|comm| comm.trim_end() == "systemd-shutdow");
+    let argv = ["systemctl", "is-system-running"].map(str::to_owned);
+    has_stopped
+        || command::run(&argv, Duration::from_secs(5), Clock::start())
+            .is_ok_and(|ended| ended.stdout.trim_end() == "stopping")
+}
+
+fn record(plan: &Plan) -> Result<Recording> {
     check(plan)?;
     let (sink, events) = Sink::new(Clock::start());
     let (during, sink) =
