@@ -585,15 +585,10 @@ fn or_lost<T>(source: Result<T>, name: &str, sink: &Sink) -> Option<T> {
 #[expect(unsafe_code, reason = "neither rustix nor nix has sched_setscheduler")]
 fn become_fifo() -> nix::Result<()> {
     let parameters = libc::sched_param { sched_priority: FIFO_PRIORITY };
-    // The system call and not the C function, which musl leaves out; 0 is the calling thread.
+    // The system call and not the C function, which musl leaves out; 0 is the calling thread. A child inherits it (no
+    // SCHED_RESET_ON_FORK): `holders` has one look at every process first, and what it waits for must not be those.
     // SAFETY: the kernel reads one `struct sched_param` from the pointer, which outlives the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_sched_setscheduler,
-            0,
-            libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK,
-            &raw const parameters,
-        )
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_FIFO, &raw const parameters) };
     Errno::result(result).map(drop)
 }
