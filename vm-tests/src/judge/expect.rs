@@ -11,6 +11,7 @@ use super::cycle::MountOutcome;
 use super::shutdown;
 use super::snapshot::exit_words;
 use super::words::telling;
+use super::wrong::Wrong;
 use crate::scenario::Expect;
 
 /// Something that is not as the manifest expects.
@@ -48,58 +49,50 @@ pub(super) fn deviations(recording: &Recording, cycles: &[Cycle], expect: &Expec
 
 /// What is not as expected, in words; empty if all is.
 pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
-    let mut wrong = Vec::new();
-    let mut check = |right: bool, words: String| {
-        if !right {
-            wrong.push(words);
-        }
-    };
-    let mut equal = |what: &str, is: &[String], expected: &[String]| {
-        check(is == expected, format!("{what}: {is:?} instead of {expected:?}"));
-    };
-    equal("left over after the reset", &cycle.left_over, &expect.left_over);
-    equal("devices that are not free", &cycle.kept_devices, &expect.kept_devices);
-    equal("left in the cgroup", &cycle.left_processes(), &expect.left_processes);
-    equal("failed units", &cycle.failed_units(), &expect.failed_units());
-    equal("kernel warnings", &cycle.kernel_warnings, &expect.kernel_warnings);
-    equal("core dumps", &cycle.core_dumps, &expect.core_dumps);
-    equal("lost events", &cycle.lost, &[]);
+    let mut wrong = Wrong::default();
+    wrong.equal("left over after the reset", &cycle.left_over, &expect.left_over);
+    wrong.equal("devices that are not free", &cycle.kept_devices, &expect.kept_devices);
+    wrong.equal("left in the cgroup", &cycle.left_processes(), &expect.left_processes);
+    wrong.equal("failed units", &cycle.failed_units(), &expect.failed_units());
+    wrong.equal("kernel warnings", &cycle.kernel_warnings, &expect.kernel_warnings);
+    wrong.equal("core dumps", &cycle.core_dumps, &expect.core_dumps);
+    wrong.equal("lost events", &cycle.lost, &[]);
 
-    check(cycle.end.is_some(), "what the reset left was not inspected".to_owned());
+    wrong.check(cycle.end.is_some(), "what the reset left was not inspected".to_owned());
     let start = Some(Exit::Code(expect.start_exit));
     let said = |stderr: &str| telling(stderr).last().map(|line| format!(": {line}")).unwrap_or_default();
-    check(
+    wrong.check(
         cycle.start_exit == start,
         wrong_exit("start", cycle.start_exit, start, cycle.start_ns)
             + &said(&cycle.start_stderr)
             + &start_limit(cycle),
     );
     let before = &cycle.before;
-    check(
+    wrong.check(
         before.active == expect.active_state_before(),
         format!("the unit is {} when the reset begins, not {}", before.active, expect.active_state_before()),
     );
     let reset = Some(Exit::Code(expect.reset_exit));
-    check(
+    wrong.check(
         cycle.reset_exit == reset,
         wrong_exit("reset", cycle.reset_exit, reset, cycle.reset_ns) + &said(&cycle.reset_stderr),
     );
     let secs = |duration: Duration| format!("{:.3}", duration.as_secs_f64());
     let (took, min, max) = (Duration::from_nanos(cycle.reset_ns), expect.reset_min(), expect.reset_max());
-    check(
+    wrong.check(
         (min..max).contains(&took),
         match max {
             Duration::MAX => format!("reset took {} s, not {} s or more", secs(took), secs(min)),
             max => format!("reset took {} s, not {} to {} s", secs(took), secs(min), secs(max)),
         },
     );
-    check(
+    wrong.check(
         cycle.unit.active == expect.active_state(),
         format!("the unit is {} after the reset, not {}", cycle.unit.active, expect.active_state()),
     );
     let mount_unit = cycle.mount_unit.as_ref().map(|unit| unit.state.active.as_str());
     let expected = expect.mount_unit_state();
-    check(
+    wrong.check(
         mount_unit == expected,
         format!(
             "the mount's unit is {} after the reset, not {}",
@@ -107,27 +100,33 @@ pub(super) fn of_cycle(cycle: &Cycle, expect: &Expect) -> Vec<String> {
             expected.unwrap_or("there")
         ),
     );
-    check(cycle.unit.restarts == 0, format!("the unit was restarted: NRestarts {}", cycle.unit.restarts));
+    wrong.check(
+        cycle.unit.restarts == 0,
+        format!("the unit was restarted: NRestarts {}", cycle.unit.restarts),
+    );
     let stop_post = expect.exec_stop_post.map(|expected| expected.0);
     let is_expected = match (cycle.exec_stop_post(), stop_post) {
         (_, None) => post_not_named(cycle, expect).is_none_or(Exit::success),
         (ended, expected) => ended == expected,
     };
     let (ended, stop_post) = (cycle.exec_stop_post(), stop_post.or(Some(Exit::Code(0))));
-    check(is_expected, format!("ExecStopPost: {} instead of {}", exit_words(ended), exit_words(stop_post)));
+    wrong.check(
+        is_expected,
+        format!("ExecStopPost: {} instead of {}", exit_words(ended), exit_words(stop_post)),
+    );
     for words in &expect.reset_stderr {
-        check(
+        wrong.check(
             reset_says(cycle, words),
             format!("the reset's stderr has no {words:?}: {:?}", cycle.reset_stderr.trim_end()),
         );
     }
-    wrong.extend(shutdown::deviations(cycle, expect));
-    wrong.extend(MountOutcome::of("", cycle).deviations(&expect.mount()));
+    wrong.0.extend(shutdown::deviations(cycle, expect));
+    wrong.0.extend(MountOutcome::of("", cycle).deviations(&expect.mount()));
     for mount in &cycle.other_mounts {
         let expected = expect.other_mounts.get(&mount.path).cloned().unwrap_or_default();
-        wrong.extend(mount.deviations(&expected).iter().map(|words| format!("{}: {words}", mount.path)));
+        wrong.0.extend(mount.deviations(&expected).iter().map(|words| format!("{}: {words}", mount.path)));
     }
-    wrong
+    wrong.0
 }
 
 /// How the last ExecStopPost ended of which the manifest has no line in `exec`.

@@ -15,6 +15,7 @@ mod snapshot;
 mod story;
 mod stretches;
 mod words;
+mod wrong;
 
 #[cfg(test)]
 pub(crate) mod samples;

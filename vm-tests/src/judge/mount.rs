@@ -1,66 +1,61 @@
 //! What became of one mount in a cycle, and what of that is not as expected. Pure.
 
-use vm_agent::recording::{Blocker, Event, Recording, What};
+use vm_agent::recording::{Blocker, Event, Plan, Recording, What};
 
 use super::cycle::{Holder, MountOutcome};
+use super::wrong::Wrong;
 use crate::scenario::ExpectMount;
 
 impl MountOutcome {
     /// What is not as expected, in words; empty if all is.
     pub(super) fn deviations(&self, expect: &ExpectMount) -> Vec<String> {
-        let mut wrong = Vec::new();
-        let mut check = |right: bool, words: String| {
-            if !right {
-                wrong.push(words);
-            }
-        };
-        let mut equal = |what: &str, is: &[String], expected: &[String]| {
-            check(is == expected, format!("{what}: {is:?} instead of {expected:?}"));
-        };
+        let mut wrong = Wrong::default();
         let holders: Vec<String> = self.holders_at_umount.iter().map(Holder::words).collect();
-        equal("holders at umount", &holders, &expect.holders);
-        equal("still mounted elsewhere", &self.mounted_elsewhere, &expect.mounted_elsewhere);
-        check(self.mounted_before == expect.mounted_before(), self.before_words());
+        wrong.equal("holders at umount", &holders, &expect.holders);
+        wrong.equal("still mounted elsewhere", &self.mounted_elsewhere, &expect.mounted_elsewhere);
+        wrong.check(self.mounted_before == expect.mounted_before(), self.before_words());
         let umount = self.umount_result();
         match expect.umount.map(|expected| expected.to_string()) {
-            Some(expected) => check(umount == expected, format!("umount2: {umount} instead of {expected}")),
-            None => check(
+            Some(expected) => {
+                wrong.check(umount == expected, format!("umount2: {umount} instead of {expected}"))
+            }
+            None => wrong.check(
                 expect.mounted || matches!(umount, "ok" | "none"),
                 format!("umount2: {umount} instead of ok"),
             ),
         }
         let (verdict, diagnosed) = (self.verdict.words(), self.diagnosed());
         match expect.verdict {
-            Some(expected) => check(
+            Some(expected) => wrong.check(
                 self.verdict == expected,
                 format!("verdict: {verdict} instead of {}{diagnosed}", expected.words()),
             ),
-            None => check(
+            None => wrong.check(
                 self.verdict.is_clean(),
                 format!("verdict: {verdict}, and nobody was expected to hold the mount{diagnosed}"),
             ),
         }
         for unit in &expect.listed {
-            check(
+            wrong.check(
                 self.listed.contains(unit),
                 format!("{unit} was not in a namespace with a copy of the mount; listed: {:?}", self.listed),
             );
         }
-        check(
+        wrong.check(
             self.mounted == expect.mounted,
             format!("the mount is {} after the reset", if self.mounted { "still there" } else { "gone" }),
         );
         let remount = &self.remount;
         match expect.remount.as_ref().map(ToString::to_string) {
             Some(expected) => {
-                check(*remount == expected, format!("remount: {remount} instead of {expected}"));
+                wrong.check(*remount == expected, format!("remount: {remount} instead of {expected}"));
             }
-            None => check(
+            None => wrong.check(
                 remount == "silent" || remount.starts_with("not tried"),
                 format!("the next mount of the same layers: {remount}"),
             ),
         }
-        wrong
+        wrong.0
     }
 
     /// For a cycle in which it was expected to be otherwise.
@@ -98,7 +93,12 @@ pub(crate) fn recording_of(recording: &Recording, number: u32, path: &str) -> Re
         | What::EndState(_) => None,
         _ => Some(event.clone()),
     };
-    let mut plan = recording.plan.clone();
-    (plan.mount, plan.other_mounts) = (Some(path.to_owned()), Vec::new());
-    Recording { plan, events: recording.events.iter().filter_map(event).collect(), ..recording.clone() }
+    let Recording { plan, kernel, systemd, os, events } = recording;
+    Recording {
+        plan: Plan { mount: Some(path.to_owned()), other_mounts: Vec::new(), ..plan.clone() },
+        kernel: kernel.clone(),
+        systemd: systemd.clone(),
+        os: os.clone(),
+        events: events.iter().filter_map(event).collect(),
+    }
 }
