@@ -296,6 +296,14 @@ pub struct Unseen {
     pub references: usize,
 }
 
+impl Unseen {
+    /// Whether a process may have been missed, wholly or in part, so that one that blocks the unmount can be among those.
+    #[must_use]
+    pub fn hides_processes(&self) -> bool {
+        self.view.is_some() || self.processes > 0 || !self.stuck.is_empty() || self.cut_short.is_some()
+    }
+}
+
 /// How far a scan came that had no time left.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CutShort {

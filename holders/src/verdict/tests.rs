@@ -115,6 +115,31 @@ fn names_the_pattern() {
     }
 }
 
+/// The recorder asks the one, a person reads the other.
+#[test]
+fn whoever_hides_processes_is_in_the_verdict() {
+    let stuck = |is_whole| vec![crate::report::samples::stuck(is_whole)];
+    let all = || mounted().unseen;
+    let cases: [(&str, Unseen, bool); 11] = [
+        ("nothing", all(), false),
+        ("a pid namespace", Unseen { view: Some(PartialView::PidNamespace), ..all() }, true),
+        ("hidepid=", Unseen { view: Some(PartialView::Hidden), ..all() }, true),
+        ("no right to", Unseen { processes: 1, ..all() }, true),
+        ("one that is stuck", Unseen { stuck: stuck(true), ..all() }, true),
+        ("the memory of one that is stuck", Unseen { stuck: stuck(false), ..all() }, true),
+        ("no time", Unseen { cut_short: Some(CutShort { processes: 9, left: 0 }), ..all() }, true),
+        ("a namespace", Unseen { namespaces: vec![UNIT], ..all() }, false),
+        ("no list of namespaces", Unseen { namespace_list: false, ..all() }, false),
+        ("sockets", Unseen { bound_sockets: true, networks: 2, ..all() }, false),
+        ("what is not listed", Unseen { references: 3, ..all() }, false),
+    ];
+    for (name, unseen, hides) in cases {
+        assert_eq!(unseen.hides_processes(), hides, "{name}");
+        let verdict = Report { unseen, ..mounted() }.verdict();
+        assert_eq!(*verdict.of_what_was_seen() != verdict, hides, "{name}: {}", verdict.line());
+    }
+}
+
 #[test]
 fn lines_for_a_person() {
     let by = |relation| Report { holders: vec![holder(35259, relation, Effect::BlocksUmount)], ..mounted() };

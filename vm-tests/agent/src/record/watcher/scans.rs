@@ -77,8 +77,7 @@ impl Watch {
         };
         report.holders.retain(|holder| pids.contains(&holder.pid));
         let cost_ns = self.sink.clock.now() - at;
-        let unseen = &report.unseen;
-        if unseen.processes > 0 || unseen.view.is_some() || unseen.cut_short.is_some() {
+        if report.unseen.hides_processes() {
             self.sink.lost("scan", format!("not all was seen: {}", report.line()));
         }
         let role = |pid, cgroup: &str| self.role(pid, self.unit_of_cgroup(cgroup));
