@@ -299,6 +299,10 @@ pub struct Exec {
 /// The [`Exec::line`] of a service's main process.
 pub const MAIN: &str = "main";
 
+/// The lines of a service whose runs are recorded (systemd.service(5)), in the order in which it comes to them.
+pub const EXEC_LINES: [&str; 7] =
+    ["ExecCondition", "ExecStartPre", "ExecStart", "ExecStartPost", "ExecReload", "ExecStop", "ExecStopPost"];
+
 /// A process of one of the units.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 pub struct Alive {

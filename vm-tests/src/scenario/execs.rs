@@ -6,7 +6,7 @@ use std::fmt;
 use nix::sys::signal::Signal;
 use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, de};
-use vm_agent::recording::MAIN;
+use vm_agent::recording::{EXEC_LINES, MAIN};
 use vm_agent::wire::Exit;
 
 use super::problem::{instead, meant};
@@ -23,16 +23,9 @@ impl ExecLine {
     /// `ExecStopPost=`, of which [`Expect::exec_stop_post`](super::Expect::exec_stop_post) speaks, too.
     pub const STOP_POST: Self = Self("ExecStopPost");
 
-    const ALL: [&'static str; 8] = [
-        "ExecCondition",
-        "ExecStartPre",
-        "ExecStart",
-        "ExecStartPost",
-        "ExecReload",
-        "ExecStop",
-        Self::STOP_POST.0,
-        MAIN,
-    ];
+    fn all() -> impl Iterator<Item = &'static str> + Clone {
+        EXEC_LINES.into_iter().chain([MAIN])
+    }
 
     /// As a recording has it.
     #[must_use]
@@ -44,8 +37,10 @@ impl ExecLine {
 impl<'de> Deserialize<'de> for ExecLine {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let name = String::deserialize(deserializer)?;
-        let known = Self::ALL.into_iter().find(|known| *known == name).map(Self);
-        known.ok_or_else(|| de::Error::custom(format!("{name}: no such line: {}", instead(&name, Self::ALL))))
+        let known = Self::all().find(|known| *known == name).map(Self);
+        known.ok_or_else(|| {
+            de::Error::custom(format!("{name}: no such line: {}", instead(&name, Self::all())))
+        })
     }
 }
 

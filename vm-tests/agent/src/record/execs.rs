@@ -8,17 +8,13 @@ use std::collections::HashSet;
 use anyhow::{Context, Result};
 use futures_util::future::{try_join, try_join_all};
 use systemd_bus::{ExecStatus, ServiceProxy, exec_statuses};
-use vm_agent::recording::{Exec, MAIN, What};
+use vm_agent::recording::{EXEC_LINES, Exec, MAIN, What};
 use vm_agent::wire::Exit;
 use zbus::block_on;
 use zbus::zvariant::{OwnedValue, Value};
 
 use super::clock::Clock;
 use super::events::Sink;
-
-/// The lines whose runs are recorded.
-const LINES: [&str; 7] =
-    ["ExecCondition", "ExecStartPre", "ExecStart", "ExecStartPost", "ExecReload", "ExecStop", "ExecStopPost"];
 
 /// What systemd tells of the main process, org.freedesktop.systemd1(5); in the order of [`main_process`].
 const MAIN_PROPERTIES: [&str; 5] = [
@@ -48,11 +44,11 @@ impl Runs {
         sink: &Sink,
         running_too: bool,
     ) -> Result<()> {
-        let of_lines = try_join_all(LINES.map(|line| exec_statuses(service, line)));
+        let of_lines = try_join_all(EXEC_LINES.map(|line| exec_statuses(service, line)));
         let of_main = try_join_all(MAIN_PROPERTIES.map(|name| service.inner().get_property(name)));
         let (of_lines, of_main) = block_on(try_join(of_lines, of_main))
             .context("the runs of Exec lines and of the main process")?;
-        let of_lines = LINES.into_iter().zip(of_lines);
+        let of_lines = EXEC_LINES.into_iter().zip(of_lines);
         for (line, runs) in of_lines.chain([(MAIN, vec![main_process(&of_main)])]) {
             for run in runs {
                 let key = (line, run.pid, run.started_us);
