@@ -3,10 +3,9 @@
 //! Looked at when a second of the stop is over and then each time it has lasted twice as long. A stop that is quick, which
 //! is measured to the millisecond, is not looked at, and one of a minute six times.
 
-use std::fs;
-
 use vm_agent::recording::{Alive, Role};
 
+use super::processes::comm;
 use super::roles::Watched;
 use super::unit_cgroup;
 
@@ -48,10 +47,7 @@ pub(super) fn processes(cgroups: [(&str, Watched); 2], role: impl Fn(u32, Watche
     let of_unit = |(cgroup, watched): (&str, Watched)| {
         let pids = unit_cgroup::processes(cgroup).into_iter();
         // One that has no comm any more is gone.
-        let alive = pids.filter_map(|pid| {
-            let comm = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
-            Some(Alive { pid, comm: comm.trim_end().to_owned(), role: role(pid, watched) })
-        });
+        let alive = pids.filter_map(|pid| Some(Alive { pid, comm: comm(pid)?, role: role(pid, watched) }));
         alive.collect::<Vec<_>>()
     };
     cgroups.into_iter().flat_map(of_unit).collect()

@@ -6,15 +6,15 @@
 
 use std::fs;
 use std::os::linux::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use holders::cgroup;
 use holders::mountinfo::Mount;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, major, makedev, minor, open, statx};
 use rustix::io::Errno;
 
 use super::end_state::mounted_in;
+use super::processes;
 
 /// What keeps a device, in words; `None` if it is free.
 ///
@@ -62,13 +62,10 @@ fn keepers(device: &Path) -> Result<Vec<String>> {
 /// Processes that have the device open, or a file of a file system on it that is mounted nowhere any more.
 fn open_by(rdev: u64, is_mounted: bool) -> Result<Vec<String>> {
     let mut found = Vec::new();
-    for process in fs::read_dir("/proc").context("list /proc")?.flatten() {
-        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let links = fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
-        let links =
-            links.map(|fd| fd.path()).chain(["cwd", "root", "exe"].map(|name| process.path().join(name)));
+    for pid in processes::pids()? {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let links = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        let links = links.map(|fd| fd.path()).chain(["cwd", "root", "exe"].map(|name| process.join(name)));
         for link in links {
             // What a server would have to be asked for is not asked for: it may never answer (statx(2)).
             let Ok(file) = statx(CWD, &link, AtFlags::STATX_DONT_SYNC, StatxFlags::BASIC_STATS) else {
@@ -87,10 +84,11 @@ fn open_by(rdev: u64, is_mounted: bool) -> Result<Vec<String>> {
 
 /// A process by its comm and its unit.
 fn named(pid: u32) -> String {
-    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let table = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-    let unit = cgroup::path_of(&table).and_then(cgroup::unit_of);
-    unit.map_or_else(|| comm.trim_end().to_owned(), |unit| format!("{} of {unit}", comm.trim_end()))
+    let comm = processes::comm(pid).unwrap_or_default();
+    match processes::unit(pid) {
+        Some(unit) => format!("{comm} of {unit}"),
+        None => comm,
+    }
 }
 
 #[cfg(test)]

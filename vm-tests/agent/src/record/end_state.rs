@@ -7,18 +7,17 @@
 //! path is resolved inside it, and no umount is needed.
 
 use std::collections::HashSet;
-use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use holders::cgroup;
 use holders::mountinfo::{self, Mount};
 use holders::namespace::MountNamespace;
 use rustix::mount::{FsOpenFlags, fsconfig_create, fsconfig_set_string, fsopen};
 use vm_agent::recording::{EndState, MountCopy, Namespace, Remount};
 
 use super::kernel_log::KernelLog;
+use super::processes;
 use super::unit_cgroup;
 use super::units::Units;
 
@@ -30,10 +29,10 @@ const IN_USE: &str = "in-use";
 /// # Errors
 /// If D-Bus does not answer.
 pub(super) fn read(units: &Units) -> Result<EndState> {
-    let processes = units.control_groups().flat_map(unit_cgroup::processes);
+    let left = units.control_groups().flat_map(unit_cgroup::processes);
     Ok(EndState {
         mounted_in: Vec::new(),
-        processes: processes.map(|pid| (pid, comm(pid))).collect(),
+        processes: left.map(|pid| (pid, processes::comm(pid).unwrap_or_default())).collect(),
         failed_units: units.failed_units().context("read the end state")?,
         remount: remount(None, false, None)?,
     })
@@ -73,13 +72,7 @@ pub(super) fn mounted_at(path: &Path) -> Result<Vec<MountCopy>> {
 pub(super) fn mounted_in(is_one: impl Fn(&Mount) -> bool) -> Result<Vec<MountCopy>> {
     let mut seen = HashSet::new();
     let mut found = Vec::new();
-    let mut pids: Vec<u32> = fs::read_dir("/proc")
-        .context("list /proc")?
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .collect();
-    pids.sort_unstable();
-    for pid in pids {
+    for pid in processes::pids()? {
         // One that has ended meanwhile is in no namespace any more. Numbers of namespaces that are all alive at one
         // moment are different.
         let Ok(namespace) = MountNamespace::of(pid) else { continue };
@@ -94,20 +87,17 @@ pub(super) fn mounted_in(is_one: impl Fn(&Mount) -> bool) -> Result<Vec<MountCop
             .collect();
         if !mount_points.is_empty() {
             let namespace = Namespace { inode: namespace.inode, id: namespace.id };
-            found.push(MountCopy { pid, comm: comm(pid), unit: unit_of(pid), namespace, mount_points });
+            let (comm, unit) = (processes::comm(pid), processes::unit(pid));
+            found.push(MountCopy {
+                pid,
+                comm: comm.unwrap_or_default(),
+                unit: unit.unwrap_or_default(),
+                namespace,
+                mount_points,
+            });
         }
     }
     Ok(found)
-}
-
-fn comm(pid: u32) -> String {
-    let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    comm.trim_end().to_owned()
-}
-
-fn unit_of(pid: u32) -> String {
-    let cgroup = unit_cgroup::of(pid).unwrap_or_default();
-    cgroup::unit_of(&cgroup).unwrap_or_default().to_owned()
 }
 
 /// Makes the overlay's file system again and drops it.

@@ -3,7 +3,7 @@
 //! Three threads, or a few more, and nothing that waits for a clock:
 //!
 //! - the caller runs the plan's commands ([`steps`], [`command`]) and reads what they leave ([`end_state`], [`devices`],
-//!   [`evidence`], [`kernel_log`]);
+//!   [`evidence`], [`kernel_log`], [`processes`]);
 //! - the watcher ([`watcher`]) sleeps in one poll over mountinfo ([`mounts`]), the proc connector
 //!   ([`proc_connector`]), the umount tracepoints ([`umounts`], [`umount_target`]) and orders from the others ([`orders`]), and scans the
 //!   units' tasks while a stop is in flight ([`alive`]: who is there at all, if it takes long). It is SCHED_FIFO: on one processor, what it is woken for cannot go
@@ -29,6 +29,7 @@ mod kernel_log;
 mod mounts;
 mod orders;
 mod proc_connector;
+mod processes;
 mod roles;
 mod steps;
 mod umount_target;

@@ -34,6 +34,7 @@ use super::fair_share;
 use super::mounts::MountWatch;
 use super::orders::{Order, Orders, UnitView};
 use super::proc_connector::{ProcConnector, ProcessEvent};
+use super::processes;
 use super::roles::{Roles, Watched, parent_of};
 use super::umount_target;
 use super::umounts::{Calls, TraceLine, UmountTrace, is_before_exec, is_busy};
@@ -341,8 +342,8 @@ impl Watch {
                 }
                 ProcessEvent::Coredump { pid } => {
                     // It waits for its parent at the latest, so it is there to be asked.
-                    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-                    self.sink.send_now(What::Coredump { pid, comm: comm.trim_end().to_owned() });
+                    let comm = processes::comm(pid).unwrap_or_default();
+                    self.sink.send_now(What::Coredump { pid, comm });
                 }
                 ProcessEvent::Exit { pid } => {
                     if self.unit_tasks.remove(&pid).is_some() && self.in_stop {

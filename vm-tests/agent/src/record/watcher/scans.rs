@@ -1,7 +1,5 @@
 //! What the watcher records of who holds the mount: scans by path, and what `holders` says.
 
-use std::collections::HashSet;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use holders::Query;
@@ -9,6 +7,7 @@ use holders::scan::{self, Scope};
 use vm_agent::recording::{Diagnosis, Kind, Namespace, Reference, Role, Scan, Task, Trigger, What, Why};
 
 use super::{Point, Watch};
+use crate::record::processes;
 use crate::record::roles::Watched;
 use crate::record::unit_cgroup;
 
@@ -70,12 +69,11 @@ impl Watch {
             query = query.after_ebusy();
         }
         // It takes longer than this thread may keep all others from running: one that was started meanwhile is not to blame.
-        let pids = proc_pids();
-        let mut report = match query.run() {
-            Ok(report) => report,
+        let (pids, mut report) = match processes::pids().and_then(|pids| Ok((pids, query.run()?))) {
+            Ok(done) => done,
             Err(error) => return self.sink.lost("scan", format!("{error:#}")),
         };
-        report.holders.retain(|holder| pids.contains(&holder.pid));
+        report.holders.retain(|holder| pids.binary_search(&holder.pid).is_ok());
         let cost_ns = self.sink.clock.now() - at;
         if report.unseen.hides_processes() {
             self.sink.lost("scan", format!("not all was seen: {}", report.line()));
@@ -136,12 +134,6 @@ impl Point {
             self.sink.send(at, What::Scan(scan));
         }
     }
-}
-
-/// All processes there are at this moment.
-fn proc_pids() -> HashSet<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 fn kind(kind: scan::Kind) -> Kind {
