@@ -1,7 +1,7 @@
 //! Who is there at all while a stop takes long: that a stop waits for a `tail` is seen by the `tail` that is alive.
 //!
 //! Looked at when a second of the stop is over and then each time it has lasted twice as long. A stop that is quick, which
-//! is measured to the millisecond, is not looked at, and one of a minute six times.
+//! is measured to the millisecond, is not looked at, and one of a minute six times. At the first look the stop is late.
 
 use vm_agent::recording::{Alive, Role};
 
@@ -19,6 +19,13 @@ pub(super) struct Looks {
     next: Option<u64>,
 }
 
+/// A look that is due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Look {
+    /// Whether it is the first of this stop.
+    pub(super) is_first: bool,
+}
+
 impl Looks {
     pub(super) fn stop_begins(&mut self, now: u64) {
         *self = Self { began: now, next: Some(now + FIRST_NS) };
@@ -32,13 +39,11 @@ impl Looks {
         self.next
     }
 
-    /// Whether it is time; if so, the next time is later.
-    pub(super) fn is_due(&mut self, now: u64) -> bool {
-        let is_due = self.next.is_some_and(|next| next <= now);
-        if is_due {
-            self.next = Some(self.began + 2 * (now - self.began));
-        }
-        is_due
+    /// The look for which it is time, if it is; the next time is later.
+    pub(super) fn due(&mut self, now: u64) -> Option<Look> {
+        let next = self.next.filter(|next| *next <= now)?;
+        self.next = Some(self.began + 2 * (now - self.began));
+        Some(Look { is_first: next == self.began + FIRST_NS })
     }
 }
 
@@ -61,11 +66,15 @@ mod tests {
     fn a_long_stop_is_looked_at_less_and_less() {
         const SECOND: u64 = 1_000_000_000;
         let mut looks = Looks::default();
-        assert!(!looks.is_due(9 * SECOND), "no stop has begun");
-        looks.stop_begins(10 * SECOND);
-        let seen: Vec<u64> = (10..40).filter(|second| looks.is_due(second * SECOND)).collect();
-        assert_eq!(seen, [11, 12, 14, 18, 26]);
-        looks.stop_ends();
-        assert_eq!((looks.is_due(100 * SECOND), looks.next()), (false, None));
+        assert_eq!(looks.due(9 * SECOND), None, "no stop has begun");
+        for began in [10, 50] {
+            looks.stop_begins(began * SECOND);
+            let seen: Vec<_> = (0..30)
+                .filter_map(|after| Some((after, looks.due((began + after) * SECOND)?.is_first)))
+                .collect();
+            assert_eq!(seen, [(1, true), (2, false), (4, false), (8, false), (16, false)]);
+            looks.stop_ends();
+            assert_eq!((looks.due(100 * SECOND), looks.next()), (None, None));
+        }
     }
 }

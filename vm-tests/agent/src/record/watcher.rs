@@ -50,9 +50,6 @@ pub(super) struct Watcher {
 /// A failed umount has `holders` asked, but within a stop at most this often; in between, the unit's tasks are scanned. A helper that retries every 50 ms is to be recorded, not slowed down tenfold.
 const WHOLE_PAUSE_NS: u64 = 1_000_000_000;
 
-/// A stop that has lasted this long with the mount still there is late: `holders` is asked once.
-const LATE_NS: u64 = 1_000_000_000;
-
 /// How long the tracer may take to hand over the last line.
 const END_DEADLINE_NS: u64 = 2_000_000_000;
 
@@ -83,7 +80,6 @@ impl Watcher {
             unit_tasks: HashMap::new(),
             next_tick: None,
             looks: Looks::default(),
-            late_at: None,
             end: None,
         };
         let thread = thread::Builder::new().name("watcher".to_owned()).spawn(move || watch.run())?;
@@ -168,8 +164,6 @@ struct Watch {
     unit_tasks: HashMap<u32, Watched>,
     next_tick: Option<u64>,
     looks: Looks,
-    /// When the stop that is in flight is late.
-    late_at: Option<u64>,
     /// When to stop waiting for the tracer's last line, once the plan is over.
     end: Option<u64>,
 }
@@ -252,16 +246,15 @@ impl Watch {
             if self.next_tick.is_some_and(|tick| tick <= now) {
                 self.scan(Trigger::Tick, false);
             }
-            if self.looks.is_due(now) {
+            if let Some(look) = self.looks.due(now) {
                 self.look();
-            }
-            if self.late_at.is_some_and(|late| late <= now) {
-                self.late_at = None;
-                self.of_points(|watch, point| {
-                    if point.mounts.is_mounted() {
-                        watch.diagnose(point, Why::Late);
-                    }
-                });
+                if look.is_first {
+                    self.of_points(|watch, point| {
+                        if point.mounts.is_mounted() {
+                            watch.diagnose(point, Why::Late);
+                        }
+                    });
+                }
             }
             if let Some(deadline) = self.end {
                 if self.trace.is_none() {
@@ -298,7 +291,7 @@ impl Watch {
         let is_there = [mounts.is_some(), self.connector.is_some(), self.trace.is_some(), true];
         let mut fds: Vec<PollFd<'_>> = sources.into_iter().flatten().collect();
         let now = self.sink.clock.now();
-        let wake_at = [self.next_tick, self.looks.next(), self.late_at, self.end].into_iter().flatten().min();
+        let wake_at = [self.next_tick, self.looks.next(), self.end].into_iter().flatten().min();
         let timeout =
             wake_at.map(|at| Timespec::try_from(Duration::from_nanos(at.saturating_sub(now)))).transpose()?;
         match poll(&mut fds, timeout.as_ref()) {
@@ -523,13 +516,11 @@ impl Watch {
             self.unit_tasks.clear();
             self.points.iter_mut().for_each(Point::stop_begins);
             self.looks.stop_begins(self.sink.clock.now());
-            self.late_at = Some(self.sink.clock.now() + LATE_NS);
             self.scan(Trigger::Stop, true);
         } else {
             self.looks.stop_ends();
             self.points.iter_mut().for_each(Point::record_held_back);
             self.next_tick = None;
-            self.late_at = None;
         }
     }
 
