@@ -62,6 +62,7 @@ macro_rules! native {
 const OVERLAY_UNIT: &str = "deploy/files/usr/local/lib/systemd/system/left4me-overlay@.service";
 const UNIT: &str = "deploy/files/usr/local/lib/systemd/system/left4me-server@.service";
 const WATCHER: &str = "vm-tests/agent/src/record/watcher.rs";
+const UNMOUNTS: &str = "vm-tests/agent/src/record/watcher/unmounts.rs";
 
 const MUTANTS: &[Mutant] = &[
     // A server that gets out of its sandbox, or to another server, is what these are for.
@@ -224,7 +225,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "recorder-drops-mount-changes",
-        file: WATCHER,
+        file: UNMOUNTS,
         change: Change::Replace {
             find: "            point.sink.send(at, change);\n",
             replace: "            drop(change);\n",
@@ -242,7 +243,7 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "recorder-takes-any-umount-for-the-mounts",
-        file: WATCHER,
+        file: UNMOUNTS,
         change: Change::Replace {
             find: "path.filter(|_| !is_before_exec(&comm))",
             replace: "path.filter(|_| false)",

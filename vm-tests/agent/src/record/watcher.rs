@@ -11,11 +11,12 @@
 //! before the call has returned to its caller, so on one processor each scan sees the moment that it is about;
 //! the price is that the scanned processes wait meanwhile: [`Scan::cost_ns`] records it.
 
+mod point;
 mod scans;
+mod unmounts;
 
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
@@ -26,18 +27,17 @@ use nix::errno::Errno;
 use nix::libc;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
-use vm_agent::recording::{Plan, Role, Scan, Step, Target, Task, Trigger, UmountCall, What, Why};
+use vm_agent::recording::{Plan, Role, Step, Trigger, What, Why};
 
+use self::point::Point;
 use super::alive::{self, Looks};
 use super::events::Sink;
 use super::fair_share;
-use super::mounts::MountWatch;
 use super::orders::{Order, Orders, UnitView};
 use super::proc_connector::{ProcConnector, ProcessEvent};
 use super::processes;
 use super::roles::{Roles, Watched, parent_of};
-use super::umount_target;
-use super::umounts::{Calls, TraceLine, UmountTrace, is_before_exec, is_busy};
+use super::umounts::UmountTrace;
 use super::unit_cgroup;
 
 /// The thread's handle.
@@ -46,9 +46,6 @@ pub(super) struct Watcher {
     orders: Orders,
     thread: Option<JoinHandle<Result<()>>>,
 }
-
-/// A failed umount has `holders` asked, but within a stop at most this often; in between, the unit's tasks are scanned. A helper that retries every 50 ms is to be recorded, not slowed down tenfold.
-const WHOLE_PAUSE_NS: u64 = 1_000_000_000;
 
 /// How long the tracer may take to hand over the last line.
 const END_DEADLINE_NS: u64 = 2_000_000_000;
@@ -68,7 +65,7 @@ impl Watcher {
             points: points.collect::<Result<_>>()?,
             connector: or_lost(ProcConnector::open(), "proc-connector", &sink),
             trace: or_lost(UmountTrace::open(), "tracefs", &sink),
-            sample_us: plan.sample_us,
+            tick_ns: Watch::tick_ns(plan),
             sink,
             orders: receiver,
             wake: orders.wake(),
@@ -145,7 +142,8 @@ impl Drop for Watcher {
 }
 
 struct Watch {
-    sample_us: u64,
+    /// From one scan to the next while a stop is in flight.
+    tick_ns: u64,
     sink: Sink,
     /// In the order of [`Plan::mounts`].
     points: Vec<Point>,
@@ -166,47 +164,6 @@ struct Watch {
     looks: Looks,
     /// When to stop waiting for the tracer's last line, once the plan is over.
     end: Option<u64>,
-}
-
-/// A mount point under watch.
-struct Point {
-    path: PathBuf,
-    /// Marks its events as this one's.
-    sink: Sink,
-    mounts: MountWatch,
-    calls: Calls,
-    /// From when on a failed umount has `holders` asked again.
-    whole_after: u64,
-    /// The mount has changed while a umount was under way: scan when it has returned.
-    scan_after_call: bool,
-    /// Processes outside the units that the last whole scan saw with a reference.
-    outside: Vec<u32>,
-    /// What the last scan recorded or held back saw.
-    last_scan: Option<(bool, Vec<Task>)>,
-    /// The last of a run of ticks that all saw the same.
-    held_back: Option<(u64, Scan)>,
-}
-
-impl Point {
-    fn open(path: &str, sink: Sink) -> Result<Self> {
-        Ok(Self {
-            path: path.into(),
-            sink,
-            mounts: MountWatch::open(path)?,
-            calls: Calls::default(),
-            whole_after: 0,
-            scan_after_call: false,
-            outside: Vec::new(),
-            last_scan: None,
-            held_back: None,
-        })
-    }
-
-    fn stop_begins(&mut self) {
-        self.whole_after = 0;
-        self.last_scan = None;
-        self.outside.clear();
-    }
 }
 
 /// Which sources have something.
@@ -347,103 +304,6 @@ impl Watch {
             }
         }
         trigger
-    }
-
-    /// Records umount calls; true when the trace has come to its end.
-    fn take_calls(&mut self) -> bool {
-        let Some(trace) = &mut self.trace else { return false };
-        let lines = match trace.read() {
-            Ok(lines) => lines,
-            Err(error) => {
-                self.sink.lost("tracefs", format!("{error:#}"));
-                self.trace = None;
-                return false;
-            }
-        };
-        for line in lines {
-            match line {
-                TraceLine::Entered { tid, comm, at_us, path } => {
-                    let by_unit = !is_before_exec(&comm) && self.unit_of(tid).is_some();
-                    // Before exec it is not kept, whatever it names.
-                    let path = path.filter(|_| !is_before_exec(&comm));
-                    let at = self.sink.clock.at_us(at_us);
-                    for point in &mut self.points {
-                        let target = umount_target::of(path.as_deref(), tid, &point.path);
-                        point.calls.entered(tid, at, by_unit, target);
-                    }
-                }
-                TraceLine::Returned { tid, comm, at_us, result } => {
-                    let returned = self.sink.clock.at_us(at_us);
-                    let unit = self.unit_of(tid);
-                    let role = self.role(tid, unit);
-                    let target = Target::Unknown;
-                    let call = UmountCall { pid: tid, comm, role, returned, result, target };
-                    self.of_points(|watch, point| watch.take_call(point, call.clone()));
-                }
-                TraceLine::Lost(why) => self.sink.lost("tracefs", why),
-                TraceLine::End => return true,
-            }
-        }
-        false
-    }
-
-    fn take_call(&mut self, point: &mut Point, call: UmountCall) {
-        let kept = point.calls.returned(call);
-        if std::mem::take(&mut point.scan_after_call) && self.in_stop {
-            self.scan_the_change(point);
-        }
-        let Some((at, call)) = kept else { return };
-        let failed = is_busy(&call);
-        point.sink.send(at, What::UmountCall(call));
-        if failed && self.in_stop {
-            let now = self.sink.clock.now();
-            if point.whole_after <= now {
-                point.whole_after = now + WHOLE_PAUSE_NS;
-                self.diagnose(point, Why::UmountFailed);
-            } else {
-                self.scan_point(point, Trigger::UmountFailed, false);
-            }
-        }
-    }
-
-    fn take_mounts(&mut self) -> Result<()> {
-        let mut failed = Ok(());
-        self.of_points(|watch, point| {
-            if let Err(error) = watch.take_changes(point) {
-                failed = Err(error);
-            }
-        });
-        failed
-    }
-
-    fn take_changes(&mut self, point: &mut Point) -> Result<()> {
-        let at = self.sink.clock.now();
-        let changes = point.mounts.read()?;
-        let changed = !changes.is_empty();
-        for change in changes {
-            if change == What::Unmounted
-                && let Some((at, call)) = point.calls.unmounted()
-            {
-                point.sink.send(at, What::UmountCall(call));
-            }
-            point.sink.send(at, change);
-        }
-        if changed && self.in_stop {
-            // The kernel reports an unmount before the call returns. Scanning now would add to its time.
-            if point.calls.is_any_under_way() {
-                point.scan_after_call = true;
-            } else {
-                self.scan_the_change(point);
-            }
-        }
-        Ok(())
-    }
-
-    /// Once the mount is gone only the units' own processes are scanned: all of /proc takes 4 ms of the reset that is being
-    /// timed, and whoever else still has something of it is seen at the end of the step.
-    fn scan_the_change(&mut self, point: &mut Point) {
-        let is_mounted = point.mounts.is_mounted();
-        self.scan_point(point, Trigger::Mount, is_mounted);
     }
 
     fn take_orders(&mut self) -> Result<()> {

@@ -4,9 +4,12 @@ use std::time::{Duration, Instant};
 
 use holders::Query;
 use holders::scan::{self, Scope};
-use vm_agent::recording::{Diagnosis, Kind, Namespace, Reference, Role, Scan, Task, Trigger, What, Why};
+use vm_agent::recording::{
+    Diagnosis, Kind, Namespace, Plan, Reference, Role, Scan, Task, Trigger, What, Why,
+};
 
-use super::{Point, Watch};
+use super::Watch;
+use super::point::Point;
 use crate::record::processes;
 use crate::record::roles::Watched;
 use crate::record::unit_cgroup;
@@ -15,6 +18,12 @@ use crate::record::unit_cgroup;
 const LONGEST_DIAGNOSIS: Duration = Duration::from_secs(5);
 
 impl Watch {
+    /// From one tick's scans of all mounts to the next: several take as much of the processor's time as one does.
+    pub(super) fn tick_ns(plan: &Plan) -> u64 {
+        let mounts = plan.mounts().count().try_into().unwrap_or(u64::MAX);
+        plan.sample_us.saturating_mul(1000).saturating_mul(u64::max(mounts, 1))
+    }
+
     /// Scans for who holds each of the mounts.
     pub(super) fn scan(&mut self, trigger: Trigger, whole_proc: bool) {
         self.of_points(|watch, point| watch.scan_point(point, trigger, whole_proc));
@@ -53,7 +62,7 @@ impl Watch {
         let scan = Scan { trigger, whole_proc, cost_ns: ended - at, mounted, tasks };
         point.record_scan(at, scan);
         if self.in_stop {
-            self.next_tick = Some(ended + self.sample_us * 1000);
+            self.next_tick = Some(ended.saturating_add(self.tick_ns));
         }
     }
 
@@ -107,35 +116,6 @@ impl Watch {
     }
 }
 
-impl Point {
-    /// Asks `holders` once for nothing: the first time takes three times as long, since its code is not in memory yet.
-    pub(super) fn warm_up(&self) {
-        if let Err(error) = Query::new(&self.path).after_ebusy().run() {
-            self.sink.lost("scan", format!("{error:#}"));
-        }
-    }
-
-    fn record_scan(&mut self, at: u64, scan: Scan) {
-        let is_same = self
-            .last_scan
-            .as_ref()
-            .is_some_and(|(mounted, tasks)| *mounted == scan.mounted && *tasks == scan.tasks);
-        if scan.trigger == Trigger::Tick && is_same {
-            self.held_back = Some((at, scan));
-            return;
-        }
-        self.record_held_back();
-        self.last_scan = Some((scan.mounted, scan.tasks.clone()));
-        self.sink.send(at, What::Scan(scan));
-    }
-
-    pub(super) fn record_held_back(&mut self) {
-        if let Some((at, scan)) = self.held_back.take() {
-            self.sink.send(at, What::Scan(scan));
-        }
-    }
-}
-
 fn kind(kind: scan::Kind) -> Kind {
     match kind {
         scan::Kind::Cwd => Kind::Cwd,
@@ -143,5 +123,28 @@ fn kind(kind: scan::Kind) -> Kind {
         scan::Kind::Exe => Kind::Exe,
         scan::Kind::File => Kind::File,
         scan::Kind::Mapping => Kind::Mapping,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_of_several_mounts_are_as_much_further_apart() {
+        let paths = |count: usize| vec!["/srv/merged".to_owned(); count];
+        for (mount, others, sample_us, expected) in [
+            (1, 0, 10_000, 10_000_000),
+            (1, 1, 10_000, 20_000_000),
+            (1, 4, 10_000, 50_000_000),
+            (1, 2, 1000, 3_000_000),
+            // Without a mount nothing is scanned.
+            (0, 0, 10_000, 10_000_000),
+            (1, 3, u64::MAX / 1000, u64::MAX),
+        ] {
+            let plan =
+                Plan { mount: paths(mount).pop(), other_mounts: paths(others), sample_us, ..Plan::default() };
+            assert_eq!(Watch::tick_ns(&plan), expected, "{mount} and {others} of {sample_us} us");
+        }
     }
 }
