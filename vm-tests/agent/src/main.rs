@@ -4,6 +4,7 @@
 //! recording can be under way at once. The agent keeps no state between requests.
 
 mod answer;
+mod boot;
 mod files;
 mod port;
 mod record;

@@ -11,7 +11,7 @@ use vm_agent::wire::{self, Body, Call, Hello, Request, SESSION_ID};
 
 use crate::answer::{Answer, lock};
 use crate::run::Running;
-use crate::{files, run, session};
+use crate::{boot, files, run, session};
 
 /// Answers requests until the port breaks. A host that went away is no reason to end: the next one says
 /// [`Hello`] again.
@@ -19,6 +19,7 @@ pub(crate) fn serve(mut port: File) -> Result<()> {
     let answers = Arc::new(Mutex::new(port.try_clone().context("duplicate the port")?));
     let running = Running::default();
     let doorbell = hear_doorbell(&answers);
+    boot::pause_when_up(&answers, doorbell.as_ref().err().cloned())?;
     loop {
         let frame = wire::read_frame(&mut port).context("read a request")?;
         if let Some(hello) = Hello::from_bytes(&frame) {

@@ -13,7 +13,7 @@ pub use crate::recording::Exit;
 use crate::recording::{Plan, Recording};
 
 /// Goes up with every change to a type that crosses the channel.
-pub const PROTOCOL: u32 = 13;
+pub const PROTOCOL: u32 = 14;
 
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT: &str = "org.vm-tests.agent";
@@ -21,6 +21,17 @@ pub const PORT: &str = "org.vm-tests.agent";
 /// Begins the word of the kernel's command line that has the number from which the guest's random number generator gets its
 /// seed.
 pub const SEED: &str = "vm_test.seed=";
+
+/// The word of the kernel's command line that has the agent pause the machine when its system is up, by a watchdog that
+/// runs out: at the same instant of every boot. The agent says an unasked [`Hello`] before.
+pub const PAUSE: &str = "vm_test.pause";
+
+/// The nonce of an unasked [`Hello`]; a host never asks with it.
+pub const UNASKED: u64 = 0;
+
+/// The `id` of the answer that comes, unasked, if the system of a guest with [`PAUSE`] does not come up: a
+/// [`Body::Failed`] that says why.
+pub const BOOT_ID: u64 = u64::MAX;
 
 /// The longest frame either side accepts, in bytes. A recording of a long run is the largest thing sent.
 pub const FRAME_MAX: usize = 256 << 20;

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::host::accel::{Accel, Clock};
 use crate::machine::config::{Abilities, Config, Ram};
+use crate::machine::qemu::Build;
 
 /// The number that all of a machine's randomness in virtual time comes from, as long as nobody asks for another one.
 pub const SEED: u64 = 1;
@@ -15,6 +16,8 @@ pub const SEED: u64 = 1;
 pub struct Base {
     /// QEMU.
     pub qemu: PathBuf,
+    /// Which one that is.
+    pub build: Build,
     /// What it can do.
     pub abilities: Abilities,
     /// The guest's root file system.

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use vm_agent::wire::SEED;
+use vm_agent::wire::{PAUSE, SEED};
 use xshell::{Shell, cmd};
 
 use crate::host::accel::{Accel, Clock};
@@ -126,7 +126,8 @@ impl Config {
         argv.flag("-nodefaults").flag("-no-user-config");
         argv.pair("-name", "vm-test").pair("-display", "none");
         // What ends the guest stops the machine, so that its event is told and what it was is still there to look at.
-        argv.pair("-action", "panic=pause,reboot=shutdown,shutdown=pause");
+        let watchdog = if self.pauses_itself() { ",watchdog=pause" } else { "" };
+        argv.pair("-action", format!("panic=pause,reboot=shutdown,shutdown=pause{watchdog}"));
         argv.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
         let machine = "q35,vmport=off,smm=off,hpet=off";
         // Room for the two persistent-memory devices in the guest's address space.
@@ -186,11 +187,21 @@ impl Config {
         argv.pair("-chardev", format!("socket,id=agent,fd={AGENT_FD}"));
         argv.pair("-device", format!("virtserialport,chardev=agent,name={}", vm_agent::wire::PORT));
         argv.pair("-device", "pvpanic-pci");
+        if self.pauses_itself() {
+            argv.pair("-device", "ib700");
+        }
         argv.path("-serial", "file:", &self.serial_log);
         argv.pair("-chardev", format!("socket,id=doorbell,fd={DOORBELL_FD}"));
         argv.pair("-serial", "chardev:doorbell");
         argv.pair("-chardev", format!("socket,id=qmp,fd={QMP_FD}")).pair("-mon", "chardev=qmp,mode=control");
         argv.0
+    }
+
+    /// Whether the guest has the machine paused when it is up (see [`PAUSE`]): one that is saved in virtual time. A restored
+    /// machine has the same devices.
+    #[must_use]
+    pub fn pauses_itself(&self) -> bool {
+        self.clock == Clock::Virtual && self.ram != Ram::Fresh
     }
 
     /// The kernel's command line.
@@ -227,6 +238,9 @@ impl Config {
             // The TSC counts instructions here: it needs no watchdog, and there is no jitter to collect.
             words.extend(["tsc=reliable", "no_timer_check", "random.trust_cpu=off"]);
             words.push(&seed);
+        }
+        if self.pauses_itself() {
+            words.push(PAUSE);
         }
         words.extend(self.kernel_args.iter().map(String::as_str));
         words.join(" ")

@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use vm_agent::wire::{
-    self, Body, CHUNK, Call, Command, Exit, Hello, Put, Reply, Request, SESSION_ID, Session, Stream,
+    self, BOOT_ID, Body, CHUNK, Call, Command, Exit, Hello, Put, Reply, Request, SESSION_ID, Session, Stream,
 };
 
 /// Why the guest has no answer.
@@ -74,6 +74,8 @@ struct Waiting {
 pub struct Guest {
     write: Arc<tokio::sync::Mutex<OwnedWriteHalf>>,
     waiting: Arc<Mutex<Waiting>>,
+    /// The protocol number of the agent's unasked hello.
+    unasked: watch::Receiver<Option<u32>>,
 }
 
 /// A request under way: its answers, in order.
@@ -111,8 +113,9 @@ impl Guest {
     pub fn new(socket: UnixStream) -> Self {
         let (read, write) = socket.into_split();
         let waiting = Arc::new(Mutex::new(Waiting { next: 1, ..Waiting::default() }));
-        tokio::spawn(listen(read, Arc::clone(&waiting)));
-        Self { write: Arc::new(tokio::sync::Mutex::new(write)), waiting }
+        let (sender, unasked) = watch::channel(None);
+        tokio::spawn(listen(read, Arc::clone(&waiting), sender));
+        Self { write: Arc::new(tokio::sync::Mutex::new(write)), waiting, unasked }
     }
 
     /// Says hello and waits for the agent's. What is written before the agent runs waits in the port, so this
@@ -125,11 +128,17 @@ impl Guest {
         let (sender, answer) = oneshot::channel();
         self.waiting().hello = Some((nonce, sender));
         self.write(&Hello { protocol: wire::PROTOCOL, nonce }.to_bytes()).await?;
-        match answer.await {
-            Ok(guest) if guest == wire::PROTOCOL => Ok(()),
-            Ok(guest) => Err(GuestError::Protocol { host: wire::PROTOCOL, guest }),
-            Err(_closed) => Err(GuestError::Closed),
-        }
+        checked(answer.await.map_err(|_closed| GuestError::Closed)?)
+    }
+
+    /// Waits for the hello that an agent says unasked (see [`wire::PAUSE`]).
+    ///
+    /// # Errors
+    /// As [`Guest::hello`].
+    pub async fn unasked_hello(&self) -> Result<(), GuestError> {
+        let mut unasked = self.unasked.clone();
+        let said = unasked.wait_for(Option::is_some).await.map_err(|_closed| GuestError::Closed)?;
+        checked((*said).ok_or(GuestError::Closed)?)
     }
 
     /// Sends a request.
@@ -238,12 +247,23 @@ impl Guest {
         self.request(Call::Session(Box::new(session))).await
     }
 
+    /// What comes if the system of a guest with [`wire::PAUSE`] does not come up: an error. Ask before the machine runs.
+    #[must_use]
+    pub fn failed_boot(&self) -> Pending {
+        self.unasked_answer(BOOT_ID)
+    }
+
     /// The answer to the session that lies on the machine's deploy device, which it begins when the doorbell rings.
     #[must_use]
     pub fn deployed_session(&self) -> Pending {
+        self.unasked_answer(SESSION_ID)
+    }
+
+    /// The answer of this id to a request that does not go over the channel.
+    fn unasked_answer(&self, id: u64) -> Pending {
         let (sender, answers) = mpsc::unbounded_channel();
-        self.waiting().requests.insert(SESSION_ID, sender);
-        Pending { id: SESSION_ID, answers }
+        self.waiting().requests.insert(id, sender);
+        Pending { id, answers }
     }
 
     /// Sets CLOCK_REALTIME to this many nanoseconds since 1970.
@@ -274,6 +294,14 @@ impl Guest {
     }
 }
 
+/// Compares the agent's protocol number with ours.
+fn checked(guest: u32) -> Result<(), GuestError> {
+    match guest {
+        wire::PROTOCOL => Ok(()),
+        guest => Err(GuestError::Protocol { host: wire::PROTOCOL, guest }),
+    }
+}
+
 async fn read_frame(read: &mut OwnedReadHalf) -> std::io::Result<Vec<u8>> {
     let mut header = [0; 4];
     read.read_exact(&mut header).await?;
@@ -283,10 +311,14 @@ async fn read_frame(read: &mut OwnedReadHalf) -> std::io::Result<Vec<u8>> {
 }
 
 /// Ends with the channel; a frame that makes no sense ends it too, since nothing after it can be trusted.
-async fn listen(mut read: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>) {
+async fn listen(mut read: OwnedReadHalf, waiting: Arc<Mutex<Waiting>>, unasked: watch::Sender<Option<u32>>) {
     let lock = || waiting.lock().unwrap_or_else(PoisonError::into_inner);
     while let Ok(frame) = read_frame(&mut read).await {
         if let Some(hello) = Hello::from_bytes(&frame) {
+            if hello.nonce == wire::UNASKED {
+                unasked.send_replace(Some(hello.protocol));
+                continue;
+            }
             let mut waiting = lock();
             if let Some((_, sender)) = waiting.hello.take_if(|(nonce, _)| *nonce == hello.nonce)
                 && sender.send(hello.protocol).is_err()

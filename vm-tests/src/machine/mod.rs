@@ -8,8 +8,10 @@ pub mod base;
 pub mod config;
 mod doorbell;
 pub mod guest;
+pub mod qemu;
 pub mod qmp;
 pub mod saved;
+mod state;
 
 use std::fs::File;
 use std::future::Future;
@@ -152,13 +154,53 @@ impl Machine {
         Ok(Self { child, qmp, events, guest, doorbell, directory, cancel })
     }
 
-    /// Pauses the machine and writes the state of its devices to `state`; its RAM is in the file it was started
+    /// Pauses the machine.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub async fn pause(&mut self) -> Result<(), MachineError> {
+        self.monitor("stop", json!({})).await.map(|_nothing| ())
+    }
+
+    /// Waits until the guest, whose system is up, has had the machine paused (see [`vm_agent::wire::PAUSE`]). Says nothing to
+    /// it. For a machine that was just started.
+    ///
+    /// # Errors
+    /// As [`Machine::race`]; the agent's words if the system does not come up.
+    pub async fn paused_by_guest(&mut self, deadline: Duration) -> Result<(), MachineError> {
+        let mut failed = self.guest.failed_boot();
+        let Self { child, events, directory, cancel, .. } = self;
+        let first = timeout(deadline, async {
+            tokio::select! {
+                biased;
+                answer = failed.next() => Err(match answer {
+                    Ok(other) => GuestError::Unexpected(format!("{other:?}")).into(),
+                    Err(error) => error.into(),
+                }),
+                event = next_event(events, |event| is_fatal(event) || event.name == "STOP") => match event.name.as_str() {
+                    "STOP" => Ok(()),
+                    _ => Err(ended(&event, directory)),
+                },
+                status = child.wait() => Err(exited(status, directory)),
+                () = cancel.cancelled() => Err(MachineError::Interrupted(Interrupted::default())),
+            }
+        });
+        let Ok(paused) = first.await else {
+            let (waiting_for, console) = ("its system to be up".to_owned(), console_tail(directory));
+            return Err(MachineError::Silent { who: GUEST, waiting_for, after: deadline, console });
+        };
+        paused?;
+        let guest = self.guest();
+        // It was said long before; the two come on different sockets.
+        self.race("the agent's hello", STOP_STEP, guest.unasked_hello()).await
+    }
+
+    /// Writes the state of the devices of a paused machine to `state`; its RAM is in the file it was started
     /// with. Nothing but [`Machine::stop`] makes sense afterwards.
     ///
     /// # Errors
     /// What QEMU says.
     pub async fn save(&mut self, state: File) -> Result<(), MachineError> {
-        self.monitor("stop", json!({})).await?;
         self.migration_capabilities().await?;
         self.qmp.give("state", state.into()).await?;
         self.monitor("migrate", json!({ "uri": "fd:state" })).await?;
@@ -466,8 +508,16 @@ fn is_fatal(event: &QmpEvent) -> bool {
 
 /// The next event that ends a machine; never, when QEMU is gone (its exit says more).
 async fn fatal_event(events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> QmpEvent {
+    next_event(events, is_fatal).await
+}
+
+/// The next event that is wanted; never, when QEMU is gone.
+async fn next_event(
+    events: &mut mpsc::UnboundedReceiver<QmpEvent>,
+    is_wanted: impl Fn(&QmpEvent) -> bool,
+) -> QmpEvent {
     while let Some(event) = events.recv().await {
-        if is_fatal(&event) {
+        if is_wanted(&event) {
             return event;
         }
     }

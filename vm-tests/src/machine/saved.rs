@@ -20,23 +20,25 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
-use xshell::{Shell, cmd};
 
 use crate::cache::{self, Inputs, Key, Lock, Staging};
-use crate::host::accel::Accel;
+use crate::host::accel::{Accel, Clock};
 use crate::host::events::{self, Event, Progress};
-use crate::host::process;
 use crate::machine::base::Base;
 use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
+use crate::machine::state::{NotAtRest, make_steady};
 use crate::machine::{Cancel, Machine};
 
 /// Goes up when the way a machine is saved changes and its inputs do not.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// From QEMU's start to an agent that answers: 5 to 20 s on an idle host; virtual time on a busy one is the slowest.
 const BOOT_DEADLINE: Duration = Duration::from_secs(300);
 /// From the agent's answer to a machine without pending jobs.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// How often a machine is booted that must be paused at rest and is not: seen once in 29 boots.
+const TRIES: u32 = 3;
 
 /// How many saved machines are kept however old: three suites under two clocks, in two sizes.
 const KEPT: usize = 12;
@@ -62,6 +64,8 @@ pub struct Saved {
     pub ram: PathBuf,
     /// The state of its devices.
     pub state: PathBuf,
+    /// The hash of both: in virtual time the same wherever it is made of the same inputs.
+    pub hash: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -79,7 +83,7 @@ struct Manifest {
 /// As [`Machine::race`] for the boot; a machine that settles in another state than `running` names the failed
 /// units.
 pub async fn ensure(base: &Base, cache: &Path, cancel: Cancel) -> Result<Saved> {
-    let key = key(base).await?;
+    let key = key(base)?;
     let machines = cache.join("machines");
     let directory = machines.join(key.short());
     if directory.exists() {
@@ -140,9 +144,7 @@ fn tidy(machines: &Path) -> Result<()> {
 }
 
 /// The hash of everything that a saved machine consists of.
-async fn key(base: &Base) -> Result<Key> {
-    let (shell, qemu) = (Shell::new()?, &base.qemu);
-    let version = process::output(cmd!(shell, "{qemu} --version").into(), Duration::from_secs(10)).await?;
+fn key(base: &Base) -> Result<Key> {
     let config = base.config(Ram::Saving(RAM.into()), "deploy".into());
     // The files are in by their content; where they lie is no part of the machine.
     let neutral = Config {
@@ -153,7 +155,7 @@ async fn key(base: &Base) -> Result<Key> {
     };
     let argv: Vec<String> = neutral.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect();
     let inputs = Inputs::new("machine", RECIPE)
-        .text("qemu", &version.text())
+        .text("qemu", &base.build.key())
         .list("argv", &argv)
         .text("root", &base.root_key)
         .file("kernel", &base.kernel)?
@@ -179,7 +181,9 @@ fn load(directory: &Path, key: &Key) -> Result<Saved> {
     let manifest: Manifest =
         serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
     ensure!(manifest.recipe == RECIPE && manifest.key == key.as_str(), "it is of another machine");
-    let saved = Saved { ram: directory.join(RAM), state: directory.join(STATE) };
+    let hashes = [&manifest.ram_sha256, &manifest.state_sha256];
+    let hash = Inputs::new("saved machine", 1).list("hashes", &hashes).key().as_str().to_owned();
+    let saved = Saved { ram: directory.join(RAM), state: directory.join(STATE), hash };
     ensure!(hash_sparse(&saved.ram)? == manifest.ram_sha256, "{} has changed", saved.ram.display());
     ensure!(hash_sparse(&saved.state)? == manifest.state_sha256, "{} has changed", saved.state.display());
     // When it was last used, for whoever tidies.
@@ -191,23 +195,41 @@ fn load(directory: &Path, key: &Key) -> Result<Saved> {
     Ok(saved)
 }
 
-/// The SHA-256 of a file's length and of its data with where each extent lies; holes are not read. Of 512 MiB of RAM a
-/// settled guest has touched a quarter.
+/// The SHA-256 of a file's length and of its pages that are not zeros, each with where it lies; holes are not read. Of
+/// 512 MiB of RAM a settled guest has touched a quarter. Which zeros are holes is the file system's own affair.
 fn hash_sparse(path: &Path) -> Result<String> {
     let what = || format!("read {}", path.display());
     let file = File::open(path).with_context(what)?;
-    let length = file.metadata().with_context(what)?.len();
     let mut hash = Sha256::new();
-    hash.update(length.to_le_bytes());
+    hash.update(file.metadata().with_context(what)?.len().to_le_bytes());
+    for_each_page(&file, |at, page| {
+        hash.update(at.to_le_bytes());
+        hash.update(page);
+        Ok(())
+    })
+    .with_context(what)?;
+    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Calls `each` for every page of a file that is not all zeros, in order, with where it begins; the last one may be
+/// shorter.
+fn for_each_page(file: &File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    const ZEROS: [u8; HOLE] = [0; HOLE];
     let mut buffer = vec![0; PIECE];
-    for extent in extents(&file) {
-        let extent = extent.with_context(what)?;
-        hash.update(extent.start.to_le_bytes());
-        for at in extent.clone().step_by(PIECE) {
-            hash.update(read_piece(&file, at, extent.end, &mut buffer).with_context(what)?);
+    for extent in extents(file) {
+        let Range { start, end } = extent?;
+        // By whole pages.
+        let start = start / HOLE as u64 * HOLE as u64;
+        for at in (start..end).step_by(PIECE) {
+            let piece = read_piece(file, at, end, &mut buffer)?;
+            for (page, at) in piece.chunks(HOLE).zip((at..).step_by(HOLE)) {
+                if page != &ZEROS[..page.len()] {
+                    each(at, page)?;
+                }
+            }
         }
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(())
 }
 
 /// Where a file has data, in order: what lies between is holes, lseek(2). After an error there is nothing to come.
@@ -233,32 +255,19 @@ fn read_piece<'a>(file: &File, at: u64, end: u64, buffer: &'a mut [u8]) -> io::R
     Ok(piece)
 }
 
-/// Boots a machine with its RAM in a file, lets it settle, and saves it.
+/// Boots a machine and saves it as an entry of the cache.
 async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Result<()> {
-    let progress = Progress::start("machine");
     let begun = Instant::now();
     let (ram, state) = (directory.join(RAM), directory.join(STATE));
-    // QEMU gives a new file its size; what the machine is saved with is nobody's to change afterwards.
-    let deploy = directory.join("no-files");
-    File::create(&deploy)
-        .and_then(|file| file.set_len(DEPLOY_BYTES))
-        .with_context(|| format!("create {}", deploy.display()))?;
-    let logs = directory.join(LOGS);
-    reserve(&ram, u64::from(base.memory_mib) << 20)?;
-    let config = base.config(Ram::Saving(ram.clone()), deploy.clone());
-    progress.now(&format!("booting it, once ({}, {} MiB)", base.clock, base.memory_mib));
-    let mut machine = Machine::start(&base.qemu, config, &logs, cancel).await?;
-    let saved = async {
-        settle(&mut machine).await?;
-        let guest = machine.guest();
-        machine.race("the doorbell", SETTLE_DEADLINE, guest.hears_doorbell()).await?;
-        progress.now("saving it");
-        let file = File::create(&state).with_context(|| format!("create {}", state.display()))?;
-        machine.save(file).await.context("save the machine")
+    let mut tries = 1;
+    while let Err(error) = boot(base, directory, &ram, &state, cancel.clone()).await {
+        if !error.is::<NotAtRest>() || tries == TRIES {
+            return Err(error);
+        }
+        tries += 1;
+        std::fs::remove_file(&ram).with_context(|| format!("delete {}", ram.display()))?;
+        events::tell(Event::Note(format!("{error:#}: booting it again")));
     }
-    .await;
-    machine.finish(saved).await?;
-    std::fs::remove_file(&deploy).with_context(|| format!("delete {}", deploy.display()))?;
     dig_holes(&ram)?;
     let manifest = Manifest {
         recipe: RECIPE,
@@ -276,6 +285,46 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
     let path = directory.join(MANIFEST);
     std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)
         .with_context(|| format!("write {}", path.display()))
+}
+
+/// Boots a machine with its RAM in a file, lets it settle, and saves it.
+///
+/// # Errors
+/// [`NotAtRest`]: it is to be booted again.
+async fn boot(base: &Base, directory: &Path, ram: &Path, state: &Path, cancel: Cancel) -> Result<()> {
+    let progress = Progress::start("machine");
+    // QEMU gives a new file its size; what the machine is saved with is nobody's to change afterwards.
+    let deploy = directory.join("no-files");
+    File::create(&deploy)
+        .and_then(|file| file.set_len(DEPLOY_BYTES))
+        .with_context(|| format!("create {}", deploy.display()))?;
+    let logs = directory.join(LOGS);
+    reserve(ram, u64::from(base.memory_mib) << 20)?;
+    let config = base.config(Ram::Saving(ram.to_owned()), deploy.clone());
+    progress.now(&format!("booting it, once ({}, {} MiB)", base.clock, base.memory_mib));
+    let mut machine = Machine::start(&base.qemu, config, &logs, cancel).await?;
+    let saved = async {
+        match base.clock {
+            // What the host says while it runs, it says at some instant of the guest's: so it says nothing.
+            Clock::Virtual => machine.paused_by_guest(BOOT_DEADLINE).await?,
+            Clock::Real => {
+                settle(&mut machine).await?;
+                let guest = machine.guest();
+                machine.race("the doorbell", SETTLE_DEADLINE, guest.hears_doorbell()).await?;
+                machine.pause().await?;
+            }
+        }
+        progress.now("saving it");
+        let file = File::create(state).with_context(|| format!("create {}", state.display()))?;
+        machine.save(file).await.context("save the machine")
+    }
+    .await;
+    machine.finish(saved).await?;
+    std::fs::remove_file(&deploy).with_context(|| format!("delete {}", deploy.display()))?;
+    match base.clock {
+        Clock::Virtual => make_steady(state),
+        Clock::Real => Ok(()),
+    }
 }
 
 /// Makes the file for the guest's RAM and takes all its room on the disk: QEMU maps it, and a page that the disk has no
@@ -303,27 +352,12 @@ fn reserve(ram: &Path, bytes: u64) -> Result<()> {
 ///
 /// By a copy of what is not zeros, which takes its place: to punch the zeros out waits for the disk at every hole.
 fn dig_holes(ram: &Path) -> Result<()> {
-    const ZEROS: [u8; HOLE] = [0; HOLE];
     let sparse = ram.with_extension("sparse");
     let what = || format!("copy {} without its zeros", ram.display());
     let file = File::open(ram).with_context(what)?;
     let copy = File::create_new(&sparse).with_context(what)?;
     copy.set_len(file.metadata().with_context(what)?.len()).with_context(what)?;
-    let mut buffer = vec![0; PIECE];
-    // What was reserved and never written is no data.
-    for extent in extents(&file) {
-        let Range { start, end } = extent.with_context(what)?;
-        // By whole pages.
-        let start = start / HOLE as u64 * HOLE as u64;
-        for at in (start..end).step_by(PIECE) {
-            let piece = read_piece(&file, at, end, &mut buffer).with_context(what)?;
-            for (page, at) in piece.chunks(HOLE).zip((at..).step_by(HOLE)) {
-                if page != &ZEROS[..page.len()] {
-                    copy.write_all_at(page, at).with_context(what)?;
-                }
-            }
-        }
-    }
+    for_each_page(&file, |at, page| copy.write_all_at(page, at)).with_context(what)?;
     std::fs::rename(&sparse, ram).with_context(what)
 }
 

@@ -128,7 +128,7 @@ async fn restore_with(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Machine> {
-    let Saved { ram, state } = guest.saved()?;
+    let Saved { ram, state, .. } = guest.saved()?;
     let config = Config { keeps, ..guest.base.config(Ram::Restoring(ram.clone()), deploy) };
     let mut machine = Machine::start(&guest.base.qemu, config, directory, cancel).await?;
     let loaded = match File::open(state).with_context(|| format!("open {}", state.display())) {

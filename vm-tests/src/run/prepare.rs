@@ -15,6 +15,7 @@ use crate::image::{self, EXTERNAL, NoSuchPackage, Request, Suite, initramfs, pro
 use crate::machine::Cancel;
 use crate::machine::base::{Base, SEED};
 use crate::machine::config::Abilities;
+use crate::machine::qemu::Build;
 use crate::machine::saved;
 use crate::scenario::{DEFAULT_MEMORY_MIB, Wanted, WrongInput};
 use crate::workspace::Workspace;
@@ -109,7 +110,7 @@ pub async fn prepare(
     let named = machines.qemu.as_deref().unwrap_or(Path::new(tools::QEMU));
     let qemu = tools::program(named).with_context(|| format!("find {} on PATH", named.display()))?;
     let qemu = std::path::absolute(qemu).context("the path of QEMU")?;
-    let abilities = Abilities::ask(&qemu).await?;
+    let (abilities, build) = (Abilities::ask(&qemu).await?, Build::of(&qemu).await?);
     // Before anything is compiled, which takes minutes: an image asks for tools of its own.
     let systems = systems(machines, wanted, &cache).await?;
     let programs = programs::guest_binaries(workspace).await?;
@@ -123,6 +124,7 @@ pub async fn prepare(
         std::fs::write(&initramfs, bytes).with_context(|| format!("write {}", initramfs.display()))?;
         let base = Base {
             qemu: qemu.clone(),
+            build: build.clone(),
             abilities,
             root_bytes: std::fs::metadata(&system.root).context("look at the root")?.len(),
             root: system.root,

@@ -357,6 +357,7 @@ mod tests {
     use crate::host::accel::{Accel, Clock};
     use crate::machine::base::Base;
     use crate::machine::config::Abilities;
+    use crate::machine::qemu::Build;
     use crate::machine::saved::Saved;
     use crate::report::Verdict;
 
@@ -377,6 +378,7 @@ reset = ["true"]
         }
         let base = Base {
             qemu: "false".into(),
+            build: Build { version: String::new(), files: BTreeMap::new() },
             abilities: Abilities { private_readonly: true, fast_strings: true },
             root: "root".into(),
             root_key: String::new(),
@@ -391,7 +393,10 @@ reset = ["true"]
         let guest = Guest {
             name: "trixie".to_owned(),
             packages: Vec::new(),
-            saved: BTreeMap::from([(base.memory_mib, Saved { ram: "ram".into(), state: "state".into() })]),
+            saved: BTreeMap::from([(
+                base.memory_mib,
+                Saved { ram: "ram".into(), state: "state".into(), hash: String::new() },
+            )]),
             base,
             image: "Debian".to_owned(),
             choice: "TCG".to_owned(),
