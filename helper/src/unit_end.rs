@@ -19,7 +19,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use holders::stat::Stat;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::io::Errno;
@@ -109,9 +108,11 @@ impl OfUnit {
         let handle = Pid::from_raw(i32::try_from(pid).ok()?)?;
         path.clone_into(&mut self.path);
         if self.is_mine() {
-            let mut session =
-                |pid| read(proc_dir, pid, "stat", buffer).ok().and_then(|()| Stat::parse(buffer)?.session());
-            if session(pid)? == session(std::process::id())? {
+            let mut session_of =
+                |pid| read(proc_dir, pid, "status", buffer).ok().and_then(|()| session(buffer));
+            let own = session_of(std::process::id());
+            // Who can't be told from a stranger is waited for as one.
+            if own.is_some() && session_of(pid) == own {
                 return None;
             }
         }
@@ -203,6 +204,15 @@ fn read(proc_dir: BorrowedFd<'_>, pid: u32, name: &str, buffer: &mut Vec<u8>) ->
     let file = rustix::fs::openat(proc_dir, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     buffer.clear();
     rustix::io::read(file, rustix::buffer::spare_capacity(buffer)).map(drop)
+}
+
+/// The session of a process whose `/proc/PID/status` this is (proc_pid_status(5), `NSsid`; the first is in the namespace of
+/// that `/proc`). `/proc/PID/stat` has it too, but from Linux 6.18 on reading that waits for the end of an execve(2), which
+/// may wait for a file server that never answers.
+fn session(status: &[u8]) -> Option<u32> {
+    let mut lines = status.split(|byte| *byte == b'\n');
+    let value = lines.find_map(|line| line.strip_prefix(b"NSsid:\t"))?;
+    value.split(|byte| *byte == b'\t').next().and_then(number)
 }
 
 fn number(digits: &[u8]) -> Option<u32> {
@@ -314,6 +324,7 @@ fn has_ended(pidfd: &OwnedFd) -> bool {
 mod tests {
     use std::process::{Child, Command, Stdio};
 
+    use holders::stat::Stat;
     use proptest::prelude::*;
 
     use super::*;
@@ -416,6 +427,28 @@ mod tests {
         assert!(!own.is_mine() || own.kill().is_err(), "nor does it kill itself");
         let mut nobody = OfUnit::new("no-such.service");
         assert!(nobody.running().is_empty() && !nobody.has_others(Instant::now()));
+    }
+
+    #[test]
+    fn a_status_says_the_session() {
+        for (status, expected) in [
+            ("Name:\tsh\nGroups:\t \nNStgid:\t7\nNSpid:\t7\nNSpgid:\t6\nNSsid:\t5\nKthread:\t0\n", Some(5)),
+            // The kernel writes a line's end in a name as two characters.
+            ("Name:\tx\\nNSsid:\t3\nNSsid:\t5\n", Some(5)),
+            ("Name:\tsh\nNSsid:\t5\t1\n", Some(5)),
+            // Its leader is outside of this pid namespace.
+            ("NSsid:\t0\n", Some(0)),
+            ("Name:\tsh\nNSsid:\t", None),
+            ("Name:\tNSsid:\t3\n", None),
+            ("", None),
+        ] {
+            assert_eq!(session(status.as_bytes()), expected, "{status}");
+        }
+        // The sixth field, and the name ends with the last parenthesis.
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let (_, after_name) = stat.rsplit_once(") ").unwrap();
+        let expected = after_name.split(' ').nth(3).unwrap();
+        assert_eq!(session(&fs::read("/proc/self/status").unwrap()), expected.parse().ok());
     }
 
     #[test]

@@ -47,12 +47,6 @@ impl<'a> Stat<'a> {
         self.field(5)
     }
 
-    /// Its session.
-    #[must_use]
-    pub fn session(self) -> Option<u32> {
-        self.field(6)
-    }
-
     /// Whether it is a thread of the kernel's own.
     #[must_use]
     pub fn is_kernel_thread(self) -> Option<bool> {
@@ -83,7 +77,7 @@ mod tests {
         let line = b"7 (a) Z 0) S 42 5 6 0 -1 4194304 0 0 0 0 0 0 0 0 20 0 1 0 8123 0";
         let stat = Stat::parse(line).unwrap();
         assert_eq!((stat.state(), stat.has_ended(), stat.parent()), (Some('S'), false, Some(42)));
-        assert_eq!((stat.group(), stat.session(), stat.start_time()), (Some(5), Some(6), Some(8123)));
+        assert_eq!((stat.group(), stat.start_time()), (Some(5), Some(8123)));
         assert_eq!(stat.is_kernel_thread(), Some(false));
         assert_eq!(
             Stat::parse(b"7 (a) S 1 5 6 0 -1 4194304 0 0 0 0 30 4 0").unwrap().processor_ticks(),
