@@ -61,4 +61,5 @@ mod walk;
 pub use printable::shown;
 pub use query::{Error, LONGEST_SCAN, Query, diagnose};
 pub use report::{Blocker, Effect, Report};
-pub use verdict::{NOT_VISIBLE_HINTS, Verdict};
+pub use verdict::Verdict;
+pub use verdict::advice::NOT_VISIBLE_HINTS;

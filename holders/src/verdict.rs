@@ -1,14 +1,15 @@
 //! The verdict of a report: one typed answer, which names only holders that block the unmount.
 
-use std::fmt::Write as _;
+pub(crate) mod advice;
+
 use std::path::PathBuf;
 
 use crate::mountinfo::Device;
-use crate::printable::{printable, shown};
+use crate::printable::shown;
 use crate::propagation::{Fate, Reason};
 use crate::report::{
-    Asked, Blocker, Carries, CutShort, Effect, KernelHolder, Kind, MountCopy, NamespaceUse, PartialView,
-    Phase, Relation, Report, Stuck, Suspect,
+    Asked, Blocker, Carries, CutShort, Effect, KernelHolder, MountCopy, NamespaceUse, PartialView, Relation,
+    Report, Stuck, Suspect,
 };
 
 /// The answer.
@@ -103,24 +104,6 @@ pub enum Verdict {
     Free,
 }
 
-/// What can make umount(2) fail although nothing under `/proc` shows it, and how to find out.
-pub const NOT_VISIBLE_HINTS: [&str; 8] = [
-    "a descriptor in flight over a Unix socket (SCM_RIGHTS): `scm_fds` in /proc/PID/fdinfo/FD of the receiving \
-     socket is not 0; end or restart the receiver",
-    "a file registered with io_uring, which for some 50 ms outlives a killed process: `UserFiles` in \
-     /proc/PID/fdinfo/FD of a ring; for a process that has just ended, unmount at the next event, not in a loop",
-    "a thread with descriptors of its own on a kernel without kcmp(2), or a Unix socket on a kernel without unix_diag: \
-     `ss -xap`; or one in a network namespace that no process is in any more",
-    "events of fanotify that no listener has read: `anon_inode:[fanotify]` in /proc/PID/fd of a virus scanner or the like; \
-     have it read them, or end it",
-    "a probe by perf_event_open(2) on a program there: end perf, bpftrace or the agent that has set it",
-    "a call under way whose path leads there by a link, or a call of the kernel's own: `ps -eLo pid,tid,stat,wchan:32,args` \
-     shows which task waits (state D) and where",
-    "a process that has just ended or was just started: scan again",
-    "the kernel itself: an NFS export of another network namespace (`exportfs -v` there), an nbd, md or device-mapper device \
-     over a file there (`lsblk`)",
-];
-
 impl Report {
     /// The verdict on this report.
     #[must_use]
@@ -145,29 +128,6 @@ impl Report {
             }
             _ => line,
         }
-    }
-
-    /// What to do about it: [`Verdict::advice`], and what takes more to know than the verdict has.
-    #[must_use]
-    pub fn advice(&self) -> Vec<String> {
-        let verdict = self.verdict();
-        let mut advice = verdict.advice();
-        // Removing the mount point takes a copy at that place of another namespace along, if nobody refers to it
-        // (`fs/namespace.c:__detach_mounts`); it fails while something is mounted there in this one.
-        let (Verdict::Outlives { processes, kernel, .. } | Verdict::AliveElsewhere { processes, kernel, .. }) =
-            verdict.of_what_was_seen()
-        else {
-            return advice;
-        };
-        let mut surviving =
-            self.copies.iter().filter(|copy| copy.fate != Some(Fate::UnmountedAlong)).peekable();
-        let is_detached = surviving.peek().is_some()
-            && surviving.all(|copy| copy.namespace != self.namespace && copy.mount.mount_point == self.path);
-        if is_detached && processes.is_empty() && kernel.is_empty() && self.stacked == 0 {
-            let before = if self.mount.is_some() { "after the unmount, " } else { "" };
-            advice.push(format!("{before}`rmdir {}` detaches these copies", shown(&self.path)));
-        }
-        advice
     }
 }
 
@@ -382,47 +342,6 @@ impl Verdict {
             other => other.line(),
         }
     }
-
-    /// What to do about it, one sentence a line; empty if there is nothing to do.
-    #[must_use]
-    pub fn advice(&self) -> Vec<String> {
-        match self {
-            Self::HeldByYourself { blockers } => blockers.iter().map(advice_to_yourself).collect(),
-            Self::HeldByProcess { blockers } => blockers
-                .iter()
-                .map(|blocker| match blocker.relation {
-                    Relation::Other => advice_about(blocker),
-                    Relation::Caller | Relation::Ancestor => advice_to_yourself(blocker),
-                })
-                .collect(),
-            Self::HeldByKernel { holders } => holders.iter().map(advice_about_kernel).collect(),
-            Self::Submounts { .. } => vec!["unmount these first, the innermost first".to_owned()],
-            Self::NotVisible { .. } => NOT_VISIBLE_HINTS.iter().map(|&hint| hint.to_owned()).collect(),
-            Self::NotAllowed { otherwise, .. } | Self::PartialView { otherwise, .. } => otherwise.advice(),
-            Self::Stuck { processes, otherwise } => {
-                let advice = processes.iter().map(advice_about_stuck);
-                advice.chain(otherwise.advice()).collect()
-            }
-            Self::CutShort { otherwise, .. } => {
-                let mut advice = vec!["scan again with more time, by the option --deadline".to_owned()];
-                advice.extend(otherwise.advice());
-                advice
-            }
-            Self::OnlyListed { .. } => vec![
-                "a process in a mount namespace that has a copy does not refer to the mount; leave these processes \
-                 alone"
-                    .to_owned(),
-            ],
-            // What is left of a file system matters only if its layers are mounted again.
-            Self::Outlives { copies, .. } | Self::AliveElsewhere { copies, .. }
-                if copies.iter().any(|copy| copy.mount.fstype == "overlay") =>
-            {
-                vec!["until these are gone, a new mount of the same upper layer finds it in use".to_owned()]
-            }
-            Self::Outlives { .. } | Self::AliveElsewhere { .. } => Vec::new(),
-            Self::NotMounted { .. } | Self::Free => Vec::new(),
-        }
-    }
 }
 
 fn processes_with(report: &Report, effect: Effect) -> Vec<u32> {
@@ -437,85 +356,6 @@ fn processes_with(report: &Report, effect: Effect) -> Vec<u32> {
 
 fn kernel_with(report: &Report, effect: Effect) -> Vec<KernelHolder> {
     report.kernel_holders.iter().filter(|held| held.effect == effect).cloned().collect()
-}
-
-fn advice_to_yourself(blocker: &Blocker) -> String {
-    let who = match blocker.relation {
-        Relation::Caller => "this process",
-        Relation::Ancestor | Relation::Other => "the process that started this one",
-    };
-    let held = blocker.kinds.iter().map(|kind| match kind {
-        Kind::Cwd => "change its working directory first (chdir, or no WorkingDirectory= inside the mount)",
-        Kind::Root => "leave that root directory first",
-        Kind::Call { .. } => "end the call that waits there first",
-        Kind::Exe => "run a program from elsewhere",
-        Kind::File { .. } | Kind::Mapping | Kind::Socket { .. } | Kind::RegisteredFile { .. } => {
-            "close what it has open there first"
-        }
-    });
-    let held: Vec<_> = held.collect();
-    format!("{} ({}) is {who}: {}", blocker.pid, blocker.comm, held.join("; "))
-}
-
-fn advice_about(blocker: &Blocker) -> String {
-    let mut text = format!("{} ({}): ", blocker.pid, blocker.comm);
-    // Writing to a String does not fail; the compiler can't know that.
-    let written = match (blocker.unit.as_deref(), blocker.phase) {
-        (_, Phase::Ending) => write!(text, "it is ending already: wait for its end with a pidfd"),
-        (Some(unit), Phase::Stop | Phase::Control) => {
-            write!(
-                text,
-                "a command of {unit} itself: give it a working directory elsewhere, or wait for its end"
-            )
-        }
-        (Some("init.scope"), _) if blocker.comm == "systemd" => write!(
-            text,
-            "systemd has it for a unit, stop that one: `systemctl list-sockets --all` shows the sockets and FIFOs that it \
-             listens on and their .socket units; other files are in a unit's descriptor store (`systemd-analyze fdstore UNIT`)"
-        ),
-        (Some("init.scope"), _) => write!(text, "it is the first process: do not end it, have it let go"),
-        (Some(unit), _) => write!(text, "stop {unit}, or wait for its end with a pidfd"),
-        (None, _) => write!(text, "end it, or wait for its end with a pidfd"),
-    };
-    debug_assert!(written.is_ok());
-    text
-}
-
-fn advice_about_stuck(stuck: &Stuck) -> String {
-    let Stuck { pid, comm, .. } = stuck;
-    format!(
-        "{pid} ({comm}) waits in the kernel, perhaps for the server of a file system (FUSE, NFS) that does not answer: \
-         `cat /proc/{pid}/task/*/wchan` shows where; have the server answer or end, then ask again. Do not run ps, top or \
-         pgrep -f meanwhile, they hang with it"
-    )
-}
-
-fn advice_about_kernel(holder: &KernelHolder) -> String {
-    use crate::report::KernelKind;
-    match &holder.kind {
-        KernelKind::Loop(name) => {
-            let mut steps = Vec::new();
-            if !holder.mounted_at.is_empty() {
-                steps.push(format!("unmount {}", joined(holder.mounted_at.iter().map(|at| shown(at)))));
-            }
-            steps.extend(holder.above.iter().map(|above| match above.starts_with("md") {
-                true => format!("mdadm --stop /dev/{}", printable(above)),
-                false => format!("dmsetup remove {}", printable(above)),
-            }));
-            steps.push(format!("losetup -d /dev/{name}"));
-            steps.join(", then ")
-        }
-        KernelKind::Swap => format!("swapoff {}", shown(&holder.path)),
-        KernelKind::BinfmtMisc(name) => format!("echo -1 > /proc/sys/fs/binfmt_misc/{}", printable(name)),
-        KernelKind::Uprobe(name) => {
-            format!("echo '-:{}' >> /sys/kernel/tracing/uprobe_events", printable(name))
-        }
-        KernelKind::NfsExport(client) => {
-            format!("exportfs -u '{}:{}', then exportfs -f", printable(client), shown(&holder.path))
-        }
-        KernelKind::LioFile(name) => format!("targetcli /backstores/fileio delete {}", printable(name)),
-        KernelKind::OverlayLayer(at) => format!("unmount {}", shown(at)),
-    }
 }
 
 fn with_relation(blocker: &Blocker) -> String {

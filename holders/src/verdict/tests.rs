@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::report::samples::*;
-use crate::report::{Holder, Unseen};
+use crate::report::{Holder, Kind, Phase, Unseen};
 
 #[test]
 fn names_the_pattern() {
