@@ -46,7 +46,13 @@ pub struct Judgement {
     pub story: Vec<String>,
     /// Whether no run of the scenario was ever accepted: there is nothing to compare with.
     pub is_first: bool,
+    /// Whether it was to be accepted and is not, since it deviates.
+    pub is_refused: bool,
 }
+
+/// Said of a run for which `INSTA_UPDATE` says that it becomes the snapshot.
+const REFUSED: &str =
+    "nothing of it was accepted (INSTA_UPDATE), as the run is not what the manifest expects";
 
 impl Judgement {
     /// Why the run has not passed; empty if it has. What cycles have in common is said once.
@@ -66,13 +72,15 @@ impl Judgement {
         deviations.chain(self.compared()).collect()
     }
 
-    /// What the baselines say. Of a first run, nothing about durations; and if it deviates, nothing at all.
+    /// What the baselines say. Of a first run, nothing about durations; and if it deviates, only that it was not accepted.
     fn compared(&self) -> Vec<String> {
-        match (self.is_first, self.deviations.is_empty()) {
+        let mut lines: Vec<String> = match (self.is_first, self.deviations.is_empty()) {
             (true, false) => Vec::new(),
             (true, true) => self.outcome.words().into_iter().collect(),
             (false, _) => self.outcome.words().into_iter().chain(self.durations.iter().cloned()).collect(),
-        }
+        };
+        lines.extend(self.is_refused.then(|| REFUSED.to_owned()));
+        lines
     }
 
     /// Whether all is as the manifest expects, and only a first snapshot is missing.
@@ -112,5 +120,6 @@ pub fn judge(recording: &Recording, scenario: &Scenario, baselines: &Baselines) 
     let measured = Durations::of(&cycles).filter(|_| comparable && baselines.compares_durations());
     let durations = measured.iter().flat_map(|measured| baselines.compare_durations(measured)).collect();
     let story = story::tell(recording, &cycles, &deviations);
-    Judgement { cycles, deviations, outcome, measured, durations, story, is_first: baselines.none_yet }
+    let is_first = baselines.none_yet;
+    Judgement { cycles, deviations, outcome, measured, durations, story, is_first, is_refused: false }
 }

@@ -574,6 +574,7 @@ fn what_was_never_accepted_is_new_if_it_is_as_expected() {
         durations: vec!["no baseline".to_owned()],
         story: Vec::new(),
         is_first,
+        is_refused: false,
     };
     for (is_first, deviates, is_new, why) in [
         (true, false, true, &["no snapshot"][..]),

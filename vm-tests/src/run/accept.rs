@@ -101,24 +101,38 @@ fn accept_text(
     }
 }
 
-/// Takes from the judgement what is accepted.
+/// Takes from the judgement what is accepted: nothing of a run that is not as the manifest expects. Its text can be offered,
+/// for somebody to decide.
 pub(super) fn accept(guest: &Guest, scenario: &Scenario, judgement: &mut Judgement) -> Result<()> {
-    let update = Update::from_env();
+    let (directory, description) = (&scenario.directory, &scenario.manifest.description);
+    let load = || Baselines::load(directory, &guest.name, guest.base.clock);
+    accept_as(Update::from_env(), directory, description, load, judgement)
+}
+
+fn accept_as(
+    update: Update,
+    directory: &Path,
+    description: &str,
+    load: impl Fn() -> Result<Baselines>,
+    judgement: &mut Judgement,
+) -> Result<()> {
     let outcome = &mut judgement.outcome;
-    if !outcome.redundant && outcome.mismatch.is_some() {
-        let (directory, description) = (&scenario.directory, &scenario.manifest.description);
-        if update == Update::Accept {
-            let load = || Baselines::load(directory, &guest.name, guest.base.clock);
-            accept_text(directory, description, &outcome.text, load)?;
-            (outcome.mismatch, outcome.changes) = (None, Vec::new());
-            judgement.is_first = false;
-        } else {
-            write(directory, description, outcome, update)?;
-        }
+    let differs = !outcome.redundant && outcome.mismatch.is_some();
+    if update != Update::Accept {
+        return if differs { write(directory, description, outcome, update) } else { Ok(()) };
     }
-    let accepting = update == Update::Accept;
-    if let Some(measured) = judgement.measured.filter(|_| accepting && !judgement.durations.is_empty()) {
-        Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?.accept_durations(&measured)?;
+    let measured = judgement.measured.filter(|_| !judgement.durations.is_empty());
+    if !judgement.deviations.is_empty() {
+        judgement.is_refused = differs || measured.is_some();
+        return Ok(());
+    }
+    if differs {
+        accept_text(directory, description, &outcome.text, &load)?;
+        (outcome.mismatch, outcome.changes) = (None, Vec::new());
+        judgement.is_first = false;
+    }
+    if let Some(measured) = measured {
+        load()?.accept_durations(&measured)?;
         judgement.durations.clear();
     }
     Ok(())
@@ -152,6 +166,7 @@ fn write(directory: &Path, description: &str, outcome: &Outcome, update: Update)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::judge::Deviation;
 
     #[test]
     fn the_variable_says_what_becomes_of_a_text() {
@@ -213,6 +228,51 @@ mod tests {
                 assert_eq!(outcome.mismatch, None, "{guest}");
             }
         }
+    }
+
+    /// A run whose text and durations nobody has accepted yet.
+    fn judgement(load: impl Fn() -> Result<Baselines>, deviations: Vec<Deviation>) -> Judgement {
+        Judgement {
+            cycles: Vec::new(),
+            deviations,
+            outcome: load().expect("load").compare_text("every cycle\nstart: exit status 0\n".to_owned()),
+            measured: Some(Durations { start_ms: 10.0, reset_ms: 20.0 }),
+            durations: vec!["no baseline".to_owned()],
+            story: Vec::new(),
+            is_first: true,
+            is_refused: false,
+        }
+    }
+
+    #[test]
+    fn a_run_that_is_not_as_expected_is_not_accepted() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let load = || Baselines::load(directory.path(), "trixie", Clock::Virtual);
+        let files = || std::fs::read_dir(directory.path()).expect("list").count();
+        let accept = |judgement: &mut Judgement| {
+            accept_as(Update::Accept, directory.path(), "d", load, judgement).expect("accept");
+            judgement.why().join("\n")
+        };
+
+        let deviation = Deviation { cycle: Some(1), words: "reset took too long".to_owned() };
+        let mut wrong = judgement(load, vec![deviation.clone()]);
+        let why = accept(&mut wrong);
+        assert_eq!(files(), 0, "{why}");
+        assert!(wrong.outcome.mismatch.is_some() && !wrong.durations.is_empty(), "it has not passed");
+        assert!(why.contains("reset took too long") && why.contains("nothing of it was accepted"), "{why}");
+        assert!(wrong.told().iter().any(|line| line.contains("nothing of it was accepted")));
+
+        let mut right = judgement(load, Vec::new());
+        assert_eq!((accept(&mut right).as_str(), load().expect("load").durations.is_some()), ("", true));
+        let known = files();
+        let mut still_wrong = judgement(load, vec![deviation]);
+        (still_wrong.durations, still_wrong.is_first) = (Vec::new(), false);
+        let why = accept(&mut still_wrong);
+        assert_eq!(
+            (files(), why.as_str()),
+            (known, "cycle 1: reset took too long"),
+            "there was nothing to accept"
+        );
     }
 
     #[test]
