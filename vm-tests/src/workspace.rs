@@ -109,7 +109,7 @@ fn root_of(package: &Path, said: Option<&Path>, here: &Path) -> Result<PathBuf> 
 }
 
 /// The root of the workspace around a directory.
-fn around(directory: &Path) -> Option<&Path> {
+pub(crate) fn around(directory: &Path) -> Option<&Path> {
     directory.ancestors().find(|root| {
         let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap_or_default();
         manifest.lines().any(|line| line.trim() == "[workspace]")

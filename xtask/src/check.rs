@@ -35,7 +35,7 @@ const QUIET: Duration = Duration::from_secs(30);
 type Step<'a> = (&'static str, Cmd<'a>);
 
 /// What needs no machine.
-fn steps(shell: &Shell) -> [Step<'_>; 7] {
+fn steps(shell: &Shell) -> [Step<'_>; 8] {
     let cargo = tools::cargo();
     [
         ("format", cmd!(shell, "{cargo} fmt --all --check")),
@@ -71,6 +71,8 @@ fn steps(shell: &Shell) -> [Step<'_>; 7] {
             cmd!(shell, "{cargo} clippy --quiet --manifest-path {ELSEWHERE} --locked -- --deny warnings"),
         ),
         ("tests", cmd!(shell, "{cargo} test --quiet --workspace --all-features --locked")),
+        // The first build is the one that machines use below.
+        ("programs, twice", cmd!(shell, "{cargo} run --quiet --locked -p xtask -- programs --twice")),
     ]
 }
 

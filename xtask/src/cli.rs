@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, check, doctor, image, new, shell, vm_test};
+use crate::{bench, check, doctor, image, new, programs, shell, vm_test};
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
 #[derive(Debug, Parser)]
@@ -22,6 +22,7 @@ pub(crate) enum Command {
     VmTest(vm_test::VmTestArgs),
     Shell(shell::ShellArgs),
     Image(image::ImageArgs),
+    Programs(programs::ProgramsArgs),
     Doctor(doctor::DoctorArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),

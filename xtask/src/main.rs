@@ -3,6 +3,7 @@
 mod bench;
 mod check;
 mod cli;
+mod copied;
 mod docs;
 mod doctor;
 mod exit;
@@ -12,6 +13,7 @@ mod left4me;
 mod machine;
 mod mutants;
 mod new;
+mod programs;
 mod shell;
 mod show;
 mod vm_test;
@@ -47,6 +49,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::VmTest(args) => vm_test::run(&args, cancel).await,
         Command::Shell(args) => shell::run(&args, cancel).await,
         Command::Image(args) => image::run(&args).await.map(|()| PASSED),
+        Command::Programs(args) => programs::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await.map(|well| if well { PASSED } else { FAILED }),
         Command::Check(args) => check::run(&args, Cli::command()).await,
         Command::Bench(args) => bench::run(args, cancel).await,

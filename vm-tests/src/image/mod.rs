@@ -15,6 +15,7 @@ mod build;
 mod debian;
 mod entry;
 pub mod external;
+mod flags;
 pub mod initramfs;
 pub mod kernel;
 mod lent;

@@ -4,6 +4,8 @@
 //! that one build runs in every guest, whatever libc it has, and before there is any root file system. Cargo
 //! decides what is out of date; a target directory of its own keeps the other flags from rebuilding the
 //! workspace, and cargo from waiting for the cargo that runs us.
+//!
+//! The same sources, compiler and libc give the same bytes wherever they are built: see `flags`.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -16,7 +18,10 @@ use xshell::{Shell, cmd};
 
 use crate::host::process::{self, Program, Sink};
 use crate::host::tools;
-use crate::workspace::{OWN, Package, Workspace};
+use crate::image::flags::{self, Directories};
+use crate::workspace::{self, OWN, Package, Workspace};
+
+pub use crate::image::flags::cargo_home;
 
 /// A cold build takes two minutes on two old cores.
 const BUILD_LIMIT: Duration = Duration::from_secs(1800);
@@ -64,17 +69,31 @@ impl GuestBinaries {
 /// # Errors
 /// If the build fails (cargo has said why), if a binary is not static, or on an interrupt.
 pub async fn guest_binaries(workspace: &Workspace) -> anyhow::Result<GuestBinaries> {
-    let own =
-        &[&["--manifest-path", OWN_MANIFEST, "--features", "vm-agent/guest"][..], &arguments(&OWN)].concat();
-    let theirs: Vec<&str> = workspace.packages.iter().flat_map(arguments).collect();
-    if workspace.has(Path::new(OWN_MANIFEST)) {
-        return build(workspace, &[&own[..], &theirs].concat()).await;
-    }
-    let mut all = build(workspace, own).await?;
-    if !theirs.is_empty() {
-        all.by_name.extend(build(workspace, &theirs).await?.by_name);
-    }
-    Ok(all)
+    Builder::new(workspace)?.guest_binaries().await
+}
+
+/// As [`guest_binaries`], of a copy of a workspace that has the harness in it, at the same place: with crates from another
+/// `CARGO_HOME`, and nothing from the network. Whether the place gets into a program is seen so.
+///
+/// # Errors
+/// As [`guest_binaries`]; if the workspace lacks the harness, or the copy.
+pub async fn guest_binaries_of_copy(
+    workspace: &Workspace,
+    copy: &Workspace,
+    cargo_home: &Path,
+) -> anyhow::Result<GuestBinaries> {
+    let builder = Builder::new(workspace)?;
+    let inside = builder.own_sources.join("vm-tests/agent/Cargo.toml");
+    ensure!(workspace.has(&inside), "{} is no part of {}", inside.display(), workspace.root.display());
+    let inside = inside.strip_prefix(&builder.own_sources)?.to_owned();
+    let copied = Builder {
+        workspace: copy,
+        own: copy.root.join(inside),
+        own_sources: copy.root.clone(),
+        cargo_home: cargo_home.to_owned(),
+        offline: true,
+    };
+    copied.guest_binaries().await
 }
 
 /// Cargo's arguments for a package's binaries.
@@ -89,8 +108,8 @@ fn arguments(package: &Package) -> Vec<&'static str> {
 /// # Errors
 /// As [`guest_binaries`].
 pub async fn holders(workspace: &Workspace) -> anyhow::Result<PathBuf> {
-    let holders = ["--manifest-path", OWN_MANIFEST, "--package", "holders", "--bin", "holders"];
-    Ok(build(workspace, &holders).await?.path("holders")?.to_owned())
+    let holders = ["--package", "holders", "--bin", "holders"];
+    Ok(Builder::new(workspace)?.own(&holders).await?.path("holders")?.to_owned())
 }
 
 /// Builds what the accuracy benchmark runs in a guest: `holders` and `fixture`.
@@ -98,51 +117,115 @@ pub async fn holders(workspace: &Workspace) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// As [`guest_binaries`].
 pub async fn accuracy_binaries(workspace: &Workspace) -> anyhow::Result<GuestBinaries> {
-    let holders = ["--package", "holders", "--bin", "holders", "--example", "fixture"];
-    build(workspace, &[&["--manifest-path", OWN_MANIFEST][..], &holders].concat()).await
+    Builder::new(workspace)?.own(&["--package", "holders", "--bin", "holders", "--example", "fixture"]).await
 }
 
-async fn build(workspace: &Workspace, what: &[&str]) -> anyhow::Result<GuestBinaries> {
-    let triple = host_triple(&workspace.root).await?;
-    let (shell, cargo, target) = (Shell::new()?, tools::cargo(), workspace.target.join("guest"));
-    shell.change_dir(&workspace.root);
-    let profile = PROFILE.iter().flat_map(|part| ["--config".to_owned(), format!("profile.guest.{part}")]);
-    let build = cmd!(
-        shell,
-        "{cargo} build --profile guest {profile...} {what...} --target {triple} --target-dir {target}
-         --message-format=json-render-diagnostics"
-    );
-    let program = Program::from(build)
-        .env("RUSTFLAGS", "-C target-feature=+crt-static")
-        // It would win over RUSTFLAGS.
-        .env_remove("CARGO_ENCODED_RUSTFLAGS")
-        .stderr(Sink::Inherit);
-    let output = process::output(program, BUILD_LIMIT).await.context("build the guest's static binaries")?;
-    let by_name = executables(&output.text()).context("read what cargo built")?;
-    ensure!(!by_name.is_empty(), "cargo built no guest binary");
-    for path in by_name.values() {
-        let elf = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-        match interpreter(&elf).with_context(|| format!("read {} as ELF", path.display()))? {
-            None => {}
-            Some(loader) => bail!("{} is not static: it asks for {loader}", path.display()),
-        }
+/// What is built from where.
+#[derive(Debug)]
+struct Builder<'a> {
+    workspace: &'a Workspace,
+    /// [`OWN`]'s manifest, and the root of the workspace that it is in.
+    own: PathBuf,
+    own_sources: PathBuf,
+    cargo_home: PathBuf,
+    /// Whether nothing may come from the network.
+    offline: bool,
+}
+
+impl<'a> Builder<'a> {
+    fn new(workspace: &'a Workspace) -> anyhow::Result<Self> {
+        let own = PathBuf::from(OWN_MANIFEST);
+        // The same for every workspace that uses this checkout of the harness: other flags would be another build.
+        let own_sources = workspace::around(&own).or(own.parent()).unwrap_or(&own).to_owned();
+        Ok(Self { workspace, own, own_sources, cargo_home: flags::cargo_home()?, offline: false })
     }
-    Ok(GuestBinaries { by_name })
+
+    async fn guest_binaries(&self) -> anyhow::Result<GuestBinaries> {
+        let own = [&["--features", "vm-agent/guest"][..], &arguments(&OWN)].concat();
+        let theirs: Vec<&str> = self.workspace.packages.iter().flat_map(arguments).collect();
+        if self.workspace.has(&self.own) {
+            return self.own(&[&own[..], &theirs].concat()).await;
+        }
+        let mut all = self.own(&own).await?;
+        if !theirs.is_empty() {
+            all.by_name.extend(self.build(&self.workspace.root, &[], &theirs).await?.by_name);
+        }
+        Ok(all)
+    }
+
+    /// Builds what is in one workspace with [`OWN`].
+    async fn own(&self, what: &[&str]) -> anyhow::Result<GuestBinaries> {
+        let own = self.own.to_str().context("the harness's path is no UTF-8")?;
+        self.build(&self.own_sources, &["--manifest-path", own], what).await
+    }
+
+    async fn build(&self, sources: &Path, of: &[&str], what: &[&str]) -> anyhow::Result<GuestBinaries> {
+        let root = &self.workspace.root;
+        let compiler = Compiler::ask(root).await?;
+        let directories = Directories {
+            sources: sources.to_owned(),
+            target: self.workspace.target.clone(),
+            cargo_home: self.cargo_home.clone(),
+            std_sources: compiler.sysroot.join("lib/rustlib/src/rust"),
+            std_name: format!("/rustc/{}", compiler.commit),
+        };
+        let (shell, cargo, target) = (Shell::new()?, tools::cargo(), self.workspace.target.join("guest"));
+        shell.change_dir(root);
+        let profile =
+            PROFILE.iter().flat_map(|part| ["--config".to_owned(), format!("profile.guest.{part}")]);
+        let offline = self.offline.then_some("--offline");
+        let triple = &compiler.host;
+        let build = cmd!(
+            shell,
+            "{cargo} build --profile guest {profile...} {offline...} {of...} {what...} --target {triple}
+             --target-dir {target} --message-format=json-render-diagnostics"
+        );
+        let program = Program::from(build).env("CARGO_HOME", &self.cargo_home).stderr(Sink::Inherit);
+        let program = flags::add(program, &directories.flags()?, triple, root, &self.cargo_home)?;
+        let output =
+            process::output(program, BUILD_LIMIT).await.context("build the guest's static binaries")?;
+        let by_name = executables(&output.text()).context("read what cargo built")?;
+        ensure!(!by_name.is_empty(), "cargo built no guest binary");
+        for path in by_name.values() {
+            let elf = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            match interpreter(&elf).with_context(|| format!("read {} as ELF", path.display()))? {
+                None => {}
+                Some(loader) => bail!("{} is not static: it asks for {loader}", path.display()),
+            }
+        }
+        Ok(GuestBinaries { by_name })
+    }
 }
 
-/// The triple that rustc builds for by itself, for instance `x86_64-unknown-linux-gnu`.
-///
-/// It is given to cargo as `--target`, since only then are build scripts and macros spared the static flag.
-async fn host_triple(workspace: &Path) -> anyhow::Result<String> {
-    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
-    let shell = Shell::new()?;
-    shell.change_dir(workspace);
-    let ask = cmd!(shell, "{rustc} --version --verbose").into();
-    let output = process::output(ask, Duration::from_secs(60)).await.context("ask rustc for its host")?;
-    let text = output.text();
-    let host =
-        text.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not name its host")?;
-    Ok(host.to_owned())
+/// What rustc says of itself.
+#[derive(Debug, PartialEq, Eq)]
+struct Compiler {
+    /// The triple that it builds for by itself, for instance `x86_64-unknown-linux-gnu`.
+    ///
+    /// It is given to cargo as `--target`, since only then are build scripts and macros spared the static flag.
+    host: String,
+    /// The commit that it was built from.
+    commit: String,
+    /// Where its libraries lie.
+    sysroot: PathBuf,
+}
+
+impl Compiler {
+    async fn ask(workspace: &Path) -> anyhow::Result<Self> {
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| OsString::from("rustc"));
+        let shell = Shell::new()?;
+        shell.change_dir(workspace);
+        let ask = async |question: &[&str]| {
+            process::output(cmd!(shell, "{rustc} {question...}").into(), Duration::from_secs(60)).await
+        };
+        let version = ask(&["--version", "--verbose"]).await.context("ask rustc for its host")?.text();
+        let sysroot = ask(&["--print", "sysroot"]).await.context("ask rustc for its sysroot")?.text();
+        let line = |name: &str| {
+            let said = version.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+            said.map(str::to_owned).with_context(|| format!("rustc does not say its {name}"))
+        };
+        Ok(Self { host: line("host")?, commit: line("commit-hash")?, sysroot: sysroot.trim().into() })
+    }
 }
 
 /// A line of cargo's JSON output, as far as it matters here. See "External tools" in the Cargo book.

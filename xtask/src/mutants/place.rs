@@ -1,10 +1,8 @@
-//! The copy of the checkout for a mutant, and the commands that run there.
+//! The copy of the checkout for a mutant, as `copied` makes it, and the commands that run there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsStr;
 use std::fs;
 use std::io::{ErrorKind, Write as _};
-use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -15,7 +13,7 @@ use vm_tests::host::tools;
 use vm_tests::report::{Report, Verdict};
 use xshell::{Shell, cmd};
 
-use crate::left4me;
+use crate::{copied, left4me};
 
 /// Something that is run, and is green without a mutant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,18 +86,13 @@ impl Place {
             eprintln!("mutants: waiting for {who}, which makes them");
         })
         .await?;
-        let files = files_of(&from).await?;
+        let files = copied::files_of(&from).await?;
         Ok(Self { from, tree, target, logs, cache, files, _ours: Some(ours) })
     }
 
-    /// Makes the copy what the checkout is, uncommitted changes included. A file that is the same stays as it is, with its
-    /// time: cargo builds what is newer.
+    /// Makes the copy what the checkout is.
     pub(super) fn sync(&self) -> Result<()> {
-        remove_others(&self.tree, Path::new(""), &self.files)?;
-        self.files.iter().try_for_each(|file| {
-            let (from, to) = (self.from.join(file), self.tree.join(file));
-            copy(&from, &to).with_context(|| format!("copy {} to {}", from.display(), to.display()))
-        })
+        copied::sync(&self.from, &self.tree, &self.files)
     }
 
     /// Takes a change back, and what its runs have left beside their snapshots. Not from the checkout, where somebody may
@@ -107,13 +100,13 @@ impl Place {
     pub(super) fn restore(&self, file: &str, text: &str) -> Result<()> {
         let path = self.tree.join(file);
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-        remove_others(&self.tree, Path::new(""), &self.files)
+        copied::remove_others(&self.tree, &self.files)
     }
 
     /// Runs these in the tree as it is: scenarios of an image together.
     pub(super) async fn run_all(&self, runs: &BTreeSet<Run>, name: &str) -> Result<Vec<(Run, Outcome)>> {
         let log = self.log(name);
-        remove_if_there(&log).with_context(|| format!("delete {}", log.display()))?;
+        copied::remove_if_there(&log).with_context(|| format!("delete {}", log.display()))?;
         let mut scenarios: BTreeMap<&'static str, Vec<&'static str>> = BTreeMap::new();
         let mut outcomes = Vec::new();
         for run in runs {
@@ -160,7 +153,7 @@ impl Place {
         let results = self.logs.join("vm-test");
         let results = results.to_str().context("the checkout's path is no UTF-8")?;
         let report = Path::new(results).join("report.json");
-        remove_if_there(&report).with_context(|| format!("delete {}", report.display()))?;
+        copied::remove_if_there(&report).with_context(|| format!("delete {}", report.display()))?;
         let arguments = ["run", "--quiet", "-p", "xtask", "--", "vm-test", "--clock", "virtual"];
         let arguments = [&arguments[..], &["--image", image, "--results", results], scenarios].concat();
         let ended = self.cargo(&arguments, name).await?;
@@ -237,69 +230,4 @@ enum Ended {
 pub(super) fn tests_passed(output: &str) -> u32 {
     let results = output.lines().filter_map(|line| line.trim().strip_prefix("test result: ok. "));
     results.filter_map(|rest| rest.split_once(" passed")?.0.parse::<u32>().ok()).sum()
-}
-
-/// What git knows of in a checkout, and what it would add.
-async fn files_of(checkout: &Path) -> Result<BTreeSet<PathBuf>> {
-    let shell = Shell::new()?;
-    shell.change_dir(checkout);
-    let list = cmd!(shell, "git ls-files -z --cached --others --exclude-standard").into();
-    let listed = process::output(list, Duration::from_secs(60)).await.context("list the checkout")?;
-    let names = listed.stdout.split(|&byte| byte == 0).filter(|name| !name.is_empty());
-    let files: BTreeSet<PathBuf> = names.map(|name| PathBuf::from(OsStr::from_bytes(name))).collect();
-    // One that is deleted and not committed is still listed.
-    Ok(files.into_iter().filter(|file| checkout.join(file).symlink_metadata().is_ok()).collect())
-}
-
-/// Deletes what is in the tree and not among the files; what is built there stays.
-fn remove_others(tree: &Path, below: &Path, files: &BTreeSet<PathBuf>) -> Result<()> {
-    let directory = tree.join(below);
-    for entry in fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))? {
-        let entry = entry.with_context(|| format!("read {}", directory.display()))?;
-        let (path, below) = (entry.path(), below.join(entry.file_name()));
-        let is_directory = entry.file_type().with_context(|| format!("stat {}", path.display()))?.is_dir();
-        if below == Path::new("target") {
-            continue;
-        } else if is_directory {
-            remove_others(tree, &below, files)?;
-        } else if !files.contains(&below) {
-            fs::remove_file(&path).with_context(|| format!("delete {}", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-/// Copies a file or a link, unless it is the same already.
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    let metadata = from.symlink_metadata()?;
-    if metadata.is_symlink() {
-        let target = fs::read_link(from)?;
-        if fs::read_link(to).is_ok_and(|is| is == target) {
-            return Ok(());
-        }
-        make_way(to)?;
-        return std::os::unix::fs::symlink(target, to);
-    }
-    let is_same = |to_metadata: fs::Metadata| {
-        to_metadata.is_file() && to_metadata.permissions() == metadata.permissions()
-    };
-    if to.symlink_metadata().is_ok_and(is_same) && fs::read(from)? == fs::read(to)? {
-        return Ok(());
-    }
-    make_way(to)?;
-    fs::copy(from, to).map(|_bytes| ())
-}
-
-fn make_way(to: &Path) -> std::io::Result<()> {
-    if let Some(parent) = to.parent() {
-        fs::create_dir_all(parent)?;
-    }
-    remove_if_there(to)
-}
-
-fn remove_if_there(path: &Path) -> std::io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
-        _gone => Ok(()),
-    }
 }
