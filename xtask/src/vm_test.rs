@@ -8,6 +8,7 @@ use vm_tests::image::Suite;
 use vm_tests::machine::Cancel;
 use vm_tests::report::{self, Verdict};
 use vm_tests::run::one::Bounds;
+use vm_tests::run::recall::Again;
 use vm_tests::run::suite;
 
 use crate::first;
@@ -43,6 +44,14 @@ pub(crate) struct VmTestArgs {
     /// Time limit for one scenario's cycles, in seconds of the host's time
     #[arg(long, value_name = "SECS", default_value_t = 900, value_parser = clap::value_parser!(u64).range(1..))]
     deadline: u64,
+
+    /// Run everything, also what is remembered of earlier runs with the same inputs, and compare
+    #[arg(long)]
+    fresh: bool,
+
+    /// How many of the remembered runs are run again and compared
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "fresh", value_parser = clap::value_parser!(u32).range(1..))]
+    verify: u32,
 
     /// Directory for the results [default: target/vm-test]
     #[arg(long, value_name = "DIR")]
@@ -88,6 +97,7 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         bounds: Bounds { cycles: args.cycles, deadline_secs: args.deadline },
         jobs: args.jobs,
         results: args.results.clone(),
+        again: if args.fresh { Again::All } else { Again::Some(args.verify) },
     };
     let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
     print!("{}", ran.report.text(if args.history { report::history } else { report::table }));

@@ -102,6 +102,12 @@ pub fn hash_file(path: &Path) -> anyhow::Result<String> {
     read().with_context(|| format!("hash {}", path.display()))
 }
 
+/// The SHA-256 of bytes in hex.
+#[must_use]
+pub fn hash_bytes(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -19,7 +19,7 @@ mod remove;
 mod tests;
 
 pub use entry::Staging;
-pub use key::{Inputs, Key, hash_file};
+pub use key::{Inputs, Key, hash_bytes, hash_file};
 pub use lock::Lock;
 pub use place::{CACHE_VAR, free_bytes, root};
 pub use remove::remove_tree;

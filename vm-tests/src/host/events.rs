@@ -36,6 +36,8 @@ pub enum Event {
         test: String,
         /// How, in a word or two.
         verdict: &'static str,
+        /// Its recording's hash, and whether that is remembered.
+        recording: String,
         /// Wall time.
         took: Duration,
         /// How many have ended by now.
@@ -114,9 +116,10 @@ impl fmt::Display for Event {
             Self::Over => Ok(()),
             Self::Restoring { test } => write!(f, "{test}: restoring"),
             Self::Recording { test, cycles } => write!(f, "{test}: recording {cycles} cycles"),
-            Self::Finished { test, verdict, took, number, of, left } => {
+            Self::Finished { test, verdict, recording, took, number, of, left } => {
                 let left = if left.is_empty() { String::new() } else { format!(", {left} left") };
-                write!(f, "{test}: {verdict} after {:.1} s ({number}/{of}{left})", took.as_secs_f64())
+                let took = took.as_secs_f64();
+                write!(f, "{test}: {verdict} after {took:.1} s ({number}/{of}{left}), recording {recording}")
             }
             Self::Still { running, number, of, left } => {
                 let left = if left.is_empty() { String::new() } else { format!(", {left} left") };

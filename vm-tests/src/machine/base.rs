@@ -60,4 +60,17 @@ impl Base {
             seed: self.seed,
         }
     }
+
+    /// The arguments of such a machine without the places of its files: what they hold is an input of its own.
+    #[must_use]
+    pub fn neutral_argv(&self, ram: Ram) -> Vec<String> {
+        let config = self.config(ram, "deploy".into());
+        let neutral = Config {
+            kernel: "kernel".into(),
+            initramfs: "initramfs".into(),
+            root: ("root".into(), config.root.1),
+            ..config
+        };
+        neutral.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect()
+    }
 }

@@ -25,7 +25,7 @@ use crate::cache::{self, Inputs, Key, Lock, Staging};
 use crate::host::accel::{Accel, Clock};
 use crate::host::events::{self, Event, Progress};
 use crate::machine::base::Base;
-use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
+use crate::machine::config::{DEPLOY_BYTES, Ram};
 use crate::machine::state::{NotAtRest, make_steady};
 use crate::machine::{Cancel, Machine};
 
@@ -120,6 +120,17 @@ pub async fn ensure(base: &Base, cache: &Path, cancel: Cancel) -> Result<Saved> 
     Ok(saved)
 }
 
+/// Finds the saved machine for a base, without a look at whether it is as it was saved: that reads all of it. [`ensure`]
+/// looks. `None` if there is none.
+///
+/// # Errors
+/// If an input can't be read.
+pub fn find(base: &Base, cache: &Path) -> Result<Option<Saved>> {
+    let key = key(base)?;
+    let directory = cache.join("machines").join(key.short());
+    Ok(manifest(&directory, &key).ok().map(|manifest| manifest.saved(&directory)))
+}
+
 /// Deletes machines that nobody has used for long: every change of the agent makes a new one of 200 MB.
 fn tidy(machines: &Path) -> Result<()> {
     let what = || format!("tidy {}", machines.display());
@@ -145,15 +156,7 @@ fn tidy(machines: &Path) -> Result<()> {
 
 /// The hash of everything that a saved machine consists of.
 fn key(base: &Base) -> Result<Key> {
-    let config = base.config(Ram::Saving(RAM.into()), "deploy".into());
-    // The files are in by their content; where they lie is no part of the machine.
-    let neutral = Config {
-        kernel: "kernel".into(),
-        initramfs: "initramfs".into(),
-        root: ("root".into(), config.root.1),
-        ..config
-    };
-    let argv: Vec<String> = neutral.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect();
+    let argv = base.neutral_argv(Ram::Saving(RAM.into()));
     let inputs = Inputs::new("machine", RECIPE)
         .text("qemu", &base.build.key())
         .list("argv", &argv)
@@ -174,18 +177,30 @@ fn host_cpu() -> Result<String> {
     Ok(text.lines().take_while(|line| !line.is_empty()).filter(steady).collect::<Vec<_>>().join("\n"))
 }
 
-/// Loads an entry after comparing its hashes.
-fn load(directory: &Path, key: &Key) -> Result<Saved> {
+impl Manifest {
+    fn saved(&self, directory: &Path) -> Saved {
+        let hashes = [&self.ram_sha256, &self.state_sha256];
+        let hash = Inputs::new("saved machine", 1).list("hashes", &hashes).key().as_str().to_owned();
+        Saved { ram: directory.join(RAM), state: directory.join(STATE), hash }
+    }
+}
+
+fn manifest(directory: &Path, key: &Key) -> Result<Manifest> {
     let path = directory.join(MANIFEST);
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     let manifest: Manifest =
         serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
     ensure!(manifest.recipe == RECIPE && manifest.key == key.as_str(), "it is of another machine");
-    let hashes = [&manifest.ram_sha256, &manifest.state_sha256];
-    let hash = Inputs::new("saved machine", 1).list("hashes", &hashes).key().as_str().to_owned();
-    let saved = Saved { ram: directory.join(RAM), state: directory.join(STATE), hash };
+    Ok(manifest)
+}
+
+/// Loads an entry after comparing its hashes.
+fn load(directory: &Path, key: &Key) -> Result<Saved> {
+    let manifest = manifest(directory, key)?;
+    let saved = manifest.saved(directory);
     ensure!(hash_sparse(&saved.ram)? == manifest.ram_sha256, "{} has changed", saved.ram.display());
     ensure!(hash_sparse(&saved.state)? == manifest.state_sha256, "{} has changed", saved.state.display());
+    let path = directory.join(MANIFEST);
     // When it was last used, for whoever tidies.
     File::options()
         .append(true)

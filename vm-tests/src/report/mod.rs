@@ -13,11 +13,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
+use crate::cache;
 use crate::host::{process, tools};
 use crate::judge::cycle::{Cycle, Holder};
 use crate::run::accept::First;
 use crate::run::guest::Guest;
 use crate::run::one::{Run, Stages};
+use crate::run::remembered::ago;
 use crate::scenario::{History, Scenario, WrongInput};
 use vm_agent::recording::{Evidence, Recording, What};
 use vm_agent::wire::Exit;
@@ -29,7 +31,8 @@ pub const SCHEMA: u32 = 2;
 ///
 /// docs/report.md has each key.
 ///
-/// Beside it, per guest and scenario, `<guest>/<name>/recording.json` (every event), `probe.txt` (the probe's lines of
+/// Beside it, per guest and scenario, `<guest>/<name>/recording.json` (every event), `inputs.json` (what the run was made of),
+/// `probe.txt` (the probe's lines of
 /// every cycle), `cycle-<n>/unit.txt` and `journal.txt` (of a cycle that went wrong) and the machine's logs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
@@ -75,6 +78,17 @@ pub struct ScenarioReport {
     pub os: String,
     /// Wall time.
     pub stages: Stages,
+    /// The SHA-256 of `recording.json`: the run's name. Two hosts that have the same have the same recording. Empty without a
+    /// result.
+    #[serde(default)]
+    pub recording_sha256: String,
+    /// The hash of all that the run was made of, which `inputs.json` lists: runs of the same have the same recording. Empty
+    /// where it has no such name: in real time, of a shutdown, without a result.
+    #[serde(default)]
+    pub inputs_sha256: String,
+    /// For how many seconds the recording has been known, where it is remembered and no machine ran; else `null`.
+    #[serde(default)]
+    pub remembered_s: Option<u64>,
     /// Every cycle that was recorded.
     pub cycles: Vec<Cycle>,
     /// Its first snapshot, where there is none yet.
@@ -191,6 +205,10 @@ impl Report {
         if without > 0 {
             text.push_str(&format!(", {without} without result"));
         }
+        let remembered = self.scenarios.iter().filter(|scenario| scenario.remembered_s.is_some()).count();
+        if remembered > 0 {
+            text.push_str(&format!("; {remembered} remembered, --fresh runs all"));
+        }
         text.push('\n');
         text
     }
@@ -219,6 +237,9 @@ impl ScenarioReport {
         if !self.evidence.as_os_str().is_empty() {
             text.push_str(&format!("  evidence: {}\n", self.evidence.display()));
         }
+        if let Some(remembered) = self.remembered() {
+            text.push_str(&format!("  {remembered}: no machine ran; with --fresh one does\n"));
+        }
         text
     }
 
@@ -241,8 +262,33 @@ impl ScenarioReport {
             cycles: run.judgement.cycles.clone(),
             story: run.judgement.told(),
             evidence: evidence.to_owned(),
+            // Both have a JSON: what has none has failed before.
+            recording_sha256: serde_json::to_string(&run.recording)
+                .map_or_else(|_none| String::new(), |text| cache::hash_bytes(text.as_bytes())),
+            inputs_sha256: run
+                .inputs
+                .as_ref()
+                .and_then(|inputs| inputs.key().ok())
+                .map_or_else(String::new, |key| key.as_str().to_owned()),
+            remembered_s: run.remembered.map(|age| age.as_secs()),
             ..Self::without_result(guest, scenario, Verdict::Infrastructure, Vec::new())
         }
+    }
+
+    /// The first digits of the recording's hash, and whether it is remembered: `eb9ea95ae404, remembered, 3 h ago`.
+    #[must_use]
+    pub fn recording(&self) -> String {
+        let hash = self.recording_sha256.get(..12).unwrap_or("none");
+        match self.remembered() {
+            Some(remembered) => format!("{hash}, {remembered}"),
+            None => hash.to_owned(),
+        }
+    }
+
+    /// `remembered, 3 h ago`; `None` if a machine ran.
+    #[must_use]
+    pub fn remembered(&self) -> Option<String> {
+        Some(format!("remembered, {}", ago(Duration::from_secs(self.remembered_s?))))
     }
 
     /// The report of a run that has no result.
@@ -266,6 +312,9 @@ impl ScenarioReport {
             systemd: String::new(),
             os: String::new(),
             stages: Stages::default(),
+            recording_sha256: String::new(),
+            inputs_sha256: String::new(),
+            remembered_s: None,
             cycles: Vec::new(),
             first: None,
         }
@@ -287,6 +336,9 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
     };
     if let Some(run) = run {
         write("recording.json", serde_json::to_string(&run.recording)?)?;
+        if let Some(inputs) = &run.inputs {
+            write("inputs.json", serde_json::to_string_pretty(inputs)?)?;
+        }
         let mut lines = probe::LEGEND.to_owned();
         for cycle in &run.judgement.cycles {
             lines.push_str(&format!(
@@ -342,6 +394,7 @@ pub fn table(report: &Report, guest: &str) -> String {
         vec!["Unit state after Stop".to_owned()],
         vec!["ExecStopPost exit code".to_owned()],
         vec!["Cycles".to_owned()],
+        vec!["Recording".to_owned()],
     ];
     for scenario in measured {
         let column = [
@@ -351,6 +404,7 @@ pub fn table(report: &Report, guest: &str) -> String {
             distinct(&scenario.cycles, unit_state),
             distinct(&scenario.cycles, exec_stop_post),
             scenario.cycles.len().to_string(),
+            scenario.recording(),
         ];
         for (row, cell) in rows.iter_mut().zip(column) {
             row.push(cell);
@@ -382,6 +436,7 @@ fn lines<'a>(head: &[&str], scenarios: impl Iterator<Item = (Vec<String>, &'a Sc
         "Who kept the mount",
         "Next mount",
         "As expected",
+        "Recording",
     ];
     let mut rows = vec![head.iter().chain(&measured).map(|cell| (*cell).to_owned()).collect::<Vec<_>>()];
     for (mut row, scenario) in scenarios {
@@ -401,6 +456,7 @@ fn lines<'a>(head: &[&str], scenarios: impl Iterator<Item = (Vec<String>, &'a Sc
             // Why not is in the snapshot.
             distinct(cycles, |cycle| cycle.remount().split(':').next().unwrap_or_default().to_owned()),
             as_expected.to_owned(),
+            scenario.recording(),
         ]);
         rows.push(row);
     }

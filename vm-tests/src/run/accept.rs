@@ -164,7 +164,7 @@ fn write(directory: &Path, description: &str, outcome: &Outcome, update: Update)
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::judge::Deviation;
 
@@ -231,7 +231,10 @@ mod tests {
     }
 
     /// A run whose text and durations nobody has accepted yet.
-    fn judgement(load: impl Fn() -> Result<Baselines>, deviations: Vec<Deviation>) -> Judgement {
+    pub(in crate::run) fn judgement(
+        load: impl Fn() -> Result<Baselines>,
+        deviations: Vec<Deviation>,
+    ) -> Judgement {
         Judgement {
             cycles: Vec::new(),
             deviations,

@@ -1,12 +1,16 @@
 //! From scenarios to a report, in this order: [`entry`] is what a program calls, [`suite`] does what `cargo xtask vm-test`
-//! does, [`prepare`] makes guests, [`one`] runs a scenario on one of them.
+//! does, [`prepare`] makes guests, [`one`] runs a scenario on one of them, unless its recording is
+//! [`remembered`] by its [`inputs`].
 
 pub mod accept;
 pub mod entry;
 pub mod guest;
+pub mod inputs;
 pub mod one;
 mod pace;
 pub mod prepare;
+pub mod recall;
+pub mod remembered;
 pub mod results;
 mod shutdown;
 pub mod suite;

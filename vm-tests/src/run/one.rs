@@ -9,7 +9,10 @@ use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
 use super::guest::{Guest, end_with, preparation, restore, session};
+use super::inputs::Inputs;
+use super::remembered::Remembered;
 use super::shutdown;
+use crate::host::accel::Clock;
 use crate::host::events::{self, Event};
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
@@ -40,6 +43,52 @@ pub struct Run {
     pub judgement: Judgement,
     /// The host's time for each stage.
     pub stages: Stages,
+    /// What it was made of, in virtual time.
+    pub inputs: Option<Inputs>,
+    /// For how long the recording has been known, where no machine ran.
+    pub remembered: Option<Duration>,
+}
+
+impl Run {
+    /// A run whose recording is known: judged as any other.
+    ///
+    /// # Errors
+    /// Baselines that can't be read.
+    pub fn of_known(guest: &Guest, scenario: &Scenario, inputs: Inputs, known: &Remembered) -> Result<Self> {
+        let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
+        let recording = known.recording.clone();
+        let judgement = judge(&recording, scenario, &baselines);
+        let (inputs, remembered) = (Some(inputs), Some(known.about.age()));
+        Ok(Self { recording, judgement, stages: Stages::default(), inputs, remembered })
+    }
+}
+
+/// The session of a scenario's run.
+///
+/// # Errors
+/// When a file can't be read, or a program is not known.
+pub fn wanted(guest: &Guest, scenario: &Scenario, bounds: Bounds) -> Result<Session> {
+    Ok(Session { plan: Some(scenario.plan(bounds.cycles)), ..preparation(guest, scenario)? })
+}
+
+/// What a scenario's run is made of; `None` if that is not all: in real time, and of a machine that is shut down, to which
+/// the host speaks at its end.
+///
+/// # Errors
+/// As [`wanted`].
+pub fn inputs(guest: &Guest, scenario: &Scenario, bounds: Bounds) -> Result<Option<Inputs>> {
+    match repeats(guest, scenario) {
+        true => of_session(guest, scenario, &wanted(guest, scenario, bounds)?).map(Some),
+        false => Ok(None),
+    }
+}
+
+fn repeats(guest: &Guest, scenario: &Scenario) -> bool {
+    guest.base.clock == Clock::Virtual && scenario.manifest.reset != Reset::Shutdown
+}
+
+fn of_session(guest: &Guest, scenario: &Scenario, wanted: &Session) -> Result<Inputs> {
+    Inputs::of(&guest.of_size(scenario.manifest.memory_mib), wanted)
 }
 
 /// Wall time of the stages of a run, in milliseconds.
@@ -83,9 +132,10 @@ pub async fn run(
     let begun = Instant::now();
     let test = format!("{}/{}", guest.name, scenario.name);
     events::tell(Event::Restoring { test: test.clone() });
-    let plan = scenario.plan(bounds.cycles);
-    let planned = plan.cycles;
-    let wanted = Session { plan: Some(plan), ..preparation(guest, scenario)? };
+    let planned = scenario.plan(bounds.cycles).cycles;
+    let wanted = wanted(guest, scenario, bounds)?;
+    // Of the very bytes that the guest gets: a file may have changed since somebody asked for the inputs.
+    let inputs = repeats(guest, scenario).then(|| of_session(guest, scenario, &wanted)).transpose()?;
     let sized = guest.of_size(scenario.manifest.memory_mib);
     let mut machine = restore(&sized, Some(wanted), directory, cancel).await?;
     stages.restore_ms = millis(begun);
@@ -116,7 +166,7 @@ pub async fn run(
         judgement = judge(&recording, scenario, &baselines);
     }
     machine.stop().await?;
-    Ok(Run { recording, judgement, stages })
+    Ok(Run { recording, judgement, stages, inputs, remembered: None })
 }
 
 #[cfg(test)]

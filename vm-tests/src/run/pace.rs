@@ -15,6 +15,13 @@ impl Pace {
         Self(directories.map(|directory| took(&report::read_scenario(directory)?)).collect())
     }
 
+    /// A trial takes so long, or no time: its recording is remembered.
+    pub(super) fn known(&mut self, trial: usize, time: Duration) {
+        if let Some(known) = self.0.get_mut(trial) {
+            *known = Some(time);
+        }
+    }
+
     /// A trial has ended.
     pub(super) fn ended(&mut self, trial: usize, report: &ScenarioReport) {
         if let (Some(known), Some(took)) = (self.0.get_mut(trial), took(report)) {
@@ -42,8 +49,10 @@ impl Pace {
 
 /// The wall time of a run that has a result.
 fn took(report: &ScenarioReport) -> Option<Duration> {
-    let has_result = matches!(report.verdict, Verdict::Passed | Verdict::Failed);
-    has_result.then(|| Duration::from_millis(report.stages.restore_ms + report.stages.session_ms))
+    // One whose recording was remembered has taken no time, and says nothing of one that runs.
+    let has_run =
+        matches!(report.verdict, Verdict::Passed | Verdict::Failed) && report.remembered_s.is_none();
+    has_run.then(|| Duration::from_millis(report.stages.restore_ms + report.stages.session_ms))
 }
 
 /// `about 7 min`, `about 40 s`: no more precise than it is.

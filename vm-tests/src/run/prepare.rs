@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::guest::Guest;
 use crate::cache::Key;
@@ -84,12 +84,34 @@ pub async fn prepare_one(
     if machines.guests() != 1 {
         return Err(WrongInput::new("--image: one suite at a time here; vm-test takes several").into());
     }
-    prepare(workspace, machines, wanted, results, cancel).await?.pop().context("a guest")
+    let prepared = prepare(workspace, machines, wanted, results, cancel.clone()).await?;
+    let mut guest = prepared.into_iter().next_back().context("a guest")?;
+    let sizes: Vec<u32> = guest.saved.keys().copied().collect();
+    for memory_mib in sizes {
+        make_sure(&mut guest, memory_mib, &workspace.cache()?, cancel.clone()).await?;
+    }
+    Ok(guest)
+}
+
+/// Looks whether a guest's machine of this size is as it was saved, and makes it anew if it is not.
+///
+/// # Errors
+/// Those of the boot; a machine of virtual time that comes out as another one.
+pub async fn make_sure(guest: &mut Guest, memory_mib: u32, cache: &Path, cancel: Cancel) -> Result<()> {
+    let base = Base { memory_mib, ..guest.base.clone() };
+    let what = || format!("the machine of {} with {memory_mib} MiB", guest.name);
+    let machine = saved::ensure(&base, cache, cancel).await.with_context(what)?;
+    let was = guest.saved.get(&memory_mib).map(|saved| &saved.hash);
+    if base.clock == Clock::Virtual && was.is_some_and(|was| *was != machine.hash) {
+        bail!("{} was damaged, and what was made anew is not the same: run it again", what());
+    }
+    guest.saved.insert(memory_mib, machine);
+    Ok(())
 }
 
 /// Installs, builds and chooses; tells in one line on what the machines will run. One result for each guest, in the order
 /// they were asked for, with saved machines of the sizes that are wanted; one more for each list of packages. `results` gets
-/// a directory for each guest.
+/// a directory for each guest. Machines that are there are not looked at: see [`make_sure`].
 ///
 /// # Errors
 /// Whatever is not there and can't be had, and what to do about it.
@@ -139,9 +161,12 @@ pub async fn prepare(
         let mut saved = BTreeMap::new();
         for memory_mib in system.memory_mib {
             let base = Base { memory_mib, ..base.clone() };
-            let machine = saved::ensure(&base, &cache, cancel.clone())
-                .await
-                .with_context(|| format!("the machine of {} with {memory_mib} MiB", system.name))?;
+            let machine = match saved::find(&base, &cache)? {
+                Some(machine) => machine,
+                None => saved::ensure(&base, &cache, cancel.clone())
+                    .await
+                    .with_context(|| format!("the machine of {} with {memory_mib} MiB", system.name))?,
+            };
             saved.insert(memory_mib, machine);
         }
         guests.push(Guest {

@@ -17,7 +17,9 @@ use super::accept::{First, accept};
 use super::guest::Guest;
 use super::one::{self, Bounds};
 use super::pace::{Pace, about};
-use super::prepare::{Machines, prepare};
+use super::prepare::{Machines, make_sure, prepare};
+use super::recall::{self, Again, Asked, Known};
+use super::remembered::Store;
 use super::results::Results;
 use crate::cache;
 use crate::host::events::{self, Event};
@@ -47,6 +49,8 @@ pub struct Options {
     pub jobs: Option<usize>,
     /// Where the results go; `None` is `vm-test` in the target directory.
     pub results: Option<PathBuf>,
+    /// Which runs whose recording is remembered are run all the same.
+    pub again: Again,
 }
 
 /// A suite that has run.
@@ -75,18 +79,37 @@ pub async fn run(
         None => Results::next_free(&workspace.target)?,
     };
     let wanted = Wanted::by(scenarios);
-    let guests = prepare(workspace, &options.machines, &wanted, &results.directory, cancel.clone()).await?;
+    let mut guests =
+        prepare(workspace, &options.machines, &wanted, &results.directory, cancel.clone()).await?;
     not_run(&guests, scenarios).into_iter().map(Event::Note).for_each(events::tell);
     let plan = SuitePlan {
         bounds: options.bounds,
         results: results.directory.clone(),
         scenarios: scenarios.iter().map(|scenario| scenario.directory.clone()).collect(),
     };
+    let store = Store::open(&workspace.cache()?)?;
+    let asked = plan.trials(&guests)?;
+    let asked: Vec<_> = asked.iter().map(Trial::asked).collect();
+    let known = recall::recall(&asked, store.as_ref(), options.again)?;
+    for (number, memory_mib) in &known.machines {
+        if let Some(guest) = guests.get_mut(*number) {
+            make_sure(guest, *memory_mib, &workspace.cache()?, cancel.clone()).await?;
+        }
+    }
     let prepared = Prepared { guests, plan };
     prepared.write()?;
     let path = results.directory.join("report.json");
-    let trials = prepared.trials()?;
-    let pace = Pace::of(trials.iter().map(|trial| trial.directory.as_path()));
+    let mut trials = prepared.trials()?;
+    for (trial, known) in trials.iter_mut().zip(known.of_trials) {
+        (trial.known, trial.store) = (known, store.clone());
+    }
+    let mut pace = Pace::of(trials.iter().map(|trial| trial.directory.as_path()));
+    for (number, known) in
+        trials.iter().enumerate().filter_map(|(number, trial)| Some((number, trial.known.as_ref()?)))
+    {
+        let took = if known.again { known.remembered.about.took_ms } else { 0 };
+        pace.known(number, Duration::from_millis(took));
+    }
     forget(&path, &trials)?;
     let jobs = options.jobs.unwrap_or_else(|| jobs(scenarios, options.machines.guests()));
     let report = Report::new(&prepared.guests, run_all(trials, pace, jobs, cancel).await)?;
@@ -191,9 +214,15 @@ impl Prepared {
     /// # Errors
     /// A manifest or durations that can't be read.
     pub fn trials(&self) -> Result<Vec<Trial>> {
+        self.plan.trials(&self.guests)
+    }
+}
+
+impl SuitePlan {
+    fn trials(&self, guests: &[Guest]) -> Result<Vec<Trial>> {
         let mut trials = Vec::new();
-        for guest in self.guests.iter().cloned().map(Arc::new) {
-            for directory in &self.plan.scenarios {
+        for (number, guest) in guests.iter().cloned().map(Arc::new).enumerate() {
+            for directory in &self.scenarios {
                 let scenario = Scenario::load(directory)?;
                 if !guest.runs(&scenario) {
                     continue;
@@ -202,10 +231,13 @@ impl Prepared {
                 let cycle = baselines.durations.map_or(0.0, |median| median.start_ms + median.reset_ms);
                 trials.push(Trial {
                     expected_secs: cycle * f64::from(scenario.manifest.cycles()) / 1000.0,
-                    directory: self.plan.results.join(&guest.name).join(&scenario.name),
-                    bounds: self.plan.bounds,
+                    directory: self.results.join(&guest.name).join(&scenario.name),
+                    bounds: self.bounds,
                     guest: Arc::clone(&guest),
+                    number,
                     scenario,
+                    known: None,
+                    store: None,
                 });
             }
         }
@@ -217,15 +249,26 @@ impl Prepared {
 #[derive(Debug)]
 pub struct Trial {
     guest: Arc<Guest>,
+    /// The guest's place in the suite.
+    number: usize,
     scenario: Scenario,
     bounds: Bounds,
     /// Gets the results.
     directory: PathBuf,
     /// Guest time of all cycles, by the durations of an earlier run; 0 if there are none.
     pub expected_secs: f64,
+    /// What is remembered of it.
+    known: Option<Known>,
+    /// Where its recording is kept.
+    store: Option<Store>,
 }
 
 impl Trial {
+    fn asked(&self) -> Asked<'_> {
+        let Self { guest, number, scenario, bounds, .. } = self;
+        Asked { guest, number: *number, scenario, bounds: *bounds }
+    }
+
     /// `<guest>/<scenario>`.
     #[must_use]
     pub fn name(&self) -> String {
@@ -246,7 +289,7 @@ impl Trial {
 
     fn run_and_write(&self, cancel: Cancel) -> Result<ScenarioReport> {
         let Self { guest, scenario, .. } = self;
-        let ran = self.run_on_a_runtime(cancel).and_then(|mut run| {
+        let ran = self.run_or_recall(cancel).and_then(|mut run| {
             accept(guest, scenario, &mut run.judgement)?;
             Ok(run)
         });
@@ -262,6 +305,18 @@ impl Trial {
         };
         report::write_scenario(&self.directory, &report, ran.as_ref().ok())?;
         Ok(report)
+    }
+
+    /// Runs it, or takes what is remembered for its recording.
+    fn run_or_recall(&self, cancel: Cancel) -> Result<one::Run> {
+        if let Some(known) = self.known.as_ref().filter(|known| !known.again) {
+            return one::Run::of_known(&self.guest, &self.scenario, known.inputs.clone(), &known.remembered);
+        }
+        let run = self.run_on_a_runtime(cancel)?;
+        if let Some(store) = &self.store {
+            recall::remember(store, self.known.as_ref(), &run, &self.name(), &self.directory)?;
+        }
+        Ok(run)
     }
 
     fn run_on_a_runtime(&self, cancel: Cancel) -> Result<one::Run> {
@@ -333,6 +388,7 @@ async fn run_all(trials: Vec<Trial>, mut pace: Pace, jobs: usize, cancel: Cancel
             events::tell(Event::Finished {
                 test: format!("{}/{}", report.guest, report.name),
                 verdict: report.verdict.words(),
+                recording: report.recording(),
                 took: begun.elapsed(),
                 number,
                 of,
@@ -354,11 +410,6 @@ async fn run_all(trials: Vec<Trial>, mut pace: Pace, jobs: usize, cancel: Cancel
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::accel::{Accel, Clock};
-    use crate::machine::base::Base;
-    use crate::machine::config::Abilities;
-    use crate::machine::qemu::Build;
-    use crate::machine::saved::Saved;
     use crate::report::Verdict;
 
     const SCENARIO: &str = r#"
@@ -376,32 +427,7 @@ reset = ["true"]
             std::fs::create_dir(scenario).expect("mkdir");
             std::fs::write(scenario.join("scenario.toml"), SCENARIO).expect("write");
         }
-        let base = Base {
-            qemu: "false".into(),
-            build: Build { version: String::new(), files: BTreeMap::new() },
-            abilities: Abilities { private_readonly: true, fast_strings: true },
-            root: "root".into(),
-            root_key: String::new(),
-            root_bytes: 0,
-            kernel: "kernel".into(),
-            initramfs: "initramfs".into(),
-            accel: Accel::Tcg,
-            clock: Clock::Virtual,
-            memory_mib: crate::scenario::DEFAULT_MEMORY_MIB,
-            seed: 1,
-        };
-        let guest = Guest {
-            name: "trixie".to_owned(),
-            packages: Vec::new(),
-            saved: BTreeMap::from([(
-                base.memory_mib,
-                Saved { ram: "ram".into(), state: "state".into(), hash: String::new() },
-            )]),
-            base,
-            image: "Debian".to_owned(),
-            choice: "TCG".to_owned(),
-            programs: BTreeMap::new(),
-        };
+        let guest = crate::run::inputs::tests::guest();
         let plan = SuitePlan { bounds: Bounds::default(), results: directory.join("results"), scenarios };
         Prepared { guests: vec![guest], plan }
     }
@@ -416,7 +442,13 @@ reset = ["true"]
             [("QEMU died: exit code 1", Verdict::Infrastructure), ("interrupted", Verdict::Interrupted)]
         {
             let trials = prepared.trials().expect("trials");
-            let pace = Pace::of(trials.iter().map(|trial| trial.directory.as_path()));
+            let mut pace = Pace::of(trials.iter().map(|trial| trial.directory.as_path()));
+            for (number, known) in
+                trials.iter().enumerate().filter_map(|(number, trial)| Some((number, trial.known.as_ref()?)))
+            {
+                let took = if known.again { known.remembered.about.took_ms } else { 0 };
+                pace.known(number, Duration::from_millis(took));
+            }
             let reports = runtime.block_on(run_all(trials, pace, 2, cancel.clone()));
             let report = Report::new(&prepared.guests, reports).expect("a guest");
             let names: Vec<&str> = report.scenarios.iter().map(|one| one.name.as_str()).collect();

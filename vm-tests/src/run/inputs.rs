@@ -1,0 +1,283 @@
+//! What a run in virtual time is made of: all that its guest can see. Their hash names the run before it is run, and two runs
+//! of one hash have the same recording.
+
+use std::fmt;
+
+use anyhow::{Context as _, Result};
+use serde::{Deserialize, Serialize};
+use vm_agent::wire::{PROTOCOL, Put, Session};
+
+use super::guest::Guest;
+use crate::cache::{self, Key};
+use crate::machine::config::Ram;
+
+/// Goes up when a run comes to differ by something that is none of its inputs.
+const RECIPE: u32 = 1;
+
+/// What an input is one of, in the order in which they have effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// The QEMU: its version, its files.
+    Qemu,
+    /// A word of its command line.
+    Argument,
+    /// The guest's root, kernel or package.
+    Image,
+    /// The state that the run starts from.
+    Machine,
+    /// A file that the scenario brings.
+    File,
+    /// A command of its set-up.
+    SetUp,
+    /// A part of its plan: what is run and watched.
+    Plan,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Qemu => "QEMU",
+            Self::Argument => "QEMU's argument",
+            Self::Image => "image",
+            Self::Machine => "saved machine",
+            Self::File => "file",
+            Self::SetUp => "set-up",
+            Self::Plan => "plan",
+        })
+    }
+}
+
+/// One input.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// What it is one of.
+    pub kind: Kind,
+    /// Which one, unique among its kind.
+    pub name: String,
+    /// The thing itself, or its SHA-256.
+    pub value: String,
+}
+
+/// All inputs of a run, in the order in which they have effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inputs(pub Vec<Input>);
+
+impl Inputs {
+    /// Of a session on a guest of the size that the guest's base says.
+    ///
+    /// # Errors
+    /// If there is no saved machine of that size.
+    pub fn of(guest: &Guest, session: &Session) -> Result<Self> {
+        let base = &guest.base;
+        let mut all = Self(Vec::new());
+        all.add(Kind::Qemu, "version", &base.build.version);
+        for (name, hash) in &base.build.files {
+            all.add(Kind::Qemu, name, hash);
+        }
+        for (number, word) in base.neutral_argv(Ram::Restoring("ram".into())).iter().enumerate() {
+            all.add(Kind::Argument, &number.to_string(), word);
+        }
+        all.add(Kind::Image, "contents", &base.root_key);
+        all.add(Kind::Machine, "RAM and devices", &guest.saved()?.hash);
+        // All of it by name, so that nothing that is added to a session is forgotten here.
+        let Session { files, setup, plan } = session;
+        for (number, file) in files.iter().enumerate() {
+            let Put { path, mode, symlink, offset, last, bytes } = file;
+            let kind = if *symlink { "link" } else { "file" };
+            let part = if *offset == 0 && *last { String::new() } else { format!(" at {offset}, {last}") };
+            all.add(
+                Kind::File,
+                // A later one replaces an earlier one of its path.
+                &format!("{path} ({number})"),
+                &format!("{kind} {mode:o}{part} {}", cache::hash_bytes(bytes)),
+            );
+        }
+        for (number, argv) in setup.iter().enumerate() {
+            all.add(Kind::SetUp, &number.to_string(), &serde_json::to_string(argv)?);
+        }
+        let plan = serde_json::to_value(plan)?;
+        for (name, value) in plan.as_object().into_iter().flatten() {
+            all.add(Kind::Plan, name, &value.to_string());
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, kind: Kind, name: &str, value: &str) {
+        self.0.push(Input { kind, name: name.to_owned(), value: value.to_owned() });
+    }
+
+    /// The hash of all: the run's name before it is run.
+    ///
+    /// # Errors
+    /// None that is known: what has a form has a JSON.
+    pub fn key(&self) -> Result<Key> {
+        let all = serde_json::to_string(self).context("a run's inputs")?;
+        let inputs = cache::Inputs::new("run", RECIPE).text("protocol", &PROTOCOL.to_string());
+        Ok(inputs.text("inputs", &all).key())
+    }
+
+    /// What is not the same in another run's, in order: a kind, a name, the value here and there; `None` where there is no
+    /// such input.
+    #[must_use]
+    pub fn differences<'a>(&'a self, other: &'a Self) -> Vec<Difference<'a>> {
+        let value = |all: &'a Self, one: &Input| {
+            let found = all.0.iter().find(|it| (it.kind, &it.name) == (one.kind, &one.name));
+            found.map(|it| it.value.as_str())
+        };
+        let here = self.0.iter().filter(|one| value(other, one) != Some(&one.value));
+        let here = here.map(|one| Difference {
+            kind: one.kind,
+            name: &one.name,
+            here: Some(&one.value),
+            there: value(other, one),
+        });
+        let there = other.0.iter().filter(|one| value(self, one).is_none());
+        let there = there.map(|one| Difference {
+            kind: one.kind,
+            name: &one.name,
+            here: None,
+            there: Some(&one.value),
+        });
+        let mut all: Vec<_> = here.chain(there).collect();
+        all.sort_by_key(|difference| difference.kind);
+        all
+    }
+}
+
+/// An input that two runs do not share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Difference<'a> {
+    /// What it is one of.
+    pub kind: Kind,
+    /// Which.
+    pub name: &'a str,
+    /// Its value in the one.
+    pub here: Option<&'a str>,
+    /// Its value in the other.
+    pub there: Option<&'a str>,
+}
+
+impl fmt::Display for Difference<'_> {
+    /// `file /etc/systemd/system/demo.service (3): file 644 1f3a… -> file 644 99c0…`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let value = |value: Option<&str>| value.map_or_else(|| "not there".to_owned(), shortened);
+        write!(f, "{} {}: {} -> {}", self.kind, self.name, value(self.here), value(self.there))
+    }
+}
+
+/// Hashes as their first twelve digits, other values as they are.
+fn shortened(value: &str) -> String {
+    let is_hash = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let words = value.split(' ').map(|word| if is_hash(word) { &word[..12] } else { word });
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::collections::BTreeMap;
+
+    use vm_agent::recording::Plan;
+
+    use super::*;
+    use crate::host::accel::{Accel, Clock};
+    use crate::machine::base::Base;
+    use crate::machine::config::Abilities;
+    use crate::machine::qemu::Build;
+    use crate::machine::saved::Saved;
+
+    /// A guest that nobody can start.
+    pub(in crate::run) fn guest() -> Guest {
+        let base = Base {
+            qemu: "false".into(),
+            build: Build {
+                version: "QEMU 7.2".to_owned(),
+                files: BTreeMap::from([("bios.bin".to_owned(), "b105".to_owned())]),
+            },
+            abilities: Abilities { private_readonly: true, fast_strings: true },
+            root: "root".into(),
+            root_key: "root of trixie".to_owned(),
+            root_bytes: 0,
+            kernel: "kernel".into(),
+            initramfs: "initramfs".into(),
+            accel: Accel::Tcg,
+            clock: Clock::Virtual,
+            memory_mib: crate::scenario::DEFAULT_MEMORY_MIB,
+            seed: 1,
+        };
+        let saved = Saved { ram: "ram".into(), state: "state".into(), hash: "5a7ed".to_owned() };
+        Guest {
+            name: "trixie".to_owned(),
+            packages: Vec::new(),
+            saved: BTreeMap::from([(base.memory_mib, saved)]),
+            base,
+            image: "Debian".to_owned(),
+            choice: "TCG".to_owned(),
+            programs: BTreeMap::new(),
+        }
+    }
+
+    fn session() -> Session {
+        let file = |path: &str, text: &str| Put {
+            path: path.to_owned(),
+            mode: 0o644,
+            symlink: false,
+            offset: 0,
+            last: true,
+            bytes: text.as_bytes().to_vec(),
+        };
+        Session {
+            files: vec![file("/a", "a file"), file("/b", "another")],
+            setup: vec![vec!["mkdir".to_owned(), "/x".to_owned()]],
+            plan: Some(Plan::default()),
+        }
+    }
+
+    /// What one of them is changed by: a byte of a file, a key of the manifest, the guest's own programs and kernel (which are
+    /// in the saved machine), QEMU.
+    #[test]
+    fn a_change_of_any_input_is_another_run() {
+        type Change = fn(&mut Guest, &mut Session);
+        let changes: [(Kind, Change); 16] = [
+            (Kind::File, |_, session| session.files[0].bytes[0] ^= 1),
+            (Kind::File, |_, session| session.files[0].mode = 0o755),
+            (Kind::File, |_, session| session.files[0].symlink = true),
+            (Kind::File, |_, session| session.files[0].path.push('x')),
+            (Kind::File, |_, session| session.files.reverse()),
+            (Kind::File, |_, session| session.files.truncate(1)),
+            (Kind::SetUp, |_, session| session.setup[0].push("y".to_owned())),
+            (Kind::SetUp, |_, session| session.setup[0] = vec!["mkdir /x".to_owned()]),
+            (Kind::Plan, |_, session| session.plan.iter_mut().for_each(|plan| plan.cycles += 1)),
+            (Kind::Plan, |_, session| session.plan = None),
+            (Kind::Machine, |guest, _| guest.saved.values_mut().for_each(|saved| saved.hash.push('x'))),
+            (Kind::Image, |guest, _| guest.base.root_key.push('x')),
+            (Kind::Argument, |guest, _| guest.base.seed += 1),
+            (Kind::Argument, |guest, _| guest.base.abilities.fast_strings = false),
+            (Kind::Qemu, |guest, _| guest.base.build.version.push('x')),
+            (Kind::Qemu, |guest, _| guest.base.build.files.values_mut().for_each(|hash| hash.push('x'))),
+        ];
+        let of = |guest: &Guest, session: &Session| Inputs::of(guest, session).expect("inputs");
+        let before = of(&guest(), &session());
+        let mut keys = vec![before.key().expect("key").as_str().to_owned()];
+        assert!(before.differences(&of(&guest(), &session())).is_empty());
+        for (number, (kind, change)) in changes.into_iter().enumerate() {
+            let (mut guest, mut session) = (guest(), session());
+            change(&mut guest, &mut session);
+            let after = of(&guest, &session);
+            let key = after.key().expect("key").as_str().to_owned();
+            assert!(!keys.contains(&key), "change {number} of {kind} is none");
+            keys.push(key);
+            let differences = before.differences(&after);
+            assert_eq!(differences.first().map(|one| one.kind), Some(kind), "{number}: {differences:?}");
+        }
+    }
+
+    #[test]
+    fn a_difference_is_a_line() {
+        let (guest, mut other) = (guest(), session());
+        other.files[0].bytes.push(b'x');
+        let inputs = [session(), other].map(|session| Inputs::of(&guest, &session).expect("inputs"));
+        let lines: Vec<String> = inputs[0].differences(&inputs[1]).iter().map(ToString::to_string).collect();
+        assert_eq!(lines, ["file /a (0): file 644 7365d029861e -> file 644 c46e5f9a62cc"]);
+    }
+}
