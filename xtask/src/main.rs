@@ -1,5 +1,9 @@
 //! The commands people type: `cargo xtask …`. One file a subcommand; here only the match.
 
+// First: its macros are known in what follows.
+#[macro_use]
+mod out;
+
 mod bench;
 mod check;
 mod cli;

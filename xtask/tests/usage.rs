@@ -1,5 +1,7 @@
 //! What can't be run as it is typed is exit status 2, with words, before anything is installed, built or booted.
 
+use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use tokio::runtime::Builder;
@@ -10,13 +12,18 @@ const WRONG_USAGE: i32 = 2;
 
 /// How `xtask` ends, and what it says.
 fn xtask(arguments: &[&str]) -> (Option<i32>, String) {
+    printing(arguments, Sink::Null)
+}
+
+/// The same with this for its stdout.
+fn printing(arguments: &[&str], stdout: Sink) -> (Option<i32>, String) {
     let said = tempfile::NamedTempFile::new().expect("a file");
     let target = tempfile::tempdir().expect("a directory");
     let program = Program::new(env!("CARGO_BIN_EXE_xtask"))
         .args(arguments)
         // Whoever runs this may not own the one that it was built in.
         .env("CARGO_TARGET_DIR", target.path())
-        .stdout(Sink::Null)
+        .stdout(stdout)
         .stderr(Sink::File(said.reopen().expect("open it again")));
     let runtime = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let ended = runtime.block_on(async {
@@ -46,4 +53,13 @@ fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
         let (code, said) = xtask(arguments);
         assert!(code == Some(WRONG_USAGE) && said.contains(words), "{arguments:?}: {code:?}, {said}");
     }
+}
+
+#[test]
+fn a_reader_may_go_before_the_end() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    // As in `cargo xtask doctor | head -1`, whose end it may have come to or not.
+    let (code, said) = printing(&["doctor"], Sink::File(File::from(OwnedFd::from(writer))));
+    assert!(!said.contains("panicked") && matches!(code, Some(0 | 1)), "{code:?}, {said}");
 }
