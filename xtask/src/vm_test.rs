@@ -30,7 +30,7 @@ pub(crate) struct VmTestArgs {
     #[arg(long, conflicts_with = "scenarios")]
     history: bool,
 
-    /// Number of Start/Reset cycles, in place of the scenario's
+    /// Number of Start/Reset cycles, in place of the scenario's; one whose machine shuts down has one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     cycles: Option<u32>,
 

@@ -36,10 +36,11 @@ fn printing(arguments: &[&str], stdout: Sink) -> (Option<i32>, String) {
 
 #[test]
 fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["frobnicate"], "unrecognized subcommand"),
         (&["vm-test", "no-such-scenario"], "no-such-scenario"),
         (&["vm-test", "--image", "potato"], "potato"),
+        (&["vm-test", "--cycles", "2", "shutdown"], "a machine shuts down once"),
         (&["vm-test", "--qemu", "/no/such/qemu"], "/no/such/qemu: no such program"),
         (
             &["vm-test", "--kernel", "/no/such", "--modules", "/", "--root", "/"],

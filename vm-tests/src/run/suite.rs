@@ -28,7 +28,7 @@ use crate::host::signals::Interrupted;
 use crate::judge::baselines::Baselines;
 use crate::machine::Cancel;
 use crate::report::{self, Report, ScenarioReport};
-use crate::scenario::{Scenario, Wanted};
+use crate::scenario::{Scenario, Wanted, WrongInput};
 use crate::workspace::Workspace;
 
 /// How long the machines may take to end after an interrupt: each step of a machine's stop is bounded by 3 s, its evidence
@@ -66,14 +66,15 @@ pub struct Ran {
 /// the machines are ended then, and what they did not get to is reported as interrupted.
 ///
 /// # Errors
-/// Those of the preparation, and of writing the report. A scenario that fails or has no result is no error: see
-/// [`Report::verdict`].
+/// [`WrongInput`] for a number of cycles that none of them can have; those of the preparation, and of writing the report. A
+/// scenario that fails or has no result is no error: see [`Report::verdict`].
 pub async fn run(
     workspace: &Workspace,
     scenarios: &[Scenario],
     options: &Options,
     cancel: Cancel,
 ) -> Result<Ran> {
+    let note = other_cycles(scenarios, options.bounds.cycles)?;
     let results = match &options.results {
         Some(named) => Results::at(named).await?,
         None => Results::next_free(&workspace.target)?,
@@ -81,7 +82,7 @@ pub async fn run(
     let wanted = Wanted::by(scenarios);
     let mut guests =
         prepare(workspace, &options.machines, &wanted, &results.directory, cancel.clone()).await?;
-    not_run(&guests, scenarios).into_iter().map(Event::Note).for_each(events::tell);
+    not_run(&guests, scenarios).into_iter().chain(note).map(Event::Note).for_each(events::tell);
     let plan = SuitePlan {
         bounds: options.bounds,
         results: results.directory.clone(),
@@ -116,6 +117,22 @@ pub async fn run(
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
     Ok(Ran { report, path })
+}
+
+/// Which scenarios do not run so many cycles, as a line; `None` if all do.
+///
+/// # Errors
+/// None of them does: then whoever asks for that means something else.
+fn other_cycles(scenarios: &[Scenario], cycles: Option<u32>) -> Result<Option<String>, WrongInput> {
+    let Some(wanted) = cycles else { return Ok(None) };
+    let other = scenarios.iter().filter(|one| one.plan(cycles).cycles != wanted);
+    let other: Vec<&str> = other.map(|one| one.name.as_str()).collect();
+    let line = format!("--cycles {wanted}: {}: 1, a machine shuts down once", other.join(", "));
+    match other.len() {
+        0 => Ok(None),
+        all if all == scenarios.len() => Err(WrongInput::new(format!("{line}: leave it out"))),
+        _some => Ok(Some(line)),
+    }
 }
 
 /// Which scenarios are for none of an image's guests, a line for each image.
@@ -430,6 +447,41 @@ reset = ["true"]
         let guest = crate::run::inputs::tests::guest();
         let plan = SuitePlan { bounds: Bounds::default(), results: directory.join("results"), scenarios };
         Prepared { guests: vec![guest], plan }
+    }
+
+    #[test]
+    fn who_can_have_one_cycle_only_is_named() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let scenario = |name: &str, text: &str| {
+            let directory = directory.path().join(name);
+            std::fs::create_dir(&directory).expect("mkdir");
+            std::fs::write(directory.join("scenario.toml"), text).expect("write");
+            Scenario::load(&directory).expect("load")
+        };
+        let shutdown = SCENARIO
+            .replace("[\"true\"]\n", "\"shutdown\"\n")
+            .replace("start = \"shutdown\"", "start = [\"true\"]");
+        let [off, halt, demo] = [("off", &*shutdown), ("halt", &*shutdown), ("demo", SCENARIO)]
+            .map(|(name, text)| scenario(name, text));
+        for (scenarios, cycles, expected) in [
+            (vec![&off], None, Ok(None)),
+            (vec![&off], Some(1), Ok(None)),
+            (vec![&demo], Some(3), Ok(None)),
+            (
+                vec![&demo, &off, &halt],
+                Some(3),
+                Ok(Some("--cycles 3: off, halt: 1, a machine shuts down once")),
+            ),
+            (
+                vec![&off, &halt],
+                Some(3),
+                Err("nothing was run: --cycles 3: off, halt: 1, a machine shuts down once: leave it out"),
+            ),
+        ] {
+            let scenarios: Vec<Scenario> = scenarios.into_iter().cloned().collect();
+            let found = other_cycles(&scenarios, cycles).map_err(|wrong| wrong.to_string());
+            assert_eq!(found.as_ref().map(Option::as_deref).map_err(String::as_str), expected);
+        }
     }
 
     #[test]
