@@ -89,7 +89,7 @@ pub async fn run(
         scenarios: scenarios.iter().map(|scenario| scenario.directory.clone()).collect(),
     };
     let store = Store::open(&workspace.cache()?)?;
-    let asked = plan.trials(&guests)?;
+    let asked = plan.trials(&guests, scenarios)?;
     let asked: Vec<_> = asked.iter().map(Trial::asked).collect();
     let known = recall::recall(&asked, store.as_ref(), options.again)?;
     for (number, memory_mib) in &known.machines {
@@ -100,7 +100,7 @@ pub async fn run(
     let prepared = Prepared { guests, plan };
     prepared.write()?;
     let path = results.directory.join("report.json");
-    let mut trials = prepared.trials()?;
+    let mut trials = prepared.plan.trials(&prepared.guests, scenarios)?;
     for (trial, known) in trials.iter_mut().zip(known.of_trials) {
         (trial.known, trial.store) = (known, store.clone());
     }
@@ -231,19 +231,17 @@ impl Prepared {
     /// # Errors
     /// A manifest or durations that can't be read.
     pub fn trials(&self) -> Result<Vec<Trial>> {
-        self.plan.trials(&self.guests)
+        let loaded = self.plan.scenarios.iter().map(|directory| Scenario::load(directory));
+        self.plan.trials(&self.guests, &loaded.collect::<Result<Vec<Scenario>, _>>()?)
     }
 }
 
 impl SuitePlan {
-    fn trials(&self, guests: &[Guest]) -> Result<Vec<Trial>> {
+    /// Of scenarios that are loaded: a manifest that somebody changes meanwhile is not what was prepared for.
+    fn trials(&self, guests: &[Guest], scenarios: &[Scenario]) -> Result<Vec<Trial>> {
         let mut trials = Vec::new();
         for (number, guest) in guests.iter().cloned().map(Arc::new).enumerate() {
-            for directory in &self.scenarios {
-                let scenario = Scenario::load(directory)?;
-                if !guest.runs(&scenario) {
-                    continue;
-                }
+            for scenario in scenarios.iter().filter(|scenario| guest.runs(scenario)) {
                 let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
                 let cycle = baselines.durations.map_or(0.0, |median| median.start_ms + median.reset_ms);
                 trials.push(Trial {
@@ -252,7 +250,7 @@ impl SuitePlan {
                     bounds: self.bounds,
                     guest: Arc::clone(&guest),
                     number,
-                    scenario,
+                    scenario: scenario.clone(),
                     known: None,
                     store: None,
                 });
@@ -537,6 +535,12 @@ reset = ["true"]
             not,
             ["sid: 1 not run, for other images: with", "trixie: 1 not run, for other images: sids"]
         );
+        // Of those that machines were prepared for, whatever the files say by now.
+        let changed = directory.path().join("plain/scenario.toml");
+        std::fs::write(&changed, "unit = 1").expect("write");
+        let trials = prepared.plan.trials(&prepared.guests, &scenarios).expect("they are loaded");
+        assert_eq!(trials.iter().map(Trial::name).collect::<Vec<_>>(), names);
+        std::fs::write(&changed, SCENARIO).expect("write");
         let report = Report::new(&prepared.guests, Vec::new()).expect("guests");
         assert_eq!(report.guests["trixie"], "Debian; another with xx, yy");
         prepared.guests.truncate(1);
