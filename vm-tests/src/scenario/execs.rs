@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use nix::sys::signal::Signal;
-use serde::de::IntoDeserializer;
 use serde::{Deserialize, Deserializer, de};
 use vm_agent::recording::{EXEC_LINES, MAIN};
 use vm_agent::wire::Exit;
@@ -59,36 +58,15 @@ pub struct ExpectedExec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ExpectedExit(pub Exit);
 
+impl From<Exit> for ExpectedExit {
+    fn from(exit: Exit) -> Self {
+        Self(exit)
+    }
+}
+
 impl<'de> Deserialize<'de> for ExpectedExit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Words;
-
-        impl de::Visitor<'_> for Words {
-            type Value = ExpectedExit;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an exit status, or a signal as \"SIGTERM\",")
-            }
-
-            fn visit_i64<E: de::Error>(self, status: i64) -> Result<ExpectedExit, E> {
-                match u8::try_from(status) {
-                    Ok(status) => Ok(ExpectedExit(Exit::Code(status.into()))),
-                    Err(_) => Err(E::custom(format!("{status}: an exit status is 0 to 255"))),
-                }
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<ExpectedExit, E> {
-                match name.parse::<Signal>() {
-                    Ok(signal) => Ok(ExpectedExit(Exit::Signal(signal as i32))),
-                    Err(_) => Err(E::custom(format!(
-                        "{name:?}: {}give a signal as \"SIGTERM\", or an exit status without quotes",
-                        meant(name, Signal::iterator().map(Signal::as_str))
-                    ))),
-                }
-            }
-        }
-
-        deserializer.deserialize_any(Words)
+        deserializer.deserialize_any(Words { more: None })
     }
 }
 
@@ -103,36 +81,54 @@ pub enum ExpectedEnd {
 
 const TIMEOUT: &str = "timeout";
 
+impl From<Exit> for ExpectedEnd {
+    fn from(exit: Exit) -> Self {
+        Self::Exit(exit)
+    }
+}
+
 impl<'de> Deserialize<'de> for ExpectedEnd {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Words;
+        deserializer.deserialize_any(Words { more: Some((TIMEOUT, Self::Timeout)) })
+    }
+}
 
-        impl de::Visitor<'_> for Words {
-            type Value = ExpectedEnd;
+/// An exit status, the name of a signal, or one word more with what that means.
+struct Words<T> {
+    more: Option<(&'static str, T)>,
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an exit status, a signal as \"SIGTERM\", or \"timeout\",")
-            }
+impl<T: From<Exit>> de::Visitor<'_> for Words<T> {
+    type Value = T;
 
-            fn visit_i64<E: de::Error>(self, status: i64) -> Result<ExpectedEnd, E> {
-                ExpectedExit::deserialize(status.into_deserializer()).map(|exit| ExpectedEnd::Exit(exit.0))
-            }
-
-            fn visit_str<E: de::Error>(self, name: &str) -> Result<ExpectedEnd, E> {
-                if name == TIMEOUT {
-                    return Ok(ExpectedEnd::Timeout);
-                }
-                match name.parse::<Signal>() {
-                    Ok(signal) => Ok(ExpectedEnd::Exit(Exit::Signal(signal as i32))),
-                    Err(_) => Err(E::custom(format!(
-                        "{name:?}: {}give a signal as \"SIGTERM\", \"{TIMEOUT}\", or an exit status without quotes",
-                        meant(name, Signal::iterator().map(Signal::as_str).chain([TIMEOUT]))
-                    ))),
-                }
-            }
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.more {
+            Some((word, _)) => write!(f, "an exit status, a signal as \"SIGTERM\", or \"{word}\","),
+            None => f.write_str("an exit status, or a signal as \"SIGTERM\","),
         }
+    }
 
-        deserializer.deserialize_any(Words)
+    fn visit_i64<E: de::Error>(self, status: i64) -> Result<T, E> {
+        match u8::try_from(status) {
+            Ok(status) => Ok(Exit::Code(status.into()).into()),
+            Err(_) => Err(E::custom(format!("{status}: an exit status is 0 to 255"))),
+        }
+    }
+
+    fn visit_str<E: de::Error>(self, name: &str) -> Result<T, E> {
+        let more = match self.more {
+            Some((word, value)) if word == name => return Ok(value),
+            Some((word, _)) => Some(word),
+            None => None,
+        };
+        match name.parse::<Signal>() {
+            Ok(signal) => Ok(Exit::Signal(signal as i32).into()),
+            Err(_) => Err(E::custom(format!(
+                "{name:?}: {}give a signal as \"SIGTERM\", {}or an exit status without quotes",
+                meant(name, Signal::iterator().map(Signal::as_str).chain(more)),
+                more.map(|word| format!("\"{word}\", ")).unwrap_or_default()
+            ))),
+        }
     }
 }
 
@@ -169,6 +165,27 @@ mod tests {
             ("[ExecStop]\nlongest = 0", "max_ms"),
         ] {
             let error = parse(text).expect_err(text).to_string();
+            assert!(error.contains(words), "{words} is not in: {error}");
+        }
+    }
+
+    #[test]
+    fn how_exec_stop_post_ends_is_a_status_or_a_signal() {
+        #[derive(Debug, Deserialize)]
+        struct Ends {
+            ended: ExpectedExit,
+        }
+        let parse = |value: &str| toml::from_str::<Ends>(&format!("ended = {value}")).map(|it| it.ended.0);
+        assert_eq!(parse("32"), Ok(Exit::Code(32)));
+        assert_eq!(parse("\"SIGKILL\""), Ok(Exit::Signal(9)));
+        for (value, words) in [
+            ("\"SIGNOT\"", "give a signal as \"SIGTERM\", or an exit status without quotes"),
+            ("\"SIGTRM\"", "did you mean SIGTERM? give a signal"),
+            ("\"timeout\"", "\"timeout\": give a signal as \"SIGTERM\", or an exit status without quotes"),
+            ("-1", "-1: an exit status is 0 to 255"),
+            ("[]", "expected an exit status, or a signal as \"SIGTERM\","),
+        ] {
+            let error = parse(value).expect_err(value).to_string();
             assert!(error.contains(words), "{words} is not in: {error}");
         }
     }
