@@ -21,6 +21,7 @@ mod programs;
 mod shell;
 mod show;
 mod vm_test;
+mod why;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
     match cli.command {
         Command::New(args) => new::run(args).map(|()| PASSED),
         Command::VmTest(args) => vm_test::run(&args, cancel).await,
+        Command::Why(args) => why::run(&args, cancel).await,
         Command::Shell(args) => shell::run(&args, cancel).await,
         Command::Image(args) => image::run(&args).await.map(|()| PASSED),
         Command::Programs(args) => programs::run(&args).await,

@@ -5,6 +5,7 @@ mod probe;
 mod schema;
 #[cfg(test)]
 mod tests;
+pub mod why;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -37,7 +37,7 @@ fn cycle(reset_ns: u64, stop_post: Exit, umount: &str) -> Cycle {
     cycle
 }
 
-fn scenario(
+pub(super) fn scenario(
     name: &str,
     history: Option<(u32, &str)>,
     verdict: Verdict,

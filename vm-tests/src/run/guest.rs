@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use vm_agent::wire::{Body, Session};
 
+use super::input::Input;
 use crate::host::accel::Clock;
 use crate::image::Suite;
 use crate::machine::base::Base;
@@ -35,6 +36,10 @@ pub struct Guest {
     pub saved: BTreeMap<u32, Saved>,
     /// What the image is, in one line.
     pub image: String,
+    /// The packages of its image and the harness's own programs in its machines: what explains another image, another
+    /// machine.
+    #[serde(default)]
+    pub explained: Vec<Input>,
     /// The accelerator and the clock and why, in one line.
     pub choice: String,
     /// The programs that a scenario can deploy, by name.

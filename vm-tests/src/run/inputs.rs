@@ -1,63 +1,17 @@
 //! What a run in virtual time is made of: all that its guest can see. Their hash names the run before it is run, and two runs
 //! of one hash have the same recording.
 
-use std::fmt;
-
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use vm_agent::wire::{PROTOCOL, Put, Session};
 
 use super::guest::Guest;
+use super::input::{Difference, Input, Kind};
 use crate::cache::{self, Key};
 use crate::machine::config::Ram;
 
 /// Goes up when a run comes to differ by something that is none of its inputs.
 const RECIPE: u32 = 1;
-
-/// What an input is one of, in the order in which they have effect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// The QEMU: its version, its files.
-    Qemu,
-    /// A word of its command line.
-    Argument,
-    /// The guest's root, kernel or package.
-    Image,
-    /// The state that the run starts from.
-    Machine,
-    /// A file that the scenario brings.
-    File,
-    /// A command of its set-up.
-    SetUp,
-    /// A part of its plan: what is run and watched.
-    Plan,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Qemu => "QEMU",
-            Self::Argument => "QEMU's argument",
-            Self::Image => "image",
-            Self::Machine => "saved machine",
-            Self::File => "file",
-            Self::SetUp => "set-up",
-            Self::Plan => "plan",
-        })
-    }
-}
-
-/// One input.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Input {
-    /// What it is one of.
-    pub kind: Kind,
-    /// Which one, unique among its kind.
-    pub name: String,
-    /// The thing itself, or its SHA-256.
-    pub value: String,
-}
 
 /// All inputs of a run, in the order in which they have effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,21 +32,27 @@ impl Inputs {
         for (number, word) in base.neutral_argv(Ram::Restoring("ram".into())).iter().enumerate() {
             all.add(Kind::Argument, &number.to_string(), word);
         }
+        all.0.extend(guest.explained.iter().filter(|one| one.kind == Kind::Package).cloned());
         all.add(Kind::Image, "contents", &base.root_key);
+        all.0.extend(guest.explained.iter().filter(|one| one.kind == Kind::Program).cloned());
         all.add(Kind::Machine, "RAM and devices", &guest.saved()?.hash);
         // All of it by name, so that nothing that is added to a session is forgotten here.
         let Session { files, setup, plan } = session;
-        for (number, file) in files.iter().enumerate() {
+        let mut paths = Vec::new();
+        for file in files {
             let Put { path, mode, symlink, offset, last, bytes } = file;
             let kind = if *symlink { "link" } else { "file" };
             let part = if *offset == 0 && *last { String::new() } else { format!(" at {offset}, {last}") };
-            all.add(
-                Kind::File,
-                // A later one replaces an earlier one of its path.
-                &format!("{path} ({number})"),
-                &format!("{kind} {mode:o}{part} {}", cache::hash_bytes(bytes)),
-            );
+            // A later one replaces an earlier one of its path.
+            let name = match paths.iter().filter(|known| *known == path).count() {
+                0 => path.to_owned(),
+                before => format!("{path} ({})", before + 1),
+            };
+            all.add(Kind::File, &name, &format!("{kind} {mode:o}{part} {}", cache::hash_bytes(bytes)));
+            paths.push(path.to_owned());
         }
+        // Not in the names, or a file more would be a change of all that follow.
+        all.add(Kind::File, "order", &cache::hash_bytes(serde_json::to_string(&paths)?.as_bytes()));
         for (number, argv) in setup.iter().enumerate() {
             all.add(Kind::SetUp, &number.to_string(), &serde_json::to_string(argv)?);
         }
@@ -101,6 +61,13 @@ impl Inputs {
             all.add(Kind::Plan, name, &value.to_string());
         }
         Ok(all)
+    }
+
+    /// The number of cycles in the plan.
+    #[must_use]
+    pub fn cycles(&self) -> Option<u32> {
+        let cycles = self.0.iter().find(|one| one.kind == Kind::Plan && one.name == "cycles")?;
+        cycles.value.parse().ok()
     }
 
     fn add(&mut self, kind: Kind, name: &str, value: &str) {
@@ -112,7 +79,8 @@ impl Inputs {
     /// # Errors
     /// None that is known: what has a form has a JSON.
     pub fn key(&self) -> Result<Key> {
-        let all = serde_json::to_string(self).context("a run's inputs")?;
+        let all: Vec<&Input> = self.0.iter().filter(|one| !one.kind.explains()).collect();
+        let all = serde_json::to_string(&all).context("a run's inputs")?;
         let inputs = cache::Inputs::new("run", RECIPE).text("protocol", &PROTOCOL.to_string());
         Ok(inputs.text("inputs", &all).key())
     }
@@ -121,6 +89,11 @@ impl Inputs {
     /// such input.
     #[must_use]
     pub fn differences<'a>(&'a self, other: &'a Self) -> Vec<Difference<'a>> {
+        // What explains may be missing on one side: an external image, a report of an older version.
+        let in_both = |kind: Kind| {
+            let has = |all: &Self| all.0.iter().any(|one| one.kind == kind);
+            !kind.explains() || (has(self) && has(other))
+        };
         let value = |all: &'a Self, one: &Input| {
             let found = all.0.iter().find(|it| (it.kind, &it.name) == (one.kind, &one.name));
             found.map(|it| it.value.as_str())
@@ -139,38 +112,10 @@ impl Inputs {
             here: None,
             there: Some(&one.value),
         });
-        let mut all: Vec<_> = here.chain(there).collect();
+        let mut all: Vec<_> = here.chain(there).filter(|difference| in_both(difference.kind)).collect();
         all.sort_by_key(|difference| difference.kind);
         all
     }
-}
-
-/// An input that two runs do not share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Difference<'a> {
-    /// What it is one of.
-    pub kind: Kind,
-    /// Which.
-    pub name: &'a str,
-    /// Its value in the one.
-    pub here: Option<&'a str>,
-    /// Its value in the other.
-    pub there: Option<&'a str>,
-}
-
-impl fmt::Display for Difference<'_> {
-    /// `file /etc/systemd/system/demo.service (3): file 644 1f3a… -> file 644 99c0…`
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let value = |value: Option<&str>| value.map_or_else(|| "not there".to_owned(), shortened);
-        write!(f, "{} {}: {} -> {}", self.kind, self.name, value(self.here), value(self.there))
-    }
-}
-
-/// Hashes as their first twelve digits, other values as they are.
-fn shortened(value: &str) -> String {
-    let is_hash = |word: &str| word.len() == 64 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let words = value.split(' ').map(|word| if is_hash(word) { &word[..12] } else { word });
-    words.collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]
@@ -212,6 +157,7 @@ pub(super) mod tests {
             saved: BTreeMap::from([(base.memory_mib, saved)]),
             base,
             image: "Debian".to_owned(),
+            explained: Vec::new(),
             choice: "TCG".to_owned(),
             programs: BTreeMap::new(),
         }
@@ -273,11 +219,31 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn what_explains_a_difference_is_named_before_it_and_is_no_other_run() {
+        let with = |version: &str| {
+            let mut guest = guest();
+            let package = |name: &str, value: &str| Input {
+                kind: Kind::Package,
+                name: name.to_owned(),
+                value: value.to_owned(),
+            };
+            guest.explained = vec![package("libc6", "2.41"), package("systemd", version)];
+            Inputs::of(&guest, &session()).expect("inputs")
+        };
+        let (one, other) = (with("257.8"), with("257.9"));
+        assert_eq!(one.key().expect("key"), other.key().expect("key"));
+        let lines: Vec<String> = one.differences(&other).iter().map(ToString::to_string).collect();
+        assert_eq!(lines, ["package of the image systemd: 257.8 -> 257.9"]);
+        let without = Inputs::of(&guest(), &session()).expect("inputs");
+        assert!(one.differences(&without).is_empty() && without.differences(&one).is_empty());
+    }
+
+    #[test]
     fn a_difference_is_a_line() {
         let (guest, mut other) = (guest(), session());
         other.files[0].bytes.push(b'x');
         let inputs = [session(), other].map(|session| Inputs::of(&guest, &session).expect("inputs"));
         let lines: Vec<String> = inputs[0].differences(&inputs[1]).iter().map(ToString::to_string).collect();
-        assert_eq!(lines, ["file /a (0): file 644 7365d029861e -> file 644 c46e5f9a62cc"]);
+        assert_eq!(lines, ["file /a: file 644 7365d029861e -> file 644 c46e5f9a62cc"]);
     }
 }

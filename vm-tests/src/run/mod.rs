@@ -5,7 +5,9 @@
 pub mod accept;
 pub mod entry;
 pub mod guest;
+pub mod input;
 pub mod inputs;
+pub mod now;
 pub mod one;
 mod pace;
 pub mod prepare;

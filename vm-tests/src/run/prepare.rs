@@ -6,11 +6,13 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::guest::Guest;
-use crate::cache::Key;
+use super::input::{Input, Kind};
+use crate::cache::{self, Key};
 use crate::host::accel::{self, Clock, Wish};
 use crate::host::events::{self, Event};
 use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
+use crate::image::programs::GuestBinaries;
 use crate::image::{self, EXTERNAL, NoSuchPackage, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
 use crate::machine::base::{Base, SEED};
@@ -136,6 +138,8 @@ pub async fn prepare(
     // Before anything is compiled, which takes minutes: an image asks for tools of its own.
     let systems = systems(machines, wanted, &cache).await?;
     let programs = programs::guest_binaries(workspace).await?;
+    let harness = ["vm-init", "vm-agent"].map(|name| program(&programs, name));
+    let harness = harness.into_iter().collect::<Result<Vec<Input>>>()?;
     let mut guests = Vec::new();
     for system in systems {
         let results = results.join(&system.name);
@@ -175,11 +179,22 @@ pub async fn prepare(
             base,
             saved,
             image: system.description,
+            explained: [packages_of(system.installed), harness.clone()].concat(),
             choice: choice.to_string(),
             programs: programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect(),
         });
     }
     Ok(guests)
+}
+
+fn packages_of(installed: BTreeMap<String, String>) -> Vec<Input> {
+    let packages = installed.into_iter();
+    packages.map(|(name, value)| Input { kind: Kind::Package, name, value }).collect()
+}
+
+fn program(programs: &GuestBinaries, name: &str) -> Result<Input> {
+    let value = cache::hash_file(programs.path(name)?)?;
+    Ok(Input { kind: Kind::Program, name: name.to_owned(), value })
 }
 
 /// What a guest boots.
@@ -194,6 +209,8 @@ struct System {
     modules: PathBuf,
     root: PathBuf,
     root_key: Key,
+    /// Its packages and their versions, as far as they are known.
+    installed: BTreeMap<String, String>,
     /// One line.
     description: String,
 }
@@ -212,6 +229,7 @@ async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result
             modules: external.modules,
             root: mappable.root,
             root_key: mappable.root_key,
+            installed: BTreeMap::new(),
             description,
         }]);
     }
@@ -232,6 +250,7 @@ async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result
                 packages,
                 memory_mib,
                 root_key: image.content_key(),
+                installed: image.manifest.packages,
                 description,
                 kernel: image.kernel,
                 modules: image.modules,
