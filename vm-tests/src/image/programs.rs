@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,7 +17,8 @@ use anyhow::{Context as _, bail, ensure};
 use serde::Deserialize;
 use xshell::{Shell, cmd};
 
-use crate::host::process::{self, Program, Sink};
+use crate::host::events::{self, Event};
+use crate::host::process::{self, Program, Stream};
 use crate::host::tools;
 use crate::image::flags::{self, Directories};
 use crate::workspace::{self, OWN, Package, Workspace};
@@ -64,7 +66,7 @@ impl GuestBinaries {
 /// the harness is a part of the workspace, as they share dependencies; else from the harness's own sources, since cargo takes
 /// no features of a dependency from the workspace that has it.
 ///
-/// Cargo's progress and diagnostics go to stderr as they come.
+/// Cargo's progress and diagnostics are told as they come.
 ///
 /// # Errors
 /// If the build fails (cargo has said why), if a binary is not static, or on an interrupt.
@@ -180,10 +182,16 @@ impl<'a> Builder<'a> {
             "{cargo} build --profile guest {profile...} {offline...} {of...} {what...} --target {triple}
              --target-dir {target} --message-format=json-render-diagnostics"
         );
-        let program = Program::from(build).env("CARGO_HOME", &self.cargo_home).stderr(Sink::Inherit);
+        let color = if io::stderr().is_terminal() { "always" } else { "auto" };
+        let program = Program::from(build).env("CARGO_HOME", &self.cargo_home).env("CARGO_TERM_COLOR", color);
         let program = flags::add(program, &directories.flags()?, triple, root, &self.cargo_home)?;
-        let output =
-            process::output(program, BUILD_LIMIT).await.context("build the guest's static binaries")?;
+        // Line by line, as an image may be built meanwhile, with a progress of its own.
+        let tell = |stream, line: &str| match stream {
+            Stream::Stderr => events::tell(Event::Note(line.to_owned())),
+            Stream::Stdout => {}
+        };
+        let built = process::run(program, BUILD_LIMIT, tell).await;
+        let output = built.context("build the guest's static binaries")?;
         let by_name = executables(&output.text()).context("read what cargo built")?;
         ensure!(!by_name.is_empty(), "cargo built no guest binary");
         for path in by_name.values() {

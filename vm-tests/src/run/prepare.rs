@@ -135,9 +135,13 @@ pub async fn prepare(
     let qemu = tools::program(named).with_context(|| format!("find {} on PATH", named.display()))?;
     let qemu = std::path::absolute(qemu).context("the path of QEMU")?;
     let (abilities, build) = (Abilities::ask(&qemu).await?, Build::of(&qemu).await?);
-    // Before anything is compiled, which takes minutes: an image asks for tools of its own.
-    let systems = systems(machines, wanted, &cache).await?;
-    let programs = programs::guest_binaries(workspace).await?;
+    // Before anything is compiled, which takes minutes, as it may ask for a password.
+    if requests(machines, wanted).iter().any(|request| !request.dir(&cache).exists()) {
+        tools::ensure(&[Need::Image], None, &cache).await?;
+    }
+    // An image waits for a mirror half of the time, and a build for the processor.
+    let (systems, programs) =
+        tokio::try_join!(systems(machines, wanted, &cache), programs::guest_binaries(workspace))?;
     let harness = ["vm-init", "vm-agent"].map(|name| program(&programs, name));
     let harness = harness.into_iter().collect::<Result<Vec<Input>>>()?;
     let mut guests = Vec::new();
@@ -233,12 +237,10 @@ async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result
             description,
         }]);
     }
-    let mirror = machines.mirror.clone().filter(|mirror| !mirror.is_empty());
     let mut systems = Vec::new();
     for suite in machines.suites() {
         for (packages, memory_mib) in images(suite, wanted) {
-            let request =
-                Request { suite, packages: packages.clone(), mirror: mirror.clone(), rebuild: false };
+            let request = request(machines, suite, &packages);
             let image = image::ensure(&request, cache).await.map_err(|error| blame(error, wanted))?;
             let kernel = &image.manifest.kernel_version;
             let description = match packages.as_slice() {
@@ -267,6 +269,23 @@ async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result
         return Err(WrongInput::new(what).into());
     }
     Ok(systems)
+}
+
+fn request(machines: &Machines, suite: Suite, packages: &[String]) -> Request {
+    let mirror = machines.mirror.clone().filter(|mirror| !mirror.is_empty());
+    Request { suite, packages: packages.to_owned(), mirror, rebuild: false }
+}
+
+/// All images that are wanted.
+fn requests(machines: &Machines, wanted: &[Wanted]) -> Vec<Request> {
+    if machines.external.is_some() {
+        return Vec::new();
+    }
+    let of = |suite| {
+        let images = images(suite, wanted).into_keys();
+        images.map(|packages| request(machines, suite, &packages)).collect::<Vec<_>>()
+    };
+    machines.suites().into_iter().flat_map(of).collect()
 }
 
 /// The images of a suite that are wanted: one for each list of packages, with the sizes of its machines.
