@@ -16,6 +16,8 @@ pub struct Workspace {
     pub target: PathBuf,
     /// Directories of scenarios, which are found in them by name.
     pub scenario_roots: Vec<PathBuf>,
+    /// The directory of the lock files of guests' images (`trixie.lock`), where there are some.
+    pub images: PathBuf,
     /// What scenarios can deploy by name, beside the harness's own stand-ins.
     pub packages: &'static [Package],
 }
@@ -37,8 +39,8 @@ pub(crate) const OWN: Package = Package {
 
 impl Workspace {
     /// The workspace that this is run in: the one that cargo says (`CARGO_MANIFEST_DIR`, at run time), or the one around
-    /// the working directory; elsewhere, the one that it was built from. Its scenarios are in `scenarios`, and it has no
-    /// packages.
+    /// the working directory; elsewhere, the one that it was built from. Its scenarios are in `scenarios`, its lock files in
+    /// `images`, and it has no packages.
     ///
     /// `package` is the directory of the program's own package: `env!("CARGO_MANIFEST_DIR")`.
     ///
@@ -53,7 +55,13 @@ impl Workspace {
             Some(target) => std::path::absolute(target).context("CARGO_TARGET_DIR")?,
             None => root.join("target"),
         };
-        Ok(Self { scenario_roots: vec![root.join("scenarios")], packages: &[], root, target })
+        Ok(Self {
+            scenario_roots: vec![root.join("scenarios")],
+            images: root.join("images"),
+            packages: &[],
+            root,
+            target,
+        })
     }
 
     /// Where images and saved machines are kept. Nothing is created by looking.

@@ -12,7 +12,8 @@ const PACKAGES: &[Package] = &[
 /// The workspace that this is run in.
 pub(crate) fn workspace() -> Result<Workspace> {
     let found = Workspace::find(env!("CARGO_MANIFEST_DIR"))?;
-    Ok(Workspace { scenario_roots: vec![found.root.join("vm-tests/scenarios")], packages: PACKAGES, ..found })
+    let (scenarios, images) = (found.root.join("vm-tests/scenarios"), found.root.join("vm-tests/images"));
+    Ok(Workspace { scenario_roots: vec![scenarios], images, packages: PACKAGES, ..found })
 }
 
 #[cfg(test)]

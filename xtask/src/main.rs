@@ -54,7 +54,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::VmTest(args) => vm_test::run(&args, cancel).await,
         Command::Why(args) => why::run(&args, cancel).await,
         Command::Shell(args) => shell::run(&args, cancel).await,
-        Command::Image(args) => image::run(&args).await.map(|()| PASSED),
+        Command::Image(args) => image::run(&args).await,
         Command::Programs(args) => programs::run(&args).await,
         Command::Doctor(args) => doctor::run(&args).await.map(|well| if well { PASSED } else { FAILED }),
         Command::Check(args) => check::run(&args, Cli::command()).await,

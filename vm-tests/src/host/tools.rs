@@ -69,6 +69,9 @@ impl Tool {
     }
 }
 
+/// The package of the archive's keys.
+const KEYRING: &str = "debian-archive-keyring";
+
 /// All tools, in the order in which `doctor` shows them.
 pub const TOOLS: &[Tool] = &[
     Tool {
@@ -112,7 +115,7 @@ pub const TOOLS: &[Tool] = &[
         purpose: "proves that packages are Debian's",
         need: Need::Image,
         only: Only::All,
-        package: "debian-archive-keyring",
+        package: KEYRING,
         version_arg: "",
     },
     Tool {
@@ -240,6 +243,12 @@ pub fn program(named: &Path) -> Option<PathBuf> {
 
 fn is_program(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// The file of the keys that Debian's archive signs with.
+#[must_use]
+pub fn keyring() -> Option<PathBuf> {
+    find(TOOLS.iter().find(|tool| tool.package == KEYRING)?)
 }
 
 fn find(tool: &Tool) -> Option<PathBuf> {

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use xshell::{Shell, cmd};
 
-use super::debian::{EPOCH, NoSuchPackage, RECIPE, Request, SQUASHFS, missing_package};
+use super::debian::{EPOCH, NoSuchPackage, RECIPE, RECORD, Request, SQUASHFS, missing_package};
 use super::entry::{CONFIG, FileRecord, Image, KERNEL, MANIFEST, MODULES, Manifest, ROOT};
 use super::kernel;
 use super::lent::check_user;
+use super::packages::Records;
 use super::scratch::{PACK_LIMIT, SCRATCH, Scratch, mapped, remove_scratch, remove_scratch_of};
 use crate::cache::{self, Lock, Staging};
 use crate::host::events::{self, Event, Progress};
@@ -75,7 +76,7 @@ async fn build(request: &Request, staging: &Staging, lock: &Lock) -> anyhow::Res
     let made = debootstrap(request, &tar, &scratch, lock, &progress).await;
     // Whatever came of it. If this is not reached, the next build does it, by the note in `work`.
     let removed = remove_scratch(&scratch.dir).await;
-    stages.time("mmdebstrap", made)?;
+    let records = stages.time("mmdebstrap", made)?;
     removed?;
     let note = work.join(SCRATCH);
     std::fs::remove_file(&note).with_context(|| format!("delete {}", note.display()))?;
@@ -94,6 +95,8 @@ async fn build(request: &Request, staging: &Staging, lock: &Lock) -> anyhow::Res
         suite: request.suite,
         mirror: request.mirror.clone(),
         kernel_version,
+        sha256: records.of(&packages),
+        archive: records.archive,
         packages,
         files,
         stages_ms: stages.done,
@@ -126,20 +129,22 @@ impl Stages {
     }
 }
 
-/// Makes the tar of a root.
+/// Makes the tar of a root, and tells what the archive says of its packages.
 async fn debootstrap(
     request: &Request,
     tar: &Path,
     scratch: &Scratch,
     lock: &Lock,
     progress: &Progress,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<Records> {
+    let keyring = tools::keyring().context("find the keys of Debian's archive")?;
     // Word by word: the options are a plan, which a golden file holds.
     let program = Program::new("mmdebstrap")
         .args(request.options())
+        .arg(RECORD)
         .arg(request.suite.as_str())
         .arg(tar)
-        .args(&request.mirror)
+        .args(request.sources(&keyring))
         .env("TMPDIR", &scratch.dir)
         .env("SOURCE_DATE_EPOCH", EPOCH)
         // The kernel package then asks for no initramfs.
@@ -149,11 +154,12 @@ async fn debootstrap(
         // each waiting for another that is gone.
         .pass_fd(lock.share()?, 9);
     let note = |group| lock.note_group(Some(group));
-    let mut missing = Vec::new();
+    let (mut missing, mut records) = (Vec::new(), Records::default());
     let made = process::run_noted(program, BUILD_LIMIT, note, |stream, line| {
         if stream == Stream::Stderr {
             line.strip_prefix("I: ").into_iter().for_each(|stage| progress.now(stage));
             missing.extend(missing_package(line).map(str::to_owned));
+            records.line(line);
         }
     })
     .await;
@@ -162,7 +168,7 @@ async fn debootstrap(
         return Err(NoSuchPackage { suite: request.suite, packages: missing }.into());
     }
     made?;
-    Ok(())
+    Ok(records)
 }
 
 /// Packs a tar as a squashfs.

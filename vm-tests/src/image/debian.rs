@@ -37,6 +37,16 @@ const EXCLUDED: &[&str] =
 /// mmdebstrap copies the host's name and resolver into the root; neither belongs there.
 const FORGET_HOST: &str = r#"--customize-hook=echo guest >"$1/etc/hostname" && : >"$1/etc/resolv.conf""#;
 
+/// Has a build tell, in lines that begin with `record: `, what the archive says of each package that is installed, and when
+/// each of its indexes was made. It leaves nothing in the root, so it is none of the root's inputs.
+pub(super) const RECORD: &str = concat!(
+    "--customize-hook=",
+    r#"chroot "$1" apt-cache --option Dir::Cache::pkgcache= --option Dir::Cache::srcpkgcache= show"#,
+    r#" $(chroot "$1" dpkg-query --show --showformat='${Package}=${Version} ')"#,
+    r#" | sed -n 's/^\(Package\|Version\|SHA256\): /record: &/p';"#,
+    r#" sed -n 's/^Date: /record: &/p' "$1"/var/lib/apt/lists/*Release"#
+);
+
 /// How sqfstar packs: nothing compressed (inodes, data, fragments, xattrs), the root directory as tar has it
 /// (sqfstar skips the entry `./` and would make it 0777), no bar, into a file that is there, xattrs kept (file capabilities).
 pub(super) const SQUASHFS: &[&str] =
@@ -61,6 +71,21 @@ pub(super) fn missing_package(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("E: ")?;
     let named = rest.strip_prefix("Unable to locate package ");
     named.or_else(|| rest.strip_prefix("Package '")?.strip_suffix("' has no installation candidate"))
+}
+
+/// Whether this is a time as an archive by date writes it, `20261101T000000Z`.
+pub(super) fn is_stamp(text: &str) -> bool {
+    let shape = |(at, byte): (usize, u8)| match at {
+        8 => byte == b'T',
+        15 => byte == b'Z',
+        _digit => byte.is_ascii_digit(),
+    };
+    text.len() == 16 && text.bytes().enumerate().all(shape)
+}
+
+/// The time in a mirror that is an archive by date: `http://snapshot.debian.org/archive/debian/20261101T000000Z/`.
+fn date_of(mirror: &str) -> Option<&str> {
+    mirror.split('/').find(|part| is_stamp(part))
 }
 
 /// Which image is wanted.
@@ -96,11 +121,36 @@ impl Request {
         cache.join("images").join(format!("{}-{}", self.suite, self.key().short()))
     }
 
+    /// What follows mmdebstrap's options, suite and output: where packages come from. Of an archive by date that has security
+    /// updates beside it, as Debian's has (`archive/debian/<time>/` and `archive/debian-security/<time>/`), those too: without a
+    /// mirror mmdebstrap takes them by itself.
+    pub(super) fn sources(&self, keyring: &Path) -> Vec<String> {
+        let Some(mirror) = self.mirror.as_deref() else { return Vec::new() };
+        let security = date_of(mirror).and_then(|date| {
+            let (all, rest) = mirror.split_once(date)?;
+            Some(format!("{}/debian-security/{date}{rest}", all.strip_suffix("/debian/")?))
+        });
+        match (security, self.suite) {
+            (None, _) | (_, Suite::Sid) => vec![mirror.to_owned()],
+            (Some(security), suite) => {
+                // mmdebstrap names the keys by itself where it is given a mirror, and not in lines.
+                let line = |mirror: &str, suite: String| {
+                    format!("deb [signed-by={}] {mirror} {suite} main", keyring.display())
+                };
+                vec![
+                    line(mirror, suite.to_string()),
+                    line(mirror, format!("{suite}-updates")),
+                    line(&security, format!("{suite}-security")),
+                ]
+            }
+        }
+    }
+
     fn included(&self) -> Vec<&str> {
         PACKAGES.iter().copied().chain(self.packages.iter().map(String::as_str)).collect()
     }
 
-    /// mmdebstrap's options; suite, output and mirror follow them.
+    /// mmdebstrap's options that make the root what it is; suite, output and sources follow them.
     pub(super) fn options(&self) -> Vec<String> {
         let mut options = vec![
             "--variant=minbase".to_owned(),
@@ -112,9 +162,11 @@ impl Request {
             "--aptopt=Apt::Install-Recommends \"false\"".to_owned(),
             FORGET_HOST.to_owned(),
         ];
-        if self.suite == Suite::Sid {
-            // Its index is good for a week, and a mirror that is further behind is no reason to have no guest. The
-            // signature is checked all the same: what is given up is to notice an archive that is held back.
+        if self.suite == Suite::Sid || self.mirror.as_deref().is_some_and(|mirror| date_of(mirror).is_some())
+        {
+            // An index is good for a week or so: a mirror of sid that is further behind is no reason to have no guest, and an
+            // archive of another day is asked for because of that. The signature is checked all the same: what is given up
+            // is to notice an archive that is held back.
             options.push("--aptopt=Acquire::Check-Valid-Until \"false\"".to_owned());
         }
         options.extend(EXCLUDED.iter().map(|path| format!("--dpkgopt=path-exclude={path}")));

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 
+use super::packages::{Lock, Package, Packages};
 use super::suite::Suite;
 use crate::cache::{self, Inputs, Key};
 
@@ -52,6 +53,12 @@ pub struct Manifest {
     pub kernel_version: String,
     /// Installed packages and their versions, from dpkg.
     pub packages: BTreeMap<String, String>,
+    /// The SHA-256 of each package's file, by its name, from the archive's index.
+    #[serde(default)]
+    pub sha256: BTreeMap<String, String>,
+    /// The date of the newest of its indexes, as an archive by date writes it.
+    #[serde(default)]
+    pub archive: Option<String>,
     /// The single files, by name.
     pub files: BTreeMap<String, FileRecord>,
     /// How long each stage of the build took, in milliseconds.
@@ -122,6 +129,16 @@ impl Image {
     pub fn content_key(&self) -> Key {
         let files = self.manifest.files.iter();
         files.fold(Inputs::new("image-content", 1), |all, (name, file)| all.text(name, &file.sha256)).key()
+    }
+
+    /// What it is made of, as a lock file has it.
+    #[must_use]
+    pub fn lock(&self) -> Lock {
+        let Manifest { suite, archive, packages, sha256, .. } = &self.manifest;
+        let package = |(name, version): (&String, &String)| {
+            (name.clone(), Package { version: version.clone(), sha256: sha256.get(name).cloned() })
+        };
+        Lock::new(*suite, archive.clone(), Packages(packages.iter().map(package).collect()))
     }
 
     /// The size of all of it on disk, in bytes.

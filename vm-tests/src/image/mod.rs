@@ -8,7 +8,7 @@
 //! and 160 MB is little; lz4 would make it 95 MB. It is one file that any number of machines read at once.
 //!
 //! An image is named by the hash of its inputs and never rebuilt for its age: an archive that moved on is a
-//! reason to ask for `--rebuild`, not for a test to change under one's feet. Booting is [`crate::image::initramfs`]' and
+//! reason to ask for `--rebuild`, not for a test to change under one's feet. What moved then [`packages`] tells. Booting is [`crate::image::initramfs`]' and
 //! [`crate::machine::config`]'s business.
 
 mod build;
@@ -19,6 +19,7 @@ mod flags;
 pub mod initramfs;
 pub mod kernel;
 mod lent;
+pub mod packages;
 pub mod programs;
 mod scratch;
 pub(crate) mod suite;

@@ -80,6 +80,38 @@ fn the_command_line_is_as_agreed() {
     "#);
 }
 
+/// By its words alone: no archive by date was tried (see docs/running.md), one that was made of today's was.
+#[test]
+fn an_archive_by_date_has_the_updates_of_that_day_and_no_day_is_too_old() {
+    let of = |suite, mirror: &str| Request { suite, mirror: Some(mirror.to_owned()), ..Request::default() };
+    let sources = |suite, mirror| of(suite, mirror).sources(Path::new("/keys.gpg")).join("\n");
+    let dated = "http://snapshot.debian.org/archive/debian/20261101T000000Z/";
+    insta::assert_snapshot!(sources(Suite::Trixie, dated), @"
+    deb [signed-by=/keys.gpg] http://snapshot.debian.org/archive/debian/20261101T000000Z/ trixie main
+    deb [signed-by=/keys.gpg] http://snapshot.debian.org/archive/debian/20261101T000000Z/ trixie-updates main
+    deb [signed-by=/keys.gpg] http://snapshot.debian.org/archive/debian-security/20261101T000000Z/ trixie-security main
+    ");
+    insta::assert_snapshot!(sources(Suite::Bookworm, dated.trim_end_matches('/')), @"
+    deb [signed-by=/keys.gpg] http://snapshot.debian.org/archive/debian/20261101T000000Z bookworm main
+    deb [signed-by=/keys.gpg] http://snapshot.debian.org/archive/debian/20261101T000000Z bookworm-updates main
+    deb [signed-by=/keys.gpg] http://snapshot.debian.org/archive/debian-security/20261101T000000Z bookworm-security main
+    ");
+    assert_eq!(sources(Suite::Sid, dated), dated, "unstable has neither");
+    for whole in
+        ["http://mirror.example/debian", "file:///srv/20261101T000000Z/", "http://m/20261101/debian/"]
+    {
+        assert_eq!(sources(Suite::Trixie, whole), whole);
+    }
+    let unchecked = |request: Request| {
+        request.options().contains(&"--aptopt=Acquire::Check-Valid-Until \"false\"".to_owned())
+    };
+    assert!(
+        unchecked(of(Suite::Trixie, dated)) && unchecked(of(Suite::Trixie, "file:///srv/20261101T000000Z/"))
+    );
+    assert!(!unchecked(of(Suite::Trixie, "http://mirror.example/debian")) && !unchecked(Request::default()));
+    assert_eq!(Request::default().sources(Path::new("/keys.gpg")), [""; 0]);
+}
+
 #[test]
 fn packages_are_added_and_a_missing_one_is_known_by_its_name() {
     let request = Request { packages: vec!["nfs-kernel-server".to_owned()], ..Request::default() };
@@ -129,6 +161,8 @@ fn fake(dir: &Path) -> Image {
         mirror: None,
         kernel_version: "6.1-x".to_owned(),
         packages: BTreeMap::new(),
+        sha256: BTreeMap::new(),
+        archive: None,
         files: [ROOT, KERNEL, CONFIG].map(file).into(),
         stages_ms: BTreeMap::new(),
     };

@@ -7,10 +7,12 @@
 //! [trixie]
 //! start_ms = 318.0
 //! reset_ms = 124.4
+//! lock = "ab12cd34ef56"
 //! ```
 //!
 //! A table for each guest: the medians over a run's cycles, in milliseconds of the guest; of a reset, without the recorder's
-//! scans meanwhile. A guest without a table
+//! scans meanwhile; and the lock of the image that they were measured on, which names its packages by their versions. On
+//! another lock they are compared all the same: the tolerance is for that too. A guest without a table
 //! deviates until one is accepted, as one without a snapshot does; an external image is not compared. Written by the same
 //! rule as snapshots (`INSTA_UPDATE=always`), read when the clock is virtual: a wall-clock duration is the host's, and no
 //! file's.
@@ -48,14 +50,30 @@ const HEADER: &str = "\
 # tolerance of vm-tests/src/judge/baselines.rs. INSTA_UPDATE=always writes what was measured.
 ";
 
-/// One guest's table.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// How long a run's commands took.
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Durations {
     /// The start command's median.
     pub start_ms: f64,
     /// The reset command's median.
     pub reset_ms: f64,
+}
+
+/// One guest's table.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Pin {
+    start_ms: f64,
+    reset_ms: f64,
+    /// The name of the packages that it was measured on; none of one that is older than such names, or of an image without.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    lock: Option<String>,
+}
+
+impl Pin {
+    fn durations(&self) -> Durations {
+        Durations { start_ms: self.start_ms, reset_ms: self.reset_ms }
+    }
 }
 
 impl Durations {
@@ -108,6 +126,9 @@ pub struct Baselines {
     own: Option<String>,
     /// The guest's table in `durations.toml`.
     pub durations: Option<Durations>,
+    /// The lock that they are pinned for, and that of the image which is compared.
+    pinned_for: Option<String>,
+    lock: Option<String>,
     /// Whether no run of the scenario was ever accepted, on any guest.
     pub(super) none_yet: bool,
 }
@@ -148,15 +169,25 @@ impl Baselines {
             Some(snapshot.as_text()?.to_string())
         };
         let mut durations = read(directory)?;
+        let none_yet = durations.is_empty() && !has_snapshot(directory)?;
+        let pin = durations.remove(guest);
         Ok(Self {
             directory: directory.to_owned(),
             guest: guest.to_owned(),
             clock,
             shared: text(format!("{SHARED}.snap")),
             own: text(format!("{SHARED}.{guest}.snap")),
-            none_yet: durations.is_empty() && !has_snapshot(directory)?,
-            durations: durations.remove(guest),
+            none_yet,
+            durations: pin.as_ref().map(Pin::durations),
+            pinned_for: pin.and_then(|pin| pin.lock),
+            lock: None,
         })
+    }
+
+    /// The same, for a run on an image whose packages have this name.
+    #[must_use]
+    pub fn on(self, lock: Option<&str>) -> Self {
+        Self { lock: lock.map(str::to_owned), ..self }
     }
 
     /// Compares with the guest's own snapshot if there is one, else with the one that all guests share.
@@ -205,7 +236,13 @@ impl Baselines {
             )],
         };
         let path = self.directory.join(FILE);
-        deviations.iter().map(|what| format!("{what}: {}", path.display())).collect()
+        let other = match (&self.pinned_for, &self.lock) {
+            (Some(pinned), Some(this)) if pinned != this => {
+                format!(" (pinned for {} of lock {pinned}, this is {this})", self.guest)
+            }
+            _same_or_not_known => String::new(),
+        };
+        deviations.iter().map(|what| format!("{what}: {}{other}", path.display())).collect()
     }
 
     /// Writes a run's durations as the guest's, unless the file has some by now that they agree with.
@@ -218,12 +255,12 @@ impl Baselines {
     pub fn accept_durations(&self, measured: &Durations) -> Result<()> {
         let _held = lock(&self.directory)?;
         let mut all = read(&self.directory)?;
-        if all.get(&self.guest).is_some_and(|baseline| baseline.deviations(measured).is_empty()) {
+        if all.get(&self.guest).is_some_and(|pin| pin.durations().deviations(measured).is_empty()) {
             return Ok(());
         }
         let tenth = |ms: f64| (ms * 10.0).round() / 10.0;
-        let rounded = Durations { start_ms: tenth(measured.start_ms), reset_ms: tenth(measured.reset_ms) };
-        all.insert(self.guest.clone(), rounded);
+        let (start_ms, reset_ms) = (tenth(measured.start_ms), tenth(measured.reset_ms));
+        all.insert(self.guest.clone(), Pin { start_ms, reset_ms, lock: self.lock.clone() });
         let text = toml::to_string(&all).context("write durations as TOML")?;
         replace(&self.directory.join(FILE), &self.directory, &format!("{HEADER}\n{text}"))
     }
@@ -253,7 +290,7 @@ fn changes(snapshot: &str, text: &str) -> Vec<String> {
 }
 
 /// A scenario's durations by guest; none if it has no such file.
-fn read(directory: &Path) -> Result<BTreeMap<String, Durations>> {
+fn read(directory: &Path) -> Result<BTreeMap<String, Pin>> {
     let path = directory.join(FILE);
     match std::fs::read_to_string(&path) {
         Ok(text) => toml::from_str(&text).with_context(|| format!("parse {}", path.display())),
@@ -365,6 +402,34 @@ mod tests {
     }
 
     #[test]
+    fn a_pin_says_what_it_was_measured_on() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let at = |reset_ms| Durations { start_ms: 300.0, reset_ms };
+        let load = |lock| Baselines::load(directory.path(), "trixie", Clock::Virtual).expect("load").on(lock);
+        let compare = |lock, measured: &Durations| load(lock).compare_durations(measured).concat();
+        let file = directory.path().join(FILE);
+        load(Some("ab12")).accept_durations(&at(100.0)).expect("accept");
+        let text = std::fs::read_to_string(&file).expect("read");
+        assert!(text.contains("[trixie]\nstart_ms = 300.0\nreset_ms = 100.0\nlock = \"ab12\"\n"), "{text}");
+        assert_eq!(compare(Some("cd34"), &at(110.0)), "", "the tolerance is for another lock too");
+        load(Some("cd34")).accept_durations(&at(110.0)).expect("accept");
+        assert_eq!(
+            std::fs::read_to_string(&file).expect("read"),
+            text,
+            "it is pinned for the same as before"
+        );
+        let said = compare(Some("cd34"), &at(150.0));
+        assert!(said.ends_with(" (pinned for trixie of lock ab12, this is cd34)"), "{said}");
+        for same in [Some("ab12"), None] {
+            let said = compare(same, &at(150.0));
+            assert!(said.contains("150.0 ms") && !said.contains("lock ab12"), "{said}");
+        }
+        std::fs::write(&file, "[trixie]\nstart_ms = 300.0\nreset_ms = 100.0\n").expect("write");
+        let said = compare(Some("cd34"), &at(150.0));
+        assert!(said.contains("150.0 ms") && !said.contains("cd34"), "what is older has no lock: {said}");
+    }
+
+    #[test]
     fn guests_that_are_accepted_at_once_lose_none() {
         const GUESTS: usize = 8;
         const ROUNDS: u32 = 10;
@@ -388,8 +453,10 @@ mod tests {
             }
         });
         let text = std::fs::read_to_string(directory.path().join(FILE)).expect("read");
-        let all: BTreeMap<String, Durations> = toml::from_str(&text).expect("TOML");
-        assert_eq!(all, names.into_iter().map(|guest| (guest, at(ROUNDS - 1))).collect());
+        let all: BTreeMap<String, Pin> = toml::from_str(&text).expect("TOML");
+        let Durations { start_ms, reset_ms } = at(ROUNDS - 1);
+        let pin = Pin { start_ms, reset_ms, lock: None };
+        assert_eq!(all, names.into_iter().map(|guest| (guest, pin.clone())).collect());
         assert_eq!(std::fs::read_dir(directory.path()).expect("list").count(), 1, "nothing else is left");
     }
 
@@ -430,6 +497,8 @@ mod tests {
                 shared: shared.map(str::to_owned),
                 own: own.map(str::to_owned),
                 durations: None,
+                pinned_for: None,
+                lock: None,
                 none_yet: false,
             };
             let outcome = baselines.compare_text("as it is\n".to_owned());

@@ -47,6 +47,8 @@ pub struct First {
     directory: PathBuf,
     description: String,
     guest: String,
+    /// The name of its image's packages.
+    lock: Option<String>,
     clock: Clock,
     /// The run's text.
     pub text: String,
@@ -65,6 +67,7 @@ impl First {
             directory: scenario.directory.clone(),
             description: scenario.manifest.description.clone(),
             guest: guest.name.clone(),
+            lock: guest.lock.clone(),
             clock,
             text: judgement.outcome.text.clone(),
             measured: judgement.measured,
@@ -76,7 +79,10 @@ impl First {
     /// # Errors
     /// Files that can't be read or written.
     pub fn accept(&self) -> Result<()> {
-        let load = || Baselines::load(&self.directory, &self.guest, self.clock);
+        let load = || {
+            let baselines = Baselines::load(&self.directory, &self.guest, self.clock)?;
+            Ok(baselines.on(self.lock.as_deref()))
+        };
         accept_text(&self.directory, &self.description, &self.text, load)?;
         match &self.measured {
             Some(measured) => load()?.accept_durations(measured),
@@ -105,7 +111,10 @@ fn accept_text(
 /// for somebody to decide.
 pub(super) fn accept(guest: &Guest, scenario: &Scenario, judgement: &mut Judgement) -> Result<()> {
     let (directory, description) = (&scenario.directory, &scenario.manifest.description);
-    let load = || Baselines::load(directory, &guest.name, guest.base.clock);
+    let load = || {
+        let baselines = Baselines::load(directory, &guest.name, guest.base.clock)?;
+        Ok(baselines.on(guest.lock.as_deref()))
+    };
     accept_as(Update::from_env(), directory, description, load, judgement)
 }
 
@@ -192,6 +201,7 @@ pub(super) mod tests {
             directory: directory.path().to_owned(),
             description: "d".to_owned(),
             guest: guest.to_owned(),
+            lock: None,
             clock: Clock::Virtual,
             text: text.to_owned(),
             measured: Some(Durations { start_ms: 10.0, reset_ms: 20.0 }),

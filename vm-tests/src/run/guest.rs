@@ -30,6 +30,9 @@ pub struct Guest {
     /// Debian packages that its image has beside the usual ones. Guests that differ in these alone have one name.
     #[serde(default)]
     pub packages: Vec<String>,
+    /// The name of all its packages by their versions, as a lock file has it; none of an external image.
+    #[serde(default)]
+    pub lock: Option<String>,
     /// What every machine is made of.
     pub base: Base,
     /// The booted machines that scenarios start from, by their RAM in MiB: one for each size that was asked for.

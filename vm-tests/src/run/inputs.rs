@@ -153,6 +153,7 @@ pub(super) mod tests {
         let saved = Saved { ram: "ram".into(), state: "state".into(), hash: "5a7ed".to_owned() };
         Guest {
             name: "trixie".to_owned(),
+            lock: None,
             packages: Vec::new(),
             saved: BTreeMap::from([(base.memory_mib, saved)]),
             base,

@@ -55,7 +55,8 @@ impl Run {
     /// # Errors
     /// Baselines that can't be read.
     pub fn of_known(guest: &Guest, scenario: &Scenario, inputs: Inputs, known: &Remembered) -> Result<Self> {
-        let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
+        let baselines =
+            Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?.on(guest.lock.as_deref());
         let recording = known.recording.clone();
         let judgement = judge(&recording, scenario, &baselines);
         let (inputs, remembered) = (Some(inputs), Some(known.about.age()));
@@ -127,7 +128,8 @@ pub async fn run(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Run> {
-    let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
+    let baselines =
+        Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?.on(guest.lock.as_deref());
     let mut stages = Stages::default();
     let begun = Instant::now();
     let test = format!("{}/{}", guest.name, scenario.name);

@@ -12,6 +12,7 @@ use crate::host::accel::{self, Clock, Wish};
 use crate::host::events::{self, Event};
 use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
+use crate::image::packages::{Lock, Package};
 use crate::image::programs::GuestBinaries;
 use crate::image::{self, EXTERNAL, NoSuchPackage, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
@@ -141,7 +142,7 @@ pub async fn prepare(
     }
     // An image waits for a mirror half of the time, and a build for the processor.
     let (systems, programs) =
-        tokio::try_join!(systems(machines, wanted, &cache), programs::guest_binaries(workspace))?;
+        tokio::try_join!(systems(workspace, machines, wanted, &cache), programs::guest_binaries(workspace))?;
     let harness = ["vm-init", "vm-agent"].map(|name| program(&programs, name));
     let harness = harness.into_iter().collect::<Result<Vec<Input>>>()?;
     let mut guests = Vec::new();
@@ -180,10 +181,11 @@ pub async fn prepare(
         guests.push(Guest {
             name: system.name,
             packages: system.packages,
+            lock: system.lock.as_ref().map(|lock| lock.name().to_owned()),
             base,
             saved,
             image: system.description,
-            explained: [packages_of(system.installed), harness.clone()].concat(),
+            explained: [system.lock.map(packages_of).unwrap_or_default(), harness.clone()].concat(),
             choice: choice.to_string(),
             programs: programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect(),
         });
@@ -191,9 +193,10 @@ pub async fn prepare(
     Ok(guests)
 }
 
-fn packages_of(installed: BTreeMap<String, String>) -> Vec<Input> {
-    let packages = installed.into_iter();
-    packages.map(|(name, value)| Input { kind: Kind::Package, name, value }).collect()
+fn packages_of(lock: Lock) -> Vec<Input> {
+    let input =
+        |(name, package): (String, Package)| Input { kind: Kind::Package, name, value: package.version };
+    lock.packages.0.into_iter().map(input).collect()
 }
 
 fn program(programs: &GuestBinaries, name: &str) -> Result<Input> {
@@ -213,14 +216,19 @@ struct System {
     modules: PathBuf,
     root: PathBuf,
     root_key: Key,
-    /// Its packages and their versions, as far as they are known.
-    installed: BTreeMap<String, String>,
+    /// All of its packages; none of an external image.
+    lock: Option<Lock>,
     /// One line.
     description: String,
 }
 
 /// The systems that are asked for, built where they are not there.
-async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result<Vec<System>> {
+async fn systems(
+    workspace: &Workspace,
+    machines: &Machines,
+    wanted: &[Wanted],
+    cache: &Path,
+) -> Result<Vec<System>> {
     if let Some(external) = machines.external.clone() {
         let mappable = external::mappable_root(&external, cache).await?;
         let description = format!("{}, kernel {}", external.root.display(), external.kernel.display());
@@ -233,7 +241,7 @@ async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result
             modules: external.modules,
             root: mappable.root,
             root_key: mappable.root_key,
-            installed: BTreeMap::new(),
+            lock: None,
             description,
         }]);
     }
@@ -242,6 +250,10 @@ async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result
         for (packages, memory_mib) in images(suite, wanted) {
             let request = request(machines, suite, &packages);
             let image = image::ensure(&request, cache).await.map_err(|error| blame(error, wanted))?;
+            let lock = image.lock();
+            // What a scenario wants besides has no lock file.
+            let file = if packages.is_empty() { Lock::load(&workspace.images, suite)? } else { None };
+            file.and_then(|file| file.moved(&lock)).map(Event::Note).into_iter().for_each(events::tell);
             let kernel = &image.manifest.kernel_version;
             let description = match packages.as_slice() {
                 [] => format!("Debian {suite}, kernel {kernel}"),
@@ -252,7 +264,7 @@ async fn systems(machines: &Machines, wanted: &[Wanted], cache: &Path) -> Result
                 packages,
                 memory_mib,
                 root_key: image.content_key(),
-                installed: image.manifest.packages,
+                lock: Some(lock),
                 description,
                 kernel: image.kernel,
                 modules: image.modules,
