@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, check, doctor, image, new, programs, shell, vm_test, why};
+use crate::{bench, check, costs, doctor, image, new, programs, shell, vm_test, why};
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
 #[derive(Debug, Parser)]
@@ -21,6 +21,7 @@ pub(crate) enum Command {
     New(new::NewArgs),
     VmTest(vm_test::VmTestArgs),
     Why(why::WhyArgs),
+    Costs(costs::CostsArgs),
     Shell(shell::ShellArgs),
     Image(image::ImageArgs),
     Programs(programs::ProgramsArgs),

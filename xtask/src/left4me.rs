@@ -27,4 +27,11 @@ mod tests {
             .unwrap_or_else(|error| panic!("{error}"));
         assert!(scenarios.len() > 40, "{} scenarios", scenarios.len());
     }
+
+    #[test]
+    fn the_costs_by_which_the_suite_is_divided_can_be_read() {
+        let roots = super::workspace().expect("the workspace").scenario_roots;
+        let costs = vm_tests::run::costs::Costs::load(&roots).expect("costs.toml");
+        assert!(costs.of("trixie", "5eac51a").is_some(), "{costs:?}");
+    }
 }

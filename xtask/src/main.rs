@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod cli;
 mod copied;
+mod costs;
 mod docs;
 mod doctor;
 mod exit;
@@ -53,6 +54,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::New(args) => new::run(args).map(|()| PASSED),
         Command::VmTest(args) => vm_test::run(&args, cancel).await,
         Command::Why(args) => why::run(&args, cancel).await,
+        Command::Costs(args) => costs::run(&args).map(|()| PASSED),
         Command::Shell(args) => shell::run(&args, cancel).await,
         Command::Image(args) => image::run(&args).await,
         Command::Programs(args) => programs::run(&args).await,

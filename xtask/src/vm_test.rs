@@ -9,8 +9,10 @@ use vm_tests::machine::Cancel;
 use vm_tests::report::{self, Verdict};
 use vm_tests::run::one::Bounds;
 use vm_tests::run::recall::Again;
+use vm_tests::run::shard::Shard;
 use vm_tests::run::suite;
 
+use crate::exit::PASSED;
 use crate::first;
 use crate::left4me;
 use crate::machine::MachineArgs;
@@ -29,6 +31,15 @@ pub(crate) struct VmTestArgs {
     /// Run the scenarios that are steps of the history, and print them as one table
     #[arg(long, conflicts_with = "scenarios")]
     history: bool,
+
+    /// Run one part of the suite, for so many runners: 2/4 is the second of four. Who has which runs follows from the
+    /// scenarios, the images and costs.toml, the costliest runs first
+    #[arg(long, value_name = "K/N", conflicts_with = "history")]
+    shard: Option<Shard>,
+
+    /// Prepare machines and prepared.json, and run nothing: for cargo-nextest
+    #[arg(long, conflicts_with_all = ["history", "fresh", "verify"])]
+    no_run: bool,
 
     /// Number of Start/Reset cycles, in place of the scenario's; one whose machine shuts down has one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
@@ -98,7 +109,13 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         jobs: args.jobs,
         results: args.results.clone(),
         again: if args.fresh { Again::All } else { Again::Some(args.verify) },
+        shard: args.shard,
     };
+    if args.no_run {
+        let prepared = suite::prepare_only(&workspace, &scenarios, &options, cancel).await?;
+        println!("prepared: {}", prepared.display());
+        return Ok(PASSED);
+    }
     let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
     print!("{}", ran.report.text(if args.history { report::history } else { report::table }));
     let failed = ran.report.scenarios.iter().filter(|one| one.verdict == Verdict::Failed);

@@ -36,11 +36,17 @@ fn printing(arguments: &[&str], stdout: Sink) -> (Option<i32>, String) {
 
 #[test]
 fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
-    let cases: [(&[&str], &str); 9] = [
+    let cases: [(&[&str], &str); 15] = [
         (&["frobnicate"], "unrecognized subcommand"),
         (&["vm-test", "no-such-scenario"], "no-such-scenario"),
         (&["vm-test", "--image", "potato"], "potato"),
         (&["vm-test", "--cycles", "2", "shutdown"], "a machine shuts down once"),
+        (&["vm-test", "--shard", "0/4"], "2/4 for the second of four"),
+        (&["vm-test", "--shard", "5/4"], "2/4 for the second of four"),
+        (&["vm-test", "--shard", "x"], "2/4 for the second of four"),
+        (&["vm-test", "--history", "--shard", "1/4"], "cannot be used with"),
+        (&["vm-test", "--image", "sid", "--shard", "1/2", "5eac51a"], "2 shards of 1 run"),
+        (&["costs", "/no/such"], "read /no/such"),
         (&["vm-test", "--qemu", "/no/such/qemu"], "/no/such/qemu: no such program"),
         (
             &["vm-test", "--kernel", "/no/such", "--modules", "/", "--root", "/"],

@@ -21,6 +21,7 @@ use crate::run::accept::First;
 use crate::run::guest::Guest;
 use crate::run::one::{Run, Stages};
 use crate::run::remembered::ago;
+use crate::run::shard::Share;
 use crate::scenario::{History, Scenario, WrongInput};
 use vm_agent::recording::{Evidence, Recording, What};
 use vm_agent::wire::Exit;
@@ -47,6 +48,9 @@ pub struct Report {
     pub guests: BTreeMap<String, String>,
     /// Each scenario on each guest, in the order they were asked for.
     pub scenarios: Vec<ScenarioReport>,
+    /// Which part of a suite this is; `null` if it is all of it.
+    #[serde(default)]
+    pub shard: Option<Share>,
 }
 
 /// One scenario's part of the report.
@@ -166,6 +170,7 @@ impl Report {
             clock: serde_json::to_value(first.base.clock)?.as_str().unwrap_or_default().to_owned(),
             guests: images(guests),
             scenarios,
+            shard: None,
         })
     }
 
@@ -209,6 +214,9 @@ impl Report {
         let remembered = self.scenarios.iter().filter(|scenario| scenario.remembered_s.is_some()).count();
         if remembered > 0 {
             text.push_str(&format!("; {remembered} remembered, --fresh runs all"));
+        }
+        if let Some(Share { number, of, runs_of_all }) = self.shard {
+            text.push_str(&format!("; shard {number} of {of}, of {runs_of_all} runs in all"));
         }
         text.push('\n');
         text

@@ -16,6 +16,7 @@ use crate::judge::cycle::MountOutcome;
 use crate::judge::cycle::{Before, Cycle, ExecOutcome, MountUnit, Ran};
 use crate::judge::samples;
 use crate::run::one::Stages;
+use crate::run::shard::Share;
 use crate::scenario::History;
 
 /// A report in which no list is empty and nothing is `null`.
@@ -100,6 +101,7 @@ fn full() -> Report {
         clock: "virtual".to_owned(),
         guests: BTreeMap::from([("trixie".to_owned(), "x".to_owned())]),
         scenarios: vec![scenario],
+        shard: Some(Share { number: 1, of: 2, runs_of_all: 3 }),
     }
 }
 

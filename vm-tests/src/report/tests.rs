@@ -3,6 +3,7 @@
 use super::*;
 use crate::judge::cycle::{ExecOutcome, MountUnit, Umount};
 use crate::judge::samples;
+use crate::run::shard::Share;
 use crate::scenario::verdict::MountVerdict;
 use vm_agent::recording::{Event, Remount, Role, UnitState};
 
@@ -126,6 +127,7 @@ fn tables() {
             ),
             scenario("none", Some((6, "~25 s")), Verdict::Infrastructure, Vec::new()),
         ],
+        shard: None,
     };
     insta::assert_snapshot!("table", table(&report, "trixie"));
     insta::assert_snapshot!("history", history(&report, "trixie"));
@@ -142,6 +144,11 @@ fn tables() {
     new.scenarios.push(scenario("first", None, Verdict::New, vec![cycle(100_000_000, ok, "ok")]));
     assert_eq!((new.verdict(), new.verdict().exit_code()), (Verdict::New, 1), "nothing passes without a pin");
     assert_eq!(counted(&new).as_deref(), Some("3 passed, 0 failed, 1 new"));
+    let shard = Some(Share { number: 2, of: 4, runs_of_all: 17 });
+    assert_eq!(
+        counted(&Report { shard, ..new }).as_deref(),
+        Some("3 passed, 0 failed, 1 new; shard 2 of 4, of 17 runs in all")
+    );
     many.scenarios.push(scenario("more", None, Verdict::Passed, vec![cycle(100_000_000, ok, "ok")]));
     insta::assert_snapshot!("table-of-many", table(&many, "trixie"));
 }

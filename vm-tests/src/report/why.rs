@@ -212,6 +212,7 @@ mod tests {
             clock: String::new(),
             guests: BTreeMap::new(),
             scenarios,
+            shard: None,
         };
         std::fs::write(directory.join("report.json"), serde_json::to_string(&report).expect("json"))
             .expect("write");

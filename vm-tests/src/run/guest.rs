@@ -62,12 +62,8 @@ impl Guest {
     /// external image has what it has.
     #[must_use]
     pub fn runs(&self, scenario: &Scenario) -> bool {
-        let manifest = &scenario.manifest;
-        let is_for = |suite: Suite| manifest.images.is_empty() || manifest.images.contains(&suite);
-        match self.name.parse() {
-            Ok(suite) => is_for(suite) && self.packages == manifest.packages,
-            Err(_external) => true,
-        }
+        let is_external = self.name.parse::<Suite>().is_err();
+        scenario.is_for(&self.name) && (is_external || self.packages == scenario.manifest.packages)
     }
 
     /// The saved machine of the base's size.

@@ -1,18 +1,23 @@
 //! From scenarios to a report, in this order: [`entry`] is what a program calls, [`suite`] does what `cargo xtask vm-test`
-//! does, [`prepare`] makes guests, [`one`] runs a scenario on one of them, unless its recording is
-//! [`remembered`] by its [`inputs`].
+//! does, or the [`part`] of it that is a [`shard`]'s by the [`costs`], [`prepare`] makes guests, [`one`] runs a scenario on one
+//! of them, unless its recording is [`remembered`] by its [`inputs`].
 
 pub mod accept;
+pub mod costs;
 pub mod entry;
 pub mod guest;
 pub mod input;
 pub mod inputs;
+mod jobs;
+mod left_out;
 pub mod now;
 pub mod one;
 mod pace;
+pub mod part;
 pub mod prepare;
 pub mod recall;
 pub mod remembered;
 pub mod results;
+pub mod shard;
 mod shutdown;
 pub mod suite;

@@ -48,7 +48,7 @@ impl Pace {
 }
 
 /// The wall time of a run that has a result.
-fn took(report: &ScenarioReport) -> Option<Duration> {
+pub(super) fn took(report: &ScenarioReport) -> Option<Duration> {
     // One whose recording was remembered has taken no time, and says nothing of one that runs.
     let has_run =
         matches!(report.verdict, Verdict::Passed | Verdict::Failed) && report.remembered_s.is_none();

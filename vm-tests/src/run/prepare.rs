@@ -61,6 +61,14 @@ impl Machines {
         self.external.as_ref().map_or_else(|| self.suites().len(), |_one| 1)
     }
 
+    /// Their guests' names, in the order they were asked for.
+    pub(super) fn names(&self) -> Vec<String> {
+        match &self.external {
+            Some(_) => vec![EXTERNAL.to_owned()],
+            None => self.suites().iter().map(Suite::to_string).collect(),
+        }
+    }
+
     /// In the order they were asked for, each once.
     fn suites(&self) -> Vec<Suite> {
         let mut once = Vec::new();

@@ -14,21 +14,25 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::accept::{First, accept};
+use super::costs::Costs;
 use super::guest::Guest;
+use super::jobs::jobs;
+use super::left_out::{not_run, other_cycles};
 use super::one::{self, Bounds};
 use super::pace::{Pace, about};
+use super::part::Part;
 use super::prepare::{Machines, make_sure, prepare};
 use super::recall::{self, Again, Asked, Known};
 use super::remembered::Store;
 use super::results::Results;
+use super::shard::Shard;
 use crate::cache;
 use crate::host::events::{self, Event};
-use crate::host::memory;
 use crate::host::signals::Interrupted;
 use crate::judge::baselines::Baselines;
 use crate::machine::Cancel;
 use crate::report::{self, Report, ScenarioReport};
-use crate::scenario::{Scenario, Wanted, WrongInput};
+use crate::scenario::{Scenario, Wanted};
 use crate::workspace::Workspace;
 
 /// How long the machines may take to end after an interrupt: each step of a machine's stop is bounded by 3 s, its evidence
@@ -51,6 +55,8 @@ pub struct Options {
     pub results: Option<PathBuf>,
     /// Which runs whose recording is remembered are run all the same.
     pub again: Again,
+    /// Which part of the suite is run; `None` is all of it.
+    pub shard: Option<Shard>,
 }
 
 /// A suite that has run.
@@ -66,38 +72,21 @@ pub struct Ran {
 /// the machines are ended then, and what they did not get to is reported as interrupted.
 ///
 /// # Errors
-/// [`WrongInput`] for a number of cycles that none of them can have; those of the preparation, and of writing the report. A
-/// scenario that fails or has no result is no error: see [`Report::verdict`].
+/// [`WrongInput`](crate::scenario::WrongInput) for a number of cycles that none of them can have, and for more shards than runs;
+/// those of the preparation, and of writing the report. A scenario that fails or has no result is no error: see
+/// [`Report::verdict`].
 pub async fn run(
     workspace: &Workspace,
     scenarios: &[Scenario],
     options: &Options,
     cancel: Cancel,
 ) -> Result<Ran> {
-    let note = other_cycles(scenarios, options.bounds.cycles)?;
-    let results = match &options.results {
-        Some(named) => Results::at(named).await?,
-        None => Results::next_free(&workspace.target)?,
-    };
-    let wanted = Wanted::by(scenarios);
-    let mut guests =
-        prepare(workspace, &options.machines, &wanted, &results.directory, cancel.clone()).await?;
-    not_run(&guests, scenarios).into_iter().chain(note).map(Event::Note).for_each(events::tell);
-    let plan = SuitePlan {
-        bounds: options.bounds,
-        results: results.directory.clone(),
-        scenarios: scenarios.iter().map(|scenario| scenario.directory.clone()).collect(),
-    };
+    let (mut prepared, results) = ready(workspace, scenarios, options, cancel.clone()).await?;
     let store = Store::open(&workspace.cache()?)?;
-    let asked = plan.trials(&guests, scenarios)?;
+    let asked = prepared.plan.trials(&prepared.guests, scenarios)?;
     let asked: Vec<_> = asked.iter().map(Trial::asked).collect();
     let known = recall::recall(&asked, store.as_ref(), options.again)?;
-    for (number, memory_mib) in &known.machines {
-        if let Some(guest) = guests.get_mut(*number) {
-            make_sure(guest, *memory_mib, &workspace.cache()?, cancel.clone()).await?;
-        }
-    }
-    let prepared = Prepared { guests, plan };
+    prepared.make_sure(&known.machines, &workspace.cache()?, cancel.clone()).await?;
     prepared.write()?;
     let path = results.directory.join("report.json");
     let mut trials = prepared.plan.trials(&prepared.guests, scenarios)?;
@@ -112,61 +101,67 @@ pub async fn run(
         pace.known(number, Duration::from_millis(took));
     }
     forget(&path, &trials)?;
-    let jobs = options.jobs.unwrap_or_else(|| jobs(scenarios, options.machines.guests()));
-    let report = Report::new(&prepared.guests, run_all(trials, pace, jobs, cancel).await)?;
+    let sizes = trials.iter().map(|trial| u64::from(trial.scenario.manifest.memory_mib)).collect();
+    let jobs = options.jobs.unwrap_or_else(|| jobs(sizes));
+    let mut report = Report::new(&prepared.guests, run_all(trials, pace, jobs, cancel).await)?;
+    report.shard = prepared.plan.part.as_ref().map(|part| part.share);
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
     Ok(Ran { report, path })
 }
 
-/// Which scenarios do not run so many cycles, as a line; `None` if all do.
+/// Prepares all that is not there, and runs nothing: for whoever runs the tests of what is prepared with a runner of his own.
+/// Returns where `prepared.json` is.
 ///
 /// # Errors
-/// None of them does: then whoever asks for that means something else.
-fn other_cycles(scenarios: &[Scenario], cycles: Option<u32>) -> Result<Option<String>, WrongInput> {
-    let Some(wanted) = cycles else { return Ok(None) };
-    let other = scenarios.iter().filter(|one| one.plan(cycles).cycles != wanted);
-    let other: Vec<&str> = other.map(|one| one.name.as_str()).collect();
-    let line = format!("--cycles {wanted}: {}: 1, a machine shuts down once", other.join(", "));
-    match other.len() {
-        0 => Ok(None),
-        all if all == scenarios.len() => Err(WrongInput::new(format!("{line}: leave it out"))),
-        _some => Ok(Some(line)),
-    }
+/// Those of [`run`].
+pub async fn prepare_only(
+    workspace: &Workspace,
+    scenarios: &[Scenario],
+    options: &Options,
+    cancel: Cancel,
+) -> Result<PathBuf> {
+    let (mut prepared, _results) = ready(workspace, scenarios, options, cancel.clone()).await?;
+    let sizes =
+        |(number, guest): (usize, &Guest)| guest.saved.keys().map(|size| (number, *size)).collect::<Vec<_>>();
+    let machines = prepared.guests.iter().enumerate().flat_map(sizes).collect();
+    prepared.make_sure(&machines, &workspace.cache()?, cancel).await?;
+    prepared.write()
 }
 
-/// Which scenarios are for none of an image's guests, a line for each image.
-fn not_run(guests: &[Guest], scenarios: &[Scenario]) -> Vec<String> {
-    let names: BTreeSet<&str> = guests.iter().map(|guest| guest.name.as_str()).collect();
-    let lines = names.into_iter().filter_map(|name| {
-        let runs =
-            |scenario: &&Scenario| guests.iter().any(|guest| guest.name == name && guest.runs(scenario));
-        let (_, not): (Vec<&Scenario>, Vec<&Scenario>) = scenarios.iter().partition(runs);
-        let not: Vec<&str> = not.into_iter().map(|scenario| scenario.name.as_str()).collect();
-        (!not.is_empty())
-            .then(|| format!("{name}: {} not run, for other images: {}", not.len(), not.join(", ")))
-    });
-    lines.collect()
-}
-
-/// A machine is one busy thread and what its guest has written to its RAM: a quarter of a gigabyte for most, and never
-/// more than all of it.
-fn jobs(scenarios: &[Scenario], guests: usize) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let sizes = scenarios.iter().map(|scenario| u64::from(scenario.manifest.memory_mib));
-    let sizes = sizes.flat_map(|size| std::iter::repeat_n(size, guests)).collect();
-    let available_mib = memory::available_bytes().map_or(0, |bytes| bytes >> 20);
-    cores.min(fitting(sizes, available_mib)).max(1)
-}
-
-/// How many machines of these sizes fit in what is available, whichever of them run at once.
-fn fitting(mut sizes: Vec<u64>, available: u64) -> usize {
-    sizes.sort_unstable_by(|one, other| other.cmp(one));
-    let sums = sizes.into_iter().scan(0_u64, |sum, size| {
-        *sum += size;
-        Some(*sum)
-    });
-    sums.take_while(|sum| *sum <= available).count()
+/// The guests of a suite, or of the part of it that is asked for, and where its results go. Their machines are there, and were
+/// not looked at.
+async fn ready(
+    workspace: &Workspace,
+    scenarios: &[Scenario],
+    options: &Options,
+    cancel: Cancel,
+) -> Result<(Prepared, Results)> {
+    let note = other_cycles(scenarios, options.bounds.cycles)?;
+    let part = match options.shard {
+        Some(shard) => {
+            let costs = Costs::load(&workspace.scenario_roots)?;
+            Some(Part::of(shard, &options.machines, scenarios, &costs)?)
+        }
+        None => None,
+    };
+    let results = match &options.results {
+        Some(named) => Results::at(named).await?,
+        None => Results::next_free(&workspace.target)?,
+    };
+    let (machines, wanted) = match &part {
+        Some(part) => (part.machines(&options.machines), part.wanted(scenarios)),
+        None => (options.machines.clone(), Wanted::by(scenarios)),
+    };
+    let guests = prepare(workspace, &machines, &wanted, &results.directory, cancel).await?;
+    not_run(&guests, scenarios).into_iter().chain(note).map(Event::Note).for_each(events::tell);
+    let plan = SuitePlan {
+        bounds: options.bounds,
+        results: results.directory.clone(),
+        scenarios: scenarios.iter().map(|scenario| scenario.directory.clone()).collect(),
+        part,
+    };
+    Ok((Prepared { guests, plan }, results))
 }
 
 /// A result of an earlier run must not be taken for one of this run.
@@ -191,6 +186,9 @@ pub struct SuitePlan {
     pub results: PathBuf,
     /// The scenarios, by their directories.
     pub scenarios: Vec<PathBuf>,
+    /// Which of them on which guests; `None` is all.
+    #[serde(default)]
+    pub part: Option<Part>,
 }
 
 /// A suite for which all is there: what `prepared.json` in the results says.
@@ -220,10 +218,26 @@ impl Prepared {
         serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))
     }
 
-    fn write(&self) -> Result<()> {
+    fn write(&self) -> Result<PathBuf> {
         let file = self.plan.results.join("prepared.json");
         std::fs::write(&file, serde_json::to_string_pretty(self)?)
-            .with_context(|| format!("write {}", file.display()))
+            .with_context(|| format!("write {}", file.display()))?;
+        Ok(file)
+    }
+
+    /// Makes machines anew that are not as they were saved: of a guest's number, of a size.
+    async fn make_sure(
+        &mut self,
+        machines: &BTreeSet<(usize, u32)>,
+        cache: &Path,
+        cancel: Cancel,
+    ) -> Result<()> {
+        for (number, memory_mib) in machines {
+            if let Some(guest) = self.guests.get_mut(*number) {
+                make_sure(guest, *memory_mib, cache, cancel.clone()).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Each scenario on each guest, in the order of the report.
@@ -241,7 +255,8 @@ impl SuitePlan {
     fn trials(&self, guests: &[Guest], scenarios: &[Scenario]) -> Result<Vec<Trial>> {
         let mut trials = Vec::new();
         for (number, guest) in guests.iter().cloned().map(Arc::new).enumerate() {
-            for scenario in scenarios.iter().filter(|scenario| guest.runs(scenario)) {
+            let is_ours = |one: &str| self.part.as_ref().is_none_or(|part| part.has(&guest.name, one));
+            for scenario in scenarios.iter().filter(|one| guest.runs(one) && is_ours(&one.name)) {
                 let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
                 let cycle = baselines.durations.map_or(0.0, |median| median.start_ms + median.reset_ms);
                 trials.push(Trial {
@@ -425,6 +440,7 @@ async fn run_all(trials: Vec<Trial>, mut pace: Pace, jobs: usize, cancel: Cancel
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Suite;
     use crate::report::Verdict;
 
     const SCENARIO: &str = r#"
@@ -443,43 +459,13 @@ reset = ["true"]
             std::fs::write(scenario.join("scenario.toml"), SCENARIO).expect("write");
         }
         let guest = crate::run::inputs::tests::guest();
-        let plan = SuitePlan { bounds: Bounds::default(), results: directory.join("results"), scenarios };
-        Prepared { guests: vec![guest], plan }
-    }
-
-    #[test]
-    fn who_can_have_one_cycle_only_is_named() {
-        let directory = tempfile::tempdir().expect("tempdir");
-        let scenario = |name: &str, text: &str| {
-            let directory = directory.path().join(name);
-            std::fs::create_dir(&directory).expect("mkdir");
-            std::fs::write(directory.join("scenario.toml"), text).expect("write");
-            Scenario::load(&directory).expect("load")
+        let plan = SuitePlan {
+            bounds: Bounds::default(),
+            results: directory.join("results"),
+            scenarios,
+            part: None,
         };
-        let shutdown = SCENARIO
-            .replace("[\"true\"]\n", "\"shutdown\"\n")
-            .replace("start = \"shutdown\"", "start = [\"true\"]");
-        let [off, halt, demo] = [("off", &*shutdown), ("halt", &*shutdown), ("demo", SCENARIO)]
-            .map(|(name, text)| scenario(name, text));
-        for (scenarios, cycles, expected) in [
-            (vec![&off], None, Ok(None)),
-            (vec![&off], Some(1), Ok(None)),
-            (vec![&demo], Some(3), Ok(None)),
-            (
-                vec![&demo, &off, &halt],
-                Some(3),
-                Ok(Some("--cycles 3: off, halt: 1, a machine shuts down once")),
-            ),
-            (
-                vec![&off, &halt],
-                Some(3),
-                Err("nothing was run: --cycles 3: off, halt: 1, a machine shuts down once: leave it out"),
-            ),
-        ] {
-            let scenarios: Vec<Scenario> = scenarios.into_iter().cloned().collect();
-            let found = other_cycles(&scenarios, cycles).map_err(|wrong| wrong.to_string());
-            assert_eq!(found.as_ref().map(Option::as_deref).map_err(String::as_str), expected);
-        }
+        Prepared { guests: vec![guest], plan }
     }
 
     #[test]
@@ -541,28 +527,22 @@ reset = ["true"]
         let trials = prepared.plan.trials(&prepared.guests, &scenarios).expect("they are loaded");
         assert_eq!(trials.iter().map(Trial::name).collect::<Vec<_>>(), names);
         std::fs::write(&changed, SCENARIO).expect("write");
+        // And those of a shard alone, also for whoever reads what is prepared.
+        let machines = Machines { suites: vec![Suite::Trixie, Suite::Sid], ..Machines::default() };
+        let of = |shard: &str| {
+            let shard = shard.parse().expect("a shard");
+            let part = Part::of(shard, &machines, &scenarios, &Costs::default()).expect("enough runs");
+            let plan = SuitePlan { part: Some(part), ..prepared.plan.clone() };
+            let text = serde_json::to_string(&Prepared { plan, ..prepared.clone() }).expect("json");
+            let read: Prepared = serde_json::from_str(&text).expect("what was written");
+            read.trials().expect("trials").iter().map(Trial::name).collect::<Vec<_>>()
+        };
+        assert_eq!(of("1/2"), ["trixie/plain", "sid/plain"]);
+        assert_eq!(of("2/2"), ["trixie/with", "sid/sids"]);
         let report = Report::new(&prepared.guests, Vec::new()).expect("guests");
         assert_eq!(report.guests["trixie"], "Debian; another with xx, yy");
         prepared.guests.truncate(1);
         prepared.guests[0].name = crate::image::EXTERNAL.to_owned();
         assert_eq!(prepared.trials().expect("trials").len(), 3, "it is as it is");
-    }
-
-    #[test]
-    fn the_largest_machines_may_run_at_once() {
-        let small = vec![512; 10];
-        let mixed = [vec![2048, 1024], small.clone()].concat();
-        let cases = [
-            (small.clone(), 5120, 10),
-            (small.clone(), 1100, 2),
-            (small, 100, 0),
-            (mixed.clone(), 2047, 0),
-            (mixed.clone(), 3071, 1),
-            (mixed.clone(), 3072, 2),
-            (mixed, 3072 + 1024, 4),
-        ];
-        for (sizes, available, expected) in cases {
-            assert_eq!(fitting(sizes.clone(), available), expected, "{sizes:?} in {available}");
-        }
     }
 }

@@ -72,6 +72,13 @@ impl Scenario {
         Ok(Self::load_with(directory, None)?)
     }
 
+    /// Whether it is for a guest of this name. An external image is as it is.
+    #[must_use]
+    pub fn is_for(&self, guest: &str) -> bool {
+        let images = &self.manifest.images;
+        guest.parse().map_or(true, |suite| images.is_empty() || images.contains(&suite))
+    }
+
     /// The same; it may deploy these programs by name, if it is known which there are.
     fn load_with(directory: &Path, programs: Option<&[&str]>) -> Result<Self, WrongInput> {
         let file = directory.join("scenario.toml");

@@ -1,0 +1,195 @@
+//! The part of a suite that one shard runs, and what it needs for that: chosen before anything is prepared, so that no image
+//! is built and no machine saved which the shard has no run for.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::costs::Costs;
+use super::prepare::Machines;
+use super::shard::{Cost, Shard, Share, divide};
+use crate::scenario::{Scenario, Wanted, WrongInput};
+
+/// Which runs of a suite are run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Which part it is.
+    pub share: Share,
+    /// The scenarios, by guest.
+    runs: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Part {
+    /// A shard of the suite that has each of the scenarios on each of the machines. In whatever order they are given.
+    ///
+    /// # Errors
+    /// [`WrongInput`] if there are more shards than runs: for each of them, and not only for those that had none.
+    pub fn of(
+        shard: Shard,
+        machines: &Machines,
+        scenarios: &[Scenario],
+        costs: &Costs,
+    ) -> Result<Self, WrongInput> {
+        let on = |guest: String| {
+            let its = scenarios.iter().filter(|one| one.is_for(&guest)).map(|one| one.name.clone());
+            its.map(|name| (guest.clone(), name)).collect::<Vec<_>>()
+        };
+        let all: BTreeSet<(String, String)> = machines.names().into_iter().flat_map(on).collect();
+        if all.len() < shard.of() {
+            let (of, runs) = (shard.of(), all.len());
+            return Err(WrongInput::new(format!(
+                "--shard {shard}: {of} shards of {runs} run{}: some would have none",
+                if runs == 1 { "" } else { "s" }
+            )));
+        }
+        let of_each: Vec<Cost> = all.iter().map(|(guest, name)| costs.of(guest, name)).collect();
+        let share = shard.share(all.len());
+        let mut runs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for ((guest, name), place) in all.into_iter().zip(divide(&of_each, shard.of())) {
+            if shard.is(place) {
+                runs.entry(guest).or_default().insert(name);
+            }
+        }
+        Ok(Self { share, runs })
+    }
+
+    /// Whether a scenario is run on a guest.
+    #[must_use]
+    pub fn has(&self, guest: &str, scenario: &str) -> bool {
+        self.runs.get(guest).is_some_and(|scenarios| scenarios.contains(scenario))
+    }
+
+    /// The machines without those that have nothing to run.
+    #[must_use]
+    pub fn machines(&self, machines: &Machines) -> Machines {
+        let mut machines = machines.clone();
+        machines.suites.retain(|suite| self.runs.contains_key(suite.as_str()));
+        machines
+    }
+
+    /// What the scenarios want that are run at all, of the images that they are run on.
+    #[must_use]
+    pub fn wanted(&self, scenarios: &[Scenario]) -> Vec<Wanted> {
+        let narrowed = |one: Wanted| {
+            let guests = self.runs.iter().filter(|(_, its)| its.contains(&one.by)).map(|(guest, _)| guest);
+            let guests: Vec<&String> = guests.collect();
+            // An external image is none of the suites, and asks for none.
+            let images = guests.iter().filter_map(|guest| guest.parse().ok()).collect();
+            (!guests.is_empty()).then_some(Wanted { images, ..one })
+        };
+        Wanted::by(scenarios).into_iter().filter_map(narrowed).collect()
+    }
+
+    /// How many runs it has.
+    #[must_use]
+    pub fn runs(&self) -> usize {
+        self.runs.values().map(BTreeSet::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::image::Suite;
+    use crate::image::external::External;
+
+    fn scenario(directory: &Path, name: &str, more: &str) -> Scenario {
+        let directory = directory.join(name);
+        std::fs::create_dir_all(&directory).expect("mkdir");
+        let text = format!(
+            "description = \"d\"\nunit = \"x.service\"\nmount = \"/m\"\nstart = [\"true\"]\nreset = [\"true\"]\n{more}"
+        );
+        std::fs::write(directory.join("scenario.toml"), text).expect("write");
+        Scenario::load(&directory).expect("a good one")
+    }
+
+    fn costs(directory: &Path, text: &str) -> Costs {
+        std::fs::write(directory.join("costs.toml"), text).expect("write");
+        Costs::load(&[directory.to_owned()]).expect("costs")
+    }
+
+    fn part(shard: &str, machines: &Machines, scenarios: &[Scenario], costs: &Costs) -> Part {
+        Part::of(shard.parse().expect("a shard"), machines, scenarios, costs).expect("enough runs")
+    }
+
+    #[test]
+    fn what_a_shard_does_not_run_is_not_prepared() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let at = scratch.path();
+        let scenarios = [
+            scenario(at, "plain", ""),
+            scenario(at, "large", "memory_mib = 2048"),
+            scenario(at, "with", "packages = [\"xx\"]\nimages = [\"trixie\"]"),
+        ];
+        let costs = costs(at, "[trixie]\nplain = 1\nlarge = 2\nwith = 9\n[sid]\nplain = 3\nlarge = 3");
+        let machines = Machines { suites: vec![Suite::Trixie, Suite::Sid], ..Machines::default() };
+        let seen = |shard: &str| {
+            let part = part(shard, &machines, &scenarios, &costs);
+            assert_eq!(part.share.runs_of_all, 5, "with is not for sid");
+            let suites = part.machines(&machines).suites;
+            let wanted = part.wanted(&scenarios).into_iter();
+            (suites, wanted.map(|one| (one.by, one.images, one.memory_mib)).collect::<Vec<_>>())
+        };
+        let first = vec![("with".to_owned(), vec![Suite::Trixie], 512)];
+        assert_eq!(seen("1/2"), (vec![Suite::Trixie], first));
+        let second = vec![
+            ("plain".to_owned(), vec![Suite::Sid, Suite::Trixie], 512),
+            ("large".to_owned(), vec![Suite::Sid, Suite::Trixie], 2048),
+        ];
+        assert_eq!(seen("2/2"), (vec![Suite::Trixie, Suite::Sid], second));
+    }
+
+    #[test]
+    fn the_order_in_which_a_suite_is_asked_for_does_not_matter() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let mut scenarios: Vec<_> =
+            ["c", "a", "b", "d"].map(|name| scenario(scratch.path(), name, "")).into();
+        let none = Costs::default();
+        let machines = |suites: [Suite; 2]| Machines { suites: suites.into(), ..Machines::default() };
+        let one: Vec<Part> = ["1/3", "2/3", "3/3"]
+            .map(|shard| part(shard, &machines([Suite::Trixie, Suite::Sid]), &scenarios, &none))
+            .into();
+        scenarios.reverse();
+        let other: Vec<Part> = ["1/3", "2/3", "3/3"]
+            .map(|shard| part(shard, &machines([Suite::Sid, Suite::Trixie]), &scenarios, &none))
+            .into();
+        assert_eq!(one, other);
+        assert_eq!(one.iter().map(Part::runs).sum::<usize>(), 8);
+        for guest in ["trixie", "sid"] {
+            for scenario in &scenarios {
+                let having = one.iter().filter(|part| part.has(guest, &scenario.name));
+                assert_eq!(having.count(), 1, "{guest}/{}", scenario.name);
+            }
+        }
+    }
+
+    #[test]
+    fn an_external_image_has_shards_too() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let scenarios = ["a", "b"].map(|name| scenario(scratch.path(), name, "images = [\"sid\"]"));
+        let external = External { kernel: "k".into(), modules: "m".into(), root: "r".into() };
+        let machines = Machines { external: Some(external), ..Machines::default() };
+        let part = part("2/2", &machines, &scenarios, &Costs::default());
+        assert!(part.has("external", "b") && part.runs() == 1);
+        assert_eq!(part.machines(&machines).guests(), 1);
+        let wanted = part.wanted(&scenarios);
+        assert_eq!(wanted.iter().map(|one| one.by.as_str()).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[test]
+    fn more_shards_than_runs_are_wrong_usage_for_each_of_them() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let scenarios = [scenario(scratch.path(), "a", "")];
+        for shard in ["1/2", "2/2"] {
+            let asked = shard.parse().expect("a shard");
+            let wrong = Part::of(asked, &Machines::default(), &scenarios, &Costs::default());
+            let words = wrong.expect_err("too many").to_string();
+            assert_eq!(
+                words,
+                format!("nothing was run: --shard {shard}: 2 shards of 1 run: some would have none")
+            );
+        }
+    }
+}
