@@ -22,9 +22,13 @@ pub(crate) struct CheckArgs {
     #[arg(long)]
     no_vm: bool,
 
+    /// Skip the VM suite: it is run elsewhere, as shards of `vm-test`
+    #[arg(long, conflicts_with = "no_vm")]
+    no_suite: bool,
+
     /// Make changes that the tests must notice, each in a copy of the checkout, and report whether they do; nothing
     /// else is run. Without a NAME: all of them
-    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with = "no_vm")]
+    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["no_vm", "no_suite"])]
     mutants: Option<Vec<String>>,
 }
 
@@ -83,14 +87,17 @@ fn suites(shell: &Shell) -> [Step<'_>; 4] {
     [
         // Before vm-test, which has its results in the same place.
         ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}")),
-        (
-            "vm-test",
-            cmd!(shell, "{cargo} run --quiet --locked -p xtask -- vm-test --image bookworm,trixie,sid"),
-        ),
+        (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES}")),
         ("faults", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test faults")),
         ("power cuts", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test power_cut")),
     ]
 }
+
+/// The command that runs the VM suite.
+pub(crate) const SUITE: &str = "vm-test";
+
+/// On which images.
+pub(crate) const IMAGES: &str = "bookworm,trixie,sid";
 
 /// A workspace that uses the harness from outside.
 const ELSEWHERE: &str = "vm-tests/examples/elsewhere/Cargo.toml";
@@ -115,7 +122,8 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
         step(name, to_its_end(command), &mut tally).await?;
     }
     if !args.no_vm {
-        for (name, command) in suites(&shell) {
+        for (name, command) in suites(&shell).into_iter().filter(|(name, _)| !args.no_suite || *name != SUITE)
+        {
             step(name, to_its_end(command), &mut tally).await?;
         }
     }

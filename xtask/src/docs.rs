@@ -1,6 +1,7 @@
 //! The step `docs` of `cargo xtask check`: statements of documents about the repository must be true.
 //!
 //! - A `cargo xtask …` command is one that the real parser takes, flags and values included.
+//! - So is each one in CI's workflow, and its shards are all there are.
 //! - A relative link leads somewhere, and a path in backticks that looks like one of the repository is there.
 //! - ARCHITECTURE.md's code map names every crate and every source file, and none that is not there.
 //! - Every source file says at its top what it is (`//!`).
@@ -13,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Command;
 use clap::error::ErrorKind;
 
-use crate::left4me;
+use crate::{left4me, workflow};
 
 /// The documents at the root; those below `docs/` are added to them.
 const DOCUMENTS: [&str; 3] = ["README.md", "ARCHITECTURE.md", "CHANGELOG.md"];
@@ -51,6 +52,7 @@ fn problems(root: &Path, parser: &Command) -> Result<Vec<String>> {
             problems.extend(gaps.into_iter().map(|what| format!("{shown}: {what}")));
         }
     }
+    problems.extend(workflow_problems(&read(&root.join(workflow::FILE))?, parser));
     for source in &repository.sources {
         if !read(&root.join(source))?.starts_with("//!") {
             problems.push(format!("{}: does not begin with `//!`: say what the file is", source.display()));
@@ -159,6 +161,15 @@ fn text_problems(
     }
     problems.sort();
     problems
+}
+
+/// What is wrong in CI's workflow.
+fn workflow_problems(text: &str, parser: &Command) -> Vec<String> {
+    let wrong = workflow::commands(text).into_iter().filter_map(|(line, command)| {
+        let why = refused(parser, &command)?;
+        Some(format!("{}:{line}: `{command}`: {why}", workflow::FILE))
+    });
+    wrong.collect()
 }
 
 /// A document's lines with their numbers, and whether each is in a fenced block.
@@ -378,6 +389,13 @@ The files are `xtask/src/cli.rs`, `vm-tests/scenarios/<name>/files` and `target/
         assert!(refused(&Cli::command(), "cargo xtask frobnicate").is_some());
         assert!(refused(&Cli::command(), "cargo xtask image --image potato").is_some());
         assert!(refused(&Cli::command(), "cargo xtask vm-test 'x").expect("no").contains("quote"));
+    }
+
+    #[test]
+    fn a_command_of_the_workflow_that_is_none_is_named() {
+        let text = "  run: .ci/run --no-sweet\n  run: .ci/run --no-suite\n  run: true\n";
+        let expected = ".github/workflows/ci.yml:1: `cargo xtask check --no-sweet`: unexpected argument '--no-sweet' found";
+        assert_eq!(workflow_problems(text, &Cli::command()), [expected]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod shell;
 mod show;
 mod vm_test;
 mod why;
+mod workflow;
 
 use std::process::ExitCode;
 
