@@ -12,7 +12,6 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use vm_tests::host::events;
 use vm_tests::host::signals::Interrupts;
 use vm_tests::host::tools;
-use vm_tests::image::Suite;
 use vm_tests::machine::Cancel;
 use vm_tests::report::Verdict;
 use vm_tests::run::suite::Prepared;
@@ -45,11 +44,12 @@ fn tests(cancel: &Cancel) -> Result<Vec<Trial>> {
         Ok(prepared) => prepared,
         Err(error) => {
             let why = tools::explain(&error);
-            let unprepared = |name: &str| {
+            let unprepared = |name: String| {
                 let why = why.clone();
-                Trial::test(format!("{}/{name}", Suite::default()), move || Err(Failed::from(why)))
+                Trial::test(name, move || Err(Failed::from(why)))
             };
-            return Ok(workspace.scenarios(&[])?.iter().map(|one| unprepared(&one.name)).collect());
+            let names = Prepared::names_without(&workspace.scenario_roots)?;
+            return Ok(names.into_iter().map(unprepared).collect());
         }
     };
     let mut trials = prepared.trials()?;

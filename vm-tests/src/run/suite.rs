@@ -29,10 +29,11 @@ use super::shard::Shard;
 use crate::cache;
 use crate::host::events::{self, Event};
 use crate::host::signals::Interrupted;
+use crate::image::Suite;
 use crate::judge::baselines::Baselines;
 use crate::machine::Cancel;
 use crate::report::{self, Report, ScenarioReport};
-use crate::scenario::{Scenario, Wanted};
+use crate::scenario::{self, Scenario, Wanted};
 use crate::workspace::Workspace;
 
 /// How long the machines may take to end after an interrupt: each step of a machine's stop is bounded by 3 s, its evidence
@@ -72,8 +73,8 @@ pub struct Ran {
 /// the machines are ended then, and what they did not get to is reported as interrupted.
 ///
 /// # Errors
-/// [`WrongInput`](crate::scenario::WrongInput) for a number of cycles that none of them can have, and for more shards than runs;
-/// those of the preparation, and of writing the report. A scenario that fails or has no result is no error: see
+/// [`WrongInput`](scenario::WrongInput) for a number of cycles that none of them can have, and for more shards than runs; those
+/// of the preparation, and of writing the report. A scenario that fails or has no result is no error: see
 /// [`Report::verdict`].
 pub async fn run(
     workspace: &Workspace,
@@ -216,6 +217,16 @@ impl Prepared {
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("read {}: run `cargo xtask vm-test`", path.display()))?;
         serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))
+    }
+
+    /// The names of the trials as far as they are known where nothing is prepared: of all scenarios, on the default suite.
+    ///
+    /// # Errors
+    /// Manifests that can't be read. Whether they deploy programs that are there is another's question: the workspace's are
+    /// not known here.
+    pub fn names_without(scenario_roots: &[PathBuf]) -> Result<Vec<String>> {
+        let scenarios = scenario::select(scenario_roots, &[], None)?;
+        Ok(scenarios.iter().map(|one| format!("{}/{}", Suite::default(), one.name)).collect())
     }
 
     fn write(&self) -> Result<PathBuf> {
@@ -440,7 +451,6 @@ async fn run_all(trials: Vec<Trial>, mut pace: Pace, jobs: usize, cancel: Cancel
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::image::Suite;
     use crate::report::Verdict;
 
     const SCENARIO: &str = r#"
@@ -466,6 +476,13 @@ reset = ["true"]
             part: None,
         };
         Prepared { guests: vec![guest], plan }
+    }
+
+    #[test]
+    fn the_scenarios_of_a_workspace_with_programs_of_its_own_are_listed_without_them() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios");
+        let names = Prepared::names_without(&[root]).unwrap_or_else(|wrong| panic!("{wrong}"));
+        assert!(names.contains(&"trixie/5eac51a".to_owned()), "{names:?}");
     }
 
     #[test]
