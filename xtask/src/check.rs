@@ -56,7 +56,7 @@ fn steps(shell: &Shell) -> [Step<'_>; 8] {
             cmd!(
                 shell,
                 "{cargo} clippy --quiet --locked -p vm-tests -p xtask
-                 --test scenarios --test faults --test power_cut -- --deny warnings"
+                 --test scenarios --test faults --test power_cut --test repeatable -- --deny warnings"
             ),
         ),
         // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
@@ -82,12 +82,14 @@ fn steps(shell: &Shell) -> [Step<'_>; 8] {
 
 /// What boots machines: the example's scenario; those of this repository; the reports of a machine's death, from a panic to a
 /// killed QEMU; what the deployed software finds after one.
-fn suites(shell: &Shell) -> [Step<'_>; 4] {
+fn suites(shell: &Shell) -> [Step<'_>; 5] {
     let cargo = tools::cargo();
     [
         // Before vm-test, which has its results in the same place.
         ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}")),
         (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES}")),
+        // It compares with what the step before has run, and with the programs that were built twice.
+        ("the same once more", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test repeatable")),
         ("faults", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test faults")),
         ("power cuts", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test power_cut")),
     ]

@@ -29,6 +29,10 @@ pub(crate) struct MachineArgs {
     #[arg(long, value_name = "FILE", requires = "kernel")]
     pub(crate) root: Option<PathBuf>,
 
+    /// Directory with the guest's programs, in place of building them: cargo xtask programs lists where it has put them
+    #[arg(long, value_name = "DIR")]
+    pub(crate) programs: Option<PathBuf>,
+
     /// QEMU to run, in place of the one on PATH
     #[arg(long, value_name = "PROGRAM", env = QEMU_VAR)]
     pub(crate) qemu: Option<PathBuf>,
@@ -64,6 +68,7 @@ impl MachineArgs {
         Ok(Machines {
             suites: self.image.clone(),
             external,
+            programs: self.programs.as_ref().map(absolute).transpose()?,
             qemu: self.qemu.clone(),
             accel: self.accel,
             clock: self.clock,

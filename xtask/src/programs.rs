@@ -41,11 +41,12 @@ pub(crate) async fn run(args: &ProgramsArgs) -> Result<u8> {
     }
     let again = again(&workspace).await?;
     let differ = differ(&first, &hashes(&again)?);
+    let there = again.iter().next().and_then(|(_, path)| path.parent()).unwrap_or(Path::new(""));
     if differ.is_empty() {
-        println!("programs: {} are the same in {}", first.len(), place(&workspace).display());
+        println!("programs: {} are the same in {}", first.len(), there.display());
         return Ok(PASSED);
     }
-    println!("programs: not the same in {}: {}", place(&workspace).display(), differ.join(", "));
+    println!("programs: not the same in {}: {}", there.display(), differ.join(", "));
     println!(
         "programs: a path has got into them: `strings` shows which; its directory has no name in vm-tests/src/image/flags.rs"
     );

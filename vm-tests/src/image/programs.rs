@@ -43,6 +43,29 @@ pub struct GuestBinaries {
 }
 
 impl GuestBinaries {
+    /// Those of a workspace that lie in this directory already.
+    ///
+    /// # Errors
+    /// If one is missing, or is not static.
+    pub fn of_directory(workspace: &Workspace, directory: &Path) -> anyhow::Result<Self> {
+        let packages = [&OWN].into_iter().chain(workspace.packages);
+        let names = packages.flat_map(|package| package.binaries);
+        let by_name = names.map(|name| ((*name).to_owned(), directory.join(name))).collect();
+        let what = || format!("{}: `cargo xtask programs` builds and lists them", directory.display());
+        Self::proved(by_name).with_context(what)
+    }
+
+    fn proved(by_name: BTreeMap<String, PathBuf>) -> anyhow::Result<Self> {
+        for path in by_name.values() {
+            let elf = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+            match interpreter(&elf).with_context(|| format!("read {} as ELF", path.display()))? {
+                None => {}
+                Some(loader) => bail!("{} is not static: it asks for {loader}", path.display()),
+            }
+        }
+        Ok(Self { by_name })
+    }
+
     /// The path of one of them.
     ///
     /// # Errors
@@ -194,14 +217,7 @@ impl<'a> Builder<'a> {
         let output = built.context("build the guest's static binaries")?;
         let by_name = executables(&output.text()).context("read what cargo built")?;
         ensure!(!by_name.is_empty(), "cargo built no guest binary");
-        for path in by_name.values() {
-            let elf = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-            match interpreter(&elf).with_context(|| format!("read {} as ELF", path.display()))? {
-                None => {}
-                Some(loader) => bail!("{} is not static: it asks for {loader}", path.display()),
-            }
-        }
-        Ok(GuestBinaries { by_name })
+        GuestBinaries::proved(by_name)
     }
 }
 

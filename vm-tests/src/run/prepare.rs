@@ -30,6 +30,8 @@ pub struct Machines {
     pub suites: Vec<Suite>,
     /// An external image, in place of them.
     pub external: Option<External>,
+    /// The directory with the guest's programs; `None` builds them.
+    pub programs: Option<PathBuf>,
     /// The QEMU to run; `None` is the one on `PATH`.
     pub qemu: Option<PathBuf>,
     /// What executes the guest's instructions.
@@ -46,6 +48,7 @@ impl Default for Machines {
         Self {
             suites: vec![Suite::default()],
             external: None,
+            programs: None,
             qemu: std::env::var_os(QEMU_VAR).map(PathBuf::from),
             accel: Wish::Auto,
             clock: None,
@@ -136,7 +139,9 @@ pub async fn prepare(
     let cache = workspace.cache()?;
     // Nothing is installed for what is not there.
     machines.external.as_ref().map_or(Ok(()), External::check)?;
-    tools::ensure(&[Need::Machine, Need::GuestBinaries], machines.qemu.as_deref(), &cache).await?;
+    let builds = machines.programs.is_none().then_some(Need::GuestBinaries);
+    let needs: Vec<Need> = [Need::Machine].into_iter().chain(builds).collect();
+    tools::ensure(&needs, machines.qemu.as_deref(), &cache).await?;
     let choice = accel::decide(machines.accel, machines.clock).await?;
     events::tell(Event::Note(choice.to_string()));
     choice.advice().map(Event::Note).into_iter().for_each(events::tell);
@@ -150,7 +155,7 @@ pub async fn prepare(
     }
     // An image waits for a mirror half of the time, and a build for the processor.
     let (systems, programs) =
-        tokio::try_join!(systems(workspace, machines, wanted, &cache), programs::guest_binaries(workspace))?;
+        tokio::try_join!(systems(workspace, machines, wanted, &cache), guest_binaries(workspace, machines))?;
     let harness = ["vm-init", "vm-agent"].map(|name| program(&programs, name));
     let harness = harness.into_iter().collect::<Result<Vec<Input>>>()?;
     let mut guests = Vec::new();
@@ -199,6 +204,13 @@ pub async fn prepare(
         });
     }
     Ok(guests)
+}
+
+async fn guest_binaries(workspace: &Workspace, machines: &Machines) -> Result<GuestBinaries> {
+    match &machines.programs {
+        Some(directory) => GuestBinaries::of_directory(workspace, directory),
+        None => programs::guest_binaries(workspace).await,
+    }
 }
 
 fn packages_of(lock: Lock) -> Vec<Input> {

@@ -1,0 +1,253 @@
+//! In virtual time a machine and a recording are the same bytes, whoever makes them, where and when; and what is remembered is
+//! not believed blindly.
+//!
+//! The real `xtask` runs; its second machine is booted while all processors are busy, from programs that were built in another
+//! directory with another `CARGO_HOME`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use serde_json::Value;
+use vm_tests::cache;
+use vm_tests::host::process::{self, Error, Program};
+use vm_tests::report::{Report, ScenarioReport};
+use vm_tests::workspace::Workspace;
+
+/// Of a build, a boot and a run, on a busy host.
+const DEADLINE: Duration = Duration::from_secs(1800);
+
+/// The scenarios: a first and a second, so that one of them is remembered where the other is run again.
+const SCENARIOS: [&str; 2] = ["5eac51a", "936c8bb"];
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // Each has the processors to itself: the load is its own.
+    arguments.test_threads.get_or_insert(1);
+    let cases = vec![
+        trial("a-machine-and-a-recording-from-another-directory-on-a-busy-host", from_another_directory),
+        trial("a-wrong-recording-is-not-believed", a_wrong_recording_is_not_believed),
+    ];
+    libtest_mimic::run(&arguments, cases).exit_code()
+}
+
+/// A test with a directory of its own, which a failure leaves behind.
+fn trial(name: &'static str, case: impl AsyncFnOnce(&Path) -> Result<()> + Send + 'static) -> Trial {
+    Trial::test(name, move || {
+        let scratch = tempfile::Builder::new()
+            .prefix(&format!("repeatable-{name}-"))
+            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+            .map_err(|error| format!("make a directory for {name}: {error}"))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        match runtime.block_on(case(scratch.path())) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
+        }
+    })
+}
+
+async fn from_another_directory(scratch: &Path) -> Result<()> {
+    let said = xtask(&["programs", "--twice"], None).await?;
+    let (_, there) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
+    let usual = Workspace::find(env!("CARGO_MANIFEST_DIR"))?.cache()?;
+    let here = vm_test(&scratch.join("here"), &usual, &[]).await?;
+
+    let own = own_cache(scratch, &usual)?;
+    let busy = Busy::begin();
+    let there = vm_test(&scratch.join("there"), &own, &["--programs", there.trim_end()]).await?;
+    drop(busy);
+    for (one, other) in here.iter().zip(&there) {
+        let names = |report: &ScenarioReport| (report.inputs_sha256.clone(), report.recording_sha256.clone());
+        ensure!(one.remembered_s.is_none() && other.remembered_s.is_none(), "{} did not run", one.name);
+        ensure!(
+            names(one) == names(other) && !one.inputs_sha256.is_empty(),
+            "{}: inputs and recording are {:?} here and {:?} there: cargo xtask why {} {}",
+            one.name,
+            names(one),
+            names(other),
+            scratch.join("here").display(),
+            scratch.join("there").display()
+        );
+    }
+    // The recordings say so too; this names what differs.
+    let machine = only_machine(&own)?;
+    let usual = usual.join("machines").join(machine.file_name().context("a machine's name")?);
+    for hash in ["ram_sha256", "state_sha256"] {
+        let [one, other] = [&usual, &machine].map(|machine| manifest(machine));
+        let (one, other) = (one?, other?);
+        ensure!(
+            one[hash] == other[hash] && one[hash].is_string(),
+            "{hash}: {} and {}",
+            one[hash],
+            other[hash]
+        );
+    }
+    Ok(())
+}
+
+/// What is remembered is run again in turn, and a recording that contradicts it is an error that keeps both; after that nothing
+/// is remembered until somebody has looked.
+async fn a_wrong_recording_is_not_believed(scratch: &Path) -> Result<()> {
+    let usual = Workspace::find(env!("CARGO_MANIFEST_DIR"))?.cache()?;
+    let own = own_cache(scratch, &usual)?;
+    // Booted by the case before, or by anybody.
+    std::os::unix::fs::symlink(usual.join("machines"), own.join("machines"))?;
+    let results = scratch.join("results");
+    vm_test(&results, &own, &[]).await?;
+    let remembered =
+        |reports: &[ScenarioReport]| reports.iter().filter(|one| one.remembered_s.is_some()).count();
+    let again = run(&results, &own, &[]).await?;
+    ensure!(remembered(&reports(&results)?) == 1, "one of two is remembered:\n{again}");
+    ensure!(again.contains("2 passed, 0 failed; 1 remembered"), "{again}");
+
+    let mut planted = 0;
+    for entry in std::fs::read_dir(own.join("recordings"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "recording") {
+            forge(&path)?;
+            planted += 1;
+        }
+    }
+    ensure!(planted == SCENARIOS.len(), "{planted} recordings are kept");
+    let wrong = run(&results, &own, &[]).await.expect_err("a forged recording").to_string();
+    for words in ["had another recording", "with the same inputs", "both are kept", "1 without result"] {
+        ensure!(wrong.contains(words), "no {words:?} in:\n{wrong}");
+    }
+    let kept = |file: &str| {
+        SCENARIOS.iter().filter(|name| results.join("trixie").join(name).join(file).exists()).count()
+    };
+    ensure!(kept("remembered.json") == 1, "the one that was remembered is kept");
+    let off = run(&results, &own, &[]).await?;
+    ensure!(
+        off.contains("no recording is remembered: trixie/") && off.contains("2 passed, 0 failed\n"),
+        "{off}"
+    );
+    std::fs::remove_file(own.join("recordings/off"))?;
+    // Nothing of what was forged may be left: all are run, and kept anew.
+    let all = run(&results, &own, &["--fresh"]).await.expect_err("the other is forged, too").to_string();
+    ensure!(all.contains("had another recording"), "{all}");
+    Ok(())
+}
+
+/// Changes a moment of a recording that is remembered, and its hash with it.
+fn forge(recording: &Path) -> Result<()> {
+    let text = std::fs::read_to_string(recording)?;
+    let forged = text.replacen("\"at\":", "\"at\":1", 1);
+    let about = recording.with_extension("json");
+    let known = std::fs::read_to_string(&about)?;
+    let [before, after] = [&text, &forged].map(|text| cache::hash_bytes(text.as_bytes()));
+    ensure!(known.contains(&before), "{known}");
+    std::fs::write(recording, forged)?;
+    std::fs::write(about, known.replace(&before, &after))?;
+    Ok(())
+}
+
+/// Runs both scenarios afresh, and returns their reports.
+async fn vm_test(results: &Path, cache: &Path, arguments: &[&str]) -> Result<Vec<ScenarioReport>> {
+    run(results, cache, &[&["--fresh"], arguments].concat()).await?;
+    reports(results)
+}
+
+/// Runs both scenarios and returns what is said; an error has that too.
+async fn run(results: &Path, cache: &Path, arguments: &[&str]) -> Result<String> {
+    let results = results.to_str().context("a path in UTF-8")?;
+    let fixed = [
+        "vm-test",
+        "--accel",
+        "tcg",
+        "--clock",
+        "virtual",
+        "--jobs",
+        "1",
+        "--cycles",
+        "1",
+        "--results",
+        results,
+    ];
+    let arguments = [&fixed, arguments, &SCENARIOS].concat();
+    xtask(&arguments, Some(cache)).await
+}
+
+async fn xtask(arguments: &[&str], cache: Option<&Path>) -> Result<String> {
+    let mut program = Program::new(env!("CARGO_BIN_EXE_xtask")).args(arguments);
+    if let Some(cache) = cache {
+        program = program.env(cache::CACHE_VAR, OsString::from(cache));
+    }
+    let mut said = String::new();
+    let ended = process::run(program, DEADLINE, |_, line| {
+        said.push_str(line);
+        said.push('\n');
+    })
+    .await;
+    match ended {
+        Ok(_output) => Ok(said),
+        Err(Error::Failed { .. }) => bail!("cargo xtask {}:\n{said}", arguments.join(" ")),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn reports(results: &Path) -> Result<Vec<ScenarioReport>> {
+    let report: Report = serde_json::from_slice(&std::fs::read(results.join("report.json"))?)?;
+    ensure!(report.scenarios.len() == SCENARIOS.len(), "{} scenarios", report.scenarios.len());
+    Ok(report.scenarios)
+}
+
+/// A cache of our own, with the usual one's images.
+fn own_cache(scratch: &Path, usual: &Path) -> Result<PathBuf> {
+    let own = scratch.join("cache");
+    std::fs::create_dir(&own)?;
+    std::os::unix::fs::symlink(usual.join("images"), own.join("images"))?;
+    Ok(own)
+}
+
+fn only_machine(cache: &Path) -> Result<PathBuf> {
+    let all: Vec<_> = std::fs::read_dir(cache.join("machines"))?.collect::<Result<_, _>>()?;
+    let machines: Vec<PathBuf> =
+        all.iter().map(std::fs::DirEntry::path).filter(|path| path.is_dir()).collect();
+    match machines.as_slice() {
+        [one] => Ok(one.clone()),
+        all => bail!("not one saved machine: {all:?}"),
+    }
+}
+
+fn manifest(machine: &Path) -> Result<Value> {
+    let path = machine.join("manifest.json");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+    Ok(serde_json::from_str(&text)?)
+}
+
+/// Keeps all processors busy until it is dropped.
+struct Busy {
+    over: std::sync::Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Busy {
+    fn begin() -> Self {
+        let over = std::sync::Arc::new(AtomicBool::new(false));
+        let spin = |_| {
+            let over = std::sync::Arc::clone(&over);
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            })
+        };
+        let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let threads = (0..threads).map(spin).collect();
+        Self { over, threads }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.over.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            drop(thread.join());
+        }
+    }
+}
