@@ -1,5 +1,7 @@
 //! `cargo xtask check`: exactly what CI runs.
 
+use std::fs::File;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -80,18 +82,25 @@ fn steps(shell: &Shell) -> [Step<'_>; 8] {
     ]
 }
 
-/// What boots machines: the example's scenario; those of this repository; the reports of a machine's death, from a panic to a
-/// killed QEMU; what the deployed software finds after one.
-fn suites(shell: &Shell) -> [Step<'_>; 5] {
+/// What boots machines: the example's scenario; those of this repository.
+fn suites(shell: &Shell) -> [Step<'_>; 2] {
     let cargo = tools::cargo();
     [
         // Before vm-test, which has its results in the same place.
         ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}")),
         (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES}")),
-        // It compares with what the step before has run, and with the programs that were built twice.
-        ("the same once more", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test repeatable")),
-        ("faults", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test faults")),
-        ("power cuts", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test power_cut")),
+    ]
+}
+
+/// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
+/// panic to a killed QEMU; what the deployed software finds after one; machines and recordings once more, after the suite and
+/// with the programs that were built twice.
+fn lanes(shell: &Shell) -> [Vec<Step<'_>>; 2] {
+    let cargo = tools::cargo();
+    let test = |name| cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {name}");
+    [
+        vec![("faults", test("faults"))],
+        vec![("the same once more", test("repeatable")), ("power cuts", test("power_cut"))],
     ]
 }
 
@@ -117,6 +126,7 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     let workspace = left4me::workspace()?;
     shell.change_dir(workspace.root);
     // Of the example too: what it needs for machines is there then.
+    let logs = workspace.target.join("check");
     shell.set_var("CARGO_TARGET_DIR", workspace.target);
     // A snapshot is never accepted by a check.
     shell.set_var("INSTA_UPDATE", "no");
@@ -128,6 +138,14 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
         {
             step(name, to_its_end(command), &mut tally).await?;
         }
+        // Built before, as the lanes would wait for each other in cargo.
+        step("build of the machines' tests", to_its_end(build_of_lanes(&shell)), &mut tally).await?;
+        let [one, other] = lanes(&shell);
+        let mut beside = Tally::default();
+        std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
+        let (first, second) = tokio::join!(lane(one, &logs, &mut tally), lane(other, &logs, &mut beside));
+        first.and(second)?;
+        tally.add(beside);
     }
     if !tally.failed.is_empty() {
         println!("check: failed: {}", tally.failed.join(", "));
@@ -141,6 +159,37 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
 struct Tally {
     passed: usize,
     failed: Vec<&'static str>,
+}
+
+impl Tally {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed.extend(other.failed);
+    }
+}
+
+/// Builds what the lanes run.
+fn build_of_lanes(shell: &Shell) -> Cmd<'_> {
+    let cargo = tools::cargo();
+    cmd!(
+        shell,
+        "{cargo} test --quiet --locked -p xtask --no-run --test faults --test repeatable --test power_cut"
+    )
+}
+
+/// Runs steps one after the other, and shows what each has written when it is over: another lane writes meanwhile.
+async fn lane(steps: Vec<Step<'_>>, logs: &Path, tally: &mut Tally) -> Result<()> {
+    for (name, command) in steps {
+        let log = logs.join(format!("{name}.log"));
+        let work = async {
+            let ended = logged_to_its_end(command, &log).await;
+            let text = std::fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
+            print!("{text}");
+            ended
+        };
+        step(name, work, tally).await?;
+    }
+    Ok(())
 }
 
 /// Runs one step; only an interrupt ends the whole check.
@@ -163,7 +212,19 @@ async fn step(name: &'static str, work: impl Future<Output = Result<()>>, tally:
 
 /// What it writes goes where ours goes.
 async fn to_its_end(command: Cmd<'_>) -> Result<()> {
-    let mut child = Program::from(command).stdout(Sink::Inherit).stderr(Sink::Inherit).spawn()?;
+    ends(Program::from(command).stdout(Sink::Inherit).stderr(Sink::Inherit)).await
+}
+
+/// What it writes goes to a file.
+async fn logged_to_its_end(command: Cmd<'_>, log: &Path) -> Result<()> {
+    let what = || format!("create {}", log.display());
+    let file = File::create(log).with_context(what)?;
+    let both = file.try_clone().with_context(what)?;
+    ends(Program::from(command).stdout(Sink::File(file)).stderr(Sink::File(both))).await
+}
+
+async fn ends(program: Program) -> Result<()> {
+    let mut child = program.spawn()?;
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
     let begun = Instant::now();
     let status = loop {
