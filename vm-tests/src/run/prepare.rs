@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::guest::Guest;
 use super::input::{Input, Kind};
@@ -14,12 +15,12 @@ use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
 use crate::image::packages::{Lock, Package};
 use crate::image::programs::GuestBinaries;
-use crate::image::{self, EXTERNAL, NoSuchPackage, Request, Suite, initramfs, programs};
+use crate::image::{self, EXTERNAL, Image, NoSuchPackage, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
 use crate::machine::base::{Base, SEED};
 use crate::machine::config::Abilities;
 use crate::machine::qemu::Build;
-use crate::machine::saved;
+use crate::machine::saved::{self, Saved};
 use crate::scenario::{DEFAULT_MEMORY_MIB, Wanted, WrongInput};
 use crate::workspace::Workspace;
 
@@ -158,7 +159,7 @@ pub async fn prepare(
         tokio::try_join!(systems(workspace, machines, wanted, &cache), guest_binaries(workspace, machines))?;
     let harness = ["vm-init", "vm-agent"].map(|name| program(&programs, name));
     let harness = harness.into_iter().collect::<Result<Vec<Input>>>()?;
-    let mut guests = Vec::new();
+    let (mut guests, mut sizes) = (Vec::new(), Vec::new());
     for system in systems {
         let results = results.join(&system.name);
         std::fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
@@ -180,30 +181,54 @@ pub async fn prepare(
             memory_mib: DEFAULT_MEMORY_MIB,
             seed: SEED,
         };
-        let mut saved = BTreeMap::new();
-        for memory_mib in system.memory_mib {
-            let base = Base { memory_mib, ..base.clone() };
-            let machine = match saved::find(&base, &cache)? {
-                Some(machine) => machine,
-                None => saved::ensure(&base, &cache, cancel.clone())
-                    .await
-                    .with_context(|| format!("the machine of {} with {memory_mib} MiB", system.name))?,
-            };
-            saved.insert(memory_mib, machine);
-        }
+        sizes.extend(system.memory_mib.iter().map(|size| (guests.len(), *size)));
         guests.push(Guest {
             name: system.name,
             packages: system.packages,
             lock: system.lock.as_ref().map(|lock| lock.name().to_owned()),
             base,
-            saved,
+            saved: BTreeMap::new(),
             image: system.description,
             explained: [system.lock.map(packages_of).unwrap_or_default(), harness.clone()].concat(),
             choice: choice.to_string(),
             programs: programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect(),
         });
     }
+    // One boot is one busy thread.
+    let booted: Vec<(usize, u32, Saved)> = stream::iter(sizes)
+        .map(|(number, memory_mib)| machine_of(&guests, number, memory_mib, &cache, &cancel))
+        .buffered(cores())
+        .try_collect()
+        .await?;
+    for (number, memory_mib, machine) in booted {
+        if let Some(guest) = guests.get_mut(number) {
+            guest.saved.insert(memory_mib, machine);
+        }
+    }
     Ok(guests)
+}
+
+/// The machine of this size of one of the guests, booted where there is none.
+async fn machine_of(
+    guests: &[Guest],
+    number: usize,
+    memory_mib: u32,
+    cache: &Path,
+    cancel: &Cancel,
+) -> Result<(usize, u32, Saved)> {
+    let guest = guests.get(number).context("a guest")?;
+    let base = Base { memory_mib, ..guest.base.clone() };
+    let machine = match saved::find(&base, cache)? {
+        Some(machine) => machine,
+        None => saved::ensure(&base, cache, cancel.clone())
+            .await
+            .with_context(|| format!("the machine of {} with {memory_mib} MiB", guest.name))?,
+    };
+    Ok((number, memory_mib, machine))
+}
+
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 async fn guest_binaries(workspace: &Workspace, machines: &Machines) -> Result<GuestBinaries> {
@@ -265,33 +290,17 @@ async fn systems(
             description,
         }]);
     }
-    let mut systems = Vec::new();
-    for suite in machines.suites() {
-        for (packages, memory_mib) in images(suite, wanted) {
+    let of = |suite| images(suite, wanted).into_iter().map(move |(packages, sizes)| (suite, packages, sizes));
+    let asked: Vec<_> = machines.suites().into_iter().flat_map(of).collect();
+    let systems: Vec<System> = stream::iter(asked)
+        .map(|(suite, packages, sizes)| async move {
             let request = request(machines, suite, &packages);
             let image = image::ensure(&request, cache).await.map_err(|error| blame(error, wanted))?;
-            let lock = image.lock();
-            // What a scenario wants besides has no lock file.
-            let file = if packages.is_empty() { Lock::load(&workspace.images, suite)? } else { None };
-            file.and_then(|file| file.moved(&lock)).map(Event::Note).into_iter().for_each(events::tell);
-            let kernel = &image.manifest.kernel_version;
-            let description = match packages.as_slice() {
-                [] => format!("Debian {suite}, kernel {kernel}"),
-                packages => format!("Debian {suite}, kernel {kernel}, with {}", packages.join(", ")),
-            };
-            systems.push(System {
-                name: suite.to_string(),
-                packages,
-                memory_mib,
-                root_key: image.content_key(),
-                lock: Some(lock),
-                description,
-                kernel: image.kernel,
-                modules: image.modules,
-                root: image.root,
-            });
-        }
-    }
+            system(workspace, suite, packages, sizes, image)
+        })
+        .buffered(cores())
+        .try_collect()
+        .await?;
     if systems.is_empty() {
         let names: Vec<&str> = wanted.iter().map(|one| one.by.as_str()).collect();
         let what = format!(
@@ -301,6 +310,36 @@ async fn systems(
         return Err(WrongInput::new(what).into());
     }
     Ok(systems)
+}
+
+/// What a guest of this image boots; tells what has moved since the suite's lock.
+fn system(
+    workspace: &Workspace,
+    suite: Suite,
+    packages: Vec<String>,
+    memory_mib: BTreeSet<u32>,
+    image: Image,
+) -> Result<System> {
+    let lock = image.lock();
+    // What a scenario wants besides has no lock file.
+    let file = if packages.is_empty() { Lock::load(&workspace.images, suite)? } else { None };
+    file.and_then(|file| file.moved(&lock)).map(Event::Note).into_iter().for_each(events::tell);
+    let kernel = &image.manifest.kernel_version;
+    let description = match packages.as_slice() {
+        [] => format!("Debian {suite}, kernel {kernel}"),
+        packages => format!("Debian {suite}, kernel {kernel}, with {}", packages.join(", ")),
+    };
+    Ok(System {
+        name: suite.to_string(),
+        packages,
+        memory_mib,
+        root_key: image.content_key(),
+        lock: Some(lock),
+        description,
+        kernel: image.kernel,
+        modules: image.modules,
+        root: image.root,
+    })
 }
 
 fn request(machines: &Machines, suite: Suite, packages: &[String]) -> Request {

@@ -91,8 +91,13 @@ pub async fn run(
     prepared.write()?;
     let path = results.directory.join("report.json");
     let mut trials = prepared.plan.trials(&prepared.guests, scenarios)?;
+    let costs = Costs::load(&workspace.scenario_roots)?;
     for (trial, known) in trials.iter_mut().zip(known.of_trials) {
         (trial.known, trial.store) = (known, store.clone());
+        // Idle time of a guest costs nothing, so this says more.
+        if let Some(tenths) = costs.of(&trial.guest.name, &trial.scenario.name) {
+            trial.expected_secs = Duration::from_millis(tenths * 100).as_secs_f64();
+        }
     }
     let mut pace = Pace::of(trials.iter().map(|trial| trial.directory.as_path()));
     for (number, known) in
@@ -296,7 +301,8 @@ pub struct Trial {
     bounds: Bounds,
     /// Gets the results.
     directory: PathBuf,
-    /// Guest time of all cycles, by the durations of an earlier run; 0 if there are none.
+    /// What it costs the host, where that is known; else the guest time of all cycles, by the durations of an earlier run; 0 if
+    /// there are none.
     pub expected_secs: f64,
     /// What is remembered of it.
     known: Option<Known>,
