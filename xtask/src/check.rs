@@ -41,7 +41,7 @@ const QUIET: Duration = Duration::from_secs(30);
 type Step<'a> = (&'static str, Cmd<'a>);
 
 /// What needs no machine.
-fn steps(shell: &Shell) -> [Step<'_>; 8] {
+fn steps(shell: &Shell) -> [Step<'_>; 9] {
     let cargo = tools::cargo();
     [
         ("format", cmd!(shell, "{cargo} fmt --all --check")),
@@ -79,6 +79,7 @@ fn steps(shell: &Shell) -> [Step<'_>; 8] {
         ("tests", cmd!(shell, "{cargo} test --quiet --workspace --all-features --locked")),
         // The first build is the one that machines use below.
         ("programs, twice", cmd!(shell, "{cargo} run --quiet --locked -p xtask -- programs --twice")),
+        ("packages", cmd!(shell, "{cargo} run --quiet --locked -p xtask -- dist")),
     ]
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, check, costs, doctor, image, new, programs, shell, vm_test, why};
+use crate::{bench, check, costs, dist, doctor, image, new, programs, shell, vm_test, why};
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
 #[derive(Debug, Parser)]
@@ -25,6 +25,7 @@ pub(crate) enum Command {
     Shell(shell::ShellArgs),
     Image(image::ImageArgs),
     Programs(programs::ProgramsArgs),
+    Dist(dist::DistArgs),
     Doctor(doctor::DoctorArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),

@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod copied;
 mod costs;
+mod dist;
 mod docs;
 mod doctor;
 mod exit;
@@ -59,6 +60,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::Shell(args) => shell::run(&args, cancel).await,
         Command::Image(args) => image::run(&args).await,
         Command::Programs(args) => programs::run(&args).await,
+        Command::Dist(args) => dist::run(&args).await.map(|()| PASSED),
         Command::Doctor(args) => doctor::run(&args).await.map(|well| if well { PASSED } else { FAILED }),
         Command::Check(args) => check::run(&args, Cli::command()).await,
         Command::Bench(args) => bench::run(args, cancel).await,
