@@ -41,7 +41,7 @@ const QUIET: Duration = Duration::from_secs(30);
 type Step<'a> = (&'static str, Cmd<'a>);
 
 /// What needs no machine.
-fn steps(shell: &Shell) -> [Step<'_>; 9] {
+fn steps(shell: &Shell) -> [Step<'_>; 10] {
     let cargo = tools::cargo();
     [
         ("format", cmd!(shell, "{cargo} fmt --all --check")),
@@ -58,7 +58,7 @@ fn steps(shell: &Shell) -> [Step<'_>; 9] {
             cmd!(
                 shell,
                 "{cargo} clippy --quiet --locked -p vm-tests -p xtask
-                 --test scenarios --test faults --test power_cut --test repeatable -- --deny warnings"
+                 --test scenarios --test faults --test flake --test power_cut --test repeatable -- --deny warnings"
             ),
         ),
         // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
@@ -77,6 +77,8 @@ fn steps(shell: &Shell) -> [Step<'_>; 9] {
             cmd!(shell, "{cargo} clippy --quiet --manifest-path {ELSEWHERE} --locked -- --deny warnings"),
         ),
         ("tests", cmd!(shell, "{cargo} test --quiet --workspace --all-features --locked")),
+        // With Nix, which it installs, and a stand-in for nixpkgs.
+        ("flake", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test flake")),
         // The first build is the one that machines use below.
         ("programs, twice", cmd!(shell, "{cargo} run --quiet --locked -p xtask -- programs --twice")),
         ("packages", cmd!(shell, "{cargo} run --quiet --locked -p xtask -- dist")),

@@ -25,6 +25,8 @@ pub enum Need {
     Image,
     /// Building the static guest binaries.
     GuestBinaries,
+    /// Evaluating the flake.
+    Flake,
 }
 
 /// What shows that a tool is there.
@@ -126,6 +128,22 @@ pub const TOOLS: &[Tool] = &[
         only: Only::All,
         package: "libc6-dev",
         version_arg: "",
+    },
+    Tool {
+        sign: Sign::Program("nix"),
+        purpose: "evaluates the flake",
+        need: Need::Flake,
+        only: Only::All,
+        package: "nix-bin",
+        version_arg: "--version",
+    },
+    Tool {
+        sign: Sign::Program("python3"),
+        purpose: "parses the script of the flake's test",
+        need: Need::Flake,
+        only: Only::All,
+        package: "python3-minimal",
+        version_arg: "--version",
     },
 ];
 
@@ -395,7 +413,7 @@ mod tests {
         let found: Vec<_> = TOOLS.iter().map(|tool| Found { tool, path: None }).collect();
         let missing = missing(&found, Distro::Debian).expect("all is missing");
         let command = "apt-get install -y --no-install-recommends qemu-system-x86 mmdebstrap squashfs-tools uidmap \
-                       debian-archive-keyring libc6-dev";
+                       debian-archive-keyring libc6-dev nix-bin python3-minimal";
         assert!(missing.command.ends_with(command), "{}", missing.command);
         let there: Vec<_> =
             TOOLS.iter().map(|tool| Found { tool, path: Some(PathBuf::from("/x")) }).collect();

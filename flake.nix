@@ -1,0 +1,115 @@
+{
+  description = "Left 4 Dead 2 servers as systemd units that run from an overlay, and the harness that tests them";
+
+  inputs.nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
+
+  outputs =
+    { self, nixpkgs }:
+    let
+      inherit (nixpkgs) lib;
+      # srcds is a program for x86 only.
+      system = "x86_64-linux";
+      pkgs = nixpkgs.legacyPackages.${system};
+      own = self.packages.${system};
+      program = from: arguments: from.callPackage ./nix/package.nix arguments;
+    in
+    {
+      packages.${system} = {
+        default = own.left4me;
+        left4me = program pkgs.pkgsStatic {
+          name = "left4me";
+          crates = [
+            "left4me-helper"
+            "left4me-ctl"
+          ];
+          deployed = true;
+        };
+        holders = program pkgs.pkgsStatic {
+          name = "holders";
+          crates = [ "holders" ];
+        };
+        xtask = program pkgs {
+          name = "xtask";
+          crates = [ "xtask" ];
+        };
+      };
+
+      nixosModules = {
+        default = self.nixosModules.left4me;
+        left4me = {
+          imports = [ ./nix/module.nix ];
+          services.left4me.package = lib.mkDefault own.left4me;
+        };
+      };
+
+      checks.${system} = {
+        inherit (own) left4me holders xtask;
+
+        # One machine, and five cycles of a server on it.
+        vm = pkgs.testers.runNixOSTest (import ./nix/vm-test.nix { inherit self; });
+
+        # nix/units.nix has compared them with the shipped ones by then.
+        units = pkgs.linkFarm "left4me-units" (
+          lib.mapAttrsToList
+            (name: text: {
+              # A name in the store has no @.
+              inherit name;
+              path = pkgs.writeText (builtins.replaceStrings [ "@" ] [ "-" ] name) text;
+            })
+            (
+              import ./nix/units.nix {
+                inherit lib;
+                inherit (pkgs) systemd;
+                package = own.left4me;
+              }
+            )
+        );
+
+        format =
+          pkgs.runCommand "left4me-format"
+            {
+              nativeBuildInputs = [
+                pkgs.nixfmt
+                pkgs.deadnix
+              ];
+            }
+            ''
+              nixfmt --check ${./flake.nix} $(find ${./nix} -name '*.nix')
+              deadnix --fail ${./flake.nix} ${./nix}
+              touch $out
+            '';
+      };
+
+      # To build and to test what boots no machine. A guest image is made by Debian's programs, on Debian.
+      devShells.${system}.default = pkgs.mkShell {
+        packages = [
+          pkgs.cargo
+          pkgs.clippy
+          pkgs.deadnix
+          pkgs.nixfmt
+          pkgs.qemu
+          pkgs.rustc
+          pkgs.rustfmt
+          pkgs.squashfsTools
+        ];
+      };
+
+      formatter.${system} = pkgs.nixfmt;
+
+      # Of the checkout that it is run in: the harness builds from it what a guest gets, with the host's linker and static libc.
+      apps.${system}.vm-test = {
+        type = "app";
+        program = lib.getExe (
+          pkgs.writeShellApplication {
+            name = "vm-test";
+            runtimeInputs = [
+              pkgs.cargo
+              pkgs.qemu
+              pkgs.rustc
+            ];
+            text = ''exec cargo xtask vm-test "$@"'';
+          }
+        );
+      };
+    };
+}
