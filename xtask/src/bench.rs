@@ -4,6 +4,7 @@
 //! the results. Compared things are measured by turns (A B A B), so that a change of the host's load affects both.
 
 mod counts;
+mod program;
 mod rows;
 
 #[cfg(test)]
@@ -12,7 +13,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -20,8 +21,7 @@ use vm_tests::bench::holders;
 use vm_tests::bench::{self, Boot, BusyHost, Host, IDLE_SECS, Report, Row, Samples, Unit};
 use vm_tests::cache::{self, Lock};
 use vm_tests::host::accel::{Clock, Wish};
-use vm_tests::host::process::{self, Program, Sink};
-use vm_tests::host::signals::Interrupted;
+use vm_tests::host::process::{self, Program};
 use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::run::guest::Guest;
@@ -32,11 +32,13 @@ use vm_tests::workspace::Workspace;
 use xshell::{Shell, cmd};
 
 use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SIDE_BY_SIDE, What, runs};
-use rows::{boot_rows, channel_rows, cpu, line, load, restore_rows, spread_rows, target, word};
+use program::Ended;
+use rows::{boot_rows, channel_rows, cpu, line, load, restore_rows, spread_rows, target};
 
+use crate::copied::remove_if_there;
 use crate::exit::{FAILED, PASSED};
 use crate::left4me;
-use crate::machine::MachineArgs;
+use crate::machine::{MachineArgs, word};
 
 /// The scenario whose Reset is measured.
 const SCENARIO: &str = "5eac51a";
@@ -44,10 +46,7 @@ const SCENARIO: &str = "5eac51a";
 const SUITE: [&str; 4] = ["--cycles", "10", "5eac51a", "936c8bb"];
 /// What bounds a run of the scenario.
 const RUN: Bounds = Bounds { cycles: Some(CYCLES), deadline_secs: 900 };
-/// The longest a whole `vm-test` may take.
-const PROGRAM_DEADLINE: Duration = Duration::from_secs(1800);
-/// How long `vm-test` may take to end its machines after an interrupt.
-const STOP_GRACE: Duration = Duration::from_secs(40);
+
 /// Measures the harness: boots, restores, requests, guest time, resets.
 ///
 /// `bench holders` measures how accurate holders, fuser, lsof and lsns are.
@@ -373,7 +372,7 @@ impl Bench {
                 0 => eprintln!("suite: not counted, it fills the caches"),
                 _ => eprintln!("suite: {round} of {runs}"),
             }
-            let (wall, code) = self.vm_test().await?;
+            let Ended { wall, code } = self.vm_test().await?;
             ensure!(
                 code == PASSED || code == FAILED,
                 "vm-test: exit code {code}, see {}",
@@ -397,64 +396,17 @@ impl Bench {
         self.results.join("suite.log")
     }
 
-    /// Runs ourselves as `vm-test`; returns its wall time and exit code.
-    async fn vm_test(&self) -> Result<(Duration, u8)> {
+    /// Runs ourselves as `vm-test`.
+    async fn vm_test(&self) -> Result<Ended> {
         let path = self.suite_log();
-        let log = std::fs::File::create(&path).with_context(|| format!("create {}", path.display()))?;
-        let both = log.try_clone().with_context(|| format!("open {}", path.display()))?;
-        let mut program = Program::new(std::env::current_exe().context("find our own program")?)
-            .args(["vm-test", "--accel", wish(self.machine.accel)])
+        remove_if_there(&path).with_context(|| format!("delete {}", path.display()))?;
+        let program = Program::new(std::env::current_exe().context("find our own program")?)
+            .arg("vm-test")
             .args(SUITE)
+            .args(self.machine.flags()?)
             .arg("--results")
-            .arg(self.results.join("suite"))
-            .stdout(Sink::File(log))
-            .stderr(Sink::File(both));
-        if let Some(clock) = self.machine.clock {
-            program = program.args(["--clock", word(clock)]);
-        }
-        if let Some(qemu) = &self.machine.qemu {
-            program = program.arg("--qemu").arg(qemu);
-        }
-        match (&self.machine.kernel, &self.machine.modules, &self.machine.root) {
-            (Some(kernel), Some(modules), Some(root)) => {
-                for (flag, path) in [("--kernel", kernel), ("--modules", modules), ("--root", root)] {
-                    program = program.arg(flag).arg(path);
-                }
-            }
-            _ => {
-                for image in &self.machine.image {
-                    program = program.args(["--image", image.as_str()]);
-                }
-            }
-        }
-        if let Some(mirror) = &self.machine.mirror {
-            program = program.args(["--mirror", mirror]);
-        }
-        let begun = Instant::now();
-        let status = self.ended(program).await?;
-        let wall = begun.elapsed();
-        let code = status.code().and_then(|code| u8::try_from(code).ok());
-        Ok((wall, code.with_context(|| format!("vm-test: {}", process::describe(status)))?))
-    }
-
-    /// Runs a program to its end, an interrupt or its deadline.
-    async fn ended(&self, program: Program) -> Result<std::process::ExitStatus> {
-        let mut child = program.spawn()?;
-        let ended = tokio::select! {
-            ended = tokio::time::timeout(PROGRAM_DEADLINE, child.wait()) => Some(ended),
-            () = self.cancel.cancelled() => None,
-        };
-        match ended {
-            Some(Ok(status)) => Ok(status?),
-            Some(Err(elapsed)) => {
-                child.kill_group(STOP_GRACE).await?;
-                Err(elapsed).with_context(|| child.argv().to_string())
-            }
-            None => {
-                child.kill_group(STOP_GRACE).await?;
-                Err(Interrupted::default().into())
-            }
-        }
+            .arg(self.results.join("suite"));
+        program::run(program, &path, &self.cancel).await
     }
 
     /// Where a measurement's machines have their logs; removed when it is done, left when it fails.
@@ -535,12 +487,4 @@ async fn accuracy(workspace: &Workspace, args: &BenchArgs, results: &Path, cance
 
 fn scenario() -> Result<Scenario> {
     left4me::workspace()?.scenarios(&[SCENARIO.to_owned()])?.pop().context(SCENARIO)
-}
-
-fn wish(wish: Wish) -> &'static str {
-    match wish {
-        Wish::Auto => "auto",
-        Wish::Kvm => "kvm",
-        Wish::Tcg => "tcg",
-    }
 }

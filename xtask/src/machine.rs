@@ -1,6 +1,7 @@
 //! The flags that say which machines are wanted, which several commands have.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -74,5 +75,93 @@ impl MachineArgs {
             clock: self.clock,
             mirror: self.mirror.clone(),
         })
+    }
+    /// The same as flags, for a command that is run in another directory.
+    ///
+    /// # Errors
+    /// A relative path while the working directory is gone.
+    pub(crate) fn flags(&self) -> Result<Vec<OsString>> {
+        let mut flags: Vec<OsString> = vec!["--accel".into(), wish(self.accel).into()];
+        let absolute = |path: &Path| {
+            std::path::absolute(path).with_context(|| format!("the absolute path of {}", path.display()))
+        };
+        let paths = [
+            ("--kernel", &self.kernel),
+            ("--modules", &self.modules),
+            ("--root", &self.root),
+            ("--programs", &self.programs),
+        ];
+        for (flag, path) in paths {
+            if let Some(path) = path {
+                flags.extend([flag.into(), absolute(path)?.into()]);
+            }
+        }
+        if self.kernel.is_none() {
+            let names: Vec<&str> = self.image.iter().map(|suite| suite.as_str()).collect();
+            flags.extend(["--image".into(), names.join(",").into()]);
+        }
+        if let Some(qemu) = &self.qemu {
+            // A name alone is looked for on PATH.
+            let is_name = qemu.components().count() == 1;
+            flags.extend(["--qemu".into(), if is_name { qemu.clone() } else { absolute(qemu)? }.into()]);
+        }
+        if let Some(clock) = self.clock {
+            flags.extend(["--clock".into(), word(clock).into()]);
+        }
+        if let Some(mirror) = &self.mirror {
+            flags.extend(["--mirror".into(), mirror.into()]);
+        }
+        Ok(flags)
+    }
+}
+
+fn wish(wish: Wish) -> &'static str {
+    match wish {
+        Wish::Auto => "auto",
+        Wish::Kvm => "kvm",
+        Wish::Tcg => "tcg",
+    }
+}
+
+/// A clock as one types it.
+pub(crate) fn word(clock: Clock) -> &'static str {
+    match clock {
+        Clock::Real => "real",
+        Clock::Virtual => "virtual",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Any {
+        #[command(flatten)]
+        machine: MachineArgs,
+    }
+
+    #[test]
+    fn flags_say_what_they_were_made_of() {
+        let cases: [&[&str]; 4] = [
+            &[],
+            &["--image", "sid,bookworm", "--accel", "tcg", "--clock", "virtual", "--mirror", "http://m/x"],
+            &["--kernel", "/k", "--modules", "/m", "--root", "/r", "--qemu", "qemu-x", "--clock", "real"],
+            &["--programs", "/p", "--qemu", "/q/qemu-x", "--accel", "kvm"],
+        ];
+        let parse = |flags: Vec<OsString>| {
+            let all = std::iter::once(OsString::from("x")).chain(flags);
+            Any::try_parse_from(all).expect("flags").machine
+        };
+        for case in cases {
+            let machine = parse(case.iter().map(OsString::from).collect());
+            let again = parse(machine.flags().expect("flags"));
+            assert_eq!(format!("{machine:?}"), format!("{again:?}"));
+        }
+        let relative = parse(["--programs", "p", "--qemu", "q/qemu-x"].map(OsString::from).to_vec());
+        let paths: Vec<_> = relative.flags().expect("flags").into_iter().map(PathBuf::from).collect();
+        assert_eq!(paths.iter().filter(|path| path.is_absolute()).count(), 2, "{paths:?}");
     }
 }

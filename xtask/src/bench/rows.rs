@@ -129,13 +129,6 @@ pub(super) fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Ro
     Ok(rows)
 }
 
-pub(super) fn word(clock: Clock) -> &'static str {
-    match clock {
-        Clock::Real => "real",
-        Clock::Virtual => "virtual",
-    }
-}
-
 /// One row of the table.
 pub(super) fn line(row: &Row) -> String {
     let number = |value| number(value, row.unit);
