@@ -4,6 +4,7 @@
 //! the results. Compared things are measured by turns (A B A B), so that a change of the host's load affects both.
 
 mod counts;
+mod edit;
 mod program;
 mod rows;
 
@@ -32,8 +33,11 @@ use vm_tests::workspace::Workspace;
 use xshell::{Shell, cmd};
 
 use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SIDE_BY_SIDE, What, runs};
+use edit::Edits;
 use program::Ended;
-use rows::{boot_rows, channel_rows, cpu, line, load, restore_rows, spread_rows, target};
+use rows::{
+    boot_rows, channel_rows, cpu, edit_notes, edit_rows, line, load, restore_rows, spread_rows, target,
+};
 
 use crate::copied::remove_if_there;
 use crate::exit::{FAILED, PASSED};
@@ -57,11 +61,11 @@ const RUN: Bounds = Bounds { cycles: Some(CYCLES), deadline_secs: 900 };
 /// meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// What to measure [default: everything except `holders`]
+    /// What to measure [default: everything except `holders` and `edit`]
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
 
-    /// Number of samples, except of single requests [default: 20 runs of the scenario, 5 of the rest]
+    /// Number of samples, except of single requests [default: 20 runs of the scenario, 3 edits, 5 of the rest]
     #[arg(long, value_name = "N", value_parser = runs, conflicts_with = "quick")]
     runs: Option<usize>,
 
@@ -107,6 +111,9 @@ pub(crate) async fn run(args: BenchArgs, cancel: Cancel) -> Result<u8> {
         }
         return accuracy(&workspace, &args, &results, cancel).await;
     }
+    if args.what.contains(&What::Edit) && args.machine.programs.is_some() {
+        return Err(WrongInput::new("bench edit: without --programs, as it edits and builds them").into());
+    }
     let mut bench = Bench::prepare(&workspace, args, results, cancel).await?;
     let measured = bench.all().await;
     bench.report.complete = measured.is_ok();
@@ -132,8 +139,9 @@ impl Bench {
         let mut clocks = Vec::new();
         for clock in [Clock::Real, Clock::Virtual] {
             let wanted = args.machine.clock.is_none_or(|only| only == clock);
-            // KVM has no virtual time.
-            if !wanted || (clock == Clock::Virtual && args.machine.accel == Wish::Kvm) {
+            // Edits are measured in virtual time alone, and KVM has none.
+            let is_for_edits = clock == Clock::Real && args.what == [What::Edit];
+            if !wanted || is_for_edits || (clock == Clock::Virtual && args.machine.accel == Wish::Kvm) {
                 continue;
             }
             let machine = MachineArgs { clock: Some(clock), ..args.machine.clone() };
@@ -167,7 +175,8 @@ impl Bench {
         };
         let mut what = args.what;
         if what.is_empty() {
-            what.extend(What::value_variants().iter().filter(|&&what| what != What::Holders));
+            let named_only = [What::Holders, What::Edit];
+            what.extend(What::value_variants().iter().filter(|what| !named_only.contains(what)));
         }
         let machine = args.machine;
         Ok(Self { what, counts, results, clocks, machine, cancel, report, shown: (0, 0) })
@@ -209,6 +218,13 @@ impl Bench {
         }
         if self.wants(What::Suite) {
             self.suite().await.context("measure suite")?;
+            self.show()?;
+        }
+        if self.wants(What::Edit) {
+            match self.clock(Clock::Virtual) {
+                Some(_) => self.edit().await.context("measure edit")?,
+                None => self.report.notes.push("Edit: not measured: it is about virtual time".to_owned()),
+            }
             self.show()?;
         }
         Ok(())
@@ -407,6 +423,21 @@ impl Bench {
             .arg("--results")
             .arg(self.results.join("suite"));
         program::run(program, &path, &self.cancel).await
+    }
+
+    /// In a copy of the checkout, by the commands that a person types.
+    async fn edit(&mut self) -> Result<()> {
+        // What is remembered is of virtual time.
+        let machine = MachineArgs { clock: Some(Clock::Virtual), ..self.machine.clone() };
+        let (workspace, place) = (left4me::workspace()?, self.results.join("edit"));
+        let (rounds, cancel) = (self.counts.edits, self.cancel.clone());
+        let mut edits = Edits::default();
+        let measured = edit::measure(&workspace, &place, machine.flags()?, rounds, cancel, &mut edits).await;
+        self.report.rows.extend(edit_rows(&edits));
+        self.report.notes.extend(edit_notes(&edits));
+        // It takes half an hour: what is measured is shown.
+        self.show()?;
+        measured
     }
 
     /// Where a measurement's machines have their logs; removed when it is done, left when it fails.

@@ -1,4 +1,5 @@
-//! A copy of the checkout in another directory: for mutants, and to see that a directory's name changes nothing.
+//! A copy of the checkout in another directory: for mutants, for edits that are measured, and to see that a directory's name
+//! changes nothing.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

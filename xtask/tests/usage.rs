@@ -36,7 +36,7 @@ fn printing(arguments: &[&str], stdout: Sink) -> (Option<i32>, String) {
 
 #[test]
 fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
-    let cases: [(&[&str], &str); 15] = [
+    let cases: [(&[&str], &str); 16] = [
         (&["frobnicate"], "unrecognized subcommand"),
         (&["vm-test", "no-such-scenario"], "no-such-scenario"),
         (&["vm-test", "--image", "potato"], "potato"),
@@ -55,6 +55,7 @@ fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
         (&["shell", "--image", "trixie,sid"], "one suite at a time"),
         (&["check", "--mutants", "no-such-mutant"], "no mutant no-such-mutant"),
         (&["bench", "holders", "boot"], "by itself"),
+        (&["bench", "edit", "--programs", "/no/such"], "without --programs"),
     ];
     for (arguments, words) in cases {
         let (code, said) = xtask(arguments);

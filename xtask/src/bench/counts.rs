@@ -42,6 +42,9 @@ pub(super) enum What {
     Purge,
     /// The whole of `cargo xtask vm-test`, everything cached
     Suite,
+    /// From an edit of judge, helper and agent to the verdict; the suite of one image, nothing changed and all run anew.
+    /// In a copy of the checkout, which is built first; takes half an hour; only if named
+    Edit,
     /// Accuracy of holders, fuser, lsof and lsns for a mount that is held in 71 ways; cost of a scan; latency of the
     /// watch. On each --image; only if named
     Holders,
@@ -52,17 +55,18 @@ pub(super) enum What {
 pub(super) struct Counts {
     pub(super) machines: usize,
     pub(super) spread: usize,
+    pub(super) edits: usize,
     pub(super) requests: Requests,
 }
 
 impl Counts {
     pub(super) fn of(quick: bool, runs: Option<usize>) -> Self {
-        let (machines, spread) = match (quick, runs) {
-            (true, _) => (2, 3),
-            (false, Some(runs)) => (runs, runs),
-            (false, None) => (5, 20),
+        let (machines, spread, edits) = match (quick, runs) {
+            (true, _) => (2, 3, 1),
+            (false, Some(runs)) => (runs, runs, runs),
+            (false, None) => (5, 20, 3),
         };
-        Self { machines, spread, requests: Requests { pings: 1000, commands: 30, puts: machines } }
+        Self { machines, spread, edits, requests: Requests { pings: 1000, commands: 30, puts: machines } }
     }
 }
 

@@ -9,6 +9,7 @@ use vm_tests::host::accel::Clock;
 use vm_tests::run::guest::Guest;
 
 use super::counts::SIDE_BY_SIDE;
+use super::edit::{self, Edits};
 
 /// The targets, of the medians: seconds, but for those whose name says otherwise.
 pub(super) mod target {
@@ -27,6 +28,14 @@ pub(super) mod target {
     pub(crate) const RESET_RATIO: f64 = 1.5;
     pub(crate) const UMOUNT: f64 = 0.002;
     pub(crate) const PURGE_RATIO: f64 = 1.2;
+    pub(crate) const UNCHANGED: f64 = 4.0;
+    /// 360 s for the 111 runs of three images, on two cores.
+    pub(crate) const FRESH_RUN: f64 = 360.0 / 111.0;
+    pub(crate) const ONE: f64 = 3.5;
+    /// Beside the build.
+    pub(crate) const JUDGE: f64 = 2.0;
+    pub(crate) const HELPER: f64 = 12.0;
+    pub(crate) const AGENT: f64 = 18.0;
 }
 
 pub(super) fn boot_rows(guest: &Guest, boots: &[Boot]) -> Vec<Row> {
@@ -127,6 +136,43 @@ pub(super) fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Ro
         rows.push(row(format!("cycle {number}: distinct values to the ns, of {n}"), Unit::Count, distinct));
     }
     Ok(rows)
+}
+
+/// The wait for a suite and for an edit's verdict, as far as it was measured.
+pub(super) fn edit_rows(edits: &Edits) -> Vec<Row> {
+    let Edits { runs, remembered, .. } = edits;
+    let row = |what: String, samples: &Samples| Row::new("edit", what, Unit::Seconds, samples.clone());
+    let of_scenario =
+        |who: &str, samples| row(format!("edit of the {who}, to {}'s verdict", edit::SCENARIO), samples);
+    #[expect(clippy::cast_precision_loss, reason = "a suite has far fewer runs than 2^52")]
+    let each = edits.fresh.0.iter().map(|wall| wall / *runs as f64).collect();
+    let ratio = edits.unchanged.over(&edits.fresh);
+    let rows = [
+        row(format!("suite, nothing changed: {runs} runs, {remembered} remembered"), &edits.unchanged)
+            .target(target::UNCHANGED),
+        row(format!("suite, fresh: {runs} runs"), &edits.fresh),
+        row("  / their number".to_owned(), &each).target(target::FRESH_RUN),
+        Row::new("edit", "suite, nothing changed / fresh", Unit::Ratio, ratio),
+        row("edit of the judge, the build".to_owned(), &edits.judge_build),
+        row(format!("  and then to {runs} verdicts"), &edits.judge).target(target::JUDGE),
+        of_scenario("helper", &edits.helper).target(target::HELPER),
+        of_scenario("agent", &edits.agent).target(target::AGENT),
+        row(format!("{}, one cycle, nothing to build, fresh", edit::SCENARIO), &edits.one)
+            .target(target::ONE),
+    ];
+    rows.into_iter().filter(|row| !row.samples.0.is_empty()).collect()
+}
+
+/// What has another duration, and what else has a target and is measured elsewhere.
+pub(super) fn edit_notes(edits: &Edits) -> Vec<String> {
+    let not: Vec<&str> = edits.not_passed.iter().map(String::as_str).collect();
+    let failed = (!not.is_empty())
+        .then(|| format!("edit: not passed, which has another duration: {}", not.join(", ")));
+    let elsewhere = [
+        "edit: two machines of the same inputs, and recordings from two checkouts: cargo test -p xtask --test repeatable",
+        "edit: a fresh clone, and .ci/run in it: by hand, see docs/measurements.md",
+    ];
+    failed.into_iter().chain(elsewhere.map(str::to_owned)).collect()
 }
 
 /// One row of the table.
