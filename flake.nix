@@ -21,6 +21,7 @@
           crates = [
             "left4me-helper"
             "left4me-ctl"
+            "holders"
           ];
           deployed = true;
         };

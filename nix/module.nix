@@ -129,10 +129,8 @@ let
     '')
   ];
 
-  # The directories, as a Debian host has them.
-  directories = lib.filter (line: line != "" && !(lib.hasPrefix "#" line)) (
-    lib.splitString "\n" (builtins.readFile ../deploy/files/usr/local/lib/tmpfiles.d/left4me.conf)
-  );
+  # Directories and groups are those of a Debian host.
+  tree = import ./tree.nix { inherit lib; };
 
   # `nixos-rebuild switch` restarts a unit whose text changed, as with each update of systemd. Players would be thrown out.
   # switch-to-configuration reads this key of an instance's drop-in too.
@@ -229,7 +227,7 @@ in
     );
 
     systemd.tmpfiles.rules =
-      directories ++ lib.concatLists (lib.mapAttrsToList instanceFiles cfg.instances);
+      tree.directories ++ lib.concatLists (lib.mapAttrsToList instanceFiles cfg.instances);
 
     # The overlay's unit makes them where they are missing. Declared here they are there with `users.mutableUsers = false` too.
     users.users = lib.mapAttrs' (
@@ -242,10 +240,9 @@ in
         inherit (instance) uid;
       }
     ) cfg.instances;
-    users.groups = {
-      left4me = { };
-    }
-    // lib.mapAttrs' (id: instance: lib.nameValuePair (user id) { gid = instance.uid; }) cfg.instances;
+    users.groups =
+      lib.genAttrs tree.groups (_: { })
+      // lib.mapAttrs' (id: instance: lib.nameValuePair (user id) { gid = instance.uid; }) cfg.instances;
 
     networking.firewall = lib.mkIf cfg.openFirewall {
       allowedUDPPorts = ports;

@@ -5,7 +5,7 @@
   # The package's name, and the cargo packages that it is made of.
   name,
   crates,
-  # What the files of `deploy/files` and the programs are for: the helper's own directory, manual pages, completions.
+  # Whether it has all that a host gets, at its places, and not programs alone.
   deployed ? false,
 }:
 let
@@ -38,11 +38,7 @@ rustPlatform.buildRustPackage {
   # The tests want namespaces, a proc of their own and machines: `cargo xtask check`.
   doCheck = false;
 
-  postInstall = lib.optionalString deployed ''
-    mkdir -p $out/libexec/left4me
-    mv $out/bin/left4me-overlay $out/libexec/left4me/
-    cp -r --no-preserve=mode ${../deploy/files/usr/local/share} $out/share
-  '';
+  postInstall = lib.optionalString deployed (import ./tree.nix { inherit lib; }).install;
 
   meta = {
     description = "Left 4 Dead 2 servers as systemd units that run from an overlay";

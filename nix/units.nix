@@ -5,16 +5,18 @@
   systemd,
 }:
 let
-  directory = ../deploy/files/usr/local/lib/systemd/system;
+  tree = import ./tree.nix { inherit lib; };
+  shipped = tree.units;
 
   # Where a Debian host has a program, and where NixOS has it.
   programs = {
-    "/usr/local/libexec/left4me/left4me-overlay" = "${package}/libexec/left4me/left4me-overlay";
     "/usr/bin/systemd-sysusers" = "${systemd}/bin/systemd-sysusers";
-  };
+  }
+  // lib.filterAttrs (path: _: isNamed path) (
+    lib.mapAttrs (_: below: "${package}/${below}") tree.programs
+  );
 
-  # By its name as a string: a path in Nix cannot have an @.
-  shipped = name: builtins.readFile (directory + "/${name}");
+  isNamed = path: lib.any (lib.hasInfix path) (lib.attrValues shipped);
 
   here = builtins.replaceStrings (lib.attrNames programs) (lib.attrValues programs);
   debians = builtins.replaceStrings (lib.attrValues programs) (lib.attrNames programs);
@@ -26,22 +28,20 @@ let
     && builtins.match ".*[^A-Za-z0-9._+-]/(usr|bin|sbin|lib|lib64|opt)/.*" line != null;
 
   render =
-    name:
+    name: theirs:
     let
-      text = here (shipped name);
+      text = here theirs;
       foreign = lib.filter isForeign (lib.splitString "\n" text);
     in
     if foreign != [ ] then
       throw "${name} names a path that NixOS does not have; add it to `programs` in nix/units.nix: ${lib.head foreign}"
-    else if debians text != shipped name then
+    else if debians text != theirs then
       throw "${name} is not the shipped unit but for the paths of programs"
     else
       text;
 
-  all = lib.genAttrs [ "left4me-server@.service" "left4me-overlay@.service" ] render;
-  unused = lib.filter (
-    path: !(lib.any (name: lib.hasInfix path (shipped name)) (lib.attrNames all))
-  ) (lib.attrNames programs);
+  all = lib.mapAttrs render shipped;
+  unused = lib.filter (path: !(isNamed path)) (lib.attrNames programs);
 in
 # A unit's own trouble is told first.
 if builtins.deepSeq all unused != [ ] then

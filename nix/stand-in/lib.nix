@@ -41,13 +41,16 @@ let
       concatLists
       concatMap
       concatStringsSep
+      elemAt
       filter
       head
       isAttrs
       length
+      listToAttrs
       mapAttrs
       ;
     concatStrings = concatStringsSep "";
+    filterAttrs = keep: set: removeAttrs set (filter (name: !(keep name set.${name})) (attrNames set));
     concatMapStrings = f: list: concatStringsSep "" (map f list);
     count = wanted: list: length (filter wanted list);
     escape = list: builtins.replaceStrings list (map (char: "\\" + char) list);

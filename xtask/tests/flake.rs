@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         trial("the-documents-one-server", one_server),
         trial("three-servers", three_servers),
         trial("outputs", outputs),
+        trial("the-package-has-what-the-manifest-lists", package),
     ];
     trials.extend(
         MISTAKES.iter().map(|mistake| trial(mistake.name, async |tree: &Tree| mistake.is_seen(tree).await)),
@@ -144,6 +145,74 @@ async fn outputs(tree: &Tree) -> Result<()> {
     Ok(())
 }
 
+/// Where the package has the manifest's places; not those that the module has.
+const PLACES: &[(&str, &str)] = &[
+    ("{bin}", "bin"),
+    ("{libexec}", "libexec"),
+    ("{man}", "share/man"),
+    ("{bash}", "share/bash-completion/completions"),
+    ("{fish}", "share/fish/vendor_completions.d"),
+    ("{zsh}", "share/zsh/site-functions"),
+    ("{doc}", "share/doc/left4me"),
+];
+
+/// The package's last step is run, with programs that are none.
+async fn package(tree: &Tree) -> Result<()> {
+    let text = fs::read_to_string(root().join("deploy/manifest.toml")).context("read the manifest")?;
+    let manifest: toml::Table = text.parse().context("parse the manifest")?;
+    let table = |name: &str| manifest[name].as_table().cloned().with_context(|| format!("no {name}"));
+    let (programs, files) = (table("programs")?, table("files")?);
+
+    let out = tree.path.join("out");
+    fs::create_dir_all(out.join("bin"))?;
+    for program in programs.values() {
+        let name = program["program"].as_str().context("a program's name")?;
+        copy(Path::new("/bin/sh"), &out.join("bin").join(name))?;
+    }
+    let seen = tree.seen(&root().join("xtask/tests/flake/three.nix")).await?;
+    // What nixpkgs has of it in every build.
+    let substitute = "substituteInPlace() { files=; \
+                      while [ \"$1\" != --replace-quiet ]; do files=\"$files $1\"; shift; done; \
+                      sed -i \"s|$2|$3|g\" $files; }";
+    let script = format!("set -eu\n{substitute}\n{}", seen["install"].as_str().context("no script")?);
+    process::output(Program::new("sh").arg("-c").arg(script).env("out", &out), DEADLINE).await?;
+
+    let of_nixos =
+        files.iter().filter(|(_, file)| file.get("only").and_then(|only| only.as_str()) != Some("deb"));
+    let keys = programs.keys().chain(of_nixos.map(|(key, _)| key));
+    let mut expected: Vec<String> = keys
+        .filter_map(|key| {
+            PLACES.iter().find_map(|(place, here)| Some(format!("{here}{}", key.strip_prefix(place)?)))
+        })
+        .collect();
+    expected.sort();
+    let mut there = Vec::new();
+    list(&out, &out, &mut there)?;
+    there.sort();
+    ensure!(there == expected, "{there:#?}\nnot:\n{expected:#?}");
+
+    let page = fs::read_to_string(out.join("share/man/man8/left4me-overlay.8"))?;
+    let helper = format!("{}/libexec/left4me/", out.display());
+    ensure!(
+        page.contains(&helper) && !page.contains("/usr/local/"),
+        "the page's paths are not the package's: {page}"
+    );
+    Ok(())
+}
+
+/// The files below a directory, by their paths from `root`.
+fn list(root: &Path, directory: &Path, files: &mut Vec<String>) -> Result<()> {
+    for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            list(root, &path, files)?;
+        } else {
+            files.push(path.strip_prefix(root)?.display().to_string());
+        }
+    }
+    Ok(())
+}
+
 /// What somebody does to the flake without noticing.
 struct Mistake {
     name: &'static str,
@@ -191,7 +260,7 @@ const MISTAKES: &[Mistake] = &[
     Mistake::new("a-default-of-the-wrong-type", "nix/module.nix", "default = 27015;", "default = \"27015\";", "port is not of type port"),
     Mistake::new("a-misspelt-option-of-ours-in-use", "nix/vm-test.nix", "port = 27016;", "prot = 27016;", "services.left4me.instances.3.prot does not exist"),
     Mistake { name: "a-missing-unit", file: OVERLAY, change: None, words: "left4me-overlay@.service" },
-    Mistake::new("an-at-sign-in-a-path", "nix/units.nix", "(directory + \"/${name}\")", "../deploy/left4me-server@.service", "syntax error"),
+    Mistake::new("an-at-sign-in-a-path", "nix/tree.nix", "(builtins.readFile one.source)) (at \"units\")", "(builtins.readFile ../deploy/files/left4me-server@.service)) (at \"units\")", "syntax error"),
     Mistake::new("a-misspelt-option-of-nixos", "nix/module.nix", "systemd.tmpfiles.rules =", "systemd.tmpfile.rules =", "systemd.tmpfile does not exist"),
     Mistake::new("an-option-of-nixos-of-the-wrong-type", "nix/module.nix", "environment.systemPackages = [ cfg.package ];", "environment.systemPackages = cfg.package;", "environment.systemPackages is not of type list"),
     Mistake::new("a-misspelt-option-of-a-user", "nix/module.nix", "isSystemUser = true;", "isSystmUser = true;", "isSystmUser does not exist"),
@@ -202,11 +271,14 @@ const MISTAKES: &[Mistake] = &[
     Mistake::new("an-app-without-a-program", "flake.nix", "program = lib.getExe (", "programm = lib.getExe (", "program"),
     Mistake::new("a-syntax-error-in-the-tests-script", "nix/vm-test.nix", "for cycle in range(5):", "for cycle in range(5)", "SyntaxError"),
     // Beyond those of a flake in general.
-    Mistake::new("a-unit-that-is-not-quite-the-shipped-one", "nix/units.nix", "text = here (shipped name);", "text = here (shipped name) + \"Nice=5\\n\";", "is not the shipped unit"),
+    Mistake::new("a-unit-that-is-not-quite-the-shipped-one", "nix/units.nix", "text = here theirs;", "text = here theirs + \"Nice=5\\n\";", "is not the shipped unit"),
     Mistake::new("a-path-that-is-in-no-unit-any-more", "nix/units.nix", "\"/usr/bin/systemd-sysusers\" =", "\"/usr/bin/nsenter\" = \"/nowhere\";\n\"/usr/bin/systemd-sysusers\" =", "no unit names /usr/bin/nsenter"),
     Mistake::new("a-unit-with-another-program", SERVER, "ExecStart=/var/lib/", "ExecStartPre=/bin/true\nExecStart=/var/lib/", "names a path that NixOS does not have"),
     Mistake::new("a-unit-that-the-module-makes-up", "nix/module.nix", "lib.mapAttrs (_: text: { inherit text; })", "lib.mapAttrs (_: text: { text = text + \"# ours\\n\"; })", "is not the shipped one"),
-    Mistake::new("a-helper-elsewhere", "nix/units.nix", "= \"${package}/libexec/left4me/", "= \"${package}/bin/", "is not the shipped one"),
+    Mistake::new("a-helper-elsewhere", "nix/tree.nix", "libexec = \"libexec\";", "libexec = \"bin\";", "is not the shipped one"),
+    Mistake::new("a-place-that-nixos-has-not", "deploy/manifest.toml", "\"{zsh}/", "\"{csh}/", "NixOS has no such place"),
+    Mistake::new("a-file-that-only-the-manifest-has", "deploy/manifest.toml", "\"{zsh}/_l4d2ctl\"", "\"{zsh}/_l4d3ctl\"", "no such file"),
+    Mistake::new("a-user-that-debian-alone-gets", "deploy/files/usr/local/lib/sysusers.d/left4me.conf", "g     left4me -", "u     left4me -", "knows groups only"),
     Mistake::new("a-member-that-is-not-there", "Cargo.toml", "\nmembers = [", "\nmembers = [\"nobody\", ", "no such file"),
 ];
 
@@ -251,8 +323,17 @@ impl Tree {
         // Nix takes no store that is reached through a link.
         let path = fs::canonicalize(directory.path())?;
         let tree = Self { directory, path };
-        for name in ["flake.nix", "flake.lock", "Cargo.toml", "Cargo.lock", "docs/report.md", "nix", "deploy"]
-        {
+        for name in [
+            "flake.nix",
+            "flake.lock",
+            "Cargo.toml",
+            "Cargo.lock",
+            "CHANGELOG.md",
+            "LICENSE",
+            "docs",
+            "nix",
+            "deploy",
+        ] {
             copy(&root().join(name), &tree.flake().join(name))?;
         }
         let manifest = fs::read_to_string(tree.flake().join("Cargo.toml"))?;
@@ -294,7 +375,7 @@ impl Tree {
     async fn seen(&self, host: &Path) -> Result<Value> {
         let evaluate = self
             .nix("nix-instantiate")
-            .args(["--eval", "--strict", "--json"])
+            .args(["--eval", "--strict", "--json", "--read-write-mode"])
             .arg(root().join("xtask/tests/flake/seen.nix"))
             .args(["--argstr", "root"])
             .arg(self.flake())

@@ -5,6 +5,7 @@ let
   nixpkgs = (import (/. + root + "/nix/stand-in/flake.nix")).outputs { self = { }; };
   self = flake.outputs { inherit self nixpkgs; };
   system = "x86_64-linux";
+  own = self.packages.${system};
   machine = nixpkgs.lib.nixosSystem {
     inherit system;
     modules = [
@@ -23,6 +24,7 @@ builtins.seq machine.config.system.build.toplevel.outPath {
   accounts = builtins.mapAttrs (_: user: { inherit (user) uid group extraGroups; }) users.users;
   groups = builtins.mapAttrs (_: group: group.gid) users.groups;
   programs = builtins.mapAttrs (_: app: app.program) self.apps.${system};
+  install = own.left4me.postInstall;
   script = self.checks.${system}.vm.driver.testScript;
   outputs = builtins.mapAttrs (
     kind: of: if kind == "nixosModules" then builtins.attrNames of else builtins.attrNames of.${system}
