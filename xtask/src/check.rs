@@ -85,12 +85,19 @@ fn steps(shell: &Shell) -> [Step<'_>; 10] {
     ]
 }
 
-/// What boots machines: the example's scenario; those of this repository.
-fn suites(shell: &Shell) -> [Step<'_>; 2] {
+/// What boots machines: the example's scenario; the .deb, installed; the scenarios of this repository.
+fn suites(shell: &Shell) -> [Step<'_>; 3] {
     let cargo = tools::cargo();
     [
-        // Before vm-test, which has its results in the same place.
+        // Both before vm-test, which has its results in the same place.
         ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}")),
+        (
+            "the package, installed",
+            cmd!(
+                shell,
+                "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie xtask/tests/installed"
+            ),
+        ),
         (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES}")),
     ]
 }
