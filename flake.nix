@@ -33,6 +33,16 @@
           name = "xtask";
           crates = [ "xtask" ];
         };
+        # A machine for the harness: kernel, modules, root.
+        guest = pkgs.callPackage ./nix/guest-image.nix { inherit (self.nixosConfigurations.guest) config; };
+      };
+
+      nixosConfigurations.guest = lib.nixosSystem {
+        inherit system;
+        modules = [
+          self.nixosModules.left4me
+          ./nix/guest.nix
+        ];
       };
 
       nixosModules = {

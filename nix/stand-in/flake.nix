@@ -12,7 +12,10 @@
         modules:
         lib.evalModules {
           modules = [ ./options.nix ] ++ modules;
-          specialArgs = { inherit pkgs; };
+          specialArgs = {
+            inherit pkgs;
+            modulesPath = toString ./modules;
+          };
         };
     in
     {
@@ -28,7 +31,12 @@
             inherit pkgs;
             inherit (evaluated) options;
             config = evaluated.config // {
-              system.build.toplevel = pkgs.whole evaluated.config;
+              system = evaluated.config.system // {
+                build = {
+                  inherit (evaluated.config.boot.kernelPackages) kernel;
+                  toplevel = pkgs.whole evaluated.config;
+                };
+              };
             };
           };
       };

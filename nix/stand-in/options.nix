@@ -17,10 +17,29 @@ in
         };
       }
     )) [ ];
+    boot = {
+      initrd.enable = of types.bool true;
+      kernelModules = strings;
+      kernelPackages = of types.raw pkgs.linuxPackages;
+      loader.grub.enable = of types.bool true;
+    };
     environment.systemPackages = of (types.listOf types.package) [ ];
-    networking.firewall = {
-      allowedTCPPorts = of (types.listOf types.port) [ ];
-      allowedUDPPorts = of (types.listOf types.port) [ ];
+    fileSystems = submodules {
+      device = of (types.nullOr types.str) null;
+      fsType = mkOption { type = types.str; };
+    };
+    networking = {
+      firewall = {
+        allowedTCPPorts = of (types.listOf types.port) [ ];
+        allowedUDPPorts = of (types.listOf types.port) [ ];
+      };
+      hostName = of types.str "nixos";
+      useDHCP = of types.bool true;
+    };
+    system = {
+      boot.loader.kernelFile = of types.str "bzImage";
+      modulesTree = of types.package pkgs.linuxPackages.kernel;
+      stateVersion = of types.str "26.05";
     };
     systemd = {
       package = of types.package pkgs.systemd;

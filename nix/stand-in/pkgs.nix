@@ -83,68 +83,82 @@ let
     "systemd"
   ] (name: fake { inherit name; });
 in
-set ""
-// named
-// {
-  inherit system whole;
-  pkgsStatic = set "-static-x86_64-unknown-linux-musl";
+let
+  all =
+    set ""
+    // named
+    // {
+      callPackage = callPackage all;
+      inherit system whole;
+      closureInfo =
+        arguments:
+        deepSeq (strict "closureInfo" [ "rootPaths" ] arguments) (fake {
+          name = "closure-info";
+        });
+      linuxPackages.kernel = fake {
+        name = "linux";
+        modDirVersion = "6.0.0";
+      };
+      pkgsStatic = set "-static-x86_64-unknown-linux-musl";
 
-  linkFarm =
-    name: entries:
-    deepSeq
-      (map (entry: "${entry.name} ${entry.path}") (
-        map (strict "linkFarm" [
-          "name"
-          "path"
-        ]) entries
-      ))
-      (fake {
-        inherit name;
-      });
-  mkShell =
-    arguments:
-    deepSeq (strict "mkShell" [ "packages" ] arguments) (fake {
-      name = "shell";
-    });
-  runCommand =
-    name: attributes: script:
-    deepSeq attributes (fake {
-      inherit name script;
-    });
-  writeText =
-    name: text:
-    deepSeq text (fake {
-      inherit name text;
-    });
-  writeShellScript =
-    name: text:
-    deepSeq text (fake {
-      inherit name text;
-    });
-  writeShellApplication =
-    arguments:
-    let
-      checked = strict "writeShellApplication" [ "name" "runtimeInputs" "text" ] arguments;
-    in
-    deepSeq checked (fake {
-      inherit (checked) name text;
-      meta.mainProgram = checked.name;
-    });
+      linkFarm =
+        name: entries:
+        deepSeq
+          (map (entry: "${entry.name} ${entry.path}") (
+            map (strict "linkFarm" [
+              "name"
+              "path"
+            ]) entries
+          ))
+          (fake {
+            inherit name;
+          });
+      mkShell =
+        arguments:
+        deepSeq (strict "mkShell" [ "packages" ] arguments) (fake {
+          name = "shell";
+        });
+      runCommand =
+        name: attributes: script:
+        deepSeq attributes (fake {
+          inherit name script;
+        });
+      writeText =
+        name: text:
+        deepSeq text (fake {
+          inherit name text;
+        });
+      writeShellScript =
+        name: text:
+        deepSeq text (fake {
+          inherit name text;
+        });
+      writeShellApplication =
+        arguments:
+        let
+          checked = strict "writeShellApplication" [ "name" "runtimeInputs" "text" ] arguments;
+        in
+        deepSeq checked (fake {
+          inherit (checked) name text;
+          meta.mainProgram = checked.name;
+        });
 
-  # Each machine is evaluated as a whole system.
-  testers.runNixOSTest =
-    arguments:
-    let
-      test = strict "runNixOSTest" [ "name" "nodes" "testScript" ] arguments;
-      nodes = builtins.mapAttrs (_: node: (nixosConfig [ node ]).config) test.nodes;
-    in
-    deepSeq (builtins.mapAttrs (_: node: "${whole node}") nodes) (
-      fake { name = "vm-test-run-${test.name}"; }
-      // {
-        inherit nodes;
-        driver = fake { name = "nixos-test-driver"; } // {
-          inherit (test) testScript;
-        };
-      }
-    );
-}
+      # Each machine is evaluated as a whole system.
+      testers.runNixOSTest =
+        arguments:
+        let
+          test = strict "runNixOSTest" [ "name" "nodes" "testScript" ] arguments;
+          nodes = builtins.mapAttrs (_: node: (nixosConfig [ node ]).config) test.nodes;
+        in
+        deepSeq (builtins.mapAttrs (_: node: "${whole node}") nodes) (
+          fake { name = "vm-test-run-${test.name}"; }
+          // {
+            inherit nodes;
+            driver = fake { name = "nixos-test-driver"; } // {
+              inherit (test) testScript;
+            };
+          }
+        );
+    };
+in
+all

@@ -122,8 +122,9 @@ async fn outputs(tree: &Tree) -> Result<()> {
         "apps": ["vm-test"],
         "checks": ["format", "holders", "left4me", "units", "vm", "xtask"],
         "devShells": ["default"],
+        "nixosConfigurations": ["guest"],
         "nixosModules": ["default", "left4me"],
-        "packages": ["default", "holders", "left4me", "xtask"],
+        "packages": ["default", "guest", "holders", "left4me", "xtask"],
     });
     ensure!(seen["outputs"] == expected, "{:#}", seen["outputs"]);
     // What CI builds and runs is there.
@@ -279,6 +280,8 @@ const MISTAKES: &[Mistake] = &[
     Mistake::new("a-place-that-nixos-has-not", "deploy/manifest.toml", "\"{zsh}/", "\"{csh}/", "NixOS has no such place"),
     Mistake::new("a-file-that-only-the-manifest-has", "deploy/manifest.toml", "\"{zsh}/_l4d2ctl\"", "\"{zsh}/_l4d3ctl\"", "no such file"),
     Mistake::new("a-user-that-debian-alone-gets", "deploy/files/usr/local/lib/sysusers.d/left4me.conf", "g     left4me -", "u     left4me -", "knows groups only"),
+    Mistake::new("a-misspelt-option-of-the-guest", "nix/guest.nix", "useDHCP = false;", "useDhcp = false;", "networking.useDhcp does not exist"),
+    Mistake::new("a-guest-without-a-kernel", "nix/guest-image.nix", "${build.kernel}/", "${build.kernal}/", "attribute 'kernal' missing"),
     Mistake::new("a-member-that-is-not-there", "Cargo.toml", "\nmembers = [", "\nmembers = [\"nobody\", ", "no such file"),
 ];
 

@@ -26,7 +26,7 @@ builtins.seq machine.config.system.build.toplevel.outPath {
   programs = builtins.mapAttrs (_: app: app.program) self.apps.${system};
   install = own.left4me.postInstall;
   script = self.checks.${system}.vm.driver.testScript;
-  outputs = builtins.mapAttrs (
-    kind: of: if kind == "nixosModules" then builtins.attrNames of else builtins.attrNames of.${system}
-  ) (removeAttrs self [ "formatter" ]);
+  outputs = builtins.mapAttrs (_: of: builtins.attrNames (of.${system} or of)) (
+    removeAttrs self [ "formatter" ]
+  );
 }

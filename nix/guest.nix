@@ -1,0 +1,29 @@
+# A machine for the harness, as a module: no disk of its own, no boot loader, no terminal. The harness brings kernel and initramfs,
+# lays a tmpfs over the root, and runs the root's `/init`.
+{ modulesPath, ... }:
+{
+  imports = [ "${modulesPath}/profiles/minimal.nix" ];
+
+  boot = {
+    # Ours is in its place.
+    initrd.enable = false;
+    loader.grub.enable = false;
+    # What the harness reads it through, and what a server's overlay lies on.
+    kernelModules = [ "overlay" ];
+  };
+  fileSystems."/" = {
+    device = "none";
+    fsType = "tmpfs";
+  };
+
+  networking = {
+    hostName = "guest";
+    useDHCP = false;
+  };
+  services.left4me = {
+    enable = true;
+    instances."3".autoStart = false;
+  };
+  # This system's, of which nothing is kept.
+  system.stateVersion = "26.05";
+}

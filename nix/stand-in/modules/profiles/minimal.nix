@@ -1,0 +1,2 @@
+# NixOS' profile of this name: no documentation, few programs.
+{ }
