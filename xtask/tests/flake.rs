@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -24,6 +25,9 @@ const UNITS: &str = "deploy/files/usr/local/lib/systemd/system";
 
 /// The document whose first block of Nix is a host with one server.
 const DOCUMENT: &str = "docs/nixos.md";
+
+/// Nix is there, or why not. The first test installs it, and the others wait for that.
+static NIX: OnceLock<Result<(), String>> = OnceLock::new();
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
@@ -50,9 +54,13 @@ fn main() -> ExitCode {
 fn trial(name: &'static str, case: impl AsyncFnOnce(&Tree) -> Result<()> + Send + 'static) -> Trial {
     Trial::test(name, move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let ensure = || {
+            let logs = Path::new(env!("CARGO_TARGET_TMPDIR"));
+            let installed = runtime.block_on(tools::ensure(&[Need::Flake], None, logs));
+            installed.map_err(|error| format!("{error:#}"))
+        };
+        NIX.get_or_init(ensure).clone()?;
         let whole = async {
-            // The first installs it, the others wait for apt's lock and find it.
-            tools::ensure(&[Need::Flake], None, Path::new(env!("CARGO_TARGET_TMPDIR"))).await?;
             let tree = Tree::copy()?;
             let result = case(&tree).await;
             tree.remove().await.and(result)
