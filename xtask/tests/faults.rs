@@ -5,6 +5,8 @@
 //! for processes to end, never for time to pass, so they do not depend on how a machine comes up or how fast.
 //! Scenarios that go wrong as expected are no matter of this file: see `vm-tests/scenarios`.
 
+mod support;
+
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
@@ -13,7 +15,7 @@ use std::process::{ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::sync::mpsc;
@@ -22,7 +24,8 @@ use vm_tests::cache;
 use vm_tests::host::process::{self, Child, Identity, Program, describe};
 use vm_tests::host::tools;
 use vm_tests::report::{Report, ScenarioReport, Verdict};
-use vm_tests::workspace::Workspace;
+
+use support::{own_cache, trial};
 
 /// From the start of `xtask` to a machine at work: the first run builds the guest's programs, the image.
 const READY: Duration = Duration::from_secs(1800);
@@ -68,21 +71,6 @@ fn main() -> ExitCode {
         trial("two-runs-at-once", two_runs_at_once),
     ];
     libtest_mimic::run(&arguments, cases).exit_code()
-}
-
-/// A test with a directory of its own, which a failure leaves behind.
-fn trial(name: &'static str, case: impl AsyncFnOnce(&Path) -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, move || {
-        let scratch = tempfile::Builder::new()
-            .prefix(&format!("fault-{name}-"))
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .map_err(|error| format!("make a directory for {name}: {error}"))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        match runtime.block_on(case(scratch.path())) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
-        }
-    })
 }
 
 async fn guest_panics(scratch: &Path) -> Result<()> {
@@ -396,16 +384,6 @@ const KILLS_VAR: &str = "VM_TESTS_KILLS";
 const KILLS: u32 = 50;
 /// Repeats the moments of an earlier run.
 const SEED_VAR: &str = "VM_TESTS_SEED";
-
-/// A cache of the case's own, with the images of the usual one.
-fn own_cache(scratch: &Path) -> Result<PathBuf> {
-    let images = Workspace::find(env!("CARGO_MANIFEST_DIR"))?.cache()?.join("images");
-    std::fs::create_dir_all(&images)?;
-    let own = scratch.join("cache");
-    std::fs::create_dir(&own)?;
-    std::os::unix::fs::symlink(images, own.join("images"))?;
-    Ok(own)
-}
 
 /// The saved machines of a cache.
 fn machines(cache: &Path) -> Result<Vec<PathBuf>> {

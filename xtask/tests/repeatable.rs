@@ -4,6 +4,8 @@
 //! The real `xtask` runs; its second machine is booted while all processors are busy, from programs that were built in another
 //! directory with another `CARGO_HOME`.
 
+mod support;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -11,12 +13,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use libtest_mimic::{Arguments, Failed, Trial};
+use libtest_mimic::Arguments;
 use serde_json::Value;
 use vm_tests::cache;
 use vm_tests::host::process::{self, Error, Program};
 use vm_tests::report::{Report, ScenarioReport};
 use vm_tests::workspace::Workspace;
+
+use support::{own_cache, trial};
 
 /// Of a build, a boot and a run, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(1800);
@@ -35,28 +39,13 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, cases).exit_code()
 }
 
-/// A test with a directory of its own, which a failure leaves behind.
-fn trial(name: &'static str, case: impl AsyncFnOnce(&Path) -> Result<()> + Send + 'static) -> Trial {
-    Trial::test(name, move || {
-        let scratch = tempfile::Builder::new()
-            .prefix(&format!("repeatable-{name}-"))
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .map_err(|error| format!("make a directory for {name}: {error}"))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        match runtime.block_on(case(scratch.path())) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
-        }
-    })
-}
-
 async fn from_another_directory(scratch: &Path) -> Result<()> {
     let said = xtask(&["programs", "--twice"], None).await?;
     let (_, there) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
     let usual = Workspace::find(env!("CARGO_MANIFEST_DIR"))?.cache()?;
     let here = vm_test(&scratch.join("here"), &usual, &[]).await?;
 
-    let own = own_cache(scratch, &usual)?;
+    let own = own_cache(scratch)?;
     let busy = Busy::begin();
     let there = vm_test(&scratch.join("there"), &own, &["--programs", there.trim_end()]).await?;
     drop(busy);
@@ -93,7 +82,7 @@ async fn from_another_directory(scratch: &Path) -> Result<()> {
 /// is remembered until somebody has looked.
 async fn a_wrong_recording_is_not_believed(scratch: &Path) -> Result<()> {
     let usual = Workspace::find(env!("CARGO_MANIFEST_DIR"))?.cache()?;
-    let own = own_cache(scratch, &usual)?;
+    let own = own_cache(scratch)?;
     // Booted by the case before, or by anybody.
     std::os::unix::fs::symlink(usual.join("machines"), own.join("machines"))?;
     let results = scratch.join("results");
@@ -194,14 +183,6 @@ fn reports(results: &Path) -> Result<Vec<ScenarioReport>> {
     let report: Report = serde_json::from_slice(&std::fs::read(results.join("report.json"))?)?;
     ensure!(report.scenarios.len() == SCENARIOS.len(), "{} scenarios", report.scenarios.len());
     Ok(report.scenarios)
-}
-
-/// A cache of our own, with the usual one's images.
-fn own_cache(scratch: &Path, usual: &Path) -> Result<PathBuf> {
-    let own = scratch.join("cache");
-    std::fs::create_dir(&own)?;
-    std::os::unix::fs::symlink(usual.join("images"), own.join("images"))?;
-    Ok(own)
 }
 
 fn only_machine(cache: &Path) -> Result<PathBuf> {
