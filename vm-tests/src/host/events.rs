@@ -6,18 +6,19 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 /// Something that whoever waits wants to know.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// Something is being made from now on, and this is what: see [`Progress`].
-    Begun(String),
+    /// Something is being made from now on: see [`Progress`]. Several things may be at once.
+    Begun(Work),
     /// What is going on with it now.
-    Now(String),
+    Now(Work, String),
     /// It is made, or given up.
-    Over,
+    Over(Work),
     /// A scenario's machine is being restored.
     Restoring {
         /// The guest and the scenario.
@@ -111,9 +112,9 @@ pub enum Event {
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Begun(what) => write!(f, "{what}"),
-            Self::Now(message) => write!(f, "  {message}"),
-            Self::Over => Ok(()),
+            Self::Begun(work) => write!(f, "{}", work.what),
+            Self::Now(work, message) => write!(f, "  {}: {message}", work.what),
+            Self::Over(_) => Ok(()),
             Self::Restoring { test } => write!(f, "{test}: restoring"),
             Self::Recording { test, cycles } => write!(f, "{test}: recording {cycles} cycles"),
             Self::Finished { test, verdict, recording, took, number, of, left } => {
@@ -155,7 +156,7 @@ pub fn listen(listener: impl Fn(&Event) + Send + Sync + 'static) {
 /// The same, for whoever shows each event as a line.
 pub fn listen_to_lines(show: impl Fn(&str) + Send + Sync + 'static) {
     listen(move |event| match event {
-        Event::Over => {}
+        Event::Over(_) => {}
         _ => show(&event.to_string()),
     });
 }
@@ -166,23 +167,34 @@ pub(crate) fn tell(event: Event) {
     }
 }
 
+/// Something that is being made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Work {
+    /// No other one of the process has it.
+    pub number: u64,
+    /// What it is.
+    pub what: String,
+}
+
 /// Tells of something that is being made, from its beginning until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Progress(());
+pub(crate) struct Progress(Work);
 
 impl Progress {
     pub(crate) fn start(what: &str) -> Self {
-        tell(Event::Begun(what.to_owned()));
-        Self(())
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let work = Work { number: NEXT.fetch_add(1, Ordering::Relaxed), what: what.to_owned() };
+        tell(Event::Begun(work.clone()));
+        Self(work)
     }
 
     pub(crate) fn now(&self, message: &str) {
-        tell(Event::Now(message.to_owned()));
+        tell(Event::Now(self.0.clone(), message.to_owned()));
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        tell(Event::Over);
+        tell(Event::Over(self.0.clone()));
     }
 }

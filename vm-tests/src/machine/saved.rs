@@ -77,12 +77,13 @@ struct Manifest {
     boot_ms: u64,
 }
 
-/// Returns the saved machine for a base, booting and saving one if there is none in the cache, whose root is `cache`.
+/// Returns the saved machine for a base, of the guest of this name, booting and saving one if there is none in the cache, whose
+/// root is `cache`.
 ///
 /// # Errors
 /// As [`Machine::race`] for the boot; a machine that settles in another state than `running` names the failed
 /// units.
-pub async fn ensure(base: &Base, cache: &Path, cancel: Cancel) -> Result<Saved> {
+pub async fn ensure(name: &str, base: &Base, cache: &Path, cancel: Cancel) -> Result<Saved> {
     let key = key(base)?;
     let machines = cache.join("machines");
     let directory = machines.join(key.short());
@@ -106,7 +107,7 @@ pub async fn ensure(base: &Base, cache: &Path, cancel: Cancel) -> Result<Saved> 
         return Ok(saved);
     }
     let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
-    if let Err(error) = make(base, staging.path(), &key, cancel).await {
+    if let Err(error) = make(name, base, staging.path(), &key, cancel).await {
         let (logs, evidence) = (staging.path().join(LOGS), directory.with_extension("failed"));
         cache::remove_tree(&evidence)?;
         let kept = match std::fs::rename(&logs, &evidence) {
@@ -271,11 +272,11 @@ fn read_piece<'a>(file: &File, at: u64, end: u64, buffer: &'a mut [u8]) -> io::R
 }
 
 /// Boots a machine and saves it as an entry of the cache.
-async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Result<()> {
+async fn make(name: &str, base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Result<()> {
     let begun = Instant::now();
     let (ram, state) = (directory.join(RAM), directory.join(STATE));
     let mut tries = 1;
-    while let Err(error) = boot(base, directory, &ram, &state, cancel.clone()).await {
+    while let Err(error) = boot(name, base, directory, &ram, &state, cancel.clone()).await {
         if !error.is::<NotAtRest>() || tries == TRIES {
             return Err(error);
         }
@@ -306,8 +307,15 @@ async fn make(base: &Base, directory: &Path, key: &Key, cancel: Cancel) -> Resul
 ///
 /// # Errors
 /// [`NotAtRest`]: it is to be booted again.
-async fn boot(base: &Base, directory: &Path, ram: &Path, state: &Path, cancel: Cancel) -> Result<()> {
-    let progress = Progress::start("machine");
+async fn boot(
+    name: &str,
+    base: &Base,
+    directory: &Path,
+    ram: &Path,
+    state: &Path,
+    cancel: Cancel,
+) -> Result<()> {
+    let progress = Progress::start(&format!("machine of {name}"));
     // QEMU gives a new file its size; what the machine is saved with is nobody's to change afterwards.
     let deploy = directory.join("no-files");
     File::create(&deploy)

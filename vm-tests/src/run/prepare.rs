@@ -115,7 +115,7 @@ pub async fn prepare_one(
 pub async fn make_sure(guest: &mut Guest, memory_mib: u32, cache: &Path, cancel: Cancel) -> Result<()> {
     let base = Base { memory_mib, ..guest.base.clone() };
     let what = || format!("the machine of {} with {memory_mib} MiB", guest.name);
-    let machine = saved::ensure(&base, cache, cancel).await.with_context(what)?;
+    let machine = saved::ensure(&guest.name, &base, cache, cancel).await.with_context(what)?;
     let was = guest.saved.get(&memory_mib).map(|saved| &saved.hash);
     if base.clock == Clock::Virtual && was.is_some_and(|was| *was != machine.hash) {
         bail!("{} was damaged, and what was made anew is not the same: run it again", what());
@@ -220,7 +220,7 @@ async fn machine_of(
     let base = Base { memory_mib, ..guest.base.clone() };
     let machine = match saved::find(&base, cache)? {
         Some(machine) => machine,
-        None => saved::ensure(&base, cache, cancel.clone())
+        None => saved::ensure(&guest.name, &base, cache, cancel.clone())
             .await
             .with_context(|| format!("the machine of {} with {memory_mib} MiB", guest.name))?,
     };
