@@ -121,16 +121,22 @@ impl Why {
     pub fn text(&self, what: &str) -> String {
         let mut text = format!("the same {what}: {}\n", self.same);
         for (reason, names) in &self.different {
-            let named = names.iter().take(SCENARIOS).map(String::as_str).collect::<Vec<_>>().join(", ");
-            let more = names.len().saturating_sub(SCENARIOS);
-            let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-            text.push_str(&format!("{named}{more}:\n"));
+            text.push_str(&format!("{}:\n", some_of(names)));
             reason.lines().for_each(|line| text.push_str(&format!("  {line}\n")));
         }
         if !self.only.is_empty() {
-            text.push_str(&format!("not in the second: {}\n", self.only.join(", ")));
+            text.push_str(&format!("not in the second: {}\n", some_of(&self.only)));
         }
         text
+    }
+}
+
+/// The first few names, and how many more there are.
+fn some_of(names: &[String]) -> String {
+    let named = names.iter().take(SCENARIOS).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match names.len().saturating_sub(SCENARIOS) {
+        0 => named,
+        more => format!("{named} and {more} more"),
     }
 }
 
