@@ -169,27 +169,9 @@ impl Machine {
     /// As [`Machine::race`]; the agent's words if the system does not come up.
     pub async fn paused_by_guest(&mut self, deadline: Duration) -> Result<(), MachineError> {
         let mut failed = self.guest.failed_boot();
-        let Self { child, events, directory, cancel, .. } = self;
-        let first = timeout(deadline, async {
-            tokio::select! {
-                biased;
-                answer = failed.next() => Err(match answer {
-                    Ok(other) => GuestError::Unexpected(format!("{other:?}")).into(),
-                    Err(error) => error.into(),
-                }),
-                event = next_event(events, |event| is_fatal(event) || event.name == "STOP") => match event.name.as_str() {
-                    "STOP" => Ok(()),
-                    _ => Err(ended(&event, directory)),
-                },
-                status = child.wait() => Err(exited(status, directory)),
-                () = cancel.cancelled() => Err(MachineError::Interrupted(Interrupted::default())),
-            }
-        });
-        let Ok(paused) = first.await else {
-            let (waiting_for, console) = ("its system to be up".to_owned(), console_tail(directory));
-            return Err(MachineError::Silent { who: GUEST, waiting_for, after: deadline, console });
-        };
-        paused?;
+        let answer = async move { Err(GuestError::Unexpected(format!("{:?}", failed.next().await?))) };
+        let stops = |event: &QmpEvent| (event.name == "STOP").then_some(());
+        self.race_with_event("its system to be up", deadline, answer, stops).await?;
         let guest = self.guest();
         // It was said long before; the two come on different sockets.
         self.race("the agent's hello", STOP_STEP, guest.unasked_hello()).await
@@ -329,12 +311,27 @@ impl Machine {
         deadline: Duration,
         answer: impl Future<Output = Result<T, GuestError>>,
     ) -> Result<T, MachineError> {
+        self.race_with_event(waiting_for, deadline, answer, |_| None).await
+    }
+
+    /// The same; what `wanted` makes of an event of QEMU's is an answer too.
+    async fn race_with_event<T>(
+        &mut self,
+        waiting_for: &str,
+        deadline: Duration,
+        answer: impl Future<Output = Result<T, GuestError>>,
+        wanted: impl Fn(&QmpEvent) -> Option<T>,
+    ) -> Result<T, MachineError> {
         let Self { child, events, directory, cancel, .. } = self;
+        let is_wanted = |event: &QmpEvent| is_fatal(event) || wanted(event).is_some();
         let first = timeout(deadline, async {
             tokio::select! {
                 biased;
                 answer = answer => Ok(answer),
-                event = fatal_event(events) => Err(ended(&event, directory)),
+                event = next_event(events, is_wanted) => match wanted(&event) {
+                    Some(answer) => Ok(Ok(answer)),
+                    None => Err(ended(&event, directory)),
+                },
                 status = child.wait() => Err(exited(status, directory)),
                 () = cancel.cancelled() => Err(MachineError::Interrupted(Interrupted::default())),
             }
@@ -506,12 +503,7 @@ fn is_fatal(event: &QmpEvent) -> bool {
     matches!(event.name.as_str(), "GUEST_PANICKED" | "SHUTDOWN" | "RESET")
 }
 
-/// The next event that ends a machine; never, when QEMU is gone (its exit says more).
-async fn fatal_event(events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> QmpEvent {
-    next_event(events, is_fatal).await
-}
-
-/// The next event that is wanted; never, when QEMU is gone.
+/// The next event that is wanted; never, when QEMU is gone (its exit says more).
 async fn next_event(
     events: &mut mpsc::UnboundedReceiver<QmpEvent>,
     is_wanted: impl Fn(&QmpEvent) -> bool,
