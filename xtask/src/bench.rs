@@ -14,7 +14,6 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
@@ -22,7 +21,8 @@ use vm_tests::bench::holders;
 use vm_tests::bench::{self, Boot, BusyHost, Host, IDLE_SECS, Report, Row, Samples, Unit};
 use vm_tests::cache::{self, Lock};
 use vm_tests::host::accel::{Clock, Wish};
-use vm_tests::host::process::{self, Program};
+use vm_tests::host::cores;
+use vm_tests::host::process::Program;
 use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::run::guest::Guest;
@@ -30,7 +30,6 @@ use vm_tests::run::one::Bounds;
 use vm_tests::run::prepare::{prepare, prepare_one};
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Scenario, Wanted, WrongInput};
 use vm_tests::workspace::Workspace;
-use xshell::{Shell, cmd};
 
 use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SIDE_BY_SIDE, What, runs};
 use edit::Edits;
@@ -152,23 +151,14 @@ impl Bench {
             clocks.push(Arc::new(guest));
         }
         let first = clocks.first().context("KVM has no virtual time: nothing is left to measure")?;
-        let (shell, qemu) = (Shell::new()?, &first.base.qemu);
-        let version =
-            process::output(cmd!(shell, "{qemu} --version").into(), Duration::from_secs(10)).await?;
-        let version = version.text();
         let accelerators: BTreeMap<String, String> =
             clocks.iter().map(|one| (one.base.clock.to_string(), one.choice.clone())).collect();
         let report = Report {
             complete: false,
             quick: args.quick,
-            host: Host {
-                cpu: cpu()?,
-                cores: bench::cores(),
-                load_before: load()?,
-                load_after: String::new(),
-            },
+            host: Host { cpu: cpu()?, cores: cores(), load_before: load()?, load_after: String::new() },
             image: first.image.clone(),
-            qemu: version.lines().next().unwrap_or_default().to_owned(),
+            qemu: first.base.build.version.clone(),
             accelerators,
             rows: Vec::new(),
             notes: Vec::new(),
@@ -479,7 +469,7 @@ async fn accuracy(workspace: &Workspace, args: &BenchArgs, results: &Path, cance
     let path = results.join("holders.json");
     std::fs::write(&path, serde_json::to_string_pretty(&accuracies)?)
         .with_context(|| format!("write {}", path.display()))?;
-    println!("{}, {} cores; durations are of the guest's clock", cpu()?, bench::cores());
+    println!("{}, {} cores; durations are of the guest's clock", cpu()?, cores());
     for accuracy in &accuracies {
         println!(
             "{}: {}; {} of {} cases planted",

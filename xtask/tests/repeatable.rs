@@ -9,12 +9,12 @@ mod support;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Arguments;
 use serde_json::Value;
+use vm_tests::bench::BusyHost;
 use vm_tests::cache;
 use vm_tests::host::process::{self, Error, Program};
 use vm_tests::report::{Report, ScenarioReport};
@@ -46,7 +46,7 @@ async fn from_another_directory(scratch: &Path) -> Result<()> {
     let here = vm_test(&scratch.join("here"), &usual, &[]).await?;
 
     let own = own_cache(scratch)?;
-    let busy = Busy::begin();
+    let busy = BusyHost::start()?;
     let there = vm_test(&scratch.join("there"), &own, &["--programs", there.trim_end()]).await?;
     drop(busy);
     for (one, other) in here.iter().zip(&there) {
@@ -199,36 +199,4 @@ fn manifest(machine: &Path) -> Result<Value> {
     let path = machine.join("manifest.json");
     let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
     Ok(serde_json::from_str(&text)?)
-}
-
-/// Keeps all processors busy until it is dropped.
-struct Busy {
-    over: std::sync::Arc<AtomicBool>,
-    threads: Vec<std::thread::JoinHandle<()>>,
-}
-
-impl Busy {
-    fn begin() -> Self {
-        let over = std::sync::Arc::new(AtomicBool::new(false));
-        let spin = |_| {
-            let over = std::sync::Arc::clone(&over);
-            std::thread::spawn(move || {
-                while !over.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            })
-        };
-        let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        let threads = (0..threads).map(spin).collect();
-        Self { over, threads }
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
-        for thread in self.threads.drain(..) {
-            drop(thread.join());
-        }
-    }
 }

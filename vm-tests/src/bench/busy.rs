@@ -6,6 +6,8 @@ use std::thread::JoinHandle;
 
 use anyhow::{Context, Result};
 
+use crate::host::cores;
+
 /// Threads that keep every core of the host busy until this is dropped.
 #[derive(Debug)]
 pub struct BusyHost {
@@ -43,10 +45,4 @@ impl Drop for BusyHost {
             }
         }
     }
-}
-
-/// How many cores this process may use.
-#[must_use]
-pub fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }

@@ -15,7 +15,7 @@ mod samples;
 mod tests;
 
 pub use boot::{Boot, Phases, boot, disk_bytes, restore};
-pub use busy::{BusyHost, cores};
+pub use busy::BusyHost;
 pub use channel::{Channel, IDLE_SECS, Idle, PUT_BYTES, Requests, channel, idle};
 pub use product::{PURGED_FILES, Programs, Purges, ResetAndStop, programs, purges, reset_and_stop, resets};
 pub use samples::{Host, Report, Row, Samples, Unit};

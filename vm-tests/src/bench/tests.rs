@@ -43,6 +43,6 @@ fn what_two_spans_cover_is_taken_away_once() {
 #[test]
 fn busy_threads_end() {
     let busy = BusyHost::start().expect("threads");
-    assert_eq!(busy.threads.len(), cores());
+    assert_eq!(busy.threads.len(), crate::host::cores());
     drop(busy);
 }

@@ -19,6 +19,7 @@ mod remove;
 mod tests;
 
 pub use entry::Staging;
+pub(crate) use key::hex;
 pub use key::{Inputs, Key, hash_bytes, hash_file};
 pub use lock::Lock;
 pub use place::{CACHE_VAR, free_bytes, root};

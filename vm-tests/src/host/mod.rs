@@ -7,3 +7,9 @@ pub mod memory;
 pub mod process;
 pub mod signals;
 pub mod tools;
+
+/// How many cores this process may use.
+#[must_use]
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}

@@ -224,7 +224,7 @@ fn hash_sparse(path: &Path) -> Result<String> {
         Ok(())
     })
     .with_context(what)?;
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(cache::hex(&hash.finalize()))
 }
 
 /// Calls `each` for every page of a file that is not all zeros, in order, with where it begins; the last one may be

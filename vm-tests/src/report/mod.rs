@@ -271,9 +271,7 @@ impl ScenarioReport {
             cycles: run.judgement.cycles.clone(),
             story: run.judgement.told(),
             evidence: evidence.to_owned(),
-            // Both have a JSON: what has none has failed before.
-            recording_sha256: serde_json::to_string(&run.recording)
-                .map_or_else(|_none| String::new(), |text| cache::hash_bytes(text.as_bytes())),
+            recording_sha256: cache::hash_bytes(run.text.as_bytes()),
             inputs_sha256: run
                 .inputs
                 .as_ref()
@@ -339,14 +337,14 @@ const SCENARIO_FILE: &str = "report.json";
 /// Names the file that can't be written.
 pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Run>) -> Result<()> {
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-    let write = |name: &str, text: String| {
+    let write = |name: &str, text: &str| {
         let path = directory.join(name);
         std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     };
     if let Some(run) = run {
-        write("recording.json", serde_json::to_string(&run.recording)?)?;
+        write("recording.json", &run.text)?;
         if let Some(inputs) = &run.inputs {
-            write("inputs.json", serde_json::to_string_pretty(inputs)?)?;
+            write("inputs.json", &serde_json::to_string_pretty(inputs)?)?;
         }
         let mut lines = probe::LEGEND.to_owned();
         for cycle in &run.judgement.cycles {
@@ -356,11 +354,11 @@ pub fn write_scenario(directory: &Path, report: &ScenarioReport, run: Option<&Ru
                 probe::probe_lines(&run.recording, cycle.number)
             ));
         }
-        write("probe.txt", lines)?;
+        write("probe.txt", &lines)?;
         write_evidence(directory, &run.recording)?;
     }
     // Last, so that a report that is there means that all is.
-    write(SCENARIO_FILE, serde_json::to_string_pretty(report)?)
+    write(SCENARIO_FILE, &serde_json::to_string_pretty(report)?)
 }
 
 /// Reads what [`write_scenario`] wrote last; `None` if it is not there, or of another version.

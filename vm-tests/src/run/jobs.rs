@@ -1,13 +1,12 @@
 //! How many machines run side by side.
 
-use crate::host::memory;
+use crate::host::{cores, memory};
 
 /// A machine is one busy thread and what its guest has written to its RAM: a quarter of a gigabyte for most, and never
 /// more than all of it.
 pub(super) fn jobs(sizes: Vec<u64>) -> usize {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let available_mib = memory::available_bytes().map_or(0, |bytes| bytes >> 20);
-    cores.min(fitting(sizes, available_mib)).max(1)
+    cores().min(fitting(sizes, available_mib)).max(1)
 }
 
 /// How many machines of these sizes fit in what is available, whichever of them run at once.

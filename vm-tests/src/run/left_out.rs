@@ -39,14 +39,7 @@ pub(super) fn not_run(guests: &[Guest], scenarios: &[Scenario]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const SCENARIO: &str = r#"
-description = "d"
-unit = "x.service"
-mount = "/m"
-start = ["true"]
-reset = ["true"]
-"#;
+    use crate::scenario::samples::MINIMAL;
 
     #[test]
     fn who_can_have_one_cycle_only_is_named() {
@@ -57,10 +50,10 @@ reset = ["true"]
             std::fs::write(directory.join("scenario.toml"), text).expect("write");
             Scenario::load(&directory).expect("load")
         };
-        let shutdown = SCENARIO
+        let shutdown = MINIMAL
             .replace("[\"true\"]\n", "\"shutdown\"\n")
             .replace("start = \"shutdown\"", "start = [\"true\"]");
-        let [off, halt, demo] = [("off", &*shutdown), ("halt", &*shutdown), ("demo", SCENARIO)]
+        let [off, halt, demo] = [("off", &*shutdown), ("halt", &*shutdown), ("demo", MINIMAL)]
             .map(|(name, text)| scenario(name, text));
         for (scenarios, cycles, expected) in [
             (vec![&off], None, Ok(None)),

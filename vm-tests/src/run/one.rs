@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
@@ -39,6 +39,8 @@ impl Default for Bounds {
 pub struct Run {
     /// What was recorded.
     pub recording: Recording,
+    /// The same as JSON: what `recording.json` has, and what the run's name is the hash of.
+    pub text: String,
     /// The verdict on it.
     pub judgement: Judgement,
     /// The host's time for each stage.
@@ -55,13 +57,16 @@ impl Run {
     /// # Errors
     /// Baselines that can't be read.
     pub fn of_known(guest: &Guest, scenario: &Scenario, inputs: Inputs, known: &Remembered) -> Result<Self> {
-        let baselines =
-            Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?.on(guest.lock.as_deref());
-        let recording = known.recording.clone();
-        let judgement = judge(&recording, scenario, &baselines);
+        let judgement = judge(&known.recording, scenario, &baselines(guest, scenario)?);
+        let (recording, text) = (known.recording.clone(), known.text.clone());
         let (inputs, remembered) = (Some(inputs), Some(known.about.age()));
-        Ok(Self { recording, judgement, stages: Stages::default(), inputs, remembered })
+        Ok(Self { recording, text, judgement, stages: Stages::default(), inputs, remembered })
     }
+}
+
+fn baselines(guest: &Guest, scenario: &Scenario) -> Result<Baselines> {
+    let baselines = Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?;
+    Ok(baselines.on(guest.lock.as_deref()))
 }
 
 /// The session of a scenario's run.
@@ -128,8 +133,7 @@ pub async fn run(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Run> {
-    let baselines =
-        Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?.on(guest.lock.as_deref());
+    let baselines = baselines(guest, scenario)?;
     let mut stages = Stages::default();
     let begun = Instant::now();
     let test = format!("{}/{}", guest.name, scenario.name);
@@ -168,7 +172,8 @@ pub async fn run(
         judgement = judge(&recording, scenario, &baselines);
     }
     machine.stop().await?;
-    Ok(Run { recording, judgement, stages, inputs, remembered: None })
+    let text = serde_json::to_string(&recording).context("a recording as JSON")?;
+    Ok(Run { recording, text, judgement, stages, inputs, remembered: None })
 }
 
 #[cfg(test)]

@@ -94,13 +94,12 @@ mod tests {
     use super::*;
     use crate::image::Suite;
     use crate::image::external::External;
+    use crate::scenario::samples::MINIMAL;
 
     fn scenario(directory: &Path, name: &str, more: &str) -> Scenario {
         let directory = directory.join(name);
         std::fs::create_dir_all(&directory).expect("mkdir");
-        let text = format!(
-            "description = \"d\"\nunit = \"x.service\"\nmount = \"/m\"\nstart = [\"true\"]\nreset = [\"true\"]\n{more}"
-        );
+        let text = format!("{MINIMAL}{more}");
         std::fs::write(directory.join("scenario.toml"), text).expect("write");
         Scenario::load(&directory).expect("a good one")
     }

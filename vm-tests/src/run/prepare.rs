@@ -10,6 +10,7 @@ use super::guest::Guest;
 use super::input::{Input, Kind};
 use crate::cache::{self, Key};
 use crate::host::accel::{self, Clock, Wish};
+use crate::host::cores;
 use crate::host::events::{self, Event};
 use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
@@ -225,10 +226,6 @@ async fn machine_of(
             .with_context(|| format!("the machine of {} with {memory_mib} MiB", guest.name))?,
     };
     Ok((number, memory_mib, machine))
-}
-
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 async fn guest_binaries(workspace: &Workspace, machines: &Machines) -> Result<GuestBinaries> {

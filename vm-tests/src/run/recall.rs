@@ -108,13 +108,12 @@ pub(super) fn remember(
     let Some(inputs) = &run.inputs else { return Ok(()) };
     // A file that has changed since it was recalled makes it another run.
     let known = known.filter(|known| known.inputs == *inputs).map(|known| &known.remembered);
-    let text = serde_json::to_string(&run.recording)?;
     if let Some(known) = known
         && let Err(difference) = remembered::compare(&known.recording, &run.recording)
     {
-        return Err(contradiction(store, known, &text, &difference, name, directory));
+        return Err(contradiction(store, known, &run.text, &difference, name, directory));
     }
-    store.keep(&inputs.key()?, &text, run.stages.restore_ms + run.stages.session_ms, known)
+    store.keep(&inputs.key()?, &run.text, run.stages.restore_ms + run.stages.session_ms, known)
 }
 
 fn contradiction(
@@ -128,8 +127,7 @@ fn contradiction(
     let why = format!("{name} had another recording than {} with the same inputs", known.ago());
     let keep = || {
         store.switch_off(&why)?;
-        let known = serde_json::to_string(&known.recording)?;
-        for (file, text) in [("remembered.json", known.as_str()), ("recording.json", text)] {
+        for (file, text) in [("remembered.json", known.text.as_str()), ("recording.json", text)] {
             let path = directory.join(file);
             std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
         }
@@ -187,7 +185,8 @@ mod tests {
             let recording = Recording { events, ..Recording::default() };
             let load = || Baselines::load(cache.path(), "trixie", Clock::Virtual);
             let judgement = crate::run::accept::tests::judgement(load, Vec::new());
-            Run { recording, judgement, stages: one::Stages::default(), inputs, remembered: None }
+            let text = serde_json::to_string(&recording).expect("json");
+            Run { recording, text, judgement, stages: one::Stages::default(), inputs, remembered: None }
         };
         let event = Event { at: 7, cycle: 1, what: What::Console { lines: Vec::new() } };
         let remember = |run: &Run| remember(&store, known.as_ref(), run, "trixie/x", cache.path());

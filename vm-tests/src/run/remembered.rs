@@ -28,6 +28,8 @@ const OFF: &str = "off";
 pub struct Remembered {
     /// The recording.
     pub recording: Recording,
+    /// Its JSON, as it was kept.
+    pub text: String,
     /// What is known of it.
     pub about: About,
 }
@@ -110,13 +112,13 @@ impl Store {
     #[must_use]
     pub fn recall(&self, key: &Key) -> Option<Remembered> {
         let about: About = serde_json::from_slice(&std::fs::read(self.about(key)).ok()?).ok()?;
-        let text = std::fs::read(self.recording(key)).ok()?;
-        let is_whole = about.key == key.as_str() && about.sha256 == cache::hash_bytes(&text);
-        let recording = is_whole.then(|| serde_json::from_slice(&text).ok()).flatten()?;
+        let text = std::fs::read_to_string(self.recording(key)).ok()?;
+        let is_whole = about.key == key.as_str() && about.sha256 == cache::hash_bytes(text.as_bytes());
+        let recording = is_whole.then(|| serde_json::from_str(&text).ok()).flatten()?;
         // When it was last used, for whoever tidies.
         let touched = File::options().append(true).open(self.about(key));
         drop(touched.and_then(|file| file.set_modified(SystemTime::now())));
-        Some(Remembered { recording, about })
+        Some(Remembered { recording, text, about })
     }
 
     /// Remembers a run's recording. The same once more counts as a proof of it.

@@ -84,13 +84,13 @@ pub async fn run(
 ) -> Result<Ran> {
     let (mut prepared, results) = ready(workspace, scenarios, options, cancel.clone()).await?;
     let store = Store::open(&workspace.cache()?)?;
-    let asked = prepared.plan.trials(&prepared.guests, scenarios)?;
-    let asked: Vec<_> = asked.iter().map(Trial::asked).collect();
+    let mut trials = prepared.plan.trials(&prepared.guests, scenarios)?;
+    let asked: Vec<_> = trials.iter().map(Trial::asked).collect();
     let known = recall::recall(&asked, store.as_ref(), options.again)?;
+    // What is made anew lies where the trials look for it.
     prepared.make_sure(&known.machines, &workspace.cache()?, cancel.clone()).await?;
     prepared.write()?;
     let path = results.directory.join("report.json");
-    let mut trials = prepared.plan.trials(&prepared.guests, scenarios)?;
     let costs = Costs::load(&workspace.scenario_roots)?;
     for (trial, known) in trials.iter_mut().zip(known.of_trials) {
         (trial.known, trial.store) = (known, store.clone());
@@ -458,21 +458,14 @@ async fn run_all(trials: Vec<Trial>, mut pace: Pace, jobs: usize, cancel: Cancel
 mod tests {
     use super::*;
     use crate::report::Verdict;
-
-    const SCENARIO: &str = r#"
-description = "d"
-unit = "x.service"
-mount = "/m"
-start = ["true"]
-reset = ["true"]
-"#;
+    use crate::scenario::samples::MINIMAL;
 
     /// A suite whose QEMU is a program that ends at once.
     fn without_qemu(directory: &Path, scenarios: &[&str]) -> Prepared {
         let scenarios: Vec<PathBuf> = scenarios.iter().map(|name| directory.join(name)).collect();
         for scenario in &scenarios {
             std::fs::create_dir(scenario).expect("mkdir");
-            std::fs::write(scenario.join("scenario.toml"), SCENARIO).expect("write");
+            std::fs::write(scenario.join("scenario.toml"), MINIMAL).expect("write");
         }
         let guest = crate::run::inputs::tests::guest();
         let plan = SuitePlan {
@@ -526,7 +519,7 @@ reset = ["true"]
         let directory = tempfile::tempdir().expect("tempdir");
         let mut prepared = without_qemu(directory.path(), &["plain", "with", "sids"]);
         let write = |name: &str, more: &str| {
-            std::fs::write(directory.path().join(name).join("scenario.toml"), format!("{SCENARIO}{more}"))
+            std::fs::write(directory.path().join(name).join("scenario.toml"), format!("{MINIMAL}{more}"))
                 .expect("write");
         };
         write("with", "packages = [\"yy\", \"xx\"]\nimages = [\"trixie\"]");
@@ -549,7 +542,7 @@ reset = ["true"]
         std::fs::write(&changed, "unit = 1").expect("write");
         let trials = prepared.plan.trials(&prepared.guests, &scenarios).expect("they are loaded");
         assert_eq!(trials.iter().map(Trial::name).collect::<Vec<_>>(), names);
-        std::fs::write(&changed, SCENARIO).expect("write");
+        std::fs::write(&changed, MINIMAL).expect("write");
         // And those of a shard alone, also for whoever reads what is prepared.
         let machines = Machines { suites: vec![Suite::Trixie, Suite::Sid], ..Machines::default() };
         let of = |shard: &str| {

@@ -31,6 +31,8 @@ pub mod verdict;
 #[cfg(test)]
 mod examples;
 #[cfg(test)]
+pub(crate) mod samples;
+#[cfg(test)]
 mod tests;
 
 use std::path::{Path, PathBuf};
