@@ -171,8 +171,13 @@ mod tests {
                 let (parent, runtime, busy, turns) = (parent.path(), &runtime, &busy, &turns);
                 scope.spawn(move || {
                     for round in 0..ROUNDS {
-                        // Without one a reset is just about to make the next directory.
-                        let Some(lock) = take(parent, Duration::from_secs(60)).unwrap() else { continue };
+                        // Without a directory a reset is just about to make the next one.
+                        let lock = loop {
+                            match take(parent, Duration::from_secs(60)).unwrap() {
+                                Some(lock) => break lock,
+                                None => thread::yield_now(),
+                            }
+                        };
                         assert!(!busy.swap(true, Ordering::SeqCst), "two have it");
                         thread::yield_now();
                         turns.fetch_add(1, Ordering::SeqCst);
@@ -186,7 +191,7 @@ mod tests {
                 });
             }
         });
-        assert!(turns.load(Ordering::SeqCst) > ROUNDS, "there was always somebody who got it");
+        assert_eq!(turns.load(Ordering::SeqCst), THREADS * ROUNDS, "each got it each time");
     }
 
     #[test]
