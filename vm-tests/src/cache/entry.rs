@@ -59,9 +59,7 @@ impl Staging {
     /// If the disk does not take it.
     pub fn commit(mut self) -> anyhow::Result<PathBuf> {
         let parent = self.target.parent().expect("an entry is in a directory");
-        let dir = File::open(&self.dir).with_context(|| format!("open {}", self.dir.display()))?;
-        // One call for thousands of files, where an fsync of each takes minutes on a slow disk.
-        rustix::fs::syncfs(&dir).with_context(|| format!("sync {}", self.dir.display()))?;
+        sync(&self.dir)?;
         let what = || format!("rename {} to {}", self.dir.display(), self.target.display());
         match rustix::fs::renameat_with(CWD, &self.dir, CWD, &self.target, RenameFlags::NOREPLACE) {
             Ok(()) => self.live = false,
@@ -91,4 +89,36 @@ impl Drop for Staging {
             events::tell(Event::Warning(format!("{error:#}; the next build tries again")));
         }
     }
+}
+
+/// Up to so many files and directories, each is synced by itself: whoever is killed meanwhile has only its own data to wait for,
+/// and not what a compiler beside it has written (syncfs(2) does not end for SIGKILL). More of them, as an image's modules are,
+/// take minutes on a slow disk, where syncfs takes one call.
+const FEW: usize = 64;
+
+/// Puts all that is in a directory on disk.
+fn sync(dir: &Path) -> anyhow::Result<()> {
+    let open = |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));
+    let mut all = vec![dir.to_owned()];
+    // What is pushed is looked at in its turn.
+    let mut next = 0;
+    while let Some(path) = all.get(next).filter(|_| all.len() <= FEW).cloned() {
+        next += 1;
+        if path.is_dir() {
+            for entry in std::fs::read_dir(&path).with_context(|| format!("list {}", path.display()))? {
+                let entry = entry.with_context(|| format!("list {}", path.display()))?;
+                let kind = entry.file_type().with_context(|| format!("stat {}", entry.path().display()))?;
+                if kind.is_file() || kind.is_dir() {
+                    all.push(entry.path());
+                }
+            }
+        }
+    }
+    if all.len() > FEW {
+        return rustix::fs::syncfs(open(dir)?).with_context(|| format!("sync {}", dir.display()));
+    }
+    for path in all {
+        open(&path)?.sync_all().with_context(|| format!("sync {}", path.display()))?;
+    }
+    Ok(())
 }
