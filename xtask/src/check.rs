@@ -40,8 +40,8 @@ const QUIET: Duration = Duration::from_secs(30);
 /// A step's name and its command.
 type Step<'a> = (&'static str, Cmd<'a>);
 
-/// What needs no machine.
-fn steps(shell: &Shell) -> [Step<'_>; 9] {
+/// What needs neither a machine nor the guest's programs.
+fn steps(shell: &Shell) -> [Step<'_>; 7] {
     let cargo = tools::cargo();
     [
         ("format", cmd!(shell, "{cargo} fmt --all --check")),
@@ -77,11 +77,24 @@ fn steps(shell: &Shell) -> [Step<'_>; 9] {
             cmd!(shell, "{cargo} clippy --quiet --manifest-path {ELSEWHERE} --locked -- --deny warnings"),
         ),
         ("tests", cmd!(shell, "{cargo} test --quiet --workspace --all-features --locked")),
+    ]
+}
+
+/// What needs the guest's programs, or installs what is needed for it.
+fn packages(shell: &Shell) -> [Step<'_>; 2] {
+    let cargo = tools::cargo();
+    [
         // With Nix, which it installs, and a stand-in for nixpkgs.
         ("flake", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test flake")),
-        // It builds the programs that machines use below.
         ("packages", cmd!(shell, "{cargo} run --quiet --locked -p xtask -- dist")),
     ]
+}
+
+/// Machines of every image, made beside [`steps`]: a compiler at work on a last crate and mmdebstrap both leave a core
+/// alone. Not by cargo, whose lock the steps have; the guest's programs are built in a target directory of their own.
+fn machines(shell: &Shell) -> Result<Step<'_>> {
+    let xtask = std::env::current_exe().context("find this program's file")?;
+    Ok(("machines", cmd!(shell, "{xtask} {SUITE} --image {IMAGES} --no-run")))
 }
 
 /// What boots machines: the example's scenario; the .deb, installed; the scenarios of this repository.
@@ -102,14 +115,14 @@ fn suites(shell: &Shell) -> [Step<'_>; 3] {
 }
 
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
-/// panic to a killed QEMU, and what the deployed software finds after one; the programs built twice, and machines and recordings
-/// once more.
+/// panic to a killed QEMU; the programs built twice, and machines and recordings once more, and what the deployed software finds
+/// after a power cut.
 fn lanes(shell: &Shell) -> [Vec<Step<'_>>; 2] {
     let cargo = tools::cargo();
     let test = |name| cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {name}");
     [
-        vec![("faults", test("faults")), ("power cuts", test("power_cut"))],
-        vec![("the same once more", test("repeatable"))],
+        vec![("faults", test("faults"))],
+        vec![("the same once more", test("repeatable")), ("power cuts", test("power_cut"))],
     ]
 }
 
@@ -139,19 +152,20 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     shell.set_var("CARGO_TARGET_DIR", workspace.target);
     // A snapshot is never accepted by a check.
     shell.set_var("INSTA_UPDATE", "no");
-    for (name, command) in steps(&shell) {
-        step(name, to_its_end(command), &mut tally).await?;
-    }
+    std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
+    let made = if args.no_vm { Vec::new() } else { vec![machines(&shell)?] };
+    let mut beside = Tally::default();
+    let (first, second) = tokio::join!(in_turn(steps(&shell), &mut tally), lane(made, &logs, &mut beside));
+    first.and(second)?;
+    tally.add(beside);
+    in_turn(packages(&shell), &mut tally).await?;
     if !args.no_vm {
-        for (name, command) in suites(&shell).into_iter().filter(|(name, _)| !args.no_suite || *name != SUITE)
-        {
-            step(name, to_its_end(command), &mut tally).await?;
-        }
+        let suites = suites(&shell).into_iter().filter(|(name, _)| !args.no_suite || *name != SUITE);
+        in_turn(suites, &mut tally).await?;
         // Built before, as the lanes would wait for each other in cargo.
-        step("build of the machines' tests", to_its_end(build_of_lanes(&shell)), &mut tally).await?;
+        in_turn([("build of the machines' tests", build_of_lanes(&shell))], &mut tally).await?;
         let [one, other] = lanes(&shell);
         let mut beside = Tally::default();
-        std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
         let (first, second) = tokio::join!(lane(one, &logs, &mut tally), lane(other, &logs, &mut beside));
         first.and(second)?;
         tally.add(beside);
@@ -186,12 +200,20 @@ fn build_of_lanes(shell: &Shell) -> Cmd<'_> {
     )
 }
 
+/// Runs steps one after the other.
+async fn in_turn<'a>(steps: impl IntoIterator<Item = Step<'a>>, tally: &mut Tally) -> Result<()> {
+    for (name, command) in steps {
+        step(name, to_its_end(name, command), tally).await?;
+    }
+    Ok(())
+}
+
 /// Runs steps one after the other, and shows what each has written when it is over: another lane writes meanwhile.
 async fn lane(steps: Vec<Step<'_>>, logs: &Path, tally: &mut Tally) -> Result<()> {
     for (name, command) in steps {
         let log = logs.join(format!("{name}.log"));
         let work = async {
-            let ended = logged_to_its_end(command, &log).await;
+            let ended = logged_to_its_end(name, command, &log).await;
             let text = std::fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
             print!("{text}");
             ended
@@ -220,19 +242,19 @@ async fn step(name: &'static str, work: impl Future<Output = Result<()>>, tally:
 }
 
 /// What it writes goes where ours goes.
-async fn to_its_end(command: Cmd<'_>) -> Result<()> {
-    ends(Program::from(command).stdout(Sink::Inherit).stderr(Sink::Inherit)).await
+async fn to_its_end(name: &str, command: Cmd<'_>) -> Result<()> {
+    ends(name, Program::from(command).stdout(Sink::Inherit).stderr(Sink::Inherit)).await
 }
 
 /// What it writes goes to a file.
-async fn logged_to_its_end(command: Cmd<'_>, log: &Path) -> Result<()> {
+async fn logged_to_its_end(name: &str, command: Cmd<'_>, log: &Path) -> Result<()> {
     let what = || format!("create {}", log.display());
     let file = File::create(log).with_context(what)?;
     let both = file.try_clone().with_context(what)?;
-    ends(Program::from(command).stdout(Sink::File(file)).stderr(Sink::File(both))).await
+    ends(name, Program::from(command).stdout(Sink::File(file)).stderr(Sink::File(both))).await
 }
 
-async fn ends(program: Program) -> Result<()> {
+async fn ends(name: &str, program: Program) -> Result<()> {
     let mut child = program.spawn()?;
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
     let begun = Instant::now();
@@ -241,7 +263,7 @@ async fn ends(program: Program) -> Result<()> {
             ended = timeout(QUIET, child.wait()) => match ended {
                 Ok(status) => break status?,
                 // Cargo is told to be quiet, and a cold build takes minutes.
-                Err(_elapsed) => println!("check: {} s so far", begun.elapsed().as_secs()),
+                Err(_elapsed) => println!("check: {name}: {} s so far", begun.elapsed().as_secs()),
             },
             signal = interrupts.next() => {
                 child.kill_group(Duration::from_secs(60)).await?;
