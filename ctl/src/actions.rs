@@ -46,6 +46,12 @@ pub struct Host {
     pub state_dir: PathBuf,
     /// [`purge::MOUNT_TABLES`].
     pub mount_tables: Vec<PathBuf>,
+    /// The kernel's tables of sockets: `/proc/net`.
+    pub net: PathBuf,
+    /// Where an admin's units and drop-ins lie: `/etc/systemd/system`.
+    pub units: PathBuf,
+    /// Whether we are root.
+    pub is_root: bool,
     /// CLOCK_MONOTONIC now, microseconds: what systemd's monotonic times are compared with.
     pub now_us: fn() -> u64,
     /// Whether what blocks, which is the wait for an instance's lock and the delete, is done in a thread of its own: for
@@ -58,6 +64,9 @@ impl Default for Host {
         Self {
             state_dir: STATE_DIR.into(),
             mount_tables: purge::MOUNT_TABLES.map(PathBuf::from).to_vec(),
+            net: "/proc/net".into(),
+            units: "/etc/systemd/system".into(),
+            is_root: rustix::process::geteuid().is_root(),
             now_us: monotonic_us,
             offload: false,
         }

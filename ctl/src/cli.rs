@@ -25,14 +25,46 @@ pub const PAGE: Page = Page {
         (0, "ok"),
         (
             1,
-            "failed; or the answer to the question was no; or doctor found something; or the report could not be printed",
+            "failed; or the answer to the question was no; or doctor found something; or an instance's files are broken; or \
+             the report could not be printed",
         ),
         USAGE,
         (3, "status: a server does not run"),
         (4, "no such instance or unit"),
     ],
-    rights: "status and doctor: any user. start and stop: root, or a user whom polkit allows \
-             org.freedesktop.systemd1.manage-units. reset: root.",
+    rights: "status, list and doctor: any user. start and stop: root, or a user whom polkit allows \
+             org.freedesktop.systemd1.manage-units. create, reset and destroy: root.",
+};
+
+const CREATE: Page = Page {
+    exit: &[
+        (0, "the instance is there"),
+        (1, "it is not, and nothing of it is left: everything that is wrong is said, with what to do"),
+        USAGE,
+    ],
+    rights: "Root, because it writes into a directory of root's.",
+};
+
+const DESTROY: Page = Page {
+    exit: &[
+        (0, "nothing of the instance is left but what the report names"),
+        (
+            1,
+            "failed, its server runs, or the answer to the question was no: the message says whether anything was deleted",
+        ),
+        USAGE,
+        (4, "no such instance: it has neither a file nor a runtime directory"),
+    ],
+    rights: "Root, because it deletes root's files and directories. Without root it refuses before anything is deleted.",
+};
+
+const LIST: Page = Page {
+    exit: &[
+        (0, "all instances are listed"),
+        (1, "an instance's files are broken, which its row says; or systemd could not be asked"),
+        USAGE,
+    ],
+    rights: "Any user. Whether the overlay is mounted is shown to users who may read /proc/1/mountinfo.",
 };
 
 const START: Page = Page {
@@ -94,6 +126,9 @@ const DOCTOR: Page = Page {
 #[must_use]
 pub fn page(subcommand: &str) -> Option<&'static Page> {
     match subcommand {
+        "create" => Some(&CREATE),
+        "destroy" => Some(&DESTROY),
+        "list" => Some(&LIST),
         "start" => Some(&START),
         "stop" => Some(&STOP),
         "reset" => Some(&RESET),
@@ -112,7 +147,7 @@ impl Page {
     }
 }
 
-/// Starts, stops and resets Left 4 Dead 2 servers
+/// Makes, starts, stops and resets Left 4 Dead 2 servers
 #[derive(Debug, Parser)]
 #[command(name = "l4d2ctl", version, after_help = PAGE.help(), term_width = 100)]
 pub struct Cli {
@@ -124,6 +159,12 @@ pub struct Cli {
 /// The action.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Make an instance: which layers a server has, and its port
+    ///
+    /// Checks first whether it can be started: layers, port, installation. Everything that is wrong is said at once, and
+    /// then nothing is written. Writes /var/lib/left4me/instances/ID.toml and ID.env, and starts nothing.
+    #[command(after_help = CREATE.help())]
+    Create(CreateTarget),
     /// Mount the overlays and start the servers
     #[command(after_help = START.help())]
     Start(Target),
@@ -138,6 +179,19 @@ pub enum Command {
     /// overlay that an earlier stop left mounted. On a terminal it asks before it resets servers that run.
     #[command(after_help = RESET.help())]
     Reset(ResetTarget),
+    /// Delete an instance: everything its server wrote, and its own files
+    ///
+    /// Refuses while the server runs. Unmounts an overlay that an earlier stop left mounted, and deletes only if nothing is
+    /// mounted there any more. It names what will be deleted and asks; without a terminal it needs --yes. The server no
+    /// longer starts with the host.
+    #[command(after_help = DESTROY.help())]
+    Destroy(DestroyTarget),
+    /// List the instances with their state, port and layers
+    ///
+    /// An instance whose files are broken is listed too, and what is wrong with them is said. The port is that of its file
+    /// of variables, ID.env, or 27015.
+    #[command(after_help = LIST.help())]
+    List(How),
     /// Show the state of the servers' units
     ///
     /// Shows one instance in full, several as a table. Without an ID it shows all instances, and a server that does not run
@@ -165,6 +219,41 @@ pub struct Target {
     /// Output and time limit.
     #[command(flatten)]
     pub how: How,
+}
+
+/// The instance to make.
+#[derive(Debug, Args)]
+pub struct CreateTarget {
+    /// Its name: 1 to 23 characters of a-z, 0-9, _ and -
+    #[arg(value_name = "ID")]
+    pub id: Instance,
+    /// A layer over the installation: a directory in /var/lib/left4me/overlays. The first that is named is topmost: its
+    /// files hide those of the next
+    #[arg(long = "layer", value_name = "NAME")]
+    pub layers: Vec<String>,
+    /// The server's port, UDP and TCP, 1024 to 65535; without it 27015
+    #[arg(long)]
+    pub port: Option<u32>,
+    /// What else the server is given on its command line, as one word: --arguments '+sv_lan 1'
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub arguments: Option<String>,
+    /// Print JSON on stdout: an object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The instance to delete.
+#[derive(Debug, Args)]
+pub struct DestroyTarget {
+    /// Its name
+    #[arg(value_name = "ID")]
+    pub id: Instance,
+    /// Output and time limit.
+    #[command(flatten)]
+    pub how: How,
+    /// Do not ask. Without a terminal on stdin and stderr nothing is deleted unless it is given
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// The instances to stop and the options.
@@ -267,6 +356,22 @@ mod tests {
             &["l4d2ctl", "doctor", "3"],
             &["l4d2ctl", "reset", "--all", "--yes", "--grace", "30s"],
             &["l4d2ctl", "stop", "3", "--grace=2m"],
+            &["l4d2ctl", "create", "3"],
+            &[
+                "l4d2ctl",
+                "create",
+                "3",
+                "--layer",
+                "a",
+                "--layer",
+                "b",
+                "--port",
+                "27016",
+                "--arguments",
+                "-x +y",
+            ],
+            &["l4d2ctl", "list", "--json"],
+            &["l4d2ctl", "destroy", "3", "--yes"],
         ] {
             assert!(Cli::try_parse_from(good).is_ok(), "{good:?}");
         }
@@ -279,6 +384,13 @@ mod tests {
             &["l4d2ctl", "stop", "3", "--yes"],
             &["l4d2ctl", "start", "3", "--grace", "30s"],
             &["l4d2ctl", "stop", "3", "--grace", "2 m"],
+            &["l4d2ctl", "create"],
+            &["l4d2ctl", "create", "../3"],
+            &["l4d2ctl", "create", "3", "4"],
+            &["l4d2ctl", "create", "3", "--port", "x"],
+            &["l4d2ctl", "list", "3"],
+            &["l4d2ctl", "destroy"],
+            &["l4d2ctl", "destroy", "--all"],
         ] {
             assert_eq!(Cli::try_parse_from(bad).unwrap_err().exit_code(), 2, "{bad:?}");
         }
@@ -307,7 +419,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_taken_is_checked_names_or_all_and_a_bounded_time(
-            words in prop::collection::vec("start|stop|reset|status|doctor|--all|--json|--yes|--grace=[0-9]{0,5}[smhé]?|--timeout(=[0-9]{0,6})?|[0-9]{1,3}|[a-z./é-]{0,8}", 0..6)
+            words in prop::collection::vec("create|destroy|list|start|stop|reset|status|doctor|--layer=[a-z.]{0,3}|--port=[0-9]{0,6}|--all|--json|--yes|--grace=[0-9]{0,5}[smhé]?|--timeout(=[0-9]{0,6})?|[0-9]{1,3}|[a-z./é-]{0,8}", 0..6)
         ) {
             let words = std::iter::once("l4d2ctl").chain(words.iter().map(String::as_str));
             let Ok(Cli { command }) = Cli::try_parse_from(words.clone()) else { return Ok(()) };
@@ -326,6 +438,11 @@ mod tests {
                     &target.how
                 }
                 Command::Status(target) | Command::Doctor(target) => &target.how,
+                Command::List(how) | Command::Destroy(DestroyTarget { how, .. }) => how,
+                Command::Create(create) => {
+                    prop_assert!(words.clone().any(|word| word == create.id.as_str()));
+                    return Ok(());
+                }
             };
             prop_assert!((1..=86_400).contains(&how.timeout));
         }

@@ -20,7 +20,8 @@ use left4me_helper::instance::Instance;
 use crate::actions::{Action, Host};
 use crate::report::{Exit, OverlayUnit, Phases, Report, SCHEMA_VERSION};
 use crate::units::{Ended, ExecRun, Job, Lines, Names, UnitState, Units, UnitsError};
-use run::{Failure, Run, is_missing};
+pub(crate) use run::is_missing;
+use run::{Failure, Run};
 
 mod run;
 mod stop;

@@ -159,7 +159,7 @@ pub fn all_instances(state_dir: &Path, action: Action) -> Result<Vec<Instance>, 
     Ok(names)
 }
 
-fn names_in(directory: &Path) -> Result<Vec<String>, HelperError> {
+pub(crate) fn names_in(directory: &Path) -> Result<Vec<String>, HelperError> {
     let failed = |error: std::io::Error| {
         HelperError::call("read directory", directory)(
             rustix::io::Errno::from_io_error(&error).unwrap_or(rustix::io::Errno::IO),

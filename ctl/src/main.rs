@@ -1,5 +1,5 @@
-//! `l4d2ctl start|stop|reset|status|doctor <id>...`: the printing. The command line is `left4me_ctl::cli`, the work
-//! `left4me_ctl::control` and `left4me_ctl::fleet`.
+//! `l4d2ctl`: the printing. The command line is `left4me_ctl::cli`, the work `left4me_ctl::control`, `fleet`, `create`,
+//! `destroy` and `list`.
 //!
 //! Nothing that is printed stops what is being done: what cannot be printed is status 1 at the end.
 
@@ -15,10 +15,15 @@ use serde::Serialize;
 
 use holders::chain::chain;
 use left4me_ctl::actions::{Action, Host};
-use left4me_ctl::cli::{Cli, Command, How, ResetTarget, StatusTarget, StopTarget, Target};
+use left4me_ctl::cli::{
+    Cli, Command, CreateTarget, DestroyTarget, How, ResetTarget, StatusTarget, StopTarget, Target,
+};
 use left4me_ctl::control;
+use left4me_ctl::create::{self, Wish};
+use left4me_ctl::destroy::{self, Destroyed};
 use left4me_ctl::doctor::{self, Finding, Mountpoint, UnitSetup};
 use left4me_ctl::fleet::{self, Times};
+use left4me_ctl::list;
 use left4me_ctl::neighbours::{self, Neighbours};
 use left4me_ctl::report::{self, Diagnosis, Exit, Files, Problem, Report};
 use left4me_ctl::systemd::Systemd;
@@ -63,6 +68,9 @@ async fn run(command: Command, output: &mut Output) -> Exit {
         Command::Status(StatusTarget { ids, how }) => {
             act(&Request::of(Action::Status, Target { ids, all: false, how }), output).await
         }
+        Command::Create(wanted) => create(wanted, output),
+        Command::Destroy(target) => destroy(&target, output).await,
+        Command::List(how) => list(&how, output).await,
         Command::Doctor(target) => doctor(&target.ids, &target.how, output).await,
     }
 }
@@ -203,12 +211,15 @@ async fn agrees(systemd: &mut Systemd, instances: &[Instance]) -> Result<bool, U
     if running.is_empty() {
         return Ok(true);
     }
-    let question = warning::question(&running, instances.len());
+    Ok(is_agreed(&warning::question(&running, instances.len())))
+}
+
+/// Asks a question and reads its answer. Who can't read the question, or not answer it, does not agree.
+fn is_agreed(question: &str) -> bool {
     let mut answer = String::new();
-    // Who can't read the question, or not answer it, does not agree.
     let is_answered = write!(std::io::stderr(), "{question}").is_ok()
         && std::io::stdin().lock().take(MAX_ANSWER).read_line(&mut answer).is_ok();
-    Ok(is_answered && warning::is_yes(&answer))
+    is_answered && warning::is_yes(&answer)
 }
 
 /// Each instance has its own time for its job; the connection lasts for as many as can follow one another.
@@ -253,6 +264,85 @@ impl Progress {
     fn write(&mut self, text: &str) {
         // A terminal that is gone is no reason to stop: no more is shown.
         self.shown = self.shown && write!(std::io::stderr(), "\r\x1b[K{text}").is_ok();
+    }
+}
+
+fn create(CreateTarget { id, layers, port, arguments, json }: CreateTarget, output: &mut Output) -> Exit {
+    let created = create::create(&Wish { instance: id, layers, port, arguments }, &Host::default());
+    if json {
+        output.json(std::slice::from_ref(&created), true);
+        return created.exit;
+    }
+    output.print(&created);
+    for problem in created.problems.iter().chain(&created.error) {
+        output.complain(problem);
+    }
+    created.exit
+}
+
+async fn list(how: &How, output: &mut Output) -> Exit {
+    let host = Host::default();
+    let mut systemd = connect(Duration::from_secs(how.timeout), 1).await;
+    let (mut rows, unreachable) =
+        match list::rows(systemd.as_mut().map_err(|error| error.clone()), &host).await {
+            Ok(rows) => rows,
+            Err(error) => return output.problem("list", chain(&error), how, false),
+        };
+    if let (true, Some(error)) = (rows.is_empty(), &unreachable) {
+        return output.problem("list", error, how, false);
+    }
+    if how.json {
+        unreachable.iter().for_each(|error| list::tell_each(&mut rows, error));
+        output.json(&rows, false);
+    } else if rows.is_empty() {
+        output.print(list::none(&host.state_dir));
+    } else {
+        output.print(list::table(&rows));
+    }
+    if let Some(error) = &unreachable {
+        output.complain(error);
+    }
+    for row in rows.iter().filter(|_| !how.json) {
+        if let Some(error) = &row.error {
+            output.complain(format_args!("{}: {error}", row.instance));
+        }
+    }
+    if unreachable.is_none() && rows.iter().all(|row| row.ok) { Exit::Ok } else { Exit::Failed }
+}
+
+async fn destroy(target: &DestroyTarget, output: &mut Output) -> Exit {
+    let destroyed = destroyed(target).await;
+    if target.how.json {
+        output.json(std::slice::from_ref(&destroyed), true);
+    } else {
+        output.print(&destroyed);
+        if let Some(error) = &destroyed.error {
+            output.complain(error);
+        }
+    }
+    destroyed.exit
+}
+
+async fn destroyed(DestroyTarget { id, how, yes }: &DestroyTarget) -> Destroyed {
+    let (host, timeout) = (Host::default(), Duration::from_secs(how.timeout));
+    let looked = async { destroy::look(&mut connect(timeout, 1).await?, &host, id).await };
+    let doomed = match looked.await {
+        Ok(doomed) => doomed,
+        Err(refusal) => return Destroyed::refused(id, &refusal),
+    };
+    let question = destroy::question(&doomed);
+    let refusal = match (yes, is_attended()) {
+        (true, _) => None,
+        (false, true) => (!is_agreed(&question)).then_some(destroy::Refusal::No),
+        (false, false) => Some(destroy::Refusal::Unasked),
+    };
+    if let Some(refusal) = refusal {
+        return Destroyed::refused(id, &refusal);
+    }
+    // Whoever answers may take their time, so the work has a connection of its own.
+    match connect(timeout, 1).await {
+        Ok(mut systemd) => destroy::destroy(&mut systemd, &host, &doomed, timeout).await,
+        Err(error) => Destroyed::refused(id, &error.into()),
     }
 }
 

@@ -18,7 +18,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub struct Problem {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
-    /// What was asked for: `start`, `stop`, `reset`, `status` or `doctor`.
+    /// What was asked for: the subcommand's name.
     pub action: String,
     /// False.
     pub ok: bool,
@@ -293,10 +293,15 @@ pub fn table(reports: &[Report]) -> String {
             total,
         ]
     }));
+    columns(&rows)
+}
+
+/// Rows as lines, each column as wide as it must be.
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: Vec<_> =
-        (0..7).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
+        (0..N).map(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or(0)).collect();
     let mut text = String::new();
-    for row in &rows {
+    for row in rows {
         let line: Vec<_> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
         text.push_str(line.join("  ").trim_end());
         text.push('\n');
@@ -309,7 +314,8 @@ fn as_text<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::
     serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
-fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
+/// A line of a report.
+pub(crate) fn row(f: &mut fmt::Formatter<'_>, name: &str, value: &str) -> fmt::Result {
     writeln!(f, "  {name:<22}{value}")
 }
 

@@ -252,3 +252,12 @@ pub trait Units: Send {
         deadline: Instant,
     ) -> impl Future<Output = Result<(), UnitsError>> + Send;
 }
+
+/// What is needed of systemd's knowledge of unit files.
+pub trait UnitFiles: Send {
+    /// Takes away the links by which a unit starts with the host, if it has any, and says which they were.
+    ///
+    /// # Errors
+    /// As [`UnitsError`].
+    fn disable(&mut self, unit: &str) -> impl Future<Output = Result<Vec<String>, UnitsError>> + Send;
+}

@@ -10,10 +10,13 @@ use program::{run, stdout};
 #[test]
 fn help_of_l4d2ctl() {
     let program = env!("CARGO_BIN_EXE_l4d2ctl");
-    let all =
-        ["start", "stop", "reset", "status", "doctor"].map(|verb| stdout(&run(program, &[verb, "--help"])));
     insta::assert_snapshot!("l4d2ctl", stdout(&run(program, &["--help"])));
-    insta::assert_snapshot!("l4d2ctl_reset", all[2]);
+    for verb in ["start", "stop", "status", "doctor"] {
+        stdout(&run(program, &[verb, "--help"]));
+    }
+    for verb in ["create", "destroy", "list", "reset"] {
+        insta::assert_snapshot!(format!("l4d2ctl_{verb}"), stdout(&run(program, &[verb, "--help"])));
+    }
 }
 
 #[path = "../examples/generate.rs"]
@@ -49,7 +52,7 @@ fn pages() -> Vec<(String, String)> {
 #[test]
 fn every_page_that_is_shipped_refers_to_pages_that_are() {
     let pages = pages();
-    assert!(pages.len() >= 7, "{}", pages.len());
+    assert!(pages.len() >= 10, "{}", pages.len());
     for (page, text) in &pages {
         let headings = text.replace('"', "");
         for part in [".SH NAME", ".SH SYNOPSIS", ".SH EXIT STATUS", ".SH RIGHTS", ".SH SEE ALSO"] {
@@ -78,6 +81,9 @@ fn usage_errors_of_l4d2ctl() {
         &["status", "3", "--timeout", "0"],
         &["restart", "3"],
         &["stop", "3", "--all"],
+        &["create", "../3"],
+        &["create", "3", "--port", "x"],
+        &["destroy"],
     ] {
         assert_eq!(run(env!("CARGO_BIN_EXE_l4d2ctl"), args).status.code(), Some(2), "{args:?}");
     }
@@ -99,7 +105,7 @@ fn l4d2ctl_alone(args: &[&str], stdout: std::process::Stdio, stderr: std::proces
 #[test]
 fn json_is_printed_also_if_nothing_could_begin() {
     use std::process::Stdio;
-    // The last two have no instance on a machine without left4me, and a list of them on another.
+    // Some have no instance on a machine without left4me, and a list of them on another.
     for args in [
         &["status", "3"][..],
         &["start", "3", "4"],
@@ -107,6 +113,8 @@ fn json_is_printed_also_if_nothing_could_begin() {
         &["doctor", "3"],
         &["doctor"],
         &["stop", "--all"],
+        &["destroy", "3", "--yes"],
+        &["list"],
     ] {
         let args = [args, &["--json"]].concat();
         let output = l4d2ctl_alone(&args, Stdio::piped(), Stdio::piped());
@@ -133,6 +141,10 @@ fn what_cannot_be_printed_is_status_1_and_no_panic() {
         &["stop", "3", "4"],
         &["doctor", "3"],
         &["doctor", "--json"],
+        &["create", "3"],
+        &["destroy", "3", "--yes", "--json"],
+        &["list"],
+        &["list", "--json"],
         &["--help"],
     ] {
         for stdout in [full(), unread()] {

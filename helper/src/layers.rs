@@ -11,13 +11,14 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::error::HelperError;
-use crate::state::InstanceDir;
+use crate::state::{InstanceDir, StateDir};
 
 /// The longest overlay name, bytes.
 pub const MAX_NAME: usize = 64;
@@ -113,6 +114,28 @@ pub fn lower(file: &InstanceFile, state_dir: &Path) -> Vec<PathBuf> {
     let mut layers: Vec<_> = file.overlays.iter().map(|name| overlays.join(name.as_str())).collect();
     layers.push(state_dir.join("installation"));
     layers
+}
+
+/// Opens a layer's directory, through no link and by no name that somebody else could give to another directory: what root
+/// mounts into a server is what lies there.
+///
+/// # Errors
+/// [`HelperError::NoLayer`], [`HelperError::LinkedLayer`], [`HelperError::NotRoots`], or it is no directory.
+pub fn open(state: &StateDir, path: &Path) -> Result<OwnedFd, HelperError> {
+    let relative = path.strip_prefix(state.path()).unwrap_or(path);
+    state.require_roots_above(relative)?;
+    state.directory(relative).map_err(|errno| match errno {
+        Errno::NOENT => HelperError::NoLayer {
+            path: path.to_owned(),
+            hint: if path.ends_with("installation") {
+                "install the game there first"
+            } else {
+                "create the overlay, or take it off the list in the instance file"
+            },
+        },
+        Errno::LOOP => HelperError::LinkedLayer(path.to_owned()),
+        source => HelperError::call("open directory", path)(source),
+    })
 }
 
 #[cfg(test)]

@@ -24,9 +24,10 @@ use crate::account::Account;
 use crate::busy_note;
 use crate::error::HelperError;
 use crate::instance::Paths;
+use crate::layers;
 use crate::lock::RuntimeLock;
 use crate::mountinfo;
-use crate::state::{InstanceDir, StateDir, directory_beneath, proc_path, require_roots};
+use crate::state::{InstanceDir, directory_beneath, proc_path, require_roots};
 use crate::tree::remove_tree;
 use crate::unit_end::{self, Processes, Wait};
 use holders::chain::chain;
@@ -158,7 +159,7 @@ pub fn mount_by(
     deadline: Instant,
 ) -> Result<Outcome, HelperError> {
     // What is mounted needs no layer any more: a start that is only there to have it unmounted has to succeed.
-    let lower = || plan.lower.iter().map(|layer| open_layer(state, layer)).collect::<Result<Vec<_>, _>>();
+    let lower = || plan.lower.iter().map(|layer| layers::open(state, layer)).collect::<Result<Vec<_>, _>>();
     let runtimes = state
         .runtime()?
         .ok_or_else(|| HelperError::call("open directory", &paths.all_runtimes)(Errno::NOENT))?;
@@ -391,25 +392,6 @@ fn said(context: &OwnedFd) -> String {
         text.push_str(String::from_utf8_lossy(&buffer[..length]).trim());
     }
     text
-}
-
-/// Opens a layer's directory, through no link and by no name that somebody else could give to another directory: what root
-/// mounts into a server is what lies there.
-fn open_layer(state: &StateDir, path: &Path) -> Result<OwnedFd, HelperError> {
-    let relative = path.strip_prefix(state.path()).unwrap_or(path);
-    state.require_roots_above(relative)?;
-    state.directory(relative).map_err(|errno| match errno {
-        Errno::NOENT => HelperError::NoLayer {
-            path: path.to_owned(),
-            hint: if path.ends_with("installation") {
-                "install the game there first"
-            } else {
-                "create the overlay, or take it off the list in the instance file"
-            },
-        },
-        Errno::LOOP => HelperError::LinkedLayer(path.to_owned()),
-        source => HelperError::call("open directory", path)(source),
-    })
 }
 
 /// Makes `runtime/<id>`, root's, or takes the one that is there; locked. `runtime` itself is tmpfiles.d's.

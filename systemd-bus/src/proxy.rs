@@ -39,6 +39,13 @@ pub trait Manager {
     /// The loaded units in one of these states.
     fn list_units_filtered(&self, states: &[&str]) -> Result<Vec<ListedUnit>>;
 
+    /// Deletes the links in /etc/systemd/system (or, at run time, /run) that enable these units, and says of each what was
+    /// done, where, and what it led to.
+    fn disable_unit_files(&self, files: &[&str], runtime: bool) -> Result<Vec<(String, String, String)>>;
+
+    /// Reads all units' files again.
+    fn reload(&self) -> Result<()>;
+
     /// systemd's version, as its packager writes it.
     #[zbus(property(emits_changed_signal = "false"))]
     fn version(&self) -> Result<String>;

@@ -102,7 +102,7 @@ impl<U: Units> Run<'_, U> {
 }
 
 /// Whether a place is known to have nothing. What may not be looked at is left to systemd and the helper to judge.
-pub(super) fn is_missing(place: &Path) -> bool {
+pub(crate) fn is_missing(place: &Path) -> bool {
     std::fs::symlink_metadata(place).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 

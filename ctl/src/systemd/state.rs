@@ -17,7 +17,7 @@ use super::bus::gone;
 use super::connection::{QUESTIONS_AT_ONCE, Systemd};
 use super::job::{Heard, JobWatch, Question};
 use crate::units::{
-    Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitState, Units, UnitsError, is_down,
+    Activity, Ended, ExecRun, Job, Lines, Names, Pair, UnitFiles, UnitState, Units, UnitsError, is_down,
 };
 
 /// The settings whose runs are reported, in the order of a unit's life.
@@ -216,6 +216,23 @@ impl Units for Systemd {
             Err(UnitsError::Deadline) => Ok(()),
             result => result,
         }
+    }
+}
+
+impl UnitFiles for Systemd {
+    async fn disable(&mut self, unit: &str) -> Result<Vec<String>, UnitsError> {
+        let disable = async {
+            let manager = self.manager().await?;
+            let changes = manager.disable_unit_files(&[unit], false).await?;
+            let links = changes.into_iter().filter(|(what, ..)| what == "unlink");
+            let links: Vec<_> = links.map(|(_what, link, _to)| link).collect();
+            // As systemctl(1) does: what the links said is forgotten only then.
+            if !links.is_empty() {
+                manager.reload().await?;
+            }
+            Ok(links)
+        };
+        self.wait(self.deadline, disable).await
     }
 }
 

@@ -3,6 +3,7 @@
 use super::*;
 use crate::instance::{Instance, STATE_DIR};
 use crate::layers;
+use crate::state::StateDir;
 
 fn plan_for(id: &str, file: &str) -> Result<MountPlan, HelperError> {
     let state = Path::new(STATE_DIR);
@@ -66,13 +67,13 @@ fn only_the_servers_own_layer_is_the_servers() {
 fn a_missing_layer_says_what_to_do() {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::open(directory.path()).unwrap();
-    let text = open_layer(&state, &state.path().join("installation")).unwrap_err().to_string();
+    let text = layers::open(&state, &state.path().join("installation")).unwrap_err().to_string();
     assert!(text.ends_with("/installation: install the game there first"), "{text}");
     std::fs::write(directory.path().join("f"), "").unwrap();
-    let file = open_layer(&state, &state.path().join("f"));
+    let file = layers::open(&state, &state.path().join("f"));
     assert!(matches!(file, Err(HelperError::Call { source: Errno::NOTDIR, .. })));
     std::os::unix::fs::symlink("/", directory.path().join("l")).unwrap();
-    assert!(matches!(open_layer(&state, &state.path().join("l/etc")), Err(HelperError::LinkedLayer(_))));
+    assert!(matches!(layers::open(&state, &state.path().join("l/etc")), Err(HelperError::LinkedLayer(_))));
 }
 
 /// What overlayfs makes of an option string: it splits at a `,`, then at a `:`, and takes one level of `\` away.
