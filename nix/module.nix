@@ -136,12 +136,16 @@ let
   # switch-to-configuration reads this key of an instance's drop-in too.
   staysUp = "X-RestartIfChanged=false\n";
 
+  # srcds_run is a shell script. The PATH that NixOS' systemd gives by itself has systemd's programs alone.
+  findsPrograms = "Environment=PATH=/run/current-system/sw/bin\n";
+
   setting = key: value: lib.optionalString (value != null) "${key}=${toString value}\n";
 
   serverDropIn =
     instance:
     "[Service]\n"
     + staysUp
+    + findsPrograms
     + setting "TasksMax" instance.limits.tasksMax
     + setting "CPUQuota" instance.limits.cpuQuota
     + setting "MemoryMax" instance.limits.memoryMax

@@ -87,11 +87,11 @@ async fn three_servers(tree: &Tree) -> Result<()> {
             "left4me-overlay@3.service": "[Service]\nX-RestartIfChanged=false\n",
             "left4me-overlay@eu-1.service": "[Service]\nX-RestartIfChanged=false\n",
             "left4me-overlay@x_y.service": "[Service]\nX-RestartIfChanged=false\n",
-            "left4me-server@3.service": "[Service]\nX-RestartIfChanged=false\n",
-            "left4me-server@eu-1.service": "[Service]\nX-RestartIfChanged=false\nTasksMax=1024\nCPUQuota=50%\nMemoryMax=6G\n\
+            "left4me-server@3.service": "[Service]\nX-RestartIfChanged=false\nEnvironment=PATH=/run/current-system/sw/bin\n",
+            "left4me-server@eu-1.service": "[Service]\nX-RestartIfChanged=false\nEnvironment=PATH=/run/current-system/sw/bin\nTasksMax=1024\nCPUQuota=50%\nMemoryMax=6G\n\
                 LimitFSIZE=1G\nIPAddressDeny=10.0.0.0/8 fe80::/10\nSocketBindDeny=any\nSocketBindAllow=udp:27016\n\
                 SocketBindAllow=tcp:27016\n",
-            "left4me-server@x_y.service": "[Service]\nX-RestartIfChanged=false\nIOWeight=50\n",
+            "left4me-server@x_y.service": "[Service]\nX-RestartIfChanged=false\nEnvironment=PATH=/run/current-system/sw/bin\nIOWeight=50\n",
         },
         "wants": ["left4me-server@3.service", "left4me-server@eu-1.service"],
         "files": [
