@@ -1,9 +1,10 @@
-# What `cargo xtask vm-test --kernel .. --modules .. --root ..` takes, of an evaluated NixOS.
+# What `cargo xtask vm-test --image nixos --guest ..` takes, of an evaluated NixOS: by the root's `/init` it starts.
 {
   closureInfo,
   linkFarm,
   runCommand,
   squashfsTools,
+  writeText,
   config,
 }:
 let
@@ -35,5 +36,9 @@ linkFarm "left4me-guest" [
   {
     name = "root.squashfs";
     path = "${root}";
+  }
+  {
+    name = "name";
+    path = writeText "left4me-guest-name" "nixos\n";
   }
 ]

@@ -1,6 +1,6 @@
 # A machine for the harness, as a module: no disk of its own, no boot loader, no terminal. The harness brings kernel and initramfs,
 # lays a tmpfs over the root, and runs the root's `/init`.
-{ modulesPath, ... }:
+{ modulesPath, pkgs, ... }:
 {
   imports = [ "${modulesPath}/profiles/minimal.nix" ];
 
@@ -16,12 +16,20 @@
     fsType = "tmpfs";
   };
 
+  # What scenarios, and people in a shell, use besides what every NixOS has.
+  environment.systemPackages = [
+    pkgs.e2fsprogs
+    pkgs.lsof
+    pkgs.psmisc
+  ];
+
   networking = {
     hostName = "guest";
     useDHCP = false;
   };
   services.left4me = {
     enable = true;
+    # The one that scenarios start and reset.
     instances."3".autoStart = false;
   };
   # This system's, of which nothing is kept.

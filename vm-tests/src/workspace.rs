@@ -20,6 +20,8 @@ pub struct Workspace {
     pub images: PathBuf,
     /// What scenarios can deploy by name, beside the harness's own stand-ins.
     pub packages: &'static [Package],
+    /// The trees that the product ships, which scenarios deploy: a guest that has it installed has these in a way of its own.
+    pub shipped: Vec<PathBuf>,
 }
 
 /// A package of the workspace whose programs go into machines: they are linked statically for it.
@@ -40,7 +42,7 @@ pub(crate) const OWN: Package = Package {
 impl Workspace {
     /// The workspace that this is run in: the one that cargo says (`CARGO_MANIFEST_DIR`, at run time), or the one around
     /// the working directory; elsewhere, the one that it was built from. Its scenarios are in `scenarios`, its lock files in
-    /// `images`, and it has no packages.
+    /// `images`, it has no packages, and ships nothing.
     ///
     /// `package` is the directory of the program's own package: `env!("CARGO_MANIFEST_DIR")`.
     ///
@@ -59,6 +61,7 @@ impl Workspace {
             scenario_roots: vec![root.join("scenarios")],
             images: root.join("images"),
             packages: &[],
+            shipped: Vec::new(),
             root,
             target,
         })

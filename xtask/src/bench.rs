@@ -144,7 +144,7 @@ impl Bench {
                 continue;
             }
             let machine = MachineArgs { clock: Some(clock), ..args.machine.clone() };
-            let machines = machine.machines()?;
+            let machines = machine.machines().await?;
             let wanted = [DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib].map(Wanted::of_size);
             let directory = results.join(word(clock));
             let guest = prepare_one(workspace, &machines, &wanted, &directory, cancel.clone()).await?;
@@ -459,7 +459,8 @@ impl Bench {
 async fn accuracy(workspace: &Workspace, args: &BenchArgs, results: &Path, cancel: Cancel) -> Result<u8> {
     let programs = programs::accuracy_binaries(workspace).await?;
     let (wanted, directory) = ([Wanted::of_size(DEFAULT_MEMORY_MIB)], results.join("holders"));
-    let guests = prepare(workspace, &args.machine.machines()?, &wanted, &directory, cancel.clone()).await?;
+    let guests =
+        prepare(workspace, &args.machine.machines().await?, &wanted, &directory, cancel.clone()).await?;
     let rounds = if args.quick { QUICK_ACCURACY_ROUNDS } else { ACCURACY_ROUNDS };
     let mut accuracies = Vec::new();
     for guest in &guests {

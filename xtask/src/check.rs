@@ -58,7 +58,8 @@ fn steps(shell: &Shell) -> [Step<'_>; 7] {
             cmd!(
                 shell,
                 "{cargo} clippy --quiet --locked -p vm-tests -p xtask
-                 --test scenarios --test faults --test flake --test power_cut --test repeatable -- --deny warnings"
+                 --test scenarios --test faults --test flake --test power_cut --test repeatable --test store_guest
+                 -- --deny warnings"
             ),
         ),
         // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
@@ -115,13 +116,13 @@ fn suites(shell: &Shell) -> [Step<'_>; 3] {
 }
 
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
-/// panic to a killed QEMU; the programs built twice, and machines and recordings once more, and what the deployed software finds
-/// after a power cut.
+/// panic to a killed QEMU, and scenarios on a guest of NixOS' shape; the programs built twice, and machines and recordings once
+/// more, and what the deployed software finds after a power cut.
 fn lanes(shell: &Shell) -> [Vec<Step<'_>>; 2] {
     let cargo = tools::cargo();
     let test = |name| cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {name}");
     [
-        vec![("faults", test("faults"))],
+        vec![("faults", test("faults")), ("a guest that is no FHS system", test("store_guest"))],
         vec![("the same once more", test("repeatable")), ("power cuts", test("power_cut"))],
     ]
 }
@@ -196,7 +197,8 @@ fn build_of_lanes(shell: &Shell) -> Cmd<'_> {
     let cargo = tools::cargo();
     cmd!(
         shell,
-        "{cargo} test --quiet --locked -p xtask --no-run --test faults --test repeatable --test power_cut"
+        "{cargo} test --quiet --locked -p xtask --no-run --test faults --test repeatable --test power_cut
+         --test store_guest"
     )
 }
 

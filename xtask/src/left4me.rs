@@ -13,7 +13,8 @@ const PACKAGES: &[Package] = &[
 pub(crate) fn workspace() -> Result<Workspace> {
     let found = Workspace::find(env!("CARGO_MANIFEST_DIR"))?;
     let (scenarios, images) = (found.root.join("vm-tests/scenarios"), found.root.join("vm-tests/images"));
-    Ok(Workspace { scenario_roots: vec![scenarios], images, packages: PACKAGES, ..found })
+    let shipped = vec![found.root.join("deploy/files")];
+    Ok(Workspace { scenario_roots: vec![scenarios], images, packages: PACKAGES, shipped, ..found })
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! The flags that say which machines are wanted, which several commands have.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -10,13 +12,21 @@ use vm_tests::host::tools::QEMU_VAR;
 use vm_tests::image::external::External;
 use vm_tests::image::{self, Suite};
 use vm_tests::run::prepare::Machines;
+use vm_tests::scenario::WrongInput;
+
+use crate::nixos;
 
 /// What a machine is made of.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MachineArgs {
-    /// Debian suite of the guest: bookworm, trixie or sid; vm-test and bench holders take several, with commas
-    #[arg(long, value_name = "SUITE", value_delimiter = ',', default_values_t = [Suite::default()])]
-    pub(crate) image: Vec<Suite>,
+    /// The guest: bookworm, trixie or sid, which are Debian's suites, or nixos; vm-test and bench holders take several suites,
+    /// with commas
+    #[arg(long, value_name = "IMAGE", value_delimiter = ',', default_values_t = [Image::default()])]
+    pub(crate) image: Vec<Image>,
+
+    /// Guest of --image nixos: the directory that `nix build .#guest` has made [default: it is run]
+    #[arg(long, value_name = "DIR", conflicts_with = "kernel")]
+    pub(crate) guest: Option<PathBuf>,
 
     /// Kernel of an external image (bzImage or vmlinux), in place of --image
     #[arg(long, value_name = "FILE", requires_all = ["modules", "root"], conflicts_with = "image")]
@@ -52,8 +62,49 @@ pub(crate) struct MachineArgs {
     pub(crate) mirror: Option<String>,
 }
 
+/// What `--image` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Image {
+    /// An image that is built of a suite's packages.
+    Debian(Suite),
+    /// The flake's guest.
+    Nixos,
+}
+
+impl Default for Image {
+    fn default() -> Self {
+        Self::Debian(Suite::default())
+    }
+}
+
+impl fmt::Display for Image {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Debian(suite) => suite.fmt(f),
+            Self::Nixos => f.pad(NIXOS),
+        }
+    }
+}
+
+impl FromStr for Image {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            NIXOS => Ok(Self::Nixos),
+            suite => suite.parse().map(Self::Debian).map_err(|why| format!("{why}, {NIXOS}")),
+        }
+    }
+}
+
+const NIXOS: &str = "nixos";
+
 impl MachineArgs {
-    pub(crate) fn machines(&self) -> Result<Machines> {
+    /// The machines that are asked for; builds the guest of NixOS where none is named.
+    ///
+    /// # Errors
+    /// [`WrongInput`](vm_tests::scenario::WrongInput) for flags that go with no other; a guest that can't be built.
+    pub(crate) async fn machines(&self) -> Result<Machines> {
         let absolute = |path: &PathBuf| {
             std::path::absolute(path).with_context(|| format!("the absolute path of {}", path.display()))
         };
@@ -63,11 +114,16 @@ impl MachineArgs {
                 kernel: absolute(kernel)?,
                 modules: absolute(modules)?,
                 root: absolute(root)?,
+                installed: None,
             }),
-            _ => None,
+            _ => self.nixos().await?,
         };
+        let suites = self.image.iter().filter_map(|image| match image {
+            Image::Debian(suite) => Some(*suite),
+            Image::Nixos => None,
+        });
         Ok(Machines {
-            suites: self.image.clone(),
+            suites: suites.collect(),
             external,
             programs: self.programs.as_ref().map(absolute).transpose()?,
             qemu: self.qemu.clone(),
@@ -76,6 +132,28 @@ impl MachineArgs {
             mirror: self.mirror.clone(),
         })
     }
+
+    /// The guest of `--image nixos`, if that is asked for.
+    async fn nixos(&self) -> Result<Option<External>> {
+        let asked = self.image.contains(&Image::Nixos);
+        if !asked && self.guest.is_some() {
+            return Err(WrongInput::new("--guest: it is the guest of --image nixos".to_owned()).into());
+        }
+        if !asked {
+            return Ok(None);
+        }
+        if self.image.len() > 1 {
+            let what = "--image nixos: it is run by itself, without suites".to_owned();
+            return Err(WrongInput::new(what).into());
+        }
+        let directory = match &self.guest {
+            Some(named) => std::path::absolute(named)
+                .with_context(|| format!("the absolute path of {}", named.display()))?,
+            None => nixos::guest().await?,
+        };
+        Ok(Some(External::of_guest(&directory)?))
+    }
+
     /// The same as flags, for a command that is run in another directory.
     ///
     /// # Errors
@@ -89,6 +167,7 @@ impl MachineArgs {
             ("--kernel", &self.kernel),
             ("--modules", &self.modules),
             ("--root", &self.root),
+            ("--guest", &self.guest),
             ("--programs", &self.programs),
         ];
         for (flag, path) in paths {
@@ -97,7 +176,7 @@ impl MachineArgs {
             }
         }
         if self.kernel.is_none() {
-            let names: Vec<&str> = self.image.iter().map(|suite| suite.as_str()).collect();
+            let names: Vec<String> = self.image.iter().map(Image::to_string).collect();
             flags.extend(["--image".into(), names.join(",").into()]);
         }
         if let Some(qemu) = &self.qemu {
@@ -145,11 +224,12 @@ mod tests {
 
     #[test]
     fn flags_say_what_they_were_made_of() {
-        let cases: [&[&str]; 4] = [
+        let cases: [&[&str]; 5] = [
             &[],
             &["--image", "sid,bookworm", "--accel", "tcg", "--clock", "virtual", "--mirror", "http://m/x"],
             &["--kernel", "/k", "--modules", "/m", "--root", "/r", "--qemu", "qemu-x", "--clock", "real"],
             &["--programs", "/p", "--qemu", "/q/qemu-x", "--accel", "kvm"],
+            &["--image", "nixos", "--guest", "/g"],
         ];
         let parse = |flags: Vec<OsString>| {
             let all = std::iter::once(OsString::from("x")).chain(flags);

@@ -19,6 +19,7 @@ mod left4me;
 mod machine;
 mod mutants;
 mod new;
+mod nixos;
 mod programs;
 mod shell;
 mod show;

@@ -55,7 +55,8 @@ pub(crate) async fn run(args: &ShellArgs, cancel: Cancel) -> Result<u8> {
     if scenarios.is_empty() {
         wanted.push(Wanted::of_size(DEFAULT_MEMORY_MIB));
     }
-    let guest = prepare_one(&workspace, &machine.machines()?, &wanted, &results, cancel.clone()).await?;
+    let guest =
+        prepare_one(&workspace, &machine.machines().await?, &wanted, &results, cancel.clone()).await?;
     let holders = programs::holders(&workspace).await?;
     remove_what_the_dead_left(&results)?;
     let directory = results.join(std::process::id().to_string());

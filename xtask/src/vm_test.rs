@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::Args;
-use vm_tests::image::Suite;
+use vm_tests::image::{EXTERNAL, Suite};
 use vm_tests::machine::Cancel;
 use vm_tests::report::{self, Verdict};
 use vm_tests::run::one::Bounds;
@@ -90,8 +90,9 @@ fn next<'a>(failed: impl Iterator<Item = (&'a str, &'a str)>, named: &[String]) 
         let image = match guest.parse::<Suite>() {
             Ok(suite) if suite == Suite::default() => String::new(),
             Ok(suite) => format!(" --image {suite}"),
-            // An external image is named by paths, which whoever typed them still has.
-            Err(_) => " --kernel FILE --modules DIR --root FILE".to_owned(),
+            // These are named by paths, which whoever typed them still has.
+            Err(_) if guest == EXTERNAL => " --kernel FILE --modules DIR --root FILE".to_owned(),
+            Err(_) => " --image nixos --guest DIR".to_owned(),
         };
         text.push_str(&format!("to look into it: cargo xtask shell{image} {name}\n"));
     }
@@ -104,7 +105,7 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
     let mut scenarios = workspace.scenarios(&args.scenarios)?;
     scenarios.retain(|one| !args.history || one.manifest.history.is_some());
     let options = suite::Options {
-        machines: args.machine.machines()?,
+        machines: args.machine.machines().await?,
         bounds: Bounds { cycles: args.cycles, deadline_secs: args.deadline },
         jobs: args.jobs,
         results: args.results.clone(),
@@ -132,6 +133,11 @@ mod tests {
     #[test]
     fn what_to_type_next_names_guest_and_scenario_as_they_were_typed() {
         let failed = [("trixie", "demo"), ("sid", "5eac51a"), ("external", "demo"), ("trixie", "many")];
+        let installed = [("nixos", "demo")];
+        assert_eq!(
+            next(installed.into_iter(), &[]),
+            "to look into it: cargo xtask shell --image nixos --guest DIR demo\n"
+        );
         let expected = "to look into it: cargo xtask shell /tmp/demo\n\
                         to look into it: cargo xtask shell --image sid 5eac51a\n\
                         to look into it: cargo xtask shell --kernel FILE --modules DIR --root FILE /tmp/demo\n";

@@ -36,9 +36,10 @@ pub(crate) async fn run(args: &WhyArgs, cancel: Cancel) -> Result<u8> {
     let one = Results::read(&args.one)?;
     let (why, what) = match &args.other {
         Some(other) => (Why::between(&one, &Results::read(other)?)?, "recording"),
-        None => {
-            (now::compare(&left4me::workspace()?, &args.machine.machines()?, &one, cancel).await?, "inputs")
-        }
+        None => (
+            now::compare(&left4me::workspace()?, &args.machine.machines().await?, &one, cancel).await?,
+            "inputs",
+        ),
     };
     print!("{}", why.text(what));
     let verdict = if why.is_same() { Verdict::Passed } else { Verdict::Failed };

@@ -17,9 +17,13 @@ fn xtask(arguments: &[&str]) -> (Option<i32>, String) {
 
 /// The same with this for its stdout.
 fn printing(arguments: &[&str], stdout: Sink) -> (Option<i32>, String) {
+    with(Program::new(env!("CARGO_BIN_EXE_xtask")), arguments, stdout)
+}
+
+fn with(program: Program, arguments: &[&str], stdout: Sink) -> (Option<i32>, String) {
     let said = tempfile::NamedTempFile::new().expect("a file");
     let target = tempfile::tempdir().expect("a directory");
-    let program = Program::new(env!("CARGO_BIN_EXE_xtask"))
+    let program = program
         .args(arguments)
         // Whoever runs this may not own the one that it was built in.
         .env("CARGO_TARGET_DIR", target.path())
@@ -36,7 +40,7 @@ fn printing(arguments: &[&str], stdout: Sink) -> (Option<i32>, String) {
 
 #[test]
 fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
-    let cases: [(&[&str], &str); 16] = [
+    let cases: [(&[&str], &str); 20] = [
         (&["frobnicate"], "unrecognized subcommand"),
         (&["vm-test", "no-such-scenario"], "no-such-scenario"),
         (&["vm-test", "--image", "potato"], "potato"),
@@ -53,6 +57,10 @@ fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
             "--kernel /no/such: no such file",
         ),
         (&["shell", "--image", "trixie,sid"], "one suite at a time"),
+        (&["vm-test", "--image", "potato"], "bookworm, trixie, sid, nixos"),
+        (&["vm-test", "--image", "nixos", "--guest", "/no/such"], "what `nix build .#guest` makes"),
+        (&["vm-test", "--guest", "/no/such"], "the guest of --image nixos"),
+        (&["vm-test", "--image", "nixos,sid", "--guest", "/no/such"], "by itself, without suites"),
         (&["check", "--mutants", "no-such-mutant"], "no mutant no-such-mutant"),
         (&["bench", "holders", "boot"], "by itself"),
         (&["bench", "edit", "--programs", "/no/such"], "without --programs"),
@@ -61,6 +69,23 @@ fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
         let (code, said) = xtask(arguments);
         assert!(code == Some(WRONG_USAGE) && said.contains(words), "{arguments:?}: {code:?}, {said}");
     }
+}
+
+/// The exit code of what could not be tried.
+const NO_RESULT: i32 = 69;
+
+#[test]
+fn without_nix_and_without_a_guest_it_is_said_what_to_type() {
+    let empty = tempfile::tempdir().expect("a directory");
+    let arguments = ["vm-test", "--image", "nixos", "overlay-unit"];
+    let (code, said) =
+        with(Program::new(env!("CARGO_BIN_EXE_xtask")).env("PATH", empty.path()), &arguments, Sink::Null);
+    let what = "type `nix build .#guest` where Nix can fetch nixpkgs, and name here what it makes: \
+                `cargo xtask vm-test --image nixos --guest result`";
+    assert!(
+        code == Some(NO_RESULT) && said.contains("no nix on PATH") && said.contains(what),
+        "{code:?}, {said}"
+    );
 }
 
 #[test]

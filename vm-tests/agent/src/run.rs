@@ -141,8 +141,9 @@ fn start(command: &Command) -> Result<Started> {
     }
 }
 
-/// Where commands are looked for. The last two are where NixOS keeps what Debian has in the others.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/wrappers/bin:/run/current-system/sw/bin";
+/// Where commands are looked for. The two before the last are where NixOS keeps what Debian has in the others; the last is where
+/// the harness puts its own where a guest has none of these.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/wrappers/bin:/run/current-system/sw/bin:/run/vm-test/bin";
 
 /// A command with the environment that every command gets, in our own working directory, `/`.
 ///

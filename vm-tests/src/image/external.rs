@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::entry::ROOT;
+use super::suite::{EXTERNAL, Suite};
 use crate::cache::{Inputs, Key, Lock, Staging};
 use crate::host::events::{self, Event};
 use crate::scenario::WrongInput;
@@ -20,15 +21,54 @@ pub struct External {
     pub modules: PathBuf,
     /// The root file system: an image of squashfs, erofs, ext4 or btrfs.
     pub root: PathBuf,
+    /// The name of a system that has the workspace's product installed already, in a way of its own; `None` is one that
+    /// scenarios' files are laid over.
+    pub installed: Option<String>,
 }
 
 impl External {
+    /// A guest that was built as `packages.guest` of the flake is: `name`, `kernel`, `modules` and `root.squashfs` in one
+    /// directory. It starts by its root's `/init`.
+    ///
+    /// # Errors
+    /// [`WrongInput`]: names the part that is missing, or what is wrong with the name.
+    pub fn of_guest(directory: &Path) -> Result<Self, WrongInput> {
+        let file = directory.join("name");
+        let wrong = |why: String| WrongInput::new(format!("--guest {}: {why}", directory.display()));
+        let name = std::fs::read_to_string(&file).map_err(|error| {
+            wrong(format!("read {}: {error}; expected what `nix build .#guest` makes", file.display()))
+        })?;
+        let name = name.trim();
+        let is_plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if name.is_empty() || !name.bytes().all(is_plain) {
+            return Err(wrong(format!("{}: {name:?}: a name has a-z, 0-9 and -", file.display())));
+        }
+        if name == EXTERNAL || name.parse::<Suite>().is_ok() {
+            return Err(wrong(format!("{}: {name} is another guest's name", file.display())));
+        }
+        let at = |part: &str| directory.join(part);
+        let parts = [at("kernel"), at("modules"), at(ROOT)];
+        if let Some(missing) = parts.iter().find(|part| !part.exists()) {
+            return Err(wrong(format!("no {}; expected what `nix build .#guest` makes", missing.display())));
+        }
+        let [kernel, modules, root] = parts;
+        let guest = Self { kernel, modules, root, installed: Some(name.to_owned()) };
+        guest.check()?;
+        Ok(guest)
+    }
+
+    /// The guest's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.installed.as_deref().unwrap_or(EXTERNAL)
+    }
+
     /// Whether its parts are there.
     ///
     /// # Errors
     /// [`WrongInput`]: names what is missing and what it should be.
     pub fn check(&self) -> Result<(), WrongInput> {
-        let Self { kernel, modules, root } = self;
+        let Self { kernel, modules, root, installed: _ } = self;
         let shown = |flag: &str, path: &Path| format!("{flag} {}", path.display());
         if !kernel.is_file() {
             let what =

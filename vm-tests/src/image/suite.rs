@@ -51,5 +51,5 @@ impl FromStr for Suite {
     }
 }
 
-/// The name of a guest from an external image.
+/// The name of a guest from an external image that names itself not.
 pub const EXTERNAL: &str = "external";

@@ -16,7 +16,8 @@ use super::suite::*;
 fn an_external_root_gets_a_size_that_a_guest_can_map() {
     let dir = tempfile::tempdir().expect("a temp dir");
     let at = |name: &str| dir.path().join(name);
-    let external = External { kernel: at("vmlinuz"), modules: at("modules"), root: at("root") };
+    let external =
+        External { kernel: at("vmlinuz"), modules: at("modules"), root: at("root"), installed: None };
     let refused = |words: &str| {
         let error = block_on(mappable_root(&external, dir.path())).expect_err("a part is missing");
         assert!(error.to_string().contains(words), "{error:#}");

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use vm_agent::wire::{Body, Session};
 
 use super::input::Input;
+use super::installed::Installed;
 use crate::host::accel::Clock;
 use crate::image::Suite;
 use crate::machine::base::Base;
@@ -25,7 +26,7 @@ const SETUP_DEADLINE: Duration = Duration::from_secs(300);
 /// A system that machines are made of, with all that they need.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Guest {
-    /// Its short name: its Debian suite, or [`EXTERNAL`](crate::image::EXTERNAL).
+    /// Its short name: its Debian suite, an installed guest's own, or [`EXTERNAL`](crate::image::EXTERNAL).
     pub name: String,
     /// Debian packages that its image has beside the usual ones. Guests that differ in these alone have one name.
     #[serde(default)]
@@ -45,6 +46,9 @@ pub struct Guest {
     pub explained: Vec<Input>,
     /// The accelerator and the clock and why, in one line.
     pub choice: String,
+    /// What it brings itself, where the product is installed in it.
+    #[serde(default)]
+    pub installed: Option<Installed>,
     /// The programs that a scenario can deploy, by name.
     pub programs: BTreeMap<String, PathBuf>,
 }
@@ -199,6 +203,9 @@ pub async fn prepare_shell(
     if let Some(holders) = holders {
         let mut tool = Bundle::default();
         tool.file(holders, "/usr/local/bin/holders", Some(0o755))?;
+        if let Some(installed) = &guest.installed {
+            tool = tool.placed(|path| installed.place(path))?;
+        }
         // First: a scenario may deploy one of its own there.
         wanted.files.splice(0..0, tool.into_files());
     }
@@ -215,7 +222,7 @@ pub async fn prepare_shell(
 /// # Errors
 /// When a file can't be read, or a program is not known.
 pub fn preparation(guest: &Guest, scenario: &Scenario) -> Result<Session> {
-    Ok(Session { files: bundle(guest, scenario)?.into_files(), setup: setup(scenario), plan: None })
+    Ok(Session { files: bundle(guest, scenario)?.into_files(), setup: setup(guest, scenario), plan: None })
 }
 
 /// Saves evidence, stops the machine and says all that went wrong, and where the evidence is.
@@ -240,14 +247,18 @@ pub(super) async fn end_with<T>(
 fn bundle(guest: &Guest, scenario: &Scenario) -> Result<Bundle> {
     let mut bundle = Bundle::default();
     let deploy = &scenario.manifest.deploy;
-    for tree in &deploy.trees {
-        bundle.tree(&scenario.directory.join(tree), "/")?;
+    let installed = guest.installed.as_ref();
+    for tree in deploy.trees.iter().map(|tree| scenario.directory.join(tree)) {
+        if installed.is_none_or(|one| !one.has_tree(&tree)) {
+            bundle.tree(&tree, "/")?;
+        }
     }
     let own = scenario.directory.join("files");
     if own.exists() {
         bundle.tree(&own, "/")?;
     }
-    for (to, name) in &deploy.programs {
+    let brings = |to: &str, name: &str| installed.is_some_and(|one| one.has_program(name, to));
+    for (to, name) in deploy.programs.iter().filter(|(to, name)| !brings(to, name)) {
         let from = match guest.programs.get(name) {
             Some(path) => path.clone(),
             None if name.contains('/') => scenario.directory.join(name),
@@ -260,13 +271,19 @@ fn bundle(guest: &Guest, scenario: &Scenario) -> Result<Bundle> {
     }
     deploy.text.iter().for_each(|(to, text)| bundle.text(to, text));
     scenario.manifest.reset.files().iter().for_each(|(to, text)| bundle.text(to, text));
-    Ok(bundle)
+    match installed {
+        Some(installed) => {
+            let what = || format!("{} is for no guest like {}", scenario.name, guest.name);
+            bundle.placed(|path| installed.place(path)).with_context(what)
+        }
+        None => Ok(bundle),
+    }
 }
 
 /// The commands that make a scenario's state, its state directory's file system first.
 ///
 /// The files are there before it is mounted, so those that belong on it are moved over.
-fn setup(scenario: &Scenario) -> Vec<Vec<String>> {
+fn setup(guest: &Guest, scenario: &Scenario) -> Vec<Vec<String>> {
     let mut setup = scenario.manifest.reset.setup();
     if let Some(at) = &scenario.manifest.state_directory {
         let script = "set -e
@@ -278,6 +295,7 @@ fn setup(scenario: &Scenario) -> Vec<Vec<String>> {
             mount /dev/ram0 \"$1\"";
         setup.push(["sh", "-c", script, "sh", at].map(str::to_owned).to_vec());
     }
-    setup.extend(scenario.manifest.setup.iter().cloned());
+    let own = scenario.manifest.setup.iter();
+    setup.extend(own.filter(|argv| guest.installed.as_ref().is_none_or(|one| !one.has_run(argv))).cloned());
     setup
 }

@@ -160,6 +160,7 @@ pub(super) mod tests {
             image: "Debian".to_owned(),
             explained: Vec::new(),
             choice: "TCG".to_owned(),
+            installed: None,
             programs: BTreeMap::new(),
         }
     }

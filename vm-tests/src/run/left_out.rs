@@ -1,9 +1,14 @@
 //! What of a suite is not run, or not as it is asked for, in words.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
 
 use super::guest::Guest;
+use super::prepare::Machines;
+use crate::host::events::{self, Event};
 use crate::scenario::{Scenario, WrongInput};
+use crate::workspace::Workspace;
 
 /// Which scenarios do not run so many cycles, as a line; `None` if all do.
 ///
@@ -22,6 +27,44 @@ pub(super) fn other_cycles(
         all if all == scenarios.len() => Err(WrongInput::new(format!("{line}: leave it out"))),
         _some => Ok(Some(line)),
     }
+}
+
+/// The scenarios that the machines can be given; tells which are not, and why.
+///
+/// # Errors
+/// [`WrongInput`] if it is none of them. A scenario's tree that can't be listed.
+pub(super) fn those_for(
+    workspace: &Workspace,
+    machines: &Machines,
+    scenarios: &[Scenario],
+) -> Result<Vec<Scenario>> {
+    let Some(installed) = machines.installed(workspace) else { return Ok(scenarios.to_vec()) };
+    let mut kept = Vec::new();
+    // By reason: many scenarios have one in common.
+    let mut left_out: BTreeMap<String, Vec<&str>> = BTreeMap::new();
+    for scenario in scenarios {
+        match installed.refusal(scenario)? {
+            None => kept.push(scenario.clone()),
+            Some(why) => left_out.entry(why).or_default().push(&scenario.name),
+        }
+    }
+    let line = format!(
+        "{}: {} not run, for hosts where the product is put at its usual paths: {}",
+        machines.names().join(", "),
+        scenarios.len() - kept.len(),
+        left_out
+            .iter()
+            .map(|(why, names)| format!("{} ({why})", names.join(", ")))
+            .collect::<Vec<_>>()
+            .join("; ")
+    );
+    if kept.is_empty() {
+        return Err(WrongInput::new(line).into());
+    }
+    if !left_out.is_empty() {
+        events::tell(Event::Note(line));
+    }
+    Ok(kept)
 }
 
 /// Which scenarios are for none of an image's guests, a line for each image.

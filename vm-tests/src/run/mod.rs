@@ -8,6 +8,7 @@ pub mod entry;
 pub mod guest;
 pub mod input;
 pub mod inputs;
+pub mod installed;
 mod jobs;
 mod left_out;
 pub mod now;

@@ -168,7 +168,8 @@ mod tests {
     fn an_external_image_has_shards_too() {
         let scratch = tempfile::tempdir().expect("tempdir");
         let scenarios = ["a", "b"].map(|name| scenario(scratch.path(), name, "images = [\"sid\"]"));
-        let external = External { kernel: "k".into(), modules: "m".into(), root: "r".into() };
+        let external =
+            External { kernel: "k".into(), modules: "m".into(), root: "r".into(), installed: None };
         let machines = Machines { external: Some(external), ..Machines::default() };
         let part = part("2/2", &machines, &scenarios, &Costs::default());
         assert!(part.has("external", "b") && part.runs() == 1);

@@ -8,6 +8,7 @@ use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 
 use super::guest::Guest;
 use super::input::{Input, Kind};
+use super::installed::Installed;
 use crate::cache::{self, Key};
 use crate::host::accel::{self, Clock, Wish};
 use crate::host::cores;
@@ -16,7 +17,7 @@ use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
 use crate::image::packages::{Lock, Package};
 use crate::image::programs::GuestBinaries;
-use crate::image::{self, EXTERNAL, Image, NoSuchPackage, Request, Suite, initramfs, programs};
+use crate::image::{self, Image, NoSuchPackage, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
 use crate::machine::base::{Base, SEED};
 use crate::machine::config::Abilities;
@@ -66,10 +67,16 @@ impl Machines {
         self.external.as_ref().map_or_else(|| self.suites().len(), |_one| 1)
     }
 
+    /// What they bring themselves, where the product is installed in them.
+    pub(super) fn installed(&self, workspace: &Workspace) -> Option<Installed> {
+        let external = self.external.as_ref()?;
+        external.installed.as_ref().map(|_name| Installed::of(workspace))
+    }
+
     /// Their guests' names, in the order they were asked for.
     pub(super) fn names(&self) -> Vec<String> {
         match &self.external {
-            Some(_) => vec![EXTERNAL.to_owned()],
+            Some(one) => vec![one.name().to_owned()],
             None => self.suites().iter().map(Suite::to_string).collect(),
         }
     }
@@ -192,6 +199,7 @@ pub async fn prepare(
             image: system.description,
             explained: [system.lock.map(packages_of).unwrap_or_default(), harness.clone()].concat(),
             choice: choice.to_string(),
+            installed: machines.installed(workspace),
             programs: programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect(),
         });
     }
@@ -275,7 +283,7 @@ async fn systems(
         let mappable = external::mappable_root(&external, cache).await?;
         let description = format!("{}, kernel {}", external.root.display(), external.kernel.display());
         return Ok(vec![System {
-            name: EXTERNAL.to_owned(),
+            name: external.name().to_owned(),
             // It is as it is.
             packages: Vec::new(),
             memory_mib: wanted.iter().map(|one| one.memory_mib).collect(),

@@ -17,7 +17,7 @@ use super::accept::{First, accept};
 use super::costs::Costs;
 use super::guest::Guest;
 use super::jobs::jobs;
-use super::left_out::{not_run, other_cycles};
+use super::left_out::{not_run, other_cycles, those_for};
 use super::one::{self, Bounds};
 use super::pace::{Pace, about};
 use super::part::Part;
@@ -73,8 +73,8 @@ pub struct Ran {
 /// the machines are ended then, and what they did not get to is reported as interrupted.
 ///
 /// # Errors
-/// [`WrongInput`](scenario::WrongInput) for a number of cycles that none of them can have, and for more shards than runs; those
-/// of the preparation, and of writing the report. A scenario that fails or has no result is no error: see
+/// [`WrongInput`](scenario::WrongInput) for a number of cycles that none of them can have, for more shards than runs, and for
+/// machines that are for none of them; those of the preparation, and of writing the report. A scenario that fails or has no result is no error: see
 /// [`Report::verdict`].
 pub async fn run(
     workspace: &Workspace,
@@ -82,6 +82,7 @@ pub async fn run(
     options: &Options,
     cancel: Cancel,
 ) -> Result<Ran> {
+    let scenarios = &those_for(workspace, &options.machines, scenarios)?;
     let (mut prepared, results) = ready(workspace, scenarios, options, cancel.clone()).await?;
     let store = Store::open(&workspace.cache()?)?;
     let mut trials = prepared.plan.trials(&prepared.guests, scenarios)?;
@@ -127,6 +128,7 @@ pub async fn prepare_only(
     options: &Options,
     cancel: Cancel,
 ) -> Result<PathBuf> {
+    let scenarios = &those_for(workspace, &options.machines, scenarios)?;
     let (mut prepared, _results) = ready(workspace, scenarios, options, cancel.clone()).await?;
     let sizes =
         |(number, guest): (usize, &Guest)| guest.saved.keys().map(|size| (number, *size)).collect::<Vec<_>>();

@@ -63,6 +63,17 @@ impl Bundle {
         self.put(to, 0o644, false, text.as_bytes().to_vec());
     }
 
+    /// The same files at other paths.
+    ///
+    /// # Errors
+    /// That of a path which has no other.
+    pub fn placed(mut self, place: impl Fn(&str) -> Result<String>) -> Result<Self> {
+        for put in &mut self.0 {
+            put.path = place(&put.path)?;
+        }
+        Ok(self)
+    }
+
     fn put(&mut self, path: &str, mode: u32, symlink: bool, bytes: Vec<u8>) {
         self.0.push(Put { path: path.to_owned(), mode, symlink, offset: 0, last: true, bytes });
     }
