@@ -158,12 +158,14 @@ fn on_a_stage(
 ) -> Result<(), Failed> {
     let thread = std::thread::spawn(move || {
         let stage = Stage::set_up().map_err(|error| format!("set up: {error}"))?;
+        let base = stage.base.clone();
         let done = trial(&stage).map_err(|error| error.to_string());
         drop(stage);
-        done
+        done.map(|()| base)
     });
     match thread.join() {
-        Ok(done) => done.map_err(Failed::from),
+        Ok(Ok(base)) if base.exists() => Err(format!("{} is left", base.display()).into()),
+        Ok(done) => done.map(drop).map_err(Failed::from),
         Err(panic) => std::panic::resume_unwind(panic),
     }
 }

@@ -15,7 +15,7 @@ use crate::victim::Result;
 /// Its working directory is in the mount.
 pub(crate) fn holder(stage: &Stage) -> Result<()> {
     stage.mount()?;
-    let stuck = hanging(stage, "stuck", Unanswered::Read)?;
+    let stuck = hanging(stage, "stuck", Unanswered::Write)?;
     assert_eq!(stage.umount(), Err(Errno::BUSY));
     for refused in [false, true] {
         let report = ask(stage, refused)?;
@@ -59,7 +59,7 @@ pub(crate) fn in_exec(stage: &Stage) -> Result<()> {
 
 /// It may have a mapping there: nobody says that nothing blocks.
 pub(crate) fn elsewhere(stage: &Stage) -> Result<()> {
-    let stuck = hanging(stage, "stuck", Unanswered::Read)?;
+    let stuck = hanging(stage, "stuck", Unanswered::Write)?;
     stage.mount()?;
     let report = ask(stage, false)?;
     is_said(&report, &stuck, false);
