@@ -20,6 +20,14 @@ pub fn unit_of(cgroup: &str) -> Option<&str> {
         .find(|part| SUFFIXES.iter().any(|suffix| part.len() > suffix.len() && part.ends_with(suffix)))
 }
 
+/// The id of the user whose manager has the unit of a cgroup; `None` if that is one of the system: the number of the
+/// `user@.service` that the unit's cgroup lies below (user@.service(5)).
+#[must_use]
+pub fn user_of(cgroup: &str) -> Option<u32> {
+    let (above, _) = cgroup.rsplit_once(unit_of(cgroup)?)?;
+    above.split('/').find_map(|part| part.strip_prefix("user@")?.strip_suffix(".service")?.parse().ok())
+}
+
 /// The processes of a cgroup, whose directory this is, and of those below it, such as `.control`. Empty if there is no such
 /// cgroup: one that vanishes has no processes.
 #[must_use]
@@ -42,6 +50,23 @@ mod tests {
         let table = "12:cpu:/old\n0::/system.slice/a.service\n";
         assert_eq!(path_of(table), Some("/system.slice/a.service"));
         assert_eq!(path_of("12:cpu:/old\n"), None);
+    }
+
+    #[test]
+    fn a_users_unit_lies_below_that_users_manager() {
+        let cases = [
+            ("/user.slice/user-1000.slice/user@1000.service/app.slice/a.service", Some(1000)),
+            ("/user.slice/user-1000.slice/user@1000.service/init.scope", Some(1000)),
+            // The manager itself, and what a login has, are the system's.
+            ("/user.slice/user-1000.slice/user@1000.service", None),
+            ("/user.slice/user-1000.slice/session-1.scope", None),
+            ("/system.slice/a.service/user@7.service", None),
+            ("/system.slice/user@x.service/a.service", None),
+            ("", None),
+        ];
+        for (cgroup, user) in cases {
+            assert_eq!(user_of(cgroup), user, "{cgroup}");
+        }
     }
 
     #[test]

@@ -22,6 +22,10 @@ pub(crate) struct NewArgs {
     #[arg(long, value_name = "UNIT")]
     unit: String,
 
+    /// The user whose manager has it (systemctl --user); made in the machine
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+
     /// Where it mounts: an absolute path [default: of the stand-in /srv/ and the unit's name]
     #[arg(long, value_name = "PATH")]
     mount: Option<String>,
@@ -36,8 +40,8 @@ pub(crate) struct NewArgs {
 }
 
 pub(crate) fn run(args: NewArgs) -> Result<()> {
-    let NewArgs { directory, unit, mount, unit_file, files } = args;
-    for path in new::write(&directory, &New { unit, mount, unit_file, files })? {
+    let NewArgs { directory, unit, user, mount, unit_file, files } = args;
+    for path in new::write(&directory, &New { unit, user, mount, unit_file, files })? {
         println!("{}", path.display());
     }
     // A name alone would be looked for among the workspace's scenarios, too.

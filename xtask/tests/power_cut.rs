@@ -139,8 +139,7 @@ impl Disk<'_> {
         let output = machine.run(&["sh", "/run/vm-test/mend", first], DEADLINE).await?;
         let (found, said) = (output.text(), String::from_utf8_lossy(&output.stderr));
         if !output.exit.success() {
-            let manifest = &self.scenario.manifest;
-            machine.save_evidence(&manifest.unit, self.scenario.mount_or_root()).await;
+            machine.save_evidence(&self.scenario.show_units(), self.scenario.mount_or_root()).await;
             bail!("found {}; not mended: {}", found.trim(), said.trim());
         }
         Ok(found.trim().to_owned())
@@ -165,8 +164,7 @@ impl Disk<'_> {
     }
 
     async fn evidence(&self, mut machine: Machine, error: anyhow::Error) -> Result<()> {
-        let manifest = &self.scenario.manifest;
-        machine.save_evidence(&manifest.unit, self.scenario.mount_or_root()).await;
+        machine.save_evidence(&self.scenario.show_units(), self.scenario.mount_or_root()).await;
         machine.finish(Err(error)).await
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::{Verdict, joined};
+use crate::cgroup;
 use crate::printable::{printable, shown};
 use crate::propagation::Fate;
 use crate::report::{Blocker, KernelHolder, KernelKind, Kind, Phase, Relation, Report, Stuck};
@@ -128,7 +129,14 @@ fn advice_about(blocker: &Blocker) -> String {
              listens on and their .socket units; other files are in a unit's descriptor store (`systemd-analyze fdstore UNIT`)"
         ),
         (Some("init.scope"), _) => write!(text, "it is the first process: do not end it, have it let go"),
-        (Some(unit), _) => write!(text, "stop {unit}, or wait for its end with a pidfd"),
+        (Some(unit), _) => match cgroup::user_of(&blocker.cgroup) {
+            Some(user) => write!(
+                text,
+                "stop {unit}, which is a user's (`systemctl --user --machine={user}@.host stop {unit}`), or wait for its end \
+                 with a pidfd"
+            ),
+            None => write!(text, "stop {unit}, or wait for its end with a pidfd"),
+        },
         (None, _) => write!(text, "end it, or wait for its end with a pidfd"),
     };
     debug_assert!(written.is_ok());

@@ -152,6 +152,12 @@ fn lines_for_a_person() {
         holder.references[0].kind = kind;
         Report { holders: vec![holder], ..mounted() }
     };
+    let of_a_user = Holder {
+        cgroup: "/user.slice/user-1000.slice/user@1000.service/app.slice/game.service".to_owned(),
+        unit: Some("game.service".to_owned()),
+        phase: Phase::Unknown,
+        ..holder(35261, Relation::Other, Effect::BlocksUmount)
+    };
     let above = vec!["group-volume".to_owned(), "crypt".to_owned()];
     let below_a_volume = KernelHolder { above, ..loop_device(Effect::BlocksUmount) };
     let mut of_ext4 = private_copy();
@@ -159,6 +165,7 @@ fn lines_for_a_person() {
     let on_ext4 = Report { copies: vec![of_ext4], ..mounted() };
     let lines: Vec<String> = [
         systemd(Kind::Socket { fd: 40 }),
+        Report { holders: vec![of_a_user], ..mounted() },
         Report { stacked: 1, ..on_ext4.clone() },
         on_ext4,
         systemd(Kind::File { fd: 41 }),

@@ -3,6 +3,7 @@
 //! One thread reads requests; each request runs in a thread of its own, so that a command, a file and a
 //! recording can be under way at once. The agent keeps no state between requests.
 
+mod account;
 mod answer;
 mod boot;
 mod files;
@@ -11,6 +12,7 @@ mod record;
 mod run;
 mod serve;
 mod session;
+mod user;
 
 use anyhow::{Context, Result};
 

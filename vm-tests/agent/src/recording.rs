@@ -15,7 +15,10 @@ pub use held::{Blocker, Diagnosis, Found, Kind, Namespace, Reference, Role, Scan
 pub struct Plan {
     /// The unit under test, `left4me-server@3.service`.
     pub unit: String,
-    /// The unit whose commands make and unmake the mount, where that is not the unit under test:
+    /// The user whose manager has that unit; `None`: it is one of the system.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// The unit of the system whose commands make and unmake the mount, where that is not the unit under test:
     /// `left4me-overlay@3.service`.
     pub mount_unit: Option<String>,
     /// The mount point under watch, an absolute path without symbolic links; `None`: there is none.

@@ -15,6 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 use vm_agent::wire::{Body, CHUNK, Command, Exit, Stream, Streams};
 
+use crate::account;
 use crate::answer::{Answer, lock};
 
 /// How long a cancelled command has between SIGTERM and SIGKILL.
@@ -162,8 +163,24 @@ pub(crate) fn prepare(argv: &[String]) -> Result<std::process::Command> {
         .env("HOME", "/root")
         .env("LANG", "C.UTF-8")
         .env("SYSTEMD_PAGER", "cat")
+        .envs(account::environment())
         .process_group(0);
     Ok(prepared)
+}
+
+/// Runs a command that must succeed.
+///
+/// # Errors
+/// It can't be run or fails; with what it says.
+pub(crate) fn expect_success(argv: &[String]) -> Result<()> {
+    let output =
+        prepare(argv)?.stdin(Stdio::null()).output().with_context(|| format!("run {}", argv.join(" ")))?;
+    if !output.status.success() {
+        let text = [output.stdout, output.stderr].concat();
+        let exit = exit_of(output.status);
+        bail!("{}: {exit}: {}", argv.join(" "), String::from_utf8_lossy(&text).trim());
+    }
+    Ok(())
 }
 
 /// The first executable file of this name on [`PATH`], as execvp(3) would take it.

@@ -3,20 +3,22 @@
 use std::fs::File;
 use std::io::Read as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::process::Stdio;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use rustix::fs::{Advice, OFlags, fadvise};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 use vm_agent::wire::{self, Body, DEPLOY_DEVICE, DOORBELL, Request, Session};
 
-use crate::{files, record, run};
+use crate::{files, record, run, user};
 
-/// Puts the files, runs the set-up, runs the plan.
+/// Puts the files, makes the user, runs the set-up, runs the plan.
 pub(crate) fn run(session: &Session) -> Result<Body> {
     session.files.iter().try_for_each(files::put)?;
+    if let Some(name) = &session.user {
+        user::prepare(name)?;
+    }
     for argv in &session.setup {
-        set_up(argv)?;
+        run::expect_success(argv).context("set-up")?;
     }
     match &session.plan {
         Some(plan) => record::run(plan).map(|recording| Body::Recorded(Box::new(recording))),
@@ -50,17 +52,4 @@ pub(crate) fn await_ring(doorbell: &mut File) -> Result<Request> {
         .with_context(|| format!("drop what is cached of {DEPLOY_DEVICE}"))?;
     let frame = wire::read_frame(&mut device).with_context(|| format!("read {DEPLOY_DEVICE}"))?;
     wire::decode(&frame).with_context(|| format!("decode what is on {DEPLOY_DEVICE}"))
-}
-
-fn set_up(argv: &[String]) -> Result<()> {
-    let output = run::prepare(argv)?
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("set-up: run {}", argv.join(" ")))?;
-    if !output.status.success() {
-        let text = [output.stdout, output.stderr].concat();
-        let exit = run::exit_of(output.status);
-        bail!("set-up: {}: {exit}: {}", argv.join(" "), String::from_utf8_lossy(&text).trim());
-    }
-    Ok(())
 }

@@ -13,7 +13,7 @@ pub use crate::recording::Exit;
 use crate::recording::{Plan, Recording};
 
 /// Goes up with every change to a type that crosses the channel.
-pub const PROTOCOL: u32 = 14;
+pub const PROTOCOL: u32 = 15;
 
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT: &str = "org.vm-tests.agent";
@@ -147,6 +147,8 @@ impl Command {
 pub struct Session {
     /// The files to put, in order.
     pub files: Vec<Put>,
+    /// Who is to be there with a manager of the own, with the files that lie in the home directory.
+    pub user: Option<String>,
     /// Commands that bring the guest into its state after the files are there; each must succeed.
     pub setup: Vec<Vec<String>>,
     /// What to run and record after that.

@@ -203,7 +203,7 @@ async fn fixture(
     // The agent's unit may have as many tasks as systemd gives one, which is fewer than the crowd.
     let script = format!("echo $$ >/sys/fs/cgroup/cgroup.procs; exec {command} >{OUTPUT}");
     let setup = vec![["sh", "-c", &script].map(str::to_owned).to_vec()];
-    let session = Session { files: bundle.into_files(), setup, plan: None };
+    let session = Session { files: bundle.into_files(), setup, ..Session::default() };
     let mut machine = guest::restore(guest, Some(session), directory, cancel).await?;
     let done = async {
         match guest::session(&mut machine, guest.base.clock, command, DEADLINE).await? {

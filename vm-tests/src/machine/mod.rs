@@ -392,11 +392,11 @@ impl Machine {
     }
 
     /// Asks the guest what it was doing and writes the answers beside the logs. For after a failure and before
-    /// [`Machine::stop`]; what can't be had is left out, since the failure itself is the news. `units` are names with a
-    /// space between.
+    /// [`Machine::stop`]; what can't be had is left out, since the failure itself is the news. `units` are
+    /// the commands of a shell that show some.
     pub async fn save_evidence(&mut self, units: &str, mount: &str) {
         let look = format!(
-            "systemctl show {units}; echo; systemctl status --no-pager --full {units}; echo; grep -s ' {mount} ' /proc/[0-9]*/mountinfo; \
+            "{units}grep -s ' {mount} ' /proc/[0-9]*/mountinfo; \
              ls -l /proc/[0-9]*/cwd /proc/[0-9]*/root /proc/[0-9]*/exe /proc/[0-9]*/fd 2>/dev/null | grep -F {mount}"
         );
         let questions = [

@@ -222,7 +222,8 @@ pub async fn prepare_shell(
 /// # Errors
 /// When a file can't be read, or a program is not known.
 pub fn preparation(guest: &Guest, scenario: &Scenario) -> Result<Session> {
-    Ok(Session { files: bundle(guest, scenario)?.into_files(), setup: setup(guest, scenario), plan: None })
+    let files = bundle(guest, scenario)?.into_files();
+    Ok(Session { files, user: scenario.manifest.user.clone(), setup: setup(guest, scenario), plan: None })
 }
 
 /// Saves evidence, stops the machine and says all that went wrong, and where the evidence is.
@@ -237,7 +238,7 @@ pub(super) async fn end_with<T>(
     error: anyhow::Error,
     scenario: Option<&Scenario>,
 ) -> Result<T> {
-    let units = scenario.map(Scenario::units).unwrap_or_default();
+    let units = scenario.map(Scenario::show_units).unwrap_or_default();
     let mount = scenario.map_or("/", Scenario::mount_or_root);
     machine.save_evidence(&units, mount).await;
     machine.finish(Err(error)).await

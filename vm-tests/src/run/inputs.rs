@@ -37,7 +37,7 @@ impl Inputs {
         all.0.extend(guest.explained.iter().filter(|one| one.kind == Kind::Program).cloned());
         all.add(Kind::Machine, "RAM and devices", &guest.saved()?.hash);
         // All of it by name, so that nothing that is added to a session is forgotten here.
-        let Session { files, setup, plan } = session;
+        let Session { files, user, setup, plan } = session;
         let mut paths = Vec::new();
         for file in files {
             let Put { path, mode, symlink, offset, last, bytes } = file;
@@ -53,6 +53,9 @@ impl Inputs {
         }
         // Not in the names, or a file more would be a change of all that follow.
         all.add(Kind::File, "order", &cache::hash_bytes(serde_json::to_string(&paths)?.as_bytes()));
+        if let Some(user) = user {
+            all.add(Kind::SetUp, "user", user);
+        }
         for (number, argv) in setup.iter().enumerate() {
             all.add(Kind::SetUp, &number.to_string(), &serde_json::to_string(argv)?);
         }
@@ -177,6 +180,7 @@ pub(super) mod tests {
         Session {
             files: vec![file("/a", "a file"), file("/b", "another")],
             setup: vec![vec!["mkdir".to_owned(), "/x".to_owned()]],
+            user: None,
             plan: Some(Plan::default()),
         }
     }
@@ -186,7 +190,8 @@ pub(super) mod tests {
     #[test]
     fn a_change_of_any_input_is_another_run() {
         type Change = fn(&mut Guest, &mut Session);
-        let changes: [(Kind, Change); 16] = [
+        let changes: [(Kind, Change); 17] = [
+            (Kind::SetUp, |_, session| session.user = Some("u".to_owned())),
             (Kind::File, |_, session| session.files[0].bytes[0] ^= 1),
             (Kind::File, |_, session| session.files[0].mode = 0o755),
             (Kind::File, |_, session| session.files[0].symlink = true),

@@ -163,7 +163,7 @@ pub async fn run(
     let is_shutdown = scenario.manifest.reset == Reset::Shutdown;
     // After a shutdown there is nobody to ask, should the rest of it fail.
     if is_shutdown || !judgement.deviations.is_empty() {
-        machine.save_evidence(&scenario.units(), scenario.mount_or_root()).await;
+        machine.save_evidence(&scenario.show_units(), scenario.mount_or_root()).await;
     }
     if is_shutdown && shutdown::waits(&recording) {
         if let Err(error) = shutdown::complete(&mut machine, &mut recording).await {

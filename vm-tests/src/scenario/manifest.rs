@@ -25,7 +25,10 @@ pub struct Manifest {
     pub description: String,
     /// The unit under test.
     pub unit: String,
-    /// The unit whose commands make and unmake the mount, where that is not the unit under test.
+    /// The user whose manager has that unit; left out: it is one of the system.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// The unit of the system whose commands make and unmake the mount, where that is not the unit under test.
     #[serde(default)]
     pub mount_unit: Option<String>,
     /// The mount point under watch, absolute; left out: the scenario has none, and is about the unit alone.

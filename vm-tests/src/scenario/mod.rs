@@ -114,11 +114,25 @@ impl Scenario {
         Ok(Self { name: name.to_string_lossy().into_owned(), directory, manifest })
     }
 
-    /// The names of its units, with a space between, as systemctl takes them.
+    /// The commands of a shell that show its units, as each manager that has some says.
     #[must_use]
-    pub fn units(&self) -> String {
-        let Manifest { unit, mount_unit, .. } = &self.manifest;
-        [Some(unit), mount_unit.as_ref()].into_iter().flatten().cloned().collect::<Vec<_>>().join(" ")
+    pub fn show_units(&self) -> String {
+        let Manifest { unit, user, mount_unit, .. } = &self.manifest;
+        let mut of_system: Vec<&str> = mount_unit.iter().map(String::as_str).collect();
+        let show = |systemctl: &str, units: &str| {
+            format!("{systemctl} show {units}; echo; {systemctl} status --no-pager --full {units}; echo; ")
+        };
+        let of_user = match user {
+            Some(user) => show(&format!("runuser -u {user} -- systemctl --user"), unit),
+            None => {
+                of_system.insert(0, unit);
+                String::new()
+            }
+        };
+        match of_system.as_slice() {
+            [] => of_user,
+            units => of_user + &show("systemctl", &units.join(" ")),
+        }
     }
 
     /// The watched mount point; `/` for a scenario without.
@@ -133,6 +147,7 @@ impl Scenario {
         let manifest = &self.manifest;
         Plan {
             unit: manifest.unit.clone(),
+            user: manifest.user.clone(),
             mount_unit: manifest.mount_unit.clone(),
             mount: manifest.mount.clone(),
             other_mounts: manifest.other_mounts.clone(),

@@ -6,14 +6,17 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use super::problem::{Problem, WrongInput};
-use super::rules::{not_a_unit, not_absolute};
+use super::rules::{not_a_unit, not_a_user, not_absolute};
 
 /// What a new scenario is about.
 #[derive(Debug, Clone, Default)]
 pub struct New {
     /// The unit under test, with `.service`.
     pub unit: String,
-    /// Where it mounts; `None` is `/srv/` and the unit's name for the stand-in, and nothing watched for another unit.
+    /// The user whose manager has it; `None`: it is one of the system.
+    pub user: Option<String>,
+    /// Where it mounts; `None` is `/srv/` and the unit's name for the stand-in, and nothing watched for another unit or a user's,
+    /// which may not mount.
     pub mount: Option<String>,
     /// The unit's file; `None` is a stand-in that mounts a tmpfs and works in it.
     pub unit_file: Option<PathBuf>,
@@ -46,15 +49,27 @@ type File = (PathBuf, u32, Vec<u8>);
 fn files(directory: &Path, new: &New) -> Result<Vec<File>> {
     let mut wrong: Vec<String> = Vec::new();
     let default = format!("/srv/{}", stem(&new.unit));
-    let mount = new.mount.as_ref().or(new.unit_file.is_none().then_some(&default)).map(String::as_str);
+    let mounts = new.unit_file.is_none() && new.user.is_none();
+    let mount = new.mount.as_ref().or(mounts.then_some(&default)).map(String::as_str);
     wrong.extend(not_a_unit(&new.unit).map(|what| format!("--unit: {what}")));
+    wrong.extend(new.user.as_deref().and_then(not_a_user).map(|what| format!("--user: {what}")));
+    if new.user.is_some() && new.unit_file.is_none() && new.mount.is_some() {
+        wrong.push(
+            "--mount: a user's unit may not mount by itself: give --unit-file, too, and have start mount it"
+                .to_owned(),
+        );
+    }
     wrong.extend(mount.and_then(not_absolute).map(|what| format!("--mount: {what}")));
 
     let in_guest = |path: &str| directory.join("files").join(path.trim_start_matches('/'));
-    let unit_path = in_guest(&format!("etc/systemd/system/{}", file_name(&new.unit)));
+    let units = match &new.user {
+        Some(user) => format!("home/{user}/.config/systemd/user"),
+        None => "etc/systemd/system".to_owned(),
+    };
+    let unit_path = in_guest(&format!("{units}/{}", file_name(&new.unit)));
     let mut files: Vec<File> = Vec::new();
     match &new.unit_file {
-        None => files.push((unit_path, 0o644, stand_in(&new.unit, mount.unwrap_or(&default)).into_bytes())),
+        None => files.push((unit_path, 0o644, stand_in(&new.unit, mount).into_bytes())),
         Some(from) => match std::fs::read(from) {
             Ok(bytes) => files.push((unit_path, 0o644, bytes)),
             Err(error) => wrong.push(format!("--unit-file {}: {error}", from.display())),
@@ -104,16 +119,22 @@ fn file_name(unit: &str) -> String {
     }
 }
 
-/// A unit that mounts and works in the mount, and passes.
-fn stand_in(unit: &str, mount: &str) -> String {
+/// A unit that passes: it mounts and works in the mount, if there is one.
+fn stand_in(unit: &str, mount: Option<&str>) -> String {
+    let lines = match mount {
+        Some(mount) => format!(
+            "ExecStartPre=mkdir -p {mount}
+ExecStartPre=mount -t tmpfs scenario {mount}
+ExecStart=sh -c 'cd {mount} && exec sleep infinity'
+ExecStopPost=umount {mount}"
+        ),
+        None => "ExecStart=sleep infinity".to_owned(),
+    };
     format!(
         "# A stand-in for {unit}: put your own unit here, and what it starts below files/, too.
 [Service]
 Type=exec
-ExecStartPre=mkdir -p {mount}
-ExecStartPre=mount -t tmpfs scenario {mount}
-ExecStart=sh -c 'cd {mount} && exec sleep infinity'
-ExecStopPost=umount {mount}
+{lines}
 "
     )
 }
@@ -129,6 +150,18 @@ fn manifest(new: &New, mount: Option<&str>, trees: &[String]) -> String {
         None => ("ends cleanly when it stops", "# mount = \"/srv/demo\"".to_owned(), String::new()),
     };
     let description = text(&format!("{} {description}", new.unit));
+    let (user, systemctl) = match &new.user {
+        Some(user) => {
+            let name = text(user);
+            let user = format!(
+                "
+# Of the manager of this user, who is made with what lies in files/home/{user}.
+user = {name}"
+            );
+            (user, format!("\"runuser\", \"-u\", {name}, \"--\", \"systemctl\", \"--user\""))
+        }
+        None => (String::new(), "\"systemctl\"".to_owned()),
+    };
     let trees: Vec<String> = trees.iter().map(|tree| text(tree)).collect();
     let deploy = match trees.as_slice() {
         [] => "# Directories of the host that are laid over the machine's / before files/, by their paths from here:
@@ -148,19 +181,19 @@ trees = [{}]",
         "# A machine boots with systemd, gets files/ laid over its /, and runs the cycles: start, reset, and who held the
 # mount meanwhile. docs/scenarios.md has all keys, each with an example.
 description = {description}
-unit = {unit}
+unit = {unit}{user}
 # What is watched, if it mounts: it must be mounted when the reset begins, and gone when it has ended.
 {mount}
 cycles = 3
 
 # Once, before the first cycle.
-setup = [[\"systemctl\", \"daemon-reload\"]]
+setup = [[{systemctl}, \"daemon-reload\"]]
 # It must return when the unit is up and its mount is there.
-start = [\"systemctl\", \"start\", {unit}]
-reset = [\"systemctl\", \"stop\", {unit}]
+start = [{systemctl}, \"start\", {unit}]
+reset = [{systemctl}, \"stop\", {unit}]
 # After a cycle that left something, so that the next one begins clean. Not measured.
 recover = [{umount}
-    [\"systemctl\", \"reset-failed\", {unit}],
+    [{systemctl}, \"reset-failed\", {unit}],
 ]
 
 {deploy}
@@ -222,6 +255,23 @@ mod tests {
     }
 
     #[test]
+    fn a_unit_of_a_users_manager_is_in_the_home_directory_and_mounts_nothing() {
+        let root = tempfile::tempdir().expect("tempdir");
+        let directory = root.path().join("first");
+        let new = New { user: Some("alice".to_owned()), ..demo() };
+        let written = write(&directory, &new).expect("write");
+        assert_eq!(written[1], directory.join("files/home/alice/.config/systemd/user/demo.service"));
+        let read = |path: &PathBuf| std::fs::read_to_string(path).expect("read");
+        insta::assert_snapshot!("new_of_a_user", written.iter().map(read).collect::<Vec<_>>().join("\n"));
+        let Scenario { manifest, .. } = Scenario::load(&directory).expect("it is right");
+        assert_eq!((manifest.user.as_deref(), manifest.mount), (Some("alice"), None));
+
+        let new = New { user: Some("Alice".to_owned()), mount: Some("/m".to_owned()), ..demo() };
+        let error = write(&root.path().join("second"), &new).expect_err("wrong").to_string();
+        assert!(error.contains("--user: \"Alice\"") && error.contains("--mount: a user's unit"), "{error}");
+    }
+
+    #[test]
     fn what_the_user_has_is_taken() {
         let root = tempfile::tempdir().expect("tempdir");
         let at = |name: &str| root.path().join(name);
@@ -231,6 +281,7 @@ mod tests {
         std::fs::set_permissions(at("server"), std::fs::Permissions::from_mode(0o755)).expect("chmod");
         let new = New {
             unit: "game@3.service".to_owned(),
+            user: None,
             mount: Some("/var/lib/game".to_owned()),
             unit_file: Some(at("mine.service")),
             files: vec![
@@ -271,6 +322,7 @@ mod tests {
         std::fs::write(&file, "").expect("write");
         let new = New {
             unit: "demo".to_owned(),
+            user: None,
             mount: Some("srv".to_owned()),
             unit_file: Some("/no/such".into()),
             files: vec![

@@ -32,6 +32,7 @@ pub(super) fn problems(
 ) -> Vec<(String, String)> {
     let mut wrong = Wrong::default();
     wrong.units(manifest);
+    wrong.user(manifest);
     wrong.paths(manifest);
     wrong.deployed(manifest, directory, programs);
     wrong.commands(manifest);
@@ -94,6 +95,14 @@ impl Wrong {
         });
         self.add(mount_unit == unit, "mount_unit", || {
             format!("{mount_unit:?} is the unit under test; leave it out where that mounts itself")
+        });
+    }
+
+    fn user(&mut self, manifest: &Manifest) {
+        let Some(user) = manifest.user.as_deref() else { return };
+        self.0.extend(not_a_user(user).map(|what| ("user".to_owned(), what)));
+        self.add(manifest.reset == Reset::Shutdown, "user", || {
+            "a shutdown ends the user's manager before it can be asked what the unit left".to_owned()
         });
     }
 
@@ -234,6 +243,18 @@ pub(super) fn not_absolute(path: &str) -> Option<String> {
         && !path.ends_with('/')
         && !path.split('/').skip(1).any(|part| matches!(part, "" | "." | ".."));
     (!is).then(|| format!("{path:?}: give an absolute path, without a final slash, . or .."))
+}
+
+/// What is wrong with the name of a user. Of the names that there are, those that a shell takes as they are.
+pub(super) fn not_a_user(name: &str) -> Option<String> {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
+    let begins = name.starts_with(|first: char| first.is_ascii_lowercase() || first == '_');
+    match name {
+        "root" => Some("root: its units are taken for the system's: leave it out".to_owned()),
+        // What useradd(8) takes.
+        _ if begins && name.len() <= 32 && name.bytes().all(allowed) => None,
+        _ => Some(format!("{name:?}: give the name of a user, as \"alice\"")),
+    }
 }
 
 /// What is wrong with the full name of a unit.

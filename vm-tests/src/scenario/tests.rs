@@ -59,6 +59,12 @@ fn manifests() {
             GOOD.replace("reset = [\"true\"]", "reset = \"shutdown\"\nrecover = [[\"true\"]]"),
             "recover: of a machine that shuts down, nothing",
         ),
+        (
+            GOOD.replace("reset = [\"true\"]", "reset = \"shutdown\"\nuser = \"u\""),
+            "user: a shutdown ends the user's manager",
+        ),
+        (GOOD.replace("mount =", "user = \"root\"\nmount ="), "user: root: its units are"),
+        (GOOD.replace("mount =", "user = \"A b\"\nmount ="), "user: \"A b\": give the name of a user"),
         (format!("{GOOD}shutdown_log = [\"busy\"]"), "expect.shutdown_log: of which shutdown?"),
         (GOOD.replace("unit =", "unti ="), "unit: missing"),
         (GOOD.replace("unit =", "unti ="), "3:1: unti: unknown key: did you mean unit?"),
@@ -252,7 +258,16 @@ fn a_mount_unit_is_inactive_unless_something_else_is_expected() {
         Scenario::load(root.path()).expect("a good one")
     };
     let left_out = load("");
-    assert_eq!(left_out.units(), "x.service m.service");
+    let of_system = "systemctl show x.service m.service; echo; systemctl status --no-pager --full x.service m.service; echo; ";
+    assert_eq!(left_out.show_units(), of_system);
+    let mut of_user = left_out.clone();
+    of_user.manifest.user = Some("u".to_owned());
+    of_user.manifest.mount_unit = None;
+    let systemctl = "runuser -u u -- systemctl --user";
+    assert_eq!(
+        of_user.show_units(),
+        format!("{systemctl} show x.service; echo; {systemctl} status --no-pager --full x.service; echo; ")
+    );
     assert_eq!(left_out.plan(None).mount_unit.as_deref(), Some("m.service"));
     let expect = left_out.manifest.expect;
     assert_eq!((expect.mount_unit_state(), expect.failed_units()), (Some("inactive"), Vec::new()));

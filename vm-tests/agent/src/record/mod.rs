@@ -26,6 +26,7 @@ mod evidence;
 mod execs;
 mod fair_share;
 mod kernel_log;
+mod managers;
 mod mounts;
 mod orders;
 mod proc_connector;

@@ -13,6 +13,8 @@ use super::roles::Watched;
 /// What others send to the watcher.
 #[derive(Debug)]
 pub(super) enum Order {
+    /// The process of a user's manager, which makes the processes of the unit under test.
+    UserManager(u32),
     /// systemd's view of a unit has changed.
     Unit(Watched, UnitView),
     /// A step is about to begin; answered when the watcher has scanned.

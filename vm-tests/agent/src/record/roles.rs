@@ -1,8 +1,8 @@
 //! A task's place in the unit: of the main process's family, or of a control process's.
 //!
-//! systemd makes every Exec command itself, so each family of the unit begins with a child of PID 1. Which
-//! child of PID 1 a task comes from is followed by the forks, since a parent that has ended leaves its
-//! children to PID 1 and ppid would then name them control processes. A family is the main one if the main
+//! systemd makes every Exec command itself, so each family of the unit begins with a child of PID 1 (of a user's unit: of
+//! that user's manager). Which child of PID 1 a task comes from is followed by the forks, since a parent that has ended
+//! leaves its children to PID 1 (to the user's manager, which is a subreaper) and ppid would then name them control processes. A family is the main one if the main
 //! process was ever in it; MainPID is known long before a stop begins, so D-Bus being late does no harm. Every
 //! other family of the unit is an Exec line's other than ExecStart.
 //!
@@ -25,17 +25,32 @@ pub(super) enum Watched {
 /// What is known of the machine's families.
 #[derive(Debug, Default)]
 pub(super) struct Roles {
-    /// The child of PID 1 that a process descends from.
+    /// The child of PID 1, or of the user's manager, that a process descends from.
     founders: HashMap<u32, u32>,
+    /// The user's manager; 0 if the unit is none of a user's.
+    manager: u32,
     main: u32,
     control: u32,
     main_founders: HashSet<u32>,
 }
 
 impl Roles {
+    /// The process of the user's manager.
+    pub(super) fn manager(&mut self, pid: u32) {
+        self.manager = pid;
+    }
+
+    fn is_manager(&self, pid: u32) -> bool {
+        pid == 1 || pid == self.manager
+    }
+
     /// A process was made.
     pub(super) fn forked(&mut self, parent: u32, child: u32) {
-        let founder = if parent == 1 { child } else { self.founders.get(&parent).copied().unwrap_or(parent) };
+        let founder = if self.is_manager(parent) {
+            child
+        } else {
+            self.founders.get(&parent).copied().unwrap_or(parent)
+        };
         self.founders.insert(child, founder);
         // The number is a new process's now.
         self.main_founders.remove(&child);
@@ -85,7 +100,8 @@ impl Roles {
                 return *founder;
             }
             match parent(at) {
-                None | Some(0 | 1) => return at,
+                None | Some(0) => return at,
+                Some(next) if self.is_manager(next) => return at,
                 Some(next) => at = next,
             }
         }
@@ -165,6 +181,22 @@ mod tests {
         let of = |pid| roles.of(pid, Watched::MountUnit, nobody);
         assert_eq!((of(400), of(401)), (Role::Control, Role::ControlChild));
         assert_eq!(roles.of(400, Watched::MountUnit, |_| Some(1)), Role::Control);
+    }
+
+    #[test]
+    fn the_families_of_a_users_unit_begin_at_that_users_manager() {
+        let mut roles = Roles::default();
+        roles.manager(50);
+        for (parent, child) in [(1, 50), (50, 100), (100, 101), (50, 200)] {
+            roles.forked(parent, child);
+        }
+        roles.unit(100, 0);
+        let of = |pid| roles.of(pid, Watched::Unit, nobody);
+        assert_eq!((of(101), of(200)), (Role::Child, Role::Control));
+        // Nothing was seen of these.
+        let parent = |pid| Some(if pid == 301 { 300 } else { 50 });
+        assert_eq!(roles.of(301, Watched::Unit, parent), Role::ControlChild);
+        assert_eq!(roles.of(300, Watched::Unit, parent), Role::Control);
     }
 
     #[test]

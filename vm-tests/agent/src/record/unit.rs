@@ -14,14 +14,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use futures_util::future::try_join_all;
 use systemd_bus::{SYSTEMD, ServiceProxy, UnitProxy, call, interface, object};
 use vm_agent::recording::{UnitState, What};
 use zbus::blocking::MessageIterator;
-use zbus::blocking::connection::Builder;
 use zbus::fdo::{DBusProxy, PeerProxy, PropertiesChanged};
 use zbus::message::Message;
 use zbus::zvariant::{OwnedValue, Value};
@@ -29,15 +27,12 @@ use zbus::{Connection, block_on};
 
 use super::events::Sink;
 use super::execs::Runs;
+use super::managers::Whose;
 use super::orders::{Order, Orders, UnitView};
 use super::roles::Watched;
 
 /// The name of systemd's error for a unit without a file (org.freedesktop.systemd1(5), "Manager").
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
-/// What sd-bus and zbus use by default; a method call that hangs must not hang the guest.
-pub(super) const CALL_TIMEOUT: Duration = Duration::from_secs(25);
-/// Signals that may wait for the thread while it asks systemd something itself.
-const QUEUE: usize = 4096;
 
 /// The watch on one unit: a connection, and a thread that reads its signals.
 #[derive(Debug)]
@@ -79,14 +74,19 @@ struct Known {
 }
 
 impl UnitWatch {
-    /// Connects to the system bus, loads the unit, records its state and watches it from then on. `None` if there is no such
+    /// Connects to the bus of its manager, loads the unit, records its state and watches it from then on. `None` if there is no such
     /// unit.
     ///
     /// # Errors
-    /// No system bus, no systemd on it, or a unit that can't be loaded.
-    pub(super) fn start(unit: &str, watched: Watched, sink: Sink, orders: Orders) -> Result<Option<Self>> {
-        let builder = Builder::system()?.method_timeout(CALL_TIMEOUT).max_queued(QUEUE);
-        let connection = builder.build().context("connect to the system bus")?;
+    /// No such bus, no systemd on it, or a unit that can't be loaded.
+    pub(super) fn start(
+        unit: &str,
+        whose: &Whose,
+        watched: Watched,
+        sink: Sink,
+        orders: Orders,
+    ) -> Result<Option<Self>> {
+        let connection = whose.connect()?;
         // Before the match is added, so that no signal falls between.
         let messages = MessageIterator::from(&connection);
         let connection = connection.inner();
@@ -246,7 +246,7 @@ fn watch(
             Ok(message) => message,
             Err(error) => {
                 sink.lost("d-bus", &error);
-                return Err(error).context("read from the system bus");
+                return Err(error).context("read from the bus");
             }
         };
         let header = message.header();
@@ -264,7 +264,7 @@ fn watch(
     }
     known.record_held_back(sink, u64::MAX);
     if ended_early {
-        sink.lost("d-bus", "the system bus closed the connection");
+        sink.lost("d-bus", "the bus closed the connection");
     }
     Ok(())
 }

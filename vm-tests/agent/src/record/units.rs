@@ -4,20 +4,21 @@
 //! command, and let go before the next cycle, since who keeps a reference on a unit keeps its name from being taken again.
 
 use anyhow::{Context, Result, ensure};
-use systemd_bus::{ManagerProxy, manager};
 use vm_agent::recording::{Plan, UnitState};
 use zbus::block_on;
-use zbus::blocking::connection::Builder;
 
 use super::events::Sink;
-use super::orders::Orders;
+use super::managers::{Manager, Whose};
+use super::orders::{Order, Orders};
 use super::roles::Watched;
-use super::unit::{CALL_TIMEOUT, UnitWatch, event, is_no_such_unit};
+use super::unit::{UnitWatch, event, is_no_such_unit};
 
 /// The watch on both.
 #[derive(Debug)]
 pub(super) struct Units {
-    manager: ManagerProxy<'static>,
+    system: Manager,
+    /// The user's, if the unit under test is one of its units.
+    user: Option<Manager>,
     tested: Seat,
     mount: Option<Seat>,
 }
@@ -28,13 +29,21 @@ impl Units {
     /// # Errors
     /// As [`UnitWatch::start`].
     pub(super) fn start(plan: &Plan, sink: &Sink, orders: &Orders) -> Result<Self> {
-        let connection = Builder::system()?.method_timeout(CALL_TIMEOUT).build();
-        let connection = connection.context("connect to the system bus")?;
-        let manager = block_on(manager(connection.inner()))?;
-        let seat = |unit: &str, watched| Seat::take(unit, watched, sink.clone(), orders.clone());
-        let tested = seat(&plan.unit, Watched::Unit)?;
-        let mount = plan.mount_unit.as_deref().map(|unit| seat(unit, Watched::MountUnit)).transpose()?;
-        Ok(Self { manager, tested, mount })
+        let system = Manager::of(&Whose::System)?;
+        let whose = Whose::of(plan)?;
+        let user = match &whose {
+            Whose::System => None,
+            Whose::User(_) => Some(Manager::of(&whose)?),
+        };
+        if let Some(user) = &user {
+            orders.send(Order::UserManager(user.pid));
+        }
+        let seat =
+            |unit: &str, whose, watched| Seat::take(unit, whose, watched, sink.clone(), orders.clone());
+        let tested = seat(&plan.unit, whose, Watched::Unit)?;
+        let mount = plan.mount_unit.as_deref();
+        let mount = mount.map(|unit| seat(unit, Whose::System, Watched::MountUnit)).transpose()?;
+        Ok(Self { system, user, tested, mount })
     }
 
     fn all(&self) -> impl Iterator<Item = &Seat> {
@@ -50,16 +59,20 @@ impl Units {
     /// # Errors
     /// What D-Bus says.
     pub(super) fn systemd_version(&self) -> Result<String> {
-        Ok(block_on(self.manager.version())?)
+        Ok(block_on(self.system.proxy.version())?)
     }
 
-    /// Every unit of the machine that is `failed`, in the order of their names.
+    /// Every unit of the machine, and of the user, that is `failed`, in the order of their names.
     ///
     /// # Errors
     /// What D-Bus says.
     pub(super) fn failed_units(&self) -> Result<Vec<String>> {
-        let units = block_on(self.manager.list_units_filtered(&["failed"])).context("ListUnitsFiltered")?;
-        let mut names: Vec<_> = units.into_iter().map(|unit| unit.name).collect();
+        let mut names = Vec::new();
+        for manager in [&self.system].into_iter().chain(&self.user) {
+            let units =
+                block_on(manager.proxy.list_units_filtered(&["failed"])).context("ListUnitsFiltered")?;
+            names.extend(units.into_iter().map(|unit| unit.name));
+        }
         names.sort();
         Ok(names)
     }
@@ -70,9 +83,13 @@ impl Units {
     /// # Errors
     /// What D-Bus says.
     pub(super) fn forget_starts(&self) -> Result<()> {
-        self.all().try_for_each(|seat| match block_on(self.manager.reset_failed_unit(&seat.unit)) {
-            Err(error) if is_no_such_unit(&error) => Ok(()),
-            other => other.with_context(|| format!("ResetFailedUnit {}", seat.unit)),
+        self.all().try_for_each(|seat| {
+            let manager =
+                self.user.as_ref().filter(|_| seat.watched == Watched::Unit).unwrap_or(&self.system);
+            match block_on(manager.proxy.reset_failed_unit(&seat.unit)) {
+                Err(error) if is_no_such_unit(&error) => Ok(()),
+                other => other.with_context(|| format!("ResetFailedUnit {}", seat.unit)),
+            }
         })
     }
 
@@ -114,7 +131,7 @@ impl Units {
         ensure!(
             missing.is_none(),
             "there is no unit {}, neither after the set-up nor after the start: is its name right in the manifest, and does \
-             `deploy`, `setup` or `start` make it? It has to be a unit of the system, and not of a user's",
+             `deploy`, `setup` or `start` make it? A unit of a user's manager takes `user` in the manifest",
             missing.unwrap_or_default()
         );
         Ok(())
@@ -136,6 +153,7 @@ impl Units {
 #[derive(Debug)]
 struct Seat {
     unit: String,
+    whose: Whose,
     watched: Watched,
     sink: Sink,
     orders: Orders,
@@ -145,9 +163,9 @@ struct Seat {
 }
 
 impl Seat {
-    fn take(unit: &str, watched: Watched, sink: Sink, orders: Orders) -> Result<Self> {
-        let mut seat =
-            Self { unit: unit.to_owned(), watched, sink, orders, comes_and_goes: false, watch: None };
+    fn take(unit: &str, whose: Whose, watched: Watched, sink: Sink, orders: Orders) -> Result<Self> {
+        let unit = unit.to_owned();
+        let mut seat = Self { unit, whose, watched, sink, orders, comes_and_goes: false, watch: None };
         seat.look()?;
         seat.comes_and_goes = seat.watch.is_none();
         Ok(seat)
@@ -155,7 +173,8 @@ impl Seat {
 
     fn look(&mut self) -> Result<()> {
         if self.watch.is_none() {
-            self.watch = UnitWatch::start(&self.unit, self.watched, self.sink.clone(), self.orders.clone())
+            let (sink, orders) = (self.sink.clone(), self.orders.clone());
+            self.watch = UnitWatch::start(&self.unit, &self.whose, self.watched, sink, orders)
                 .with_context(|| format!("watch {} on D-Bus", self.unit))?;
         }
         Ok(())

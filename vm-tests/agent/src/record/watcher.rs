@@ -311,6 +311,7 @@ impl Watch {
         let _nothing = rustix::io::read(&*self.wake, &mut [0; 8]).is_err();
         while let Ok(order) = self.orders.try_recv() {
             match order {
+                Order::UserManager(pid) => self.roles.manager(pid),
                 Order::Unit(watched, unit) => self.take_unit(watched, unit),
                 Order::StepBegins(step, answer) => {
                     self.step = Some(step);
