@@ -12,6 +12,7 @@
       pkgs = nixpkgs.legacyPackages.${system};
       own = self.packages.${system};
       program = from: arguments: from.callPackage ./nix/package.nix arguments;
+      cargoCheck = pkgs.callPackage ./nix/cargo-check.nix;
     in
     {
       packages.${system} = {
@@ -32,6 +33,15 @@
         xtask = program pkgs {
           name = "xtask";
           crates = [ "xtask" ];
+        };
+        # What the harness puts into a machine.
+        guest-programs = program pkgs.pkgsStatic {
+          name = "guest-programs";
+          crates = [
+            "left4me-helper"
+            "left4me-ctl"
+            "vm-agent"
+          ];
         };
         # A machine for the harness: kernel, modules, root.
         guest = pkgs.callPackage ./nix/guest-image.nix { inherit (self.nixosConfigurations.guest) config; };
@@ -54,10 +64,32 @@
       };
 
       checks.${system} = {
-        inherit (own) left4me holders xtask;
+        inherit (own)
+          guest-programs
+          holders
+          left4me
+          xtask
+          ;
+
+        clippy = cargoCheck {
+          name = "clippy";
+          command = "cargo clippy --offline --workspace --all-targets --all-features -- --deny warnings";
+          tools = [ pkgs.clippy ];
+        };
+        # Not those in files of their own: they want namespaces, a proc of their own and machines.
+        unit-tests = cargoCheck {
+          name = "unit-tests";
+          command = "INSTA_UPDATE=no cargo test --offline --workspace --lib --bins";
+        };
 
         # One machine, and five cycles of a server on it.
         vm = pkgs.testers.runNixOSTest (import ./nix/vm-test.nix { inherit self; });
+
+        # The same by our own harness, which looks closer.
+        harness = pkgs.callPackage ./nix/harness-test.nix {
+          inherit (own) guest xtask;
+          programs = own.guest-programs;
+        };
 
         # nix/units.nix has compared them with the shipped ones by then.
         units = pkgs.linkFarm "left4me-units" (
@@ -80,11 +112,14 @@
           pkgs.runCommand "left4me-format"
             {
               nativeBuildInputs = [
-                pkgs.nixfmt
+                pkgs.cargo
                 pkgs.deadnix
+                pkgs.nixfmt
+                pkgs.rustfmt
               ];
             }
             ''
+              CARGO_HOME=$TMPDIR cargo fmt --manifest-path ${./.}/Cargo.toml --all --check
               nixfmt --check ${./flake.nix} $(find ${./nix} -name '*.nix')
               deadnix --fail ${./flake.nix} ${./nix}
               touch $out

@@ -29,8 +29,18 @@
   };
   services.left4me = {
     enable = true;
-    # The one that scenarios start and reset.
-    instances."3".autoStart = false;
+    # Those that scenarios start and reset.
+    instances = {
+      "3".autoStart = false;
+      "4" = {
+        autoStart = false;
+        port = 27016;
+      };
+      "5" = {
+        autoStart = false;
+        port = 27017;
+      };
+    };
   };
   # This system's, of which nothing is kept.
   system.stateVersion = "26.05";

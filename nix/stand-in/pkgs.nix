@@ -57,7 +57,10 @@ let
           "src"
           "cargoLock"
           "cargoBuildFlags"
+          "nativeBuildInputs"
+          "buildPhase"
           "doCheck"
+          "installPhase"
           "postInstall"
           "meta"
         ] arguments;
@@ -65,7 +68,10 @@ let
       assert builtins.pathExists checked.cargoLock.lockFile;
       deepSeq (removeAttrs checked [ "src" ]) (fake {
         name = "${checked.pname}${kind}-${checked.version}";
-        inherit (checked) meta postInstall;
+        inherit (checked) meta;
+        # What runs it, where that is none of nixpkgs' own.
+        buildPhase = checked.buildPhase or "";
+        postInstall = checked.postInstall or "";
         src = "${checked.src}";
       });
   };
@@ -115,6 +121,7 @@ let
           ))
           (fake {
             inherit name;
+            parts = map (entry: entry.name) entries;
           });
       mkShell =
         arguments:
@@ -123,7 +130,10 @@ let
         });
       runCommand =
         name: attributes: script:
-        deepSeq attributes (fake {
+        deepSeq [
+          attributes
+          script
+        ] (fake {
           inherit name script;
         });
       writeText =

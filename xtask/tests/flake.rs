@@ -128,11 +128,13 @@ async fn outputs(tree: &Tree) -> Result<()> {
     let seen = tree.right(&root().join("xtask/tests/flake/three.nix")).await?;
     let expected = json!({
         "apps": ["vm-test"],
-        "checks": ["format", "holders", "left4me", "units", "vm", "xtask"],
+        "checks": [
+            "clippy", "format", "guest-programs", "harness", "holders", "left4me", "unit-tests", "units", "vm", "xtask",
+        ],
         "devShells": ["default"],
         "nixosConfigurations": ["guest"],
         "nixosModules": ["default", "left4me"],
-        "packages": ["default", "guest", "holders", "left4me", "xtask"],
+        "packages": ["default", "guest", "guest-programs", "holders", "left4me", "xtask"],
     });
     ensure!(seen["outputs"] == expected, "{:#}", seen["outputs"]);
     // What CI builds and runs is there.
@@ -290,6 +292,12 @@ const MISTAKES: &[Mistake] = &[
     Mistake::new("a-user-that-debian-alone-gets", "deploy/files/usr/local/lib/sysusers.d/left4me.conf", "g     left4me -", "u     left4me -", "knows groups only"),
     Mistake::new("a-misspelt-option-of-the-guest", "nix/guest.nix", "useDHCP = false;", "useDhcp = false;", "networking.useDhcp does not exist"),
     Mistake::new("a-guest-without-a-kernel", "nix/guest-image.nix", "${build.kernel}/", "${build.kernal}/", "attribute 'kernal' missing"),
+    Mistake::new("a-guest-without-a-name", "nix/guest-image.nix", "name = \"name\";", "name = \"nam\";", "and the harness reads"),
+    Mistake::new("a-harness-without-a-guest", "flake.nix", "inherit (own) guest xtask;", "inherit (own) gest xtask;", "required argument 'guest'"),
+    Mistake::new("a-scenario-that-there-is-not", "nix/harness-test.nix", "overlay-unit\n", "overlay-units\n", "there is no such scenario"),
+    Mistake::new("a-check-without-a-command", "flake.nix", "command = \"cargo clippy", "comand = \"cargo clippy", "required argument 'command'"),
+    Mistake::new("lints-that-are-warnings", "flake.nix", " -- --deny warnings\";", "\";", "the check clippy has no"),
+    Mistake::new("an-argument-that-nixpkgs-has-not", "nix/cargo-check.nix", "nativeBuildInputs = tools;", "nativeBuildInput = tools;", "buildRustPackage has no nativeBuildInput"),
     Mistake::new("a-member-that-is-not-there", "Cargo.toml", "\nmembers = [", "\nmembers = [\"nobody\", ", "no such file"),
 ];
 
@@ -380,6 +388,7 @@ impl Tree {
         let parse = "import ast, sys; ast.parse(open(sys.argv[1]).read())";
         process::output(Program::new("python3").args(["-c", parse]).arg(script), DEADLINE).await?;
         units_are_the_shipped_ones(&seen, &self.path)?;
+        checks_run_something(&seen)?;
         Ok(seen)
     }
 
@@ -419,6 +428,29 @@ impl Tree {
         process::output(writable, DEADLINE).await?;
         self.directory.close().context("remove the store")
     }
+}
+
+/// The guest has what the harness reads of one, and the checks that are commands run what there is.
+fn checks_run_something(seen: &Value) -> Result<()> {
+    let parts = json!(["kernel", "modules", "root.squashfs", "name"]);
+    ensure!(seen["guest"] == parts, "the guest has {}, and the harness reads {parts}", seen["guest"]);
+    let command = |check: &str| seen["checks"][check].as_str().unwrap_or_default().trim().to_owned();
+    let harness = command("harness");
+    let run = harness.lines().last().unwrap_or_default();
+    ensure!(run.trim().starts_with("xtask vm-test --image nixos --guest "), "the harness is not run: {run}");
+    let scenario = run.split_whitespace().next_back().unwrap_or_default();
+    let directory = root().join("vm-tests/scenarios").join(scenario);
+    ensure!(
+        directory.join("scenario.toml").is_file(),
+        "the harness runs {scenario}, and there is no such scenario"
+    );
+    for (check, words) in
+        [("clippy", "-- --deny warnings\n"), ("unit-tests", "cargo test --offline --workspace ")]
+    {
+        let command = command(check);
+        ensure!(command.contains(words), "the check {check} has no {words:?}: {command}");
+    }
+    Ok(())
 }
 
 /// The two units are those of a Debian host, byte for byte, once the programs' paths in the store are Debian's.

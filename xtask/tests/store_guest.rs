@@ -111,6 +111,8 @@ async fn make_guest(workspace: &Workspace, here: &Path) -> Result<()> {
         mirror: std::env::var(image::MIRROR_VAR).ok().filter(|mirror| !mirror.is_empty()),
         ..Request::default()
     };
+    // squashfs-tools: an image may be there that another machine has made.
+    tools::ensure(&[Need::Image], None, here).await?;
     let image = image::ensure(&request, &workspace.cache()?).await?;
     let binaries = programs::guest_binaries(workspace).await?;
     let configured = configured(workspace, here).await?;

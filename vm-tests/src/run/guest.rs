@@ -275,7 +275,11 @@ fn bundle(guest: &Guest, scenario: &Scenario) -> Result<Bundle> {
     match installed {
         Some(installed) => {
             let what = || format!("{} is for no guest like {}", scenario.name, guest.name);
-            bundle.placed(|path| installed.place(path)).with_context(what)
+            let mut bundle = bundle.placed(|path| installed.place(path)).with_context(what)?;
+            for (to, text) in installed.beside(bundle.paths()) {
+                bundle.text(&to, text);
+            }
+            Ok(bundle)
         }
         None => Ok(bundle),
     }

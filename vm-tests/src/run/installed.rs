@@ -22,8 +22,21 @@ const UNITS: [&str; 4] =
     ["/etc/systemd/system/", "/usr/local/lib/systemd/system/", "/usr/lib/systemd/system/", UNITS_HERE];
 const UNITS_HERE: &str = "/run/systemd/system/";
 
+/// Where a scenario's own units find programs without a path: systemd has the place of its own alone compiled in there. A unit
+/// of the product's gets no such help.
+const SEARCH_PATH: &str = "[Service]\nExecSearchPath=/run/current-system/sw/bin:/run/vm-test/bin\n";
+
 /// Directories of a usual system that it has not, or only what is its own in.
 const FOREIGN: [&str; 7] = ["/usr/", "/bin/", "/sbin/", "/lib/", "/lib64/", "/opt/", "/nix/"];
+
+/// What it has there even so.
+const SHELL: &str = "/bin/sh";
+
+/// Where its own units are, in place of the scenario's.
+const UNITS_THERE: &str = "/etc/systemd/system";
+
+/// The harness's programs that name a usual system's paths themselves.
+const USUAL: [&str; 2] = ["vm-hostile", "vm-kill"];
 
 /// Commands of a scenario's set-up that it has run at boot, with what it was configured with.
 const AT_BOOT: [&str; 2] = ["systemd-sysusers", "systemd-tmpfiles"];
@@ -84,6 +97,16 @@ impl Installed {
         Ok(path.to_owned())
     }
 
+    /// What it gets beside the files at these paths, which are its own: path and text.
+    #[must_use]
+    pub fn beside<'a>(&self, paths: impl Iterator<Item = &'a str>) -> Vec<(String, &'static str)> {
+        let is_service = |path: &&str| {
+            path.strip_prefix(UNITS_HERE)
+                .is_some_and(|unit| !unit.contains('/') && unit.ends_with(".service"))
+        };
+        paths.filter(is_service).map(|path| (format!("{path}.d/vm-test.conf"), SEARCH_PATH)).collect()
+    }
+
     fn ships_unit(&self, unit: &str) -> bool {
         let is_there = |tree: &PathBuf, directory: &str| {
             tree.join(directory.trim_start_matches('/')).join(unit).is_file()
@@ -102,6 +125,9 @@ impl Installed {
         let trees = manifest.deploy.trees.iter().map(|tree| scenario.directory.join(tree));
         for tree in trees.chain(own.exists().then_some(own)).filter(|tree| !self.has_tree(tree)) {
             list(&tree, "", &mut paths)?;
+        }
+        if let Some(name) = manifest.deploy.programs.values().find(|name| USUAL.contains(&name.as_str())) {
+            return Ok(Some(format!("{name} names paths of such a host")));
         }
         let programs = manifest.deploy.programs.iter().filter(|(at, name)| !self.has_program(name, at));
         paths.extend(programs.map(|(at, _)| at.clone()));
@@ -123,11 +149,14 @@ impl Installed {
     }
 }
 
-/// The first path below `/usr` in a text.
+/// The first path in a text that such a system has not.
 fn foreign_path(text: &str) -> Option<&str> {
-    let rest = text.get(text.find("/usr/")?..)?;
-    let end = rest.find(|c: char| c.is_whitespace() || "'\"`;:,)|&<>".contains(c)).unwrap_or(rest.len());
-    rest.get(..end)
+    let paths = text.split(|c: char| !c.is_alphanumeric() && !"._-+/@%".contains(c));
+    // A command's prefixes, systemd.service(5).
+    let mut paths = paths.map(|path| path.trim_start_matches(['-', '+', '@']));
+    let is_foreign =
+        |path: &str| path.starts_with(UNITS_THERE) || FOREIGN.iter().any(|one| path.starts_with(one));
+    paths.find(|path| *path != SHELL && is_foreign(path))
 }
 
 /// The files below a directory of the host, by the paths that they get in the guest.
@@ -205,6 +234,8 @@ mod tests {
         let shipped =
             "[deploy]\ntrees = [\"../shipped\"]\n[deploy.programs]\n\"/usr/libexec/oursctl\" = \"oursctl\"\n";
         assert_eq!(refusal("shipped-one", shipped, Some("var/lib/x")), None);
+        let shell = "[deploy.text]\n\"/run/x\" = \"#!/bin/sh\\ncd /var/lib/usr/bin\"\n";
+        assert_eq!(refusal("shell", shell, None), None);
         assert_eq!(refusal("drop-in", "", Some("etc/systemd/system/ours@.service.d/x.conf")), None);
         for (name, more, tree, words) in [
             (
@@ -225,11 +256,30 @@ mod tests {
                 None,
                 "it names /usr/bin/env",
             ),
+            (
+                "in-bin",
+                "[deploy.text]\n\"/run/x\" = \"#!/bin/sh\\nExecStart=-/bin/sleep 1\"\n",
+                None,
+                "it names /bin/sleep",
+            ),
+            ("usual", "[deploy.programs]\n\"/run/x\" = \"vm-kill\"\n", None, "vm-kill names paths"),
+            ("units", "setup = [[\"ls\", \"/etc/systemd/system\"]]\n", None, "it names /etc/systemd/system"),
             ("set-up", "setup = [[\"/usr/bin/x\", \"y\"]]\n", None, "it names /usr/bin/x"),
         ] {
             let why = refusal(name, more, tree).expect(name);
             assert!(why.starts_with(words), "{name}: {why}");
         }
+    }
+
+    #[test]
+    fn a_scenarios_own_service_finds_programs_without_a_path() {
+        let (_directory, installed) = installed();
+        let paths =
+            ["/run/systemd/system/x.service", "/run/systemd/system/y.service.d/x.conf", "/run/x.service"];
+        let beside = installed.beside(paths.into_iter());
+        let [(path, text)] = beside.as_slice() else { panic!("{beside:?}") };
+        assert_eq!(path, "/run/systemd/system/x.service.d/vm-test.conf");
+        assert!(text.starts_with("[Service]\nExecSearchPath=/run/current-system/"), "{text}");
     }
 
     #[test]

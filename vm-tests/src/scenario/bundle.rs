@@ -63,6 +63,11 @@ impl Bundle {
         self.put(to, 0o644, false, text.as_bytes().to_vec());
     }
 
+    /// Where they go.
+    pub fn paths(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|put| put.path.as_str())
+    }
+
     /// The same files at other paths.
     ///
     /// # Errors
