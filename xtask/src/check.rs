@@ -59,7 +59,7 @@ fn steps(shell: &Shell) -> [Step<'_>; 7] {
                 shell,
                 "{cargo} clippy --quiet --locked -p vm-tests -p xtask
                  --test scenarios --test faults --test flake --test power_cut --test repeatable --test store_guest
-                 -- --deny warnings"
+                 --test report -- --deny warnings"
             ),
         ),
         // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
@@ -116,14 +116,18 @@ fn suites(shell: &Shell) -> [Step<'_>; 3] {
 }
 
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
-/// panic to a killed QEMU, and scenarios on a guest of NixOS' shape; the programs built twice, and machines and recordings once
-/// more, and what the deployed software finds after a power cut.
+/// panic to a killed QEMU, and scenarios on a guest of NixOS' shape; the programs built twice, machines and recordings once more,
+/// what the deployed software finds after a power cut, and the pages of two runs, in a browser.
 fn lanes(shell: &Shell) -> [Vec<Step<'_>>; 2] {
     let cargo = tools::cargo();
     let test = |name| cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {name}");
     [
         vec![("faults", test("faults")), ("a guest that is no FHS system", test("store_guest"))],
-        vec![("the same once more", test("repeatable")), ("power cuts", test("power_cut"))],
+        vec![
+            ("the same once more", test("repeatable")),
+            ("power cuts", test("power_cut")),
+            ("pages", test("report")),
+        ],
     ]
 }
 
@@ -198,7 +202,7 @@ fn build_of_lanes(shell: &Shell) -> Cmd<'_> {
     cmd!(
         shell,
         "{cargo} test --quiet --locked -p xtask --no-run --test faults --test repeatable --test power_cut
-         --test store_guest"
+         --test store_guest --test report"
     )
 }
 

@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, check, costs, dist, doctor, image, new, programs, shell, vm_test, why};
+use crate::{bench, check, costs, dist, doctor, image, new, programs, report, shell, vm_test, why};
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
 #[derive(Debug, Parser)]
@@ -21,6 +21,7 @@ pub(crate) enum Command {
     New(new::NewArgs),
     VmTest(vm_test::VmTestArgs),
     Why(why::WhyArgs),
+    Report(report::ReportArgs),
     Costs(costs::CostsArgs),
     Shell(shell::ShellArgs),
     Image(image::ImageArgs),

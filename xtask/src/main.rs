@@ -21,6 +21,7 @@ mod mutants;
 mod new;
 mod nixos;
 mod programs;
+mod report;
 mod shell;
 mod show;
 mod vm_test;
@@ -57,6 +58,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::New(args) => new::run(args).map(|()| PASSED),
         Command::VmTest(args) => vm_test::run(&args, cancel).await,
         Command::Why(args) => why::run(&args, cancel).await,
+        Command::Report(args) => report::run(&args).map(|()| PASSED),
         Command::Costs(args) => costs::run(&args).map(|()| PASSED),
         Command::Shell(args) => shell::run(&args, cancel).await,
         Command::Image(args) => image::run(&args).await,

@@ -1,12 +1,15 @@
 //! `cargo xtask vm-test`: the flags of the VM suite, and how its report is shown.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Args;
 use vm_tests::image::{EXTERNAL, Suite};
 use vm_tests::machine::Cancel;
-use vm_tests::report::{self, Verdict};
+use vm_tests::report::page::PAGE_FILE;
+use vm_tests::report::{self, Report, Verdict, summary};
 use vm_tests::run::one::Bounds;
 use vm_tests::run::recall::Again;
 use vm_tests::run::shard::Shard;
@@ -122,8 +125,23 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
     let failed = ran.report.scenarios.iter().filter(|one| one.verdict == Verdict::Failed);
     print!("{}", next(failed.map(|one| (&*one.guest, &*one.name)), &args.scenarios));
     println!("report: {}", ran.path.display());
+    if let Some(file) = std::env::var_os(SUMMARY_VAR).filter(|file| !file.is_empty()) {
+        summarize(Path::new(&file), &ran.report)?;
+    }
+    println!("page: {}", ran.path.with_file_name(PAGE_FILE).display());
     first::offer(&mut ran.report, !args.scenarios.is_empty() || args.history, &cancel).await?;
     Ok(ran.report.verdict().exit_code())
+}
+
+/// Where GitHub's runner takes a summary of a step from.
+const SUMMARY_VAR: &str = "GITHUB_STEP_SUMMARY";
+
+/// Adds to what steps before have said.
+fn summarize(file: &Path, report: &Report) -> Result<()> {
+    let text = summary::summary(report);
+    let open = File::options().append(true).create(true).open(file);
+    open.and_then(|mut file| file.write_all(text.as_bytes()))
+        .with_context(|| format!("{SUMMARY_VAR}: write {}", file.display()))
 }
 
 #[cfg(test)]

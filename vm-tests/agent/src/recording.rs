@@ -103,6 +103,9 @@ pub struct Recording {
     pub systemd: String,
     /// `PRETTY_NAME` of os-release.
     pub os: String,
+    /// When the plan began: nanoseconds of CLOCK_MONOTONIC, the time that the journal and the kernel's log have too.
+    #[serde(default)]
+    pub began_ns: u64,
     /// In the order of [`Event::at`].
     pub events: Vec<Event>,
 }

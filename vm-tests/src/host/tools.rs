@@ -27,6 +27,8 @@ pub enum Need {
     GuestBinaries,
     /// Evaluating the flake.
     Flake,
+    /// Looking at pages as a person does.
+    Browser,
 }
 
 /// What shows that a tool is there.
@@ -70,6 +72,9 @@ impl Tool {
         }
     }
 }
+
+/// The browser of tests.
+pub const BROWSER: &str = "chromium";
 
 /// The package of the archive's keys.
 const KEYRING: &str = "debian-archive-keyring";
@@ -135,6 +140,14 @@ pub const TOOLS: &[Tool] = &[
         need: Need::Flake,
         only: Only::All,
         package: "nix-bin",
+        version_arg: "--version",
+    },
+    Tool {
+        sign: Sign::Program(BROWSER),
+        purpose: "opens pages in tests",
+        need: Need::Browser,
+        only: Only::All,
+        package: "chromium",
         version_arg: "--version",
     },
     Tool {

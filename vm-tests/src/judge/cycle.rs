@@ -295,7 +295,7 @@ pub(super) fn remount_words(remount: &Remount) -> String {
 }
 
 /// `ok`, or the name of a negative errno.
-pub(super) fn result_words(result: i64) -> String {
+pub(crate) fn result_words(result: i64) -> String {
     match i32::try_from(-result) {
         Ok(0) => "ok".to_owned(),
         Ok(errno) => format!("{:?}", nix::errno::Errno::from_raw(errno)),

@@ -93,12 +93,13 @@ pub(crate) fn recording_of(recording: &Recording, number: u32, path: &str) -> Re
         | What::EndState(_) => None,
         _ => Some(event.clone()),
     };
-    let Recording { plan, kernel, systemd, os, events } = recording;
+    let Recording { plan, kernel, systemd, os, began_ns, events } = recording;
     Recording {
         plan: Plan { mount: Some(path.to_owned()), other_mounts: Vec::new(), ..plan.clone() },
         kernel: kernel.clone(),
         systemd: systemd.clone(),
         os: os.clone(),
+        began_ns: *began_ns,
         events: events.iter().filter_map(event).collect(),
     }
 }

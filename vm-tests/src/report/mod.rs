@@ -1,8 +1,10 @@
 //! The output of a run: `report.json`, the postmortem's table, the whole history as one table, the probe's lines.
 
+pub mod page;
 mod probe;
 #[cfg(test)]
 mod schema;
+pub mod summary;
 #[cfg(test)]
 mod tests;
 pub mod why;

@@ -152,3 +152,30 @@ fn tables() {
     many.scenarios.push(scenario("more", None, Verdict::Passed, vec![cycle(100_000_000, ok, "ok")]));
     insta::assert_snapshot!("table-of-many", table(&many, "trixie"));
 }
+
+/// The first failure is told first, before what has no result, and all of it fits.
+#[test]
+fn a_summary_is_short_and_begins_with_what_failed_first() {
+    let with = |name: &str, verdict, why: &str| {
+        let story = why.lines().map(str::to_owned).collect();
+        ScenarioReport { why: vec![why.to_owned()], story, ..scenario(name, None, verdict, Vec::new()) }
+    };
+    let mut scenarios = vec![
+        with("broken", Verdict::Infrastructure, "the guest never answered"),
+        scenario("fine", None, Verdict::Passed, Vec::new()),
+        with("first", Verdict::Failed, &(0..30).map(|line| format!("line {line}\n")).collect::<String>()),
+    ];
+    scenarios
+        .extend((0..40).map(|number| with(&format!("more-{number}"), Verdict::Failed, "as well\nand so on")));
+    let report = Report {
+        schema: SCHEMA,
+        accelerator: String::new(),
+        clock: "virtual".to_owned(),
+        guests: BTreeMap::new(),
+        scenarios,
+        shard: None,
+    };
+    insta::assert_snapshot!("summary", summary::summary(&report));
+    let passed = Report { scenarios: vec![scenario("fine", None, Verdict::Passed, Vec::new())], ..report };
+    assert_eq!(summary::summary(&passed), "### vm-test: 1 passed\n");
+}

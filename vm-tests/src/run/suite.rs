@@ -32,6 +32,7 @@ use crate::host::signals::Interrupted;
 use crate::image::Suite;
 use crate::judge::baselines::Baselines;
 use crate::machine::Cancel;
+use crate::report::page::{self, PAGE_FILE};
 use crate::report::{self, Report, ScenarioReport};
 use crate::scenario::{self, Scenario, Wanted};
 use crate::workspace::Workspace;
@@ -114,6 +115,8 @@ pub async fn run(
     report.shard = prepared.plan.part.as_ref().map(|part| part.share);
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
+    let page = results.directory.join(PAGE_FILE);
+    std::fs::write(&page, page::index(&report)).with_context(|| format!("write {}", page.display()))?;
     Ok(Ran { report, path })
 }
 
@@ -177,12 +180,15 @@ fn forget(report: &Path, trials: &[Trial]) -> Result<()> {
     for trial in trials.iter().filter(|trial| trial.directory.exists()) {
         cache::remove_tree(&trial.directory)?;
     }
-    match std::fs::remove_file(report) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("delete {}", report.display()))
+    for file in [report, &report.with_file_name(PAGE_FILE)] {
+        match std::fs::remove_file(file) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("delete {}", file.display()));
+            }
+            _gone => {}
         }
-        _gone => Ok(()),
     }
+    Ok(())
 }
 
 /// What a suite runs on its guests.
@@ -352,6 +358,10 @@ impl Trial {
                 ..ScenarioReport::of_error(&guest.name, scenario, error)
             },
         };
+        if let Ok(run) = &ran {
+            page::write(&self.directory, &report, &run.recording)?;
+        }
+        // Last, so that a report that is there means that all is.
         report::write_scenario(&self.directory, &report, ran.as_ref().ok())?;
         Ok(report)
     }

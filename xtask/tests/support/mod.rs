@@ -1,28 +1,13 @@
 //! What tests that run the real `xtask` share.
 
+mod trial;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use libtest_mimic::{Failed, Trial};
 use vm_tests::workspace::Workspace;
 
-/// A test with a directory of its own, which a failure leaves behind.
-pub(crate) fn trial(
-    name: &'static str,
-    case: impl AsyncFnOnce(&Path) -> Result<()> + Send + 'static,
-) -> Trial {
-    Trial::test(name, move || {
-        let scratch = tempfile::Builder::new()
-            .prefix(&format!("{}-{name}-", env!("CARGO_CRATE_NAME")))
-            .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
-            .map_err(|error| format!("make a directory for {name}: {error}"))?;
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        match runtime.block_on(case(scratch.path())) {
-            Ok(()) => Ok(()),
-            Err(error) => Err(Failed::from(format!("{error:#}\nkept: {}", scratch.keep().display()))),
-        }
-    })
-}
+pub(crate) use trial::trial;
 
 /// A cache of our own, with the usual one's images.
 pub(crate) fn own_cache(scratch: &Path) -> Result<PathBuf> {

@@ -17,6 +17,11 @@ impl Clock {
         Self { began_ns: monotonic_ns() }
     }
 
+    /// When that was, in nanoseconds of CLOCK_MONOTONIC.
+    pub(super) fn began_ns(self) -> u64 {
+        self.began_ns
+    }
+
     /// Nanoseconds since the plan began.
     pub(super) fn now(self) -> u64 {
         self.at_ns(monotonic_ns())

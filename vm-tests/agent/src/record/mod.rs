@@ -81,7 +81,8 @@ fn is_shutting_down() -> bool {
 
 fn record(plan: &Plan) -> Result<Recording> {
     check(plan)?;
-    let (sink, events) = Sink::new(Clock::start());
+    let clock = Clock::start();
+    let (sink, events) = Sink::new(clock);
     let (during, sink) =
         DuringReset::start(plan, sink).context("start the thread of the commands during a reset")?;
     let watcher = Watcher::start(plan, sink.clone()).context("start the watcher")?;
@@ -103,6 +104,7 @@ fn record(plan: &Plan) -> Result<Recording> {
         kernel: rustix::system::uname().release().to_string_lossy().into_owned(),
         systemd,
         os: os_name(),
+        began_ns: clock.began_ns(),
         events: events.in_order(),
     })
 }

@@ -1,0 +1,44 @@
+//! At most 20 lines of Markdown for the page of a CI job (`GITHUB_STEP_SUMMARY`): what failed first comes first.
+
+use super::{Report, ScenarioReport, Verdict};
+
+/// The most lines that there are, so that several jobs fit on a page.
+const MOST_LINES: usize = 20;
+
+/// How many lines there are of the first failure.
+const OF_FIRST: usize = 10;
+
+/// The summary of a suite.
+#[must_use]
+pub fn summary(report: &Report) -> String {
+    let count = |verdict| report.scenarios.iter().filter(|one| one.verdict == verdict).count();
+    let verdicts =
+        [Verdict::Failed, Verdict::New, Verdict::Infrastructure, Verdict::Interrupted, Verdict::Passed];
+    let parts = verdicts.iter().filter(|verdict| count(**verdict) > 0).map(|verdict| {
+        let words = if *verdict == Verdict::Passed { "passed" } else { verdict.words() };
+        format!("{} {words}", count(*verdict))
+    });
+    let mut lines = vec![format!("### vm-test: {}", parts.collect::<Vec<_>>().join(", "))];
+    let mut bad: Vec<&ScenarioReport> =
+        report.scenarios.iter().filter(|one| one.verdict != Verdict::Passed).collect();
+    // What failed has a cause of its own; what has no result may be a broken machine.
+    bad.sort_by_key(|one| one.verdict != Verdict::Failed);
+    if let Some(first) = bad.first() {
+        lines.push(String::new());
+        lines.push("```".to_owned());
+        let told = first.told();
+        let told: Vec<&str> = told.lines().collect();
+        lines.extend(told.iter().take(OF_FIRST).map(|line| line.replace("```", "'''")));
+        lines.push("```".to_owned());
+    }
+    let room = MOST_LINES.saturating_sub(lines.len() + 1);
+    let rest = bad.get(1..).unwrap_or_default();
+    for one in rest.iter().take(room) {
+        let why = one.why.first().and_then(|why| why.lines().next()).unwrap_or_default();
+        lines.push(format!("- {}/{}: {}, {why}", one.guest, one.name, one.verdict.words()));
+    }
+    if rest.len() > room {
+        lines.push(format!("- and {} more: report.html has all", rest.len() - room));
+    }
+    lines.join("\n") + "\n"
+}
