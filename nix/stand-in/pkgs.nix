@@ -130,12 +130,14 @@ let
         });
       runCommand =
         name: attributes: script:
-        deepSeq [
-          attributes
-          script
-        ] (fake {
-          inherit name script;
-        });
+        deepSeq
+          [
+            attributes
+            script
+          ]
+          (fake {
+            inherit name script;
+          });
       writeText =
         name: text:
         deepSeq text (fake {

@@ -23,7 +23,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 /// Where a Debian host has the units.
 const UNITS: &str = "deploy/files/usr/local/lib/systemd/system";
 
-/// The document whose first block of Nix is a host with one server.
+/// The document whose first block of Nix is a host with one server, and the second that host's flake.
 const DOCUMENT: &str = "docs/nixos.md";
 
 /// Nix is there, or why not. The first test installs it, and the others wait for that.
@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = vec![
         trial("the-documents-one-server", one_server),
+        trial("the-documents-flake-of-a-host", hosts_flake),
         trial("three-servers", three_servers),
         trial("outputs", outputs),
         trial("the-package-has-what-the-manifest-lists", package),
@@ -71,12 +72,34 @@ fn trial(name: &'static str, case: impl AsyncFnOnce(&Tree) -> Result<()> + Send 
 
 /// The documents' configuration is what they say it is.
 async fn one_server(tree: &Tree) -> Result<()> {
-    let text = fs::read_to_string(root().join(DOCUMENT)).with_context(|| format!("read {DOCUMENT}"))?;
-    let block = text.split("```nix\n").nth(1).and_then(|rest| rest.split("```").next());
-    let seen = tree.right(&tree.file("host.nix", block.context("no block of Nix")?)?).await?;
+    let [configuration, _flake] = blocks()?;
+    let lines = configuration.lines().count();
+    ensure!(lines <= 10, "{DOCUMENT}: a server takes {lines} lines, and ten were promised");
+    let seen = tree.right(&tree.file("host.nix", &configuration)?).await?;
     ensure!(seen["wants"] == json!(["left4me-server@3.service"]), "{}", seen["wants"]);
     ensure!(seen["ports"] == json!([27015]), "{}", seen["ports"]);
     Ok(())
+}
+
+/// The documents' flake of a host takes the module, and the configuration beside it.
+async fn hosts_flake(tree: &Tree) -> Result<()> {
+    let [configuration, flake] = blocks()?;
+    let host = tree.path.join("host");
+    fs::create_dir_all(&host).with_context(|| format!("create {}", host.display()))?;
+    tree.file("host/flake.nix", &flake)?;
+    tree.file("host/configuration.nix", &configuration)?;
+    let wants = tree.evaluated("xtask/tests/flake/documented.nix", &host).await?;
+    ensure!(wants == json!(["left4me-server@3.service"]), "{wants}");
+    Ok(())
+}
+
+/// The document's first two blocks of Nix: a host's configuration, and its flake.
+fn blocks() -> Result<[String; 2]> {
+    let text = fs::read_to_string(root().join(DOCUMENT)).with_context(|| format!("read {DOCUMENT}"))?;
+    let mut blocks = text.split("```nix\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let mut next =
+        || blocks.next().map(str::to_owned).with_context(|| format!("{DOCUMENT} has no such block"));
+    Ok([next()?, next()?])
 }
 
 /// Every option ends up where systemd, the helper or NixOS reads it.
@@ -393,10 +416,15 @@ impl Tree {
     }
 
     async fn seen(&self, host: &Path) -> Result<Value> {
+        self.evaluated("xtask/tests/flake/seen.nix", host).await
+    }
+
+    /// The value of a file of this test's, of the flake and a host.
+    async fn evaluated(&self, file: &str, host: &Path) -> Result<Value> {
         let evaluate = self
             .nix("nix-instantiate")
             .args(["--eval", "--strict", "--json", "--read-write-mode"])
-            .arg(root().join("xtask/tests/flake/seen.nix"))
+            .arg(root().join(file))
             .args(["--argstr", "root"])
             .arg(self.flake())
             .args(["--argstr", "host"])

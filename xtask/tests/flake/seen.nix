@@ -28,9 +28,7 @@ builtins.seq machine.config.system.build.toplevel.outPath {
   script = self.checks.${system}.vm.driver.testScript;
   # The harness reads these of a guest.
   guest = own.guest.parts;
-  checks = builtins.mapAttrs (
-    _: check: check.buildPhase or check.script or ""
-  ) self.checks.${system};
+  checks = builtins.mapAttrs (_: check: check.buildPhase or check.script or "") self.checks.${system};
   outputs = builtins.mapAttrs (_: of: builtins.attrNames (of.${system} or of)) (
     removeAttrs self [ "formatter" ]
   );
