@@ -99,8 +99,8 @@ impl Root {
         let list = std::str::from_utf8(&all[..end]).context("the list of files is no UTF-8")?;
         let mut entries = BTreeMap::new();
         for line in list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let (path, entry) = parse_line(line).with_context(|| format!("a line of the list: {line}"))?;
-            entries.insert(path, entry);
+            let parsed = parse_line(line).with_context(|| format!("a line of the list: {line}"))?;
+            entries.extend(parsed);
         }
         Ok(Self { entries, data: all[end + DATA.len()..].to_vec() })
     }
@@ -272,8 +272,9 @@ impl Root {
     }
 }
 
-/// `PATH LETTER TIME MODE UID GID REST`, or `PATH L TARGET`; a space in a path has a backslash before it.
-fn parse_line(line: &str) -> Result<(String, Entry)> {
+/// `PATH LETTER TIME MODE UID GID REST`, or `PATH L TARGET`; a space in a path has a backslash before it. `None` is an extended
+/// attribute (squashfs-tools 4.6 writes them, 4.5 does not): nothing here needs a file's capabilities.
+fn parse_line(line: &str) -> Result<Option<(String, Entry)>> {
     let bytes = line.as_bytes();
     let end = (1..bytes.len()).find(|&at| bytes[at] == b' ' && bytes[at - 1] != b'\\').context("no space")?;
     let (path, rest) = (&line[..end], &line[end + 1..]);
@@ -281,7 +282,10 @@ fn parse_line(line: &str) -> Result<(String, Entry)> {
     let letter = rest.chars().next().context("no letter")?;
     if letter == 'L' {
         let kind = Kind::Name(rest[1..].trim().to_owned());
-        return Ok((path, Entry { owner: String::new(), kind }));
+        return Ok(Some((path, Entry { owner: String::new(), kind })));
+    }
+    if letter == 'x' {
+        return Ok(None);
     }
     let mut words = rest.splitn(6, ' ').skip(2);
     let owner = words.by_ref().take(3).collect::<Vec<_>>().join(" ");
@@ -296,7 +300,7 @@ fn parse_line(line: &str) -> Result<(String, Entry)> {
         }
         letter => Kind::Other { letter, rest: rest.to_owned() },
     };
-    Ok((path, Entry { owner, kind }))
+    Ok(Some((path, Entry { owner, kind })))
 }
 
 /// Where what is at a path goes; `None` if it stays.
@@ -379,7 +383,7 @@ pub(crate) fn is_reshaped() -> Result<()> {
     let list = format!(
         "/ D 1 755 0 0\nbin S 1 777 0 0 usr/bin\nusr D 1 755 0 0\nusr/bin D 1 755 0 0\nusr/bin/a\\ b R 1 755 0 5 0 0\n\
          usr/bin/kmod R 1 4755 0 5 0 0\nusr/sbin/insmod S 1 777 0 0 ../bin/kmod\nusr/bin/udevadm R 1 755 0 0 0 0\n\
-         usr/bin/kmod2 L usr/bin/kmod\nusr/local/x R 1 755 0 0 0 0\nusr/lib/systemd/systemd R 1 755 0 0 0 0\n\
+         usr/bin/kmod2 L usr/bin/kmod\nusr/bin/kmod x security.capability=0sAQAAAgAg\nusr/local/x R 1 755 0 0 0 0\nusr/lib/systemd/systemd R 1 755 0 0 0 0\n\
          usr/lib/systemd/systemd-udevd S 1 777 0 0 ../../bin/udevadm\nusr/lib/systemd/lib.so R 1 644 0 0 {size} 0\n\
          usr/lib/systemd/system/x.service R 1 644 0 0 {} {size}\netc D 1 755 0 0\netc/alternatives/x S 1 777 0 0 /usr/bin/kmod\n\
          etc/systemd/system/y.wants/x.service S 1 777 0 0 /usr/lib/systemd/system/x.service\n",
