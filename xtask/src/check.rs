@@ -98,17 +98,25 @@ fn machines(shell: &Shell) -> Result<Step<'_>> {
     Ok(("machines", cmd!(shell, "{xtask} {SUITE} --image {IMAGES} --no-run")))
 }
 
-/// What boots machines: the example's scenario; the .deb, installed; the scenarios of this repository.
-fn suites(shell: &Shell) -> [Step<'_>; 3] {
+/// What boots machines: the example's scenario; the .deb, installed; one run with it, and one with the archive's files; the
+/// scenarios of this repository.
+fn suites(shell: &Shell) -> [Step<'_>; 4] {
     let cargo = tools::cargo();
     [
-        // Both before vm-test, which has its results in the same place.
+        // All before vm-test, which has its results in the same place.
         ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}")),
         (
             "the package, installed",
             cmd!(
                 shell,
                 "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie xtask/tests/installed"
+            ),
+        ),
+        (
+            "the package in place of the archive",
+            cmd!(
+                shell,
+                "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie --deploy both product-environment"
             ),
         ),
         (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES}")),

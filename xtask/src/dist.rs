@@ -26,6 +26,8 @@ use crate::left4me;
 use date::Date;
 use manifest::{Kind, Manifest};
 
+pub(crate) use manifest::TREE;
+
 /// Packs what a host gets: an archive and a .deb in target/dist, a list of what the programs are made of (CycloneDX), and
 /// SHA256SUMS.
 ///
@@ -63,6 +65,28 @@ const BUILDS: [&[&str]; 2] = [
 /// Each program's package.
 const PACKAGES: [(&str, &str); 3] =
     [("holders", "holders"), ("l4d2ctl", "left4me-ctl"), ("left4me-overlay", "left4me-helper")];
+
+/// The programs that a host gets and scenarios deploy by name.
+pub(crate) const PROGRAMS: [&str; 2] = ["l4d2ctl", "left4me-overlay"];
+
+/// The time in a package that is made for machines: the same for every commit, so that its bytes are those of the tree.
+const MACHINES_EPOCH: u64 = 1_767_225_600;
+
+/// Each path that the archive has on a host, with the one that the .deb has in its place.
+pub(crate) fn paths(root: &Path) -> Result<BTreeMap<String, String>> {
+    let manifest = Manifest::read(root)?;
+    let files = manifest.files.iter().filter(|(_, file)| file.only.is_none()).map(|(to, _)| to);
+    let both = files.chain(manifest.programs.keys());
+    both.map(|to| Ok((manifest.path(to, Kind::Archive)?, manifest.path(to, Kind::Deb)?))).collect()
+}
+
+/// The .deb for a machine, of the programs that machines run: that of `dist`, but for the time in it.
+pub(crate) async fn package(workspace: &Workspace) -> Result<Vec<u8>> {
+    let manifest = Manifest::read(&workspace.root)?;
+    let programs = build(workspace, &manifest).await?;
+    let mut packages = packages(&workspace.root, &manifest, &programs, MACHINES_EPOCH)?;
+    packages.remove(&format!("left4me_{DEBIAN_VERSION}_amd64.deb")).context("no .deb was packed")
+}
 
 /// Packs, and prints what it has made.
 pub(crate) async fn run(args: &DistArgs) -> Result<()> {

@@ -9,6 +9,7 @@ mod check;
 mod cli;
 mod copied;
 mod costs;
+mod deploy;
 mod dist;
 mod docs;
 mod doctor;

@@ -14,8 +14,10 @@ use vm_tests::run::one::Bounds;
 use vm_tests::run::recall::Again;
 use vm_tests::run::shard::Shard;
 use vm_tests::run::suite;
+use vm_tests::scenario::{Scenario, WrongInput};
 
-use crate::exit::PASSED;
+use crate::deploy::{self, Deploy};
+use crate::exit::{FAILED, PASSED};
 use crate::first;
 use crate::left4me;
 use crate::machine::MachineArgs;
@@ -67,6 +69,11 @@ pub(crate) struct VmTestArgs {
     #[arg(long, value_name = "N", default_value_t = 1, conflicts_with = "fresh", value_parser = clap::value_parser!(u32).range(1..))]
     verify: u32,
 
+    /// How left4me gets into a machine. But for tree, scenarios that do not deploy it are left out, and no run with the
+    /// package changes a snapshot
+    #[arg(long, value_enum, default_value_t, conflicts_with_all = ["history", "shard", "no_run"])]
+    deploy: Deploy,
+
     /// Directory for the results [default: target/vm-test]
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
@@ -102,13 +109,30 @@ fn next<'a>(failed: impl Iterator<Item = (&'a str, &'a str)>, named: &[String]) 
     text
 }
 
+/// Where the results of the package's runs go: beside those of the archive's.
+fn beside(report: &Path) -> PathBuf {
+    let mut directory = report.parent().unwrap_or(report).to_owned().into_os_string();
+    directory.push("-deb");
+    directory.into()
+}
+
 /// Returns the exit code; an error is one of the preparation.
 pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
     let workspace = left4me::workspace()?;
     let mut scenarios = workspace.scenarios(&args.scenarios)?;
     scenarios.retain(|one| !args.history || one.manifest.history.is_some());
-    let options = suite::Options {
-        machines: args.machine.machines().await?,
+    let machines = args.machine.machines().await?;
+    let as_written = scenarios.clone();
+    if args.deploy != Deploy::Tree {
+        if machines.external.is_some() || machines.programs.is_some() {
+            let what = "--deploy deb: the package is made of this checkout, and for Debian's suites; not with --programs, nor \
+                        with another guest than these";
+            return Err(WrongInput::new(what.to_owned()).into());
+        }
+        scenarios = deploy::packaged(&workspace, scenarios, !args.scenarios.is_empty()).await?;
+    }
+    let mut options = suite::Options {
+        machines,
         bounds: Bounds { cycles: args.cycles, deadline_secs: args.deadline },
         jobs: args.jobs,
         results: args.results.clone(),
@@ -120,6 +144,17 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         println!("prepared: {}", prepared.display());
         return Ok(PASSED);
     }
+    let tree = if args.deploy == Deploy::Both {
+        let is_both = |one: &Scenario| scenarios.iter().any(|other| other.name == one.name);
+        let both: Vec<_> = as_written.into_iter().filter(is_both).collect();
+        Some(suite::run(&workspace, &both, &options, cancel.clone()).await?)
+    } else {
+        None
+    };
+    if let Some(tree) = &tree {
+        print!("{}", tree.report.text(report::table));
+        options.results = Some(beside(&tree.path));
+    }
     let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
     print!("{}", ran.report.text(if args.history { report::history } else { report::table }));
     let failed = ran.report.scenarios.iter().filter(|one| one.verdict == Verdict::Failed);
@@ -129,6 +164,15 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         summarize(Path::new(&file), &ran.report)?;
     }
     println!("page: {}", ran.path.with_file_name(PAGE_FILE).display());
+    if let Some(tree) = &tree {
+        let verdict = tree.report.verdict().exit_code();
+        if verdict != PASSED {
+            return Ok(verdict);
+        }
+        let (text, is_same) = deploy::compare(&workspace, tree, &ran)?;
+        print!("{text}");
+        return Ok(if is_same { ran.report.verdict().exit_code() } else { FAILED });
+    }
     first::offer(&mut ran.report, !args.scenarios.is_empty() || args.history, &cancel).await?;
     Ok(ran.report.verdict().exit_code())
 }

@@ -40,7 +40,7 @@ fn with(program: Program, arguments: &[&str], stdout: Sink) -> (Option<i32>, Str
 
 #[test]
 fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
-    let cases: [(&[&str], &str); 20] = [
+    let cases: [(&[&str], &str); 22] = [
         (&["frobnicate"], "unrecognized subcommand"),
         (&["vm-test", "no-such-scenario"], "no-such-scenario"),
         (&["vm-test", "--image", "potato"], "potato"),
@@ -60,6 +60,8 @@ fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
         (&["vm-test", "--image", "potato"], "bookworm, trixie, sid, nixos"),
         (&["vm-test", "--image", "nixos", "--guest", "/no/such"], "what `nix build .#guest` makes"),
         (&["vm-test", "--guest", "/no/such"], "the guest of --image nixos"),
+        (&["vm-test", "--deploy", "deb", "--programs", "/no/such", "product-asks"], "not with --programs"),
+        (&["vm-test", "--deploy", "both", "936c8bb"], "for scenarios that deploy the product: 936c8bb: "),
         (&["vm-test", "--image", "nixos,sid", "--guest", "/no/such"], "by itself, without suites"),
         (&["check", "--mutants", "no-such-mutant"], "no mutant no-such-mutant"),
         (&["bench", "holders", "boot"], "by itself"),

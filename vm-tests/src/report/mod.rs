@@ -1,5 +1,6 @@
 //! The output of a run: `report.json`, the postmortem's table, the whole history as one table, the probe's lines.
 
+pub mod alike;
 pub mod page;
 mod probe;
 #[cfg(test)]

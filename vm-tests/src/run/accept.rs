@@ -30,6 +30,11 @@ impl Update {
         Self::of(std::env::var("INSTA_UPDATE").ok().as_deref(), std::env::var_os("CI").is_some())
     }
 
+    /// As [`Self::from_env`]; a scenario that somebody has changed keeps what it has.
+    fn for_scenario(scenario: &Scenario) -> Self {
+        if scenario.is_changed { Self::Leave } else { Self::from_env() }
+    }
+
     fn of(variable: Option<&str>, is_ci: bool) -> Self {
         match variable {
             Some("always" | "force") => Self::Accept,
@@ -62,7 +67,7 @@ impl First {
     pub fn of(guest: &Guest, scenario: &Scenario, judgement: &Judgement) -> Option<Self> {
         let clock = guest.base.clock;
         let whole = judgement.measured.is_some() || clock != Clock::Virtual;
-        let offered = judgement.is_new() && whole && Update::from_env() == Update::Offer;
+        let offered = judgement.is_new() && whole && Update::for_scenario(scenario) == Update::Offer;
         offered.then(|| Self {
             directory: scenario.directory.clone(),
             description: scenario.manifest.description.clone(),
@@ -115,7 +120,7 @@ pub(super) fn accept(guest: &Guest, scenario: &Scenario, judgement: &mut Judgeme
         let baselines = Baselines::load(directory, &guest.name, guest.base.clock)?;
         Ok(baselines.on(guest.lock.as_deref()))
     };
-    accept_as(Update::from_env(), directory, description, load, judgement)
+    accept_as(Update::for_scenario(scenario), directory, description, load, judgement)
 }
 
 fn accept_as(
@@ -192,6 +197,15 @@ pub(super) mod tests {
         for (variable, is_ci, update) in cases {
             assert_eq!(Update::of(variable, is_ci), update, "{variable:?}, CI {is_ci}");
         }
+    }
+
+    #[test]
+    fn of_a_changed_scenario_nothing_is_accepted() {
+        let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("scenarios/936c8bb");
+        let mut scenario = Scenario::load(&directory).expect("a right one");
+        assert_eq!(Update::for_scenario(&scenario), Update::from_env());
+        scenario.is_changed = true;
+        assert_eq!(Update::for_scenario(&scenario), Update::Leave);
     }
 
     #[test]

@@ -63,6 +63,9 @@ pub struct Scenario {
     pub directory: PathBuf,
     /// Its manifest.
     pub manifest: Manifest,
+    /// Whether the manifest is another one than lies there, by whoever changed it: nothing that is measured then becomes the
+    /// scenario's snapshot.
+    pub is_changed: bool,
 }
 
 impl Scenario {
@@ -111,7 +114,7 @@ impl Scenario {
         let directory = directory.canonicalize().map_err(|error| wrong(error.to_string()))?;
         let name =
             directory.file_name().ok_or_else(|| wrong("a scenario's directory has a name".to_owned()))?;
-        Ok(Self { name: name.to_string_lossy().into_owned(), directory, manifest })
+        Ok(Self { name: name.to_string_lossy().into_owned(), directory, manifest, is_changed: false })
     }
 
     /// The commands of a shell that show its units, as each manager that has some says.

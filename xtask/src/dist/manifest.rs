@@ -10,7 +10,7 @@ use serde::Deserialize;
 pub(super) const FILE: &str = "deploy/manifest.toml";
 
 /// What lies here is packed at the path that it has below.
-pub(super) const TREE: &str = "deploy/files";
+pub(crate) const TREE: &str = "deploy/files";
 
 /// What is packed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
