@@ -135,6 +135,7 @@
       back.append(make('text', { x: place + (left ? -4 : 4), y: 12, class: 'failing', 'text-anchor': left ? 'end' : 'start' }, `${wrong.mark.text}, at ${ms(wrong.at)}`));
     }
     $('wrong').hidden = !wrong;
+    document.querySelector('[data-do=failing]').hidden = !wrong;
     if (wrong) $('wrong').textContent = `Cycle ${number}: ${wrong.mark.text}, ${ms(wrong.at)} after the reset began${wrong.mark.detail ? `\n${wrong.mark.detail}` : ''}`;
     svg.append(back, front, make('line', { id: 'cursor', class: 'cursor', y1: 14, y2: y }));
     svg.setAttribute('height', y + 6);

@@ -142,6 +142,7 @@ fn cycle(recording: &Recording, number: u32) -> CycleView {
         rows.extend(mount_rows(mount, path, &events, to));
     }
     rows.extend(others(&events));
+    rows.retain(|row| !row.spans.is_empty() || !row.marks.is_empty());
     // One that is in its first mount's lane has its place by the order in which it was made.
     rows.sort_by_key(|row| row.lane);
     let failing = failing(&events);
@@ -321,7 +322,11 @@ fn execs(events: &[&Event], to: u64, is_one_unit: bool) -> Vec<Row> {
         {
             continue;
         }
-        let name = if is_one_unit { line.to_owned() } else { format!("{line} of {}", exec.unit) };
+        let name = if is_one_unit {
+            line.to_owned()
+        } else {
+            format!("{line} of {}", exec.unit.trim_end_matches(".service"))
+        };
         let index = rows.iter().position(|row| row.name == name).unwrap_or_else(|| {
             rows.push(Row::new(Lane::Systemd, name));
             rows.len() - 1
@@ -412,7 +417,7 @@ fn processes(events: &[&Event], to: u64) -> Vec<Row> {
     }
     let mut all: Vec<Row> = rows.into_values().map(|(_, row)| row).collect();
     all.sort_by_key(|row| row.spans.first().map_or(u64::MAX, |span| span.from));
-    all.extend([copies, looked].into_iter().filter(|row| !row.spans.is_empty() || !row.marks.is_empty()));
+    all.extend([copies, looked]);
     all
 }
 
