@@ -16,6 +16,7 @@ mod doctor;
 mod exit;
 mod first;
 mod image;
+mod junit;
 mod left4me;
 mod machine;
 mod mutants;

@@ -19,6 +19,7 @@ use vm_tests::scenario::{Scenario, WrongInput};
 use crate::deploy::{self, Deploy};
 use crate::exit::{FAILED, PASSED};
 use crate::first;
+use crate::junit;
 use crate::left4me;
 use crate::machine::MachineArgs;
 
@@ -41,6 +42,10 @@ pub(crate) struct VmTestArgs {
     /// scenarios, the images and costs.toml, the costliest runs first
     #[arg(long, value_name = "K/N", conflicts_with = "history")]
     shard: Option<Shard>,
+
+    /// Write the verdicts as JUnit's XML too
+    #[arg(long, value_name = "FILE", conflicts_with = "no_run")]
+    junit: Option<PathBuf>,
 
     /// Prepare machines and prepared.json, and run nothing: for cargo-nextest
     #[arg(long, conflicts_with_all = ["history", "fresh", "verify"])]
@@ -162,6 +167,9 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
     println!("report: {}", ran.path.display());
     if let Some(file) = std::env::var_os(SUMMARY_VAR).filter(|file| !file.is_empty()) {
         summarize(Path::new(&file), &ran.report)?;
+    }
+    if let Some(file) = &args.junit {
+        junit::write(file, &ran.report)?;
     }
     println!("page: {}", ran.path.with_file_name(PAGE_FILE).display());
     if let Some(tree) = &tree {
