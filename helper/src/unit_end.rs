@@ -207,8 +207,8 @@ fn read(proc_dir: BorrowedFd<'_>, pid: u32, name: &str, buffer: &mut Vec<u8>) ->
 }
 
 /// The session of a process whose `/proc/PID/status` this is (proc_pid_status(5), `NSsid`; the first is in the namespace of
-/// that `/proc`). `/proc/PID/stat` has it too, but from Linux 6.18 on reading that waits for the end of an execve(2), which
-/// may wait for a file server that never answers.
+/// that `/proc`). `/proc/PID/stat` has it too, but reading that waits for the end of an execve(2), which may wait for a file
+/// server that never answers: so it was on Linux 6.18, the only one on which this was tried.
 fn session(status: &[u8]) -> Option<u32> {
     let mut lines = status.split(|byte| *byte == b'\n');
     let value = lines.find_map(|line| line.strip_prefix(b"NSsid:\t"))?;
