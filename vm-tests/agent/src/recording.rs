@@ -48,6 +48,9 @@ pub struct Plan {
     /// ended is part of the recording.
     #[serde(default)]
     pub checks: Vec<Vec<String>>,
+    /// Run by the host, in this order, when the machine that the reset has shut down has booted again.
+    #[serde(default)]
+    pub boot_checks: Vec<Vec<String>>,
     /// Run, in this order, after a cycle that left something mounted, a process of one of the units, or one of them
     /// failed; not timed.
     pub recover: Vec<Vec<String>>,
@@ -221,6 +224,9 @@ pub enum Step {
     Check,
     /// One of [`Plan::recover`].
     Recover,
+    /// One of [`Plan::boot_checks`]: it has no begin, and a duration of 0, as the recorder's clock has ended with the
+    /// machine.
+    BootCheck,
 }
 
 /// How a command of the plan ended.

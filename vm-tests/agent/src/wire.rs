@@ -13,7 +13,7 @@ pub use crate::recording::Exit;
 use crate::recording::{Plan, Recording};
 
 /// Goes up with every change to a type that crosses the channel.
-pub const PROTOCOL: u32 = 15;
+pub const PROTOCOL: u32 = 16;
 
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT: &str = "org.vm-tests.agent";
@@ -25,6 +25,14 @@ pub const SEED: &str = "vm_test.seed=";
 /// The word of the kernel's command line that has the agent pause the machine when its system is up, by a watchdog that
 /// runs out: at the same instant of every boot. The agent says an unasked [`Hello`] before.
 pub const PAUSE: &str = "vm_test.pause";
+
+/// The word of the kernel's command line by which a machine has what another one has written to its root: it is on
+/// [`DEPLOY_DEVICE`], an ext4 with a directory `upper`.
+pub const KEPT: &str = "vm_test.kept";
+
+/// Where a machine has what it writes to its root: `upper`. Below `/run/initramfs`, which systemd leaves alone when it shuts
+/// down (`src/core/mount.c`, `src/shared/mount-util.c`).
+pub const WRITES: &str = "/run/initramfs/vm-test";
 
 /// The nonce of an unasked [`Hello`]; a host never asks with it.
 pub const UNASKED: u64 = 0;

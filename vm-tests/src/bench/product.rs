@@ -216,6 +216,7 @@ fn plan(scenario: &Scenario, start: &[&str], reset: &[&str]) -> Plan {
         free_devices: Vec::new(),
         during: Vec::new(),
         checks: Vec::new(),
+        boot_checks: Vec::new(),
         recover: Vec::new(),
         ..scenario.plan(Some(1))
     }

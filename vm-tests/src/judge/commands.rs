@@ -41,12 +41,17 @@ pub(super) fn deviations(cycles: &[Cycle], manifest: &Manifest) -> Vec<Deviation
             };
             wrong.extend(words.map(|words| format!("during {}: {words}", shown(&during.run))));
         }
-        for (index, check) in (0..).zip(&manifest.check) {
-            let words = match cycle.checks.iter().find(|ran| ran.index == index) {
-                Some(ran) => of_check(ran, check),
-                None => vec!["it was not run".to_owned()],
-            };
-            wrong.extend(words.into_iter().map(|words| format!("check {}: {words}", shown(&check.run))));
+        for (what, checks, ran) in [
+            ("check", &manifest.check, &cycle.checks),
+            ("after the next boot, check", &manifest.boot_check, &cycle.boot_checks),
+        ] {
+            for (index, check) in (0..).zip(checks) {
+                let words = match ran.iter().find(|ran| ran.index == index) {
+                    Some(ran) => of_check(ran, check),
+                    None => vec!["it was not run".to_owned()],
+                };
+                wrong.extend(words.into_iter().map(|words| format!("{what} {}: {words}", shown(&check.run))));
+            }
         }
         let of_this = |words| Deviation { cycle: Some(cycle.number), words };
         wrong.into_iter().map(of_this).collect::<Vec<_>>()
@@ -116,6 +121,21 @@ mod tests {
 
     fn told(cycles: &[Cycle], manifest: &Manifest) -> Vec<String> {
         deviations(cycles, manifest).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn a_check_of_the_next_boot_is_told_as_such() {
+        let manifest = manifest("[[boot_check]]\nrun = [\"cat\", \"/save\"]\n");
+        let mut cycle = clean();
+        assert_eq!(
+            told(&[cycle.clone()], &manifest),
+            ["cycle 1: after the next boot, check `cat /save`: it was not run"]
+        );
+        cycle.boot_checks = vec![ran(0, Some(Exit::Code(1)), "", "no world")];
+        let words = "cycle 1: after the next boot, check `cat /save`: exit status 1 instead of exit status 0: no world";
+        assert_eq!(told(&[cycle.clone()], &manifest), [words]);
+        cycle.boot_checks = vec![ran(0, Some(Exit::Code(0)), "", "")];
+        assert_eq!(told(&[cycle], &manifest), [""; 0]);
     }
 
     #[test]

@@ -86,6 +86,9 @@ pub struct Cycle {
     /// The manifest's checks, as far as they were run, in its order.
     #[serde(default)]
     pub checks: Vec<Ran>,
+    /// The same of its checks of the boot after a shutdown.
+    #[serde(default)]
+    pub boot_checks: Vec<Ran>,
 }
 
 /// What became of one of the mounts of a cycle. That of the first one is in the [`Cycle`] itself.

@@ -131,6 +131,7 @@ fn cycle(number: u32, plan: &Plan, events: &[&Event]) -> Cycle {
         other_mounts: Vec::new(),
         shutdown_log: shutdown::complaints(events),
         checks: commands::ran(Step::Check, &plan.checks, events),
+        boot_checks: commands::ran(Step::BootCheck, &plan.boot_checks, events),
     }
 }
 

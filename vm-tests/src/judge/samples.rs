@@ -48,6 +48,7 @@ pub(crate) fn clean() -> Cycle {
         other_mounts: Vec::new(),
         shutdown_log: None,
         checks: Vec::new(),
+        boot_checks: Vec::new(),
     }
 }
 

@@ -70,7 +70,8 @@ fn full() -> Report {
         shutdown_log: Some(words()),
         lost: words(),
         during: vec![ran.clone()],
-        checks: vec![ran],
+        checks: vec![ran.clone()],
+        boot_checks: vec![ran],
         ..clean
     };
     let other = MountOutcome::of("/x", &cycle);

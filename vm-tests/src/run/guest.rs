@@ -17,8 +17,8 @@ use crate::machine::base::Base;
 use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
 use crate::machine::saved::Saved;
 use crate::machine::{Cancel, Machine};
-use crate::scenario::Scenario;
 use crate::scenario::bundle::{self, Bundle};
+use crate::scenario::{KEEP_THE_JOURNAL, Scenario};
 
 /// From a restored machine's first instruction to the end of its set-up, in wall time.
 const SETUP_DEADLINE: Duration = Duration::from_secs(300);
@@ -95,7 +95,7 @@ pub async fn restore(
     cancel: Cancel,
 ) -> Result<Machine> {
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-    let deploy = directory.join("deploy.img");
+    let deploy = deploy_image(directory);
     bundle::write_deploy_image(&deploy, session)?;
     restore_with(guest, deploy, false, directory, cancel).await
 }
@@ -127,6 +127,27 @@ pub async fn with_disk(
         Ok(_done) => Ok(machine),
         Err(error) => give_up(machine, error.into(), None).await,
     }
+}
+
+/// As [`restore`], and what the guest writes to its deploy device is in its file.
+///
+/// # Errors
+/// As [`restore`].
+pub(super) async fn restore_keeping(
+    guest: &Guest,
+    session: Session,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Machine> {
+    std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    let deploy = deploy_image(directory);
+    bundle::write_deploy_image(&deploy, Some(session))?;
+    restore_with(guest, deploy, true, directory, cancel).await
+}
+
+/// The file of a machine's deploy device.
+pub(super) fn deploy_image(directory: &Path) -> PathBuf {
+    directory.join("deploy.img")
 }
 
 async fn restore_with(
@@ -290,6 +311,9 @@ fn bundle(guest: &Guest, scenario: &Scenario) -> Result<Bundle> {
 /// The files are there before it is mounted, so those that belong on it are moved over.
 fn setup(guest: &Guest, scenario: &Scenario) -> Vec<Vec<String>> {
     let mut setup = scenario.manifest.reset.setup();
+    if !scenario.manifest.boot_check.is_empty() {
+        setup.extend(KEEP_THE_JOURNAL.map(|argv| argv.iter().map(|word| (*word).to_owned()).collect()));
+    }
     if let Some(at) = &scenario.manifest.state_directory {
         let script = "set -e
             mkfs.ext4 -q /dev/ram0

@@ -16,6 +16,7 @@ pub mod one;
 mod pace;
 pub mod part;
 pub mod prepare;
+mod reboot;
 pub mod recall;
 pub mod remembered;
 pub mod results;

@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
-use super::guest::{Guest, end_with, preparation, restore, session};
+use super::guest::{Guest, end_with, preparation, restore, restore_keeping, session};
 use super::inputs::Inputs;
+use super::reboot;
 use super::remembered::Remembered;
 use super::shutdown;
 use crate::host::accel::Clock;
@@ -143,7 +144,11 @@ pub async fn run(
     // Of the very bytes that the guest gets: a file may have changed since somebody asked for the inputs.
     let inputs = repeats(guest, scenario).then(|| of_session(guest, scenario, &wanted)).transpose()?;
     let sized = guest.of_size(scenario.manifest.memory_mib);
-    let mut machine = restore(&sized, Some(wanted), directory, cancel).await?;
+    let boots_again = !scenario.manifest.boot_check.is_empty();
+    let mut machine = match boots_again {
+        true => restore_keeping(&sized, wanted, directory, cancel.clone()).await?,
+        false => restore(&sized, Some(wanted), directory, cancel.clone()).await?,
+    };
     stages.restore_ms = millis(begun);
 
     let begun = Instant::now();
@@ -166,12 +171,20 @@ pub async fn run(
         machine.save_evidence(&scenario.show_units(), scenario.mount_or_root()).await;
     }
     if is_shutdown && shutdown::waits(&recording) {
+        if boots_again && let Err(error) = reboot::keep(&mut machine, scenario).await {
+            return machine.finish(Err(error)).await;
+        }
         if let Err(error) = shutdown::complete(&mut machine, &mut recording).await {
             return machine.finish(Err(error)).await;
         }
+        machine.stop().await?;
+        if boots_again {
+            reboot::boot(&sized, scenario, directory, &mut recording, cancel).await?;
+        }
         judgement = judge(&recording, scenario, &baselines);
+    } else {
+        machine.stop().await?;
     }
-    machine.stop().await?;
     let text = serde_json::to_string(&recording).context("a recording as JSON")?;
     Ok(Run { recording, text, judgement, stages, inputs, remembered: None })
 }

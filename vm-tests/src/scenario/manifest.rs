@@ -78,6 +78,9 @@ pub struct Manifest {
     /// Commands to run after each reset, before `recover`, and what they must give.
     #[serde(default)]
     pub check: Vec<Check>,
+    /// Commands to run when the machine that the reset has shut down has booted again, and what they must give.
+    #[serde(default)]
+    pub boot_check: Vec<Check>,
     /// Run after a cycle that left something mounted, a process of one of the units, or one of them failed.
     #[serde(default)]
     pub recover: Vec<Vec<String>>,

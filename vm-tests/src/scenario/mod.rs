@@ -52,7 +52,7 @@ pub use manifest::{DEFAULT_MEMORY_MIB, Deploy, History, Manifest};
 pub use outcome::{ExpectedRemount, ExpectedUmount};
 use problem::instead;
 pub use problem::{Problem, WrongInput};
-pub use reset::{GO_ON, Reset, SHUTDOWN};
+pub use reset::{GO_ON, KEEP_THE_JOURNAL, Reset, SHUTDOWN};
 
 /// A scenario as it lies on disk.
 #[derive(Debug, Clone)]
@@ -163,6 +163,7 @@ impl Scenario {
             reset: manifest.reset.argv(),
             during: manifest.during.iter().map(During::planned).collect(),
             checks: manifest.check.iter().map(|check| check.run.clone()).collect(),
+            boot_checks: manifest.boot_check.iter().map(|check| check.run.clone()).collect(),
             recover: manifest.recover.clone(),
             command_timeout_ms: manifest.command_timeout_secs.saturating_mul(1000),
             sample_us: manifest.sample_ms.saturating_mul(1000),

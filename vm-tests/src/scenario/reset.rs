@@ -68,6 +68,9 @@ impl Reset {
 /// Lets a machine go on that waits at `final.target`, and has the kernel's console show all that systemd-shutdown says.
 pub const GO_ON: [&str; 3] = ["sh", "-c", "echo 7 >/proc/sys/kernel/printk && echo go >/run/vm-test/go"];
 
+/// The commands of the set-up that have the journal outlive its boot (journald.conf(5), `Storage=auto`).
+pub const KEEP_THE_JOURNAL: [&[&str]; 2] = [&["mkdir", "-p", "/var/log/journal"], &["journalctl", "--flush"]];
+
 /// systemd-shutdown runs it when it has unmounted what it could, just before it asks the kernel to power off
 /// (systemd-shutdown(8)).
 const LAST: &str = "/usr/lib/systemd/system-shutdown/vm-test";

@@ -191,6 +191,9 @@ impl Wrong {
         });
         let checks = manifest.check.iter().enumerate();
         let checks = checks.map(|(index, check)| (format!("check[{index}].run"), &check.run));
+        let boot_checks = manifest.boot_check.iter().enumerate();
+        let boot_checks = boot_checks.map(|(index, check)| (format!("boot_check[{index}].run"), &check.run));
+        let checks = checks.chain(boot_checks);
         let during = manifest.during.iter().enumerate();
         let during = during.map(|(index, during)| (format!("during[{index}].run"), &during.run));
         for (key, argv) in single.into_iter().chain(listed).chain(checks).chain(during) {
@@ -221,6 +224,9 @@ impl Wrong {
             let is_there = !manifest.expect.shutdown_log.is_empty();
             self.add(is_there, "expect.shutdown_log", || {
                 "of which shutdown? give reset = \"shutdown\"".to_owned()
+            });
+            self.add(!manifest.boot_check.is_empty(), "boot_check", || {
+                "after which shutdown? give reset = \"shutdown\"".to_owned()
             });
             return;
         }

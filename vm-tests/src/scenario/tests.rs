@@ -65,13 +65,17 @@ fn manifests() {
         ),
         (GOOD.replace("mount =", "user = \"root\"\nmount ="), "user: root: its units are"),
         (GOOD.replace("mount =", "user = \"A b\"\nmount ="), "user: \"A b\": give the name of a user"),
+        (
+            GOOD.replace("unit =", "boot_check = [{ run = [\"true\"] }]\nunit ="),
+            "boot_check: after which shutdown?",
+        ),
         (format!("{GOOD}shutdown_log = [\"busy\"]"), "expect.shutdown_log: of which shutdown?"),
         (GOOD.replace("unit =", "unti ="), "unit: missing"),
         (GOOD.replace("unit =", "unti ="), "3:1: unti: unknown key: did you mean unit?"),
         (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\nremoved = [\"/m/x\"]"), "reading it"),
         (
             GOOD.replace("unit =", "unknown ="),
-            "unknown: unknown key: there are base, check, command_timeout_secs",
+            "unknown: unknown key: there are base, boot_check, check, command_timeout_secs",
         ),
         (GOOD.replace("mount = \"/m\"", "mount = \"/m\"\ncycles = 0"), "nothing would be run"),
         (GOOD.replace("exec_stop_post = 0", "exec_stop_post = \"SIGNOT\""), "give a signal as \"SIGTERM\""),

@@ -20,7 +20,7 @@ use nix::unistd::execv;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount, mount_move};
 use rustix::process::{chdir, chroot};
-use vm_agent::wire::SEED;
+use vm_agent::wire::{DEPLOY_DEVICE, KEPT, SEED, WRITES};
 
 /// Root file systems that are tried, in this order.
 const ROOT_TYPES: [&str; 4] = ["squashfs", "erofs", "ext4", "btrfs"];
@@ -52,6 +52,9 @@ fn boot() -> Result<std::convert::Infallible> {
     wait_for_device("pmem0")?;
     mount_root("/dev/pmem0", "/new")?;
     bring_in("/vm", "/new/run")?;
+    let writes = format!("/new{WRITES}");
+    fs::create_dir_all(&writes).with_context(|| format!("create {writes}"))?;
+    mount_move("/writes", &writes).with_context(|| format!("move /writes to {writes}"))?;
     for at in ["/dev", "/proc", "/sys"] {
         let to = format!("/new{at}");
         mount_move(at, &to).with_context(|| format!("move {at} to {to}"))?;
@@ -63,7 +66,7 @@ fn boot() -> Result<std::convert::Infallible> {
 /// virtual time nothing random may come in, and without a seed the kernel would run in circles for a second of guest time
 /// to make one of its own (drivers/char/random.c:try_to_generate_entropy).
 fn credit_entropy() -> Result<()> {
-    let line = fs::read_to_string("/proc/cmdline").context("read /proc/cmdline")?;
+    let line = command_line()?;
     let Some(number) = line.split_whitespace().find_map(|word| word.strip_prefix(SEED)) else {
         return Ok(());
     };
@@ -76,6 +79,10 @@ fn credit_entropy() -> Result<()> {
     // SAFETY: the descriptor is open, and the kernel reads a `rand_pool_info` and the 32 bytes behind it.
     unsafe { rndaddentropy(random.as_raw_fd(), (&raw const seed).cast()) }.context("RNDADDENTROPY")?;
     Ok(())
+}
+
+fn command_line() -> Result<String> {
+    fs::read_to_string("/proc/cmdline").context("read /proc/cmdline")
 }
 
 /// `struct rand_pool_info` of linux/random.h with its buffer.
@@ -134,7 +141,8 @@ fn wait_for_device(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// A tmpfs over the read-only root: the machine may write anywhere and the image stays what it is.
+/// A tmpfs over the read-only root: the machine may write anywhere and the image stays what it is. With [`KEPT`] it is what
+/// another machine has written.
 fn mount_root(device: &str, at: &str) -> Result<()> {
     fs::create_dir_all("/lower").context("create /lower")?;
     let mounted =
@@ -142,9 +150,16 @@ fn mount_root(device: &str, at: &str) -> Result<()> {
     if !mounted {
         bail!("mount {device}: it holds none of {ROOT_TYPES:?}, or the kernel lacks the module");
     }
-    mount_new("tmpfs", "tmpfs", "/writes", MountFlags::empty(), Some(c"mode=0755"))?;
+    if command_line()?.split_whitespace().any(|word| word == KEPT) {
+        let name = DEPLOY_DEVICE.trim_start_matches("/dev/");
+        wait_for_device(name)?;
+        // No barriers: to flush the device takes the host, for which a guest in virtual time waits for ever.
+        mount_new(DEPLOY_DEVICE, "ext4", "/writes", MountFlags::empty(), Some(c"barrier=0"))?;
+    } else {
+        mount_new("tmpfs", "tmpfs", "/writes", MountFlags::empty(), Some(c"mode=0755"))?;
+    }
     for directory in ["/writes/upper", "/writes/work"] {
-        fs::create_dir(directory).with_context(|| format!("create {directory}"))?;
+        fs::create_dir_all(directory).with_context(|| format!("create {directory}"))?;
     }
     let layers = c"lowerdir=/lower,upperdir=/writes/upper,workdir=/writes/work";
     mount_new("overlay", "overlay", at, MountFlags::empty(), Some(layers))

@@ -366,7 +366,7 @@ impl Watch {
         let in_stop = match self.step {
             Some(Step::Reset) => true,
             // What recovers from a failed stop is not measured.
-            Some(Step::During | Step::Check | Step::Recover) => false,
+            Some(Step::During | Step::Check | Step::Recover | Step::BootCheck) => false,
             Some(Step::Start) | None => self.unit.is_deactivating || self.mount_unit.is_deactivating,
         };
         if in_stop == self.in_stop {

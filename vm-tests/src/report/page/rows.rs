@@ -223,6 +223,7 @@ fn name(step: Step) -> &'static str {
         Step::During => "during",
         Step::Check => "check",
         Step::Recover => "recover",
+        Step::BootCheck => "check of the next boot",
     }
 }
 
