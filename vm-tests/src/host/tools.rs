@@ -426,7 +426,7 @@ mod tests {
         let found: Vec<_> = TOOLS.iter().map(|tool| Found { tool, path: None }).collect();
         let missing = missing(&found, Distro::Debian).expect("all is missing");
         let command = "apt-get install -y --no-install-recommends qemu-system-x86 mmdebstrap squashfs-tools uidmap \
-                       debian-archive-keyring libc6-dev nix-bin python3-minimal";
+                       debian-archive-keyring libc6-dev nix-bin chromium python3-minimal";
         assert!(missing.command.ends_with(command), "{}", missing.command);
         let there: Vec<_> =
             TOOLS.iter().map(|tool| Found { tool, path: Some(PathBuf::from("/x")) }).collect();
