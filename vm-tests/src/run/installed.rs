@@ -120,6 +120,9 @@ impl Installed {
     /// A tree that can't be listed.
     pub fn refusal(&self, scenario: &Scenario) -> Result<Option<String>> {
         let manifest = &scenario.manifest;
+        if !manifest.packages.is_empty() {
+            return Ok(Some(format!("its guest needs Debian's {}", manifest.packages.join(", "))));
+        }
         let mut paths = Vec::new();
         let own = scenario.directory.join("files");
         let trees = manifest.deploy.trees.iter().map(|tree| scenario.directory.join(tree));
@@ -262,6 +265,7 @@ mod tests {
                 None,
                 "it names /bin/sleep",
             ),
+            ("packages", "packages = [\"zz\", \"xx\"]\n", None, "its guest needs Debian's xx, zz"),
             ("usual", "[deploy.programs]\n\"/run/x\" = \"vm-kill\"\n", None, "vm-kill names paths"),
             ("units", "setup = [[\"ls\", \"/etc/systemd/system\"]]\n", None, "it names /etc/systemd/system"),
             ("set-up", "setup = [[\"/usr/bin/x\", \"y\"]]\n", None, "it names /usr/bin/x"),
