@@ -68,7 +68,7 @@ fn steps(shell: &Shell) -> [Step<'_>; 7] {
             cmd!(
                 shell,
                 "{cargo} clippy --quiet --manifest-path helper/fuzz/Cargo.toml --no-default-features
-                 --target-dir target/fuzz --locked -- --deny warnings"
+                 --locked -- --deny warnings"
             ),
         ),
         ("format of the example", cmd!(shell, "{cargo} fmt --manifest-path {ELSEWHERE} --check")),

@@ -385,7 +385,7 @@ async fn two_runs_at_once(scratch: &Path) -> Result<()> {
 
 /// How many kills, unless this variable of the environment says otherwise.
 const KILLS_VAR: &str = "VM_TESTS_KILLS";
-const KILLS: u32 = 40;
+const KILLS: u32 = 25;
 /// Repeats the moments of an earlier run.
 const SEED_VAR: &str = "VM_TESTS_SEED";
 
