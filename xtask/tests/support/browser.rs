@@ -40,8 +40,8 @@ impl Browser {
         let log = std::fs::File::create(scratch.join("browser.log")).context("create the browser's log")?;
         let child = Program::new(BROWSER)
             .args(["--headless", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe", &profile])
-            // Its sandbox is not to be had by root. It opens our own files only.
-            .args(["--no-sandbox", "--hide-scrollbars", "about:blank"])
+            // Its sandbox is not to be had by root, and it opens our own files only. A container's /dev/shm may be small.
+            .args(["--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "about:blank"])
             .stdout(Sink::Null)
             .stderr(Sink::File(log))
             .pass_fd(theirs.into_blocking_fd()?, 3)
