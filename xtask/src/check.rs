@@ -124,18 +124,16 @@ fn suites(shell: &Shell) -> [Step<'_>; 4] {
 
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
 /// panic to a killed QEMU, and scenarios on a guest of NixOS' shape; the programs built twice, machines and recordings once more,
-/// what the deployed software finds after a power cut, and the pages of two runs, in a browser.
+/// what the deployed software finds after a power cut, and the pages of two runs, in a browser. Each step's name and its test.
+const LANES: [&[(&str, &str)]; 2] = [
+    &[("faults", "faults"), ("a guest that is no FHS system", "store_guest")],
+    &[("the same once more", "repeatable"), ("power cuts", "power_cut"), ("pages", "report")],
+];
+
 fn lanes(shell: &Shell) -> [Vec<Step<'_>>; 2] {
     let cargo = tools::cargo();
-    let test = |name| cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {name}");
-    [
-        vec![("faults", test("faults")), ("a guest that is no FHS system", test("store_guest"))],
-        vec![
-            ("the same once more", test("repeatable")),
-            ("power cuts", test("power_cut")),
-            ("pages", test("report")),
-        ],
-    ]
+    let test = |test| cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {test}");
+    LANES.map(|lane| lane.iter().map(|(name, its)| (*name, test(its))).collect())
 }
 
 /// The command that runs the VM suite.
@@ -206,11 +204,8 @@ impl Tally {
 /// Builds what the lanes run.
 fn build_of_lanes(shell: &Shell) -> Cmd<'_> {
     let cargo = tools::cargo();
-    cmd!(
-        shell,
-        "{cargo} test --quiet --locked -p xtask --no-run --test faults --test repeatable --test power_cut
-         --test store_guest --test report"
-    )
+    let tests = LANES.concat().into_iter().flat_map(|(_name, test)| ["--test", test]);
+    cmd!(shell, "{cargo} test --quiet --locked -p xtask --no-run {tests...}")
 }
 
 /// Runs steps one after the other.

@@ -26,24 +26,11 @@ pub(super) fn named_last(mut holders: Vec<Holder>, events: &[&Event]) -> Vec<Hol
 
 #[cfg(test)]
 mod tests {
-    use vm_agent::recording::{Kind, Namespace, Reference, Scan, Step, Task, Trigger};
+    use vm_agent::recording::{Scan, Step, Task, Trigger};
 
     use super::super::fold::cycles;
-    use super::super::samples::{ends, recording};
+    use super::super::samples::{ends, recording, task};
     use super::*;
-
-    fn task(pid: u32, comm: &str, role: Role) -> Task {
-        Task {
-            pid,
-            tid: pid,
-            comm: comm.to_owned(),
-            role,
-            unit: "x.service".to_owned(),
-            namespace: Namespace { inode: 1, id: None },
-            private_copy: false,
-            references: vec![Reference { kind: Kind::Cwd, path: "/m".to_owned() }],
-        }
-    }
 
     fn scan(trigger: Trigger, tasks: Vec<Task>) -> What {
         What::Scan(Scan { trigger, whole_proc: false, cost_ns: 0, mounted: true, tasks })

@@ -2,7 +2,8 @@
 
 use vm_agent::recording::{Blocker, Diagnosis, Found, Why};
 use vm_agent::recording::{
-    EndState, Event, Kind, Namespace, Plan, Recording, Remount, Role, Step, StepEnd, UnitState, What,
+    EndState, Event, Kind, Namespace, Plan, Recording, Reference, Remount, Role, Step, StepEnd, Task,
+    UnitState, What,
 };
 use vm_agent::wire::Exit;
 
@@ -63,6 +64,20 @@ pub(crate) fn holder(pid: u32, comm: &str, role: Role) -> Holder {
         namespace_id: Some(1),
         unit: "x.service".to_owned(),
         named: String::new(),
+    }
+}
+
+/// A task of the unit's that works in the mount.
+pub(crate) fn task(pid: u32, comm: &str, role: Role) -> Task {
+    Task {
+        pid,
+        tid: pid,
+        comm: comm.to_owned(),
+        role,
+        unit: "x.service".to_owned(),
+        namespace: Namespace { inode: 1, id: None },
+        private_copy: false,
+        references: vec![Reference { kind: Kind::Cwd, path: "/m".to_owned() }],
     }
 }
 

@@ -30,8 +30,8 @@ pub fn compare(one: &Recording, other: &Recording) -> Comparison {
     }
     let (here, there) = (streams(one), streams(other));
     for stream in here.keys().chain(there.keys().filter(|stream| !here.contains_key(*stream))) {
-        let lines = |of: &BTreeMap<String, Vec<String>>| of.get(stream).cloned().unwrap_or_default();
-        differences.extend(first_of(stream, &lines(&here), &lines(&there)));
+        let [here, there] = [&here, &there].map(|of| of.get(stream).map_or(&[][..], Vec::as_slice));
+        differences.extend(first_of(stream, here, there));
     }
     let mut furthest: f64 = 0.0;
     for ((step, here), (_, there)) in durations(one).into_iter().zip(durations(other)) {

@@ -186,6 +186,21 @@ impl Report {
             .unwrap_or(Verdict::Passed)
     }
 
+    /// How many are which, what is wrong first: `1 FAILED, 2 passed`; empty if nothing was run.
+    pub(crate) fn counts(&self) -> String {
+        let verdicts =
+            [Verdict::Failed, Verdict::New, Verdict::Infrastructure, Verdict::Interrupted, Verdict::Passed];
+        let parts = verdicts
+            .map(|verdict| (self.count(verdict), verdict))
+            .into_iter()
+            .filter(|(count, _)| *count > 0);
+        let words = parts.map(|(count, verdict)| match verdict {
+            Verdict::Passed => format!("{count} passed"),
+            verdict => format!("{count} {}", verdict.words()),
+        });
+        words.collect::<Vec<_>>().join(", ")
+    }
+
     fn count(&self, verdict: Verdict) -> usize {
         self.scenarios.iter().filter(|scenario| scenario.verdict == verdict).count()
     }

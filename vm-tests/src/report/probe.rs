@@ -65,7 +65,7 @@ fn lines(recording: &Recording, cycle: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use vm_agent::recording::{Found, Kind, Namespace, Reference, Scan, Task, Trigger};
+    use vm_agent::recording::{Found, Scan, Task, Trigger};
 
     use super::*;
     use crate::judge::samples;
@@ -73,16 +73,8 @@ mod tests {
     /// An outside holder stays until it is seen gone, and what was not looked for is not said to be missing.
     #[test]
     fn a_line_says_what_it_is_of() {
-        let visitor = Task {
-            pid: 181,
-            tid: 181,
-            comm: "sleep".to_owned(),
-            role: Role::Outside,
-            unit: "visitor.service".to_owned(),
-            namespace: Namespace { inode: 1, id: None },
-            private_copy: false,
-            references: vec![Reference { kind: Kind::Cwd, path: "/m".to_owned() }],
-        };
+        let visitor =
+            Task { unit: "visitor.service".to_owned(), ..samples::task(181, "sleep", Role::Outside) };
         let scan = |whole_proc, mounted, tasks| {
             What::Scan(Scan { trigger: Trigger::Tick, whole_proc, cost_ns: 0, mounted, tasks })
         };

@@ -11,14 +11,7 @@ const OF_FIRST: usize = 10;
 /// The summary of a suite.
 #[must_use]
 pub fn summary(report: &Report) -> String {
-    let count = |verdict| report.scenarios.iter().filter(|one| one.verdict == verdict).count();
-    let verdicts =
-        [Verdict::Failed, Verdict::New, Verdict::Infrastructure, Verdict::Interrupted, Verdict::Passed];
-    let parts = verdicts.iter().filter(|verdict| count(**verdict) > 0).map(|verdict| {
-        let words = if *verdict == Verdict::Passed { "passed" } else { verdict.words() };
-        format!("{} {words}", count(*verdict))
-    });
-    let mut lines = vec![format!("### vm-test: {}", parts.collect::<Vec<_>>().join(", "))];
+    let mut lines = vec![format!("### vm-test: {}", report.counts())];
     let mut bad: Vec<&ScenarioReport> =
         report.scenarios.iter().filter(|one| one.verdict != Verdict::Passed).collect();
     // What failed has a cause of its own; what has no result may be a broken machine.

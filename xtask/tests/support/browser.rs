@@ -8,6 +8,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::unix::pipe;
@@ -125,7 +127,8 @@ impl Browser {
     pub(crate) async fn picture(&mut self, file: &Path) -> Result<()> {
         let how = json!({ "format": "png", "captureBeyondViewport": true });
         let said = self.ask("Page.captureScreenshot", how).await?;
-        let bytes = base64(said["data"].as_str().context("a picture")?)?;
+        let text = said["data"].as_str().context("a picture")?;
+        let bytes = STANDARD.decode(text).context("a picture is base64")?;
         std::fs::write(file, bytes).with_context(|| format!("write {}", file.display()))
     }
 
@@ -187,27 +190,4 @@ impl Browser {
         };
         self.complaints.push(complaint.to_string());
     }
-}
-
-/// Standard base64 (RFC 4648), as the protocol has it.
-fn base64(text: &str) -> Result<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len() / 4 * 3);
-    let (mut bits, mut count) = (0_u32, 0_u32);
-    for letter in text.bytes().filter(|letter| *letter != b'=') {
-        let six = match letter {
-            b'A'..=b'Z' => letter - b'A',
-            b'a'..=b'z' => letter - b'a' + 26,
-            b'0'..=b'9' => letter - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => bail!("{:?} is not of base64", char::from(letter)),
-        };
-        bits = (bits << 6) | u32::from(six);
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push(u8::try_from((bits >> count) & 0xff)?);
-        }
-    }
-    Ok(bytes)
 }

@@ -23,16 +23,16 @@ pub(super) fn class(verdict: Verdict) -> &'static str {
 
 /// The template with its parts in their places. The title is text, the other two are not.
 pub(super) fn filled(title: &str, body: &str, data: &str) -> String {
-    let parts = [("TITLE", escaped(title)), ("STYLE", STYLE.to_owned()), ("BODY", body.to_owned())];
-    let more = [("DATA", data.to_owned()), ("SCRIPT", SCRIPT.to_owned())];
+    let title = escaped(title);
+    let parts = [("TITLE", &*title), ("STYLE", STYLE), ("BODY", body), ("DATA", data), ("SCRIPT", SCRIPT)];
     let mut text = String::with_capacity(PAGE.len() + body.len() + data.len());
     let mut rest = PAGE;
     // In one pass, since a part may have anything in it.
     while let Some((before, after)) = rest.split_once("{{") {
         let (name, after) = after.split_once("}}").expect("the template closes what it opens");
-        let part = parts.iter().chain(&more).find(|(known, _)| *known == name);
+        let part = parts.iter().find(|(known, _)| *known == name);
         text.push_str(before);
-        text.push_str(&part.expect("the template names parts that there are").1);
+        text.push_str(part.expect("the template names parts that there are").1);
         rest = after;
     }
     text.push_str(rest);

@@ -9,10 +9,11 @@ const SLOWEST: usize = 5;
 /// The page of a suite, with links to those of its scenarios, which lie in `<guest>/<scenario>/`.
 #[must_use]
 pub fn index(report: &Report) -> String {
+    let counts = Some(report.counts()).filter(|counts| !counts.is_empty());
     let mut text = format!(
         "<section class=\"head {}\"><h1>{}</h1><p class=\"what\">{}; durations are {} time of the guest</p></section>\n",
         class(report.verdict()),
-        escaped(&counts(report)),
+        escaped(counts.as_deref().unwrap_or("nothing was run")),
         escaped(&report.accelerator),
         escaped(&report.clock),
     );
@@ -35,19 +36,6 @@ pub fn index(report: &Report) -> String {
         ));
     }
     filled("vm-test", &text, "null")
-}
-
-fn counts(report: &Report) -> String {
-    let count = |verdict| report.scenarios.iter().filter(|one| one.verdict == verdict).count();
-    let parts =
-        [Verdict::Failed, Verdict::New, Verdict::Infrastructure, Verdict::Interrupted, Verdict::Passed]
-            .map(|verdict| (count(verdict), verdict));
-    let words = parts.iter().filter(|(count, _)| *count > 0).map(|(count, verdict)| match verdict {
-        Verdict::Passed => format!("{count} passed"),
-        verdict => format!("{count} {}", verdict.words()),
-    });
-    let words: Vec<String> = words.collect();
-    if words.is_empty() { "nothing was run".to_owned() } else { words.join(", ") }
 }
 
 fn longest(one: &ScenarioReport) -> u64 {

@@ -36,7 +36,7 @@
   const failing = () => shown().map(({ cycle }) => cycle.failing && { mark: cycle.failing, at: cycle.failing.at - cycle.zero }).find((one) => one);
 
   // Rows of two runs that are about the same share a line; a process is known by its name, since its pid is another each time.
-  const lines = () => {
+  const gathered = () => {
     const all = [];
     for (const { cycle, run } of shown()) {
       const seen = {};
@@ -55,8 +55,20 @@
   };
 
   // Every instant at which something changes, looks of the recorder's left out.
-  const instants = () => [...new Set(lines().flatMap(({ parts }) => parts.flatMap(({ spans, marks }) =>
+  const changes = (lines) => [...new Set(lines.flatMap(({ parts }) => parts.flatMap(({ spans, marks }) =>
     [...spans.flatMap((span) => [span.from, span.to]), ...marks.filter((mark) => mark.look !== 'tick').map((mark) => mark.at)])))].sort((a, b) => a - b);
+
+  // Of the cycle that is shown, put together once: the pointer asks for them at each move.
+  let known = { number: null };
+  const shownNow = () => {
+    if (known.number !== number) {
+      const all = gathered();
+      known = { number, lines: all, instants: changes(all) };
+    }
+    return known;
+  };
+  const lines = () => shownNow().lines;
+  const instants = () => shownNow().instants;
 
   const width = () => Math.max(600, svg.clientWidth || svg.parentNode.clientWidth);
   const x = (time) => GUTTER + (time - from) / (to - from) * (width() - GUTTER - 12);
@@ -171,7 +183,7 @@
     };
     // Who holds it first, as that is what one looks for.
     const order = (line) => line.name === 'holders says' ? 0 : line.lane === 'processes' ? 1 : line.lane === 'mounts' ? 2 : 3;
-    for (const line of lines().sort((a, b) => order(a) - order(b))) {
+    for (const line of [...lines()].sort((a, b) => order(a) - order(b))) {
       for (const { run, spans, marks } of line.parts) {
         const before = spans.filter((span) => span.from < at && at <= span.to);
         const after = spans.filter((span) => span.from <= at && at < span.to);

@@ -195,15 +195,8 @@ fn failing(events: &[&Event]) -> Option<Mark> {
 
 fn call(what: &What) -> Option<&UmountCall> {
     match what {
-        What::UmountCall(call) => Some(call),
-        What::OfMount { what, .. } => call_of(what),
-        _ => None,
-    }
-}
-
-fn call_of(what: &What) -> Option<&UmountCall> {
-    match what {
-        What::UmountCall(call) => Some(call),
+        What::UmountCall(found) => Some(found),
+        What::OfMount { what, .. } => call(what),
         _ => None,
     }
 }

@@ -1,8 +1,8 @@
 //! What is drawn of a recording.
 
 use vm_agent::recording::{
-    EBUSY, Event, Exec, Exit, Found, Kind, MAIN, Mounted, Namespace, Recording, Reference, Role, Scan, Step,
-    Target, Task, Trigger, UmountCall, UnitState, What, Why,
+    EBUSY, Event, Exec, Exit, Found, Kind, MAIN, Mounted, Recording, Reference, Role, Scan, Step, Target,
+    Task, Trigger, UmountCall, UnitState, What, Why,
 };
 
 use super::rows::*;
@@ -12,16 +12,8 @@ use crate::judge::samples;
 const MS: u64 = 1_000_000;
 
 fn task(pid: u32, comm: &str, role: Role, kinds: &[Kind]) -> Task {
-    Task {
-        pid,
-        tid: pid,
-        comm: comm.to_owned(),
-        role,
-        unit: "x.service".to_owned(),
-        namespace: Namespace { inode: 1, id: None },
-        private_copy: true,
-        references: kinds.iter().map(|kind| Reference { kind: *kind, path: format!("/m/{pid}") }).collect(),
-    }
+    let references = kinds.iter().map(|kind| Reference { kind: *kind, path: format!("/m/{pid}") }).collect();
+    Task { private_copy: true, references, ..samples::task(pid, comm, role) }
 }
 
 fn scan(whole_proc: bool, tasks: Vec<Task>) -> What {
