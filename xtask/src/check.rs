@@ -28,9 +28,13 @@ pub(crate) struct CheckArgs {
     #[arg(long, conflicts_with = "no_vm")]
     no_suite: bool,
 
+    /// Run every scenario on every image, and not on trixie and one of the others: what a release and each night have
+    #[arg(long, conflicts_with = "no_vm")]
+    all: bool,
+
     /// Make changes that the tests must notice, each in a copy of the checkout, and report whether they do; nothing
     /// else is run. Without a NAME: all of them
-    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["no_vm", "no_suite"])]
+    #[arg(long, value_name = "NAME", num_args = 0.., conflicts_with_all = ["no_vm", "no_suite", "all"])]
     mutants: Option<Vec<String>>,
 }
 
@@ -99,8 +103,9 @@ fn machines(shell: &Shell) -> Result<Step<'_>> {
 
 /// What boots machines: the example's scenario; the .deb, installed; one run with it, and one with the archive's files; the
 /// scenarios of this repository.
-fn suites(shell: &Shell) -> [Step<'_>; 4] {
+fn suites(shell: &Shell, all: bool) -> [Step<'_>; 4] {
     let cargo = tools::cargo();
+    let breadth = if all { None } else { Some("--spread") };
     [
         // All before vm-test, which has its results in the same place.
         ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}")),
@@ -118,7 +123,10 @@ fn suites(shell: &Shell) -> [Step<'_>; 4] {
                 "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie --deploy both product-environment"
             ),
         ),
-        (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES}")),
+        (
+            SUITE,
+            cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES} {breadth...}"),
+        ),
     ]
 }
 
@@ -139,8 +147,8 @@ fn lanes(shell: &Shell) -> [Vec<Step<'_>>; 2] {
 /// The command that runs the VM suite.
 pub(crate) const SUITE: &str = "vm-test";
 
-/// On which images.
-pub(crate) const IMAGES: &str = "bookworm,trixie,sid";
+/// On which images; all scenarios are run on the first.
+pub(crate) const IMAGES: &str = "trixie,bookworm,sid";
 
 /// A workspace that uses the harness from outside.
 const ELSEWHERE: &str = "vm-tests/examples/elsewhere/Cargo.toml";
@@ -170,7 +178,8 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     tally.add(beside);
     in_turn(packages(&shell), &mut tally).await?;
     if !args.no_vm {
-        let suites = suites(&shell).into_iter().filter(|(name, _)| !args.no_suite || *name != SUITE);
+        let suites =
+            suites(&shell, args.all).into_iter().filter(|(name, _)| !args.no_suite || *name != SUITE);
         in_turn(suites, &mut tally).await?;
         // Built before, as the lanes would wait for each other in cargo.
         in_turn([("build of the machines' tests", build_of_lanes(&shell))], &mut tally).await?;

@@ -11,6 +11,7 @@ use vm_tests::machine::Cancel;
 use vm_tests::report::page::PAGE_FILE;
 use vm_tests::report::{self, Report, Verdict, summary};
 use vm_tests::run::one::Bounds;
+use vm_tests::run::part::Breadth;
 use vm_tests::run::recall::Again;
 use vm_tests::run::shard::Shard;
 use vm_tests::run::suite;
@@ -42,6 +43,11 @@ pub(crate) struct VmTestArgs {
     /// scenarios, the images and costs.toml, the costliest runs first
     #[arg(long, value_name = "K/N", conflicts_with = "history")]
     shard: Option<Shard>,
+
+    /// Run each scenario on the first image and on one of the others, for each scenario always the same one: what `check` does
+    /// where it is not given --all
+    #[arg(long, conflicts_with = "history")]
+    spread: bool,
 
     /// Write the verdicts as JUnit's XML too
     #[arg(long, value_name = "FILE", conflicts_with = "no_run")]
@@ -143,6 +149,7 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         results: args.results.clone(),
         again: if args.fresh { Again::All } else { Again::Some(args.verify) },
         shard: args.shard,
+        breadth: if args.spread { Breadth::Two } else { Breadth::All },
     };
     if args.no_run {
         let prepared = suite::prepare_only(&workspace, &scenarios, &options, cancel).await?;

@@ -1,5 +1,5 @@
-//! The part of a suite that one shard runs, and what it needs for that: chosen before anything is prepared, so that no image
-//! is built and no machine saved which the shard has no run for.
+//! The part of a suite that is run, and what it needs for that: chosen before anything is prepared, so that no image is built
+//! and no machine saved which nothing is run for.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,28 +13,39 @@ use crate::scenario::{Scenario, Wanted, WrongInput};
 /// Which runs of a suite are run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Part {
-    /// Which part it is.
-    pub share: Share,
+    /// Which shard it is; `None` if it is not one.
+    pub share: Option<Share>,
     /// The scenarios, by guest.
     runs: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl Part {
-    /// A shard of the suite that has each of the scenarios on each of the machines. In whatever order they are given.
+    /// A shard of the suite that has each of the scenarios on each of the machines, or on fewer of them. In whatever order
+    /// they are given. `None` is all of it.
     ///
     /// # Errors
     /// [`WrongInput`] if there are more shards than runs: for each of them, and not only for those that had none.
     pub fn of(
-        shard: Shard,
+        shard: Option<Shard>,
+        breadth: Breadth,
         machines: &Machines,
         scenarios: &[Scenario],
         costs: &Costs,
-    ) -> Result<Self, WrongInput> {
-        let on = |guest: String| {
-            let its = scenarios.iter().filter(|one| one.is_for(&guest)).map(|one| one.name.clone());
-            its.map(|name| (guest.clone(), name)).collect::<Vec<_>>()
+    ) -> Result<Option<Self>, WrongInput> {
+        let names = machines.names();
+        let on = |one: &Scenario| {
+            let its: Vec<&String> = names.iter().filter(|guest| one.is_for(guest)).collect();
+            let its = if breadth == Breadth::Two { spread(&one.name, &names, its) } else { its };
+            its.into_iter().map(|guest| (guest.clone(), one.name.clone())).collect::<Vec<_>>()
         };
-        let all: BTreeSet<(String, String)> = machines.names().into_iter().flat_map(on).collect();
+        let all: BTreeSet<(String, String)> = scenarios.iter().flat_map(on).collect();
+        let mut runs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let Some(shard) = shard else {
+            for (guest, name) in all {
+                runs.entry(guest).or_default().insert(name);
+            }
+            return Ok((breadth == Breadth::Two).then_some(Self { share: None, runs }));
+        };
         if all.len() < shard.of() {
             let (of, runs) = (shard.of(), all.len());
             return Err(WrongInput::new(format!(
@@ -43,14 +54,13 @@ impl Part {
             )));
         }
         let of_each: Vec<Cost> = all.iter().map(|(guest, name)| costs.of(guest, name)).collect();
-        let share = shard.share(all.len());
-        let mut runs: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let share = Some(shard.share(all.len()));
         for ((guest, name), place) in all.into_iter().zip(divide(&of_each, shard.of())) {
             if shard.is(place) {
                 runs.entry(guest).or_default().insert(name);
             }
         }
-        Ok(Self { share, runs })
+        Ok(Some(Self { share, runs }))
     }
 
     /// Whether a scenario is run on a guest.
@@ -87,6 +97,25 @@ impl Part {
     }
 }
 
+/// On how many of the machines that a scenario is for it is run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Breadth {
+    /// On each.
+    #[default]
+    All,
+    /// On the first, and on one of the others: for each scenario always the same one, and not for all scenarios the same.
+    Two,
+}
+
+/// Those of a scenario's guests that it is run on if it is run on two at most. By its name alone: another scenario changes
+/// nothing about it.
+fn spread<'a>(name: &str, all: &[String], its: Vec<&'a String>) -> Vec<&'a String> {
+    let (first, others): (Vec<_>, Vec<_>) = its.into_iter().partition(|guest| all.first() == Some(*guest));
+    let sum: usize = name.bytes().map(usize::from).sum();
+    let other = sum.checked_rem(others.len()).and_then(|place| others.get(place).copied());
+    first.into_iter().chain(other).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -110,7 +139,9 @@ mod tests {
     }
 
     fn part(shard: &str, machines: &Machines, scenarios: &[Scenario], costs: &Costs) -> Part {
-        Part::of(shard.parse().expect("a shard"), machines, scenarios, costs).expect("enough runs")
+        let shard = Some(shard.parse().expect("a shard"));
+        let part = Part::of(shard, Breadth::All, machines, scenarios, costs).expect("enough runs");
+        part.expect("a part")
     }
 
     #[test]
@@ -126,7 +157,7 @@ mod tests {
         let machines = Machines { suites: vec![Suite::Trixie, Suite::Sid], ..Machines::default() };
         let seen = |shard: &str| {
             let part = part(shard, &machines, &scenarios, &costs);
-            assert_eq!(part.share.runs_of_all, 5, "with is not for sid");
+            assert_eq!(part.share.expect("a shard").runs_of_all, 5, "with is not for sid");
             let suites = part.machines(&machines).suites;
             let wanted = part.wanted(&scenarios).into_iter();
             (suites, wanted.map(|one| (one.by, one.images, one.memory_mib)).collect::<Vec<_>>())
@@ -165,6 +196,42 @@ mod tests {
     }
 
     #[test]
+    fn a_suite_that_is_spread_has_each_scenario_on_the_first_image_and_on_one_other() {
+        let scratch = tempfile::tempdir().expect("tempdir");
+        let mut scenarios: Vec<_> =
+            ["a", "b", "c", "d"].map(|name| scenario(scratch.path(), name, "")).into();
+        scenarios.push(scenario(scratch.path(), "only", "images = [\"trixie\"]"));
+        scenarios.push(scenario(scratch.path(), "never-there", "images = [\"sid\", \"bookworm\"]"));
+        let suites = vec![Suite::Trixie, Suite::Bookworm, Suite::Sid];
+        let machines = Machines { suites, ..Machines::default() };
+        let spread = |scenarios: &[Scenario]| {
+            let part = Part::of(None, Breadth::Two, &machines, scenarios, &Costs::default());
+            part.expect("no shards").expect("a part")
+        };
+        let part = spread(&scenarios);
+        let on = |name: &str| ["trixie", "bookworm", "sid"].map(|guest| part.has(guest, name));
+        assert_eq!(on("a"), [true, false, true]);
+        assert_eq!(on("b"), [true, true, false]);
+        assert_eq!(on("only"), [true, false, false]);
+        assert_eq!(on("never-there").into_iter().filter(|runs| *runs).count(), 1);
+        assert_eq!(part.runs(), 10);
+        // Whatever else there is, and in whatever order.
+        scenarios.reverse();
+        assert_eq!(spread(&scenarios), part);
+        let alone = spread(&scenarios[2..3]);
+        assert!(scenarios[2].name == "d" && alone.has("bookworm", "d") == part.has("bookworm", "d"));
+        let all = Part::of(None, Breadth::All, &machines, &scenarios, &Costs::default());
+        assert_eq!(all, Ok(None));
+        // Its shards are it.
+        let shard = |shard: &str| {
+            let shard = Some(shard.parse().expect("a shard"));
+            let part = Part::of(shard, Breadth::Two, &machines, &scenarios, &Costs::default());
+            part.expect("enough runs").expect("a part").runs()
+        };
+        assert_eq!(shard("1/2") + shard("2/2"), 10);
+    }
+
+    #[test]
     fn an_external_image_has_shards_too() {
         let scratch = tempfile::tempdir().expect("tempdir");
         let scenarios = ["a", "b"].map(|name| scenario(scratch.path(), name, "images = [\"sid\"]"));
@@ -183,8 +250,9 @@ mod tests {
         let scratch = tempfile::tempdir().expect("tempdir");
         let scenarios = [scenario(scratch.path(), "a", "")];
         for shard in ["1/2", "2/2"] {
-            let asked = shard.parse().expect("a shard");
-            let wrong = Part::of(asked, &Machines::default(), &scenarios, &Costs::default());
+            let asked = Some(shard.parse().expect("a shard"));
+            let machines = Machines::default();
+            let wrong = Part::of(asked, Breadth::All, &machines, &scenarios, &Costs::default());
             let words = wrong.expect_err("too many").to_string();
             assert_eq!(
                 words,

@@ -20,7 +20,7 @@ use super::jobs::jobs;
 use super::left_out::{not_run, other_cycles, those_for};
 use super::one::{self, Bounds};
 use super::pace::{Pace, about};
-use super::part::Part;
+use super::part::{Breadth, Part};
 use super::prepare::{Machines, make_sure, prepare};
 use super::recall::{self, Again, Asked, Known};
 use super::remembered::Store;
@@ -59,6 +59,8 @@ pub struct Options {
     pub again: Again,
     /// Which part of the suite is run; `None` is all of it.
     pub shard: Option<Shard>,
+    /// On how many of the machines a scenario is run.
+    pub breadth: Breadth,
 }
 
 /// A suite that has run.
@@ -112,7 +114,7 @@ pub async fn run(
     let sizes = trials.iter().map(|trial| u64::from(trial.scenario.manifest.memory_mib)).collect();
     let jobs = options.jobs.unwrap_or_else(|| jobs(sizes));
     let mut report = Report::new(&prepared.guests, run_all(trials, pace, jobs, cancel).await)?;
-    report.shard = prepared.plan.part.as_ref().map(|part| part.share);
+    report.shard = prepared.plan.part.as_ref().and_then(|part| part.share);
     std::fs::write(&path, serde_json::to_string_pretty(&report)?)
         .with_context(|| format!("write {}", path.display()))?;
     let page = results.directory.join(PAGE_FILE);
@@ -149,13 +151,8 @@ async fn ready(
     cancel: Cancel,
 ) -> Result<(Prepared, Results)> {
     let note = other_cycles(scenarios, options.bounds.cycles)?;
-    let part = match options.shard {
-        Some(shard) => {
-            let costs = Costs::load(&workspace.scenario_roots)?;
-            Some(Part::of(shard, &options.machines, scenarios, &costs)?)
-        }
-        None => None,
-    };
+    let costs = Costs::load(&workspace.scenario_roots)?;
+    let part = Part::of(options.shard, options.breadth, &options.machines, scenarios, &costs)?;
     let results = match &options.results {
         Some(named) => Results::at(named).await?,
         None => Results::next_free(&workspace.target)?,
@@ -559,7 +556,9 @@ mod tests {
         let machines = Machines { suites: vec![Suite::Trixie, Suite::Sid], ..Machines::default() };
         let of = |shard: &str| {
             let shard = shard.parse().expect("a shard");
-            let part = Part::of(shard, &machines, &scenarios, &Costs::default()).expect("enough runs");
+            let costs = Costs::default();
+            let part = Part::of(Some(shard), Breadth::All, &machines, &scenarios, &costs);
+            let part = part.expect("enough runs").expect("a part");
             let plan = SuitePlan { part: Some(part), ..prepared.plan.clone() };
             let text = serde_json::to_string(&Prepared { plan, ..prepared.clone() }).expect("json");
             let read: Prepared = serde_json::from_str(&text).expect("what was written");
