@@ -39,7 +39,8 @@ pub(crate) fn kernel_files(mounts: &[Mount]) -> Vec<KernelFile> {
     let probes = tracing.and_then(|tracing| fs::read(tracing.mount_point.join("uprobe_events")).ok());
     files.extend(uprobes(&probes.unwrap_or_default()));
     // Of the caller's network namespace, without the server's own file system.
-    files.extend(exports(&fs::read("/proc/net/rpc/nfsd.export/content").unwrap_or_default()));
+    let cache = |name| fs::read(format!("/proc/net/rpc/{name}/content")).unwrap_or_default();
+    files.extend(exports(&cache("nfsd.export"), &cache("nfsd.fh")));
     files.extend(lio_files(Path::new("/sys/kernel/config/target/core")));
     files
 }
@@ -57,16 +58,34 @@ pub(crate) fn uprobes(table: &[u8]) -> Vec<KernelFile> {
     table.split(|&byte| byte == b'\n').filter_map(probe).collect()
 }
 
-/// Reads the NFS server's `nfsd.export/content`: `PATH CLIENT(FLAGS)`, with the kernel's octal escapes and comments.
-pub(crate) fn exports(table: &[u8]) -> Vec<KernelFile> {
-    let export = |line: &[u8]| {
-        let mut fields = line.split(|byte| b"\t ".contains(byte)).filter(|field| !field.is_empty());
-        let path = fields.next().filter(|path| path.starts_with(b"/"))?;
-        let client = fields.next()?.split(|&byte| byte == b'(').next()?;
-        let client = String::from_utf8_lossy(&mount::unescape(client)).into_owned();
-        Some(KernelFile { kind: KernelKind::NfsExport(client), path: mount::path(path) })
+/// Reads the NFS server's caches, with the kernel's octal escapes: `nfsd.export/content` with `PATH CLIENT(FLAGS)` and
+/// `nfsd.fh/content` with `CLIENT TYPE ID PATH`. Both have their paths until they are flushed, by the second for the clients
+/// that have asked; an entry that is a comment has run out or forbids, and has its path all the same
+/// (`net/sunrpc/cache.c:c_show`).
+pub(crate) fn exports(exports: &[u8], handles: &[u8]) -> Vec<KernelFile> {
+    let fields = |line: &[u8]| -> Vec<Vec<u8>> {
+        let line = line.strip_prefix(b"# ").unwrap_or(line);
+        let fields = line.split(|byte| b"\t ".contains(byte)).filter(|field| !field.is_empty());
+        fields.map(<[u8]>::to_vec).collect()
     };
-    table.split(|&byte| byte == b'\n').filter_map(export).collect()
+    let lines = |table: &[u8]| table.split(|&byte| byte == b'\n').map(fields).collect::<Vec<_>>();
+    let exports = lines(exports).into_iter().filter_map(|fields| match fields.as_slice() {
+        [path, client, ..] => Some((path.clone(), client.split(|&byte| byte == b'(').next()?.to_vec())),
+        _ => None,
+    });
+    let handles = lines(handles).into_iter().filter_map(|fields| match fields.as_slice() {
+        [client, _kind, _id, path] => Some((path.clone(), client.clone())),
+        _ => None,
+    });
+    let mut files: Vec<KernelFile> = Vec::new();
+    for (path, client) in exports.chain(handles).filter(|(path, _)| path.starts_with(b"/")) {
+        let client = String::from_utf8_lossy(&mount::unescape(&client)).into_owned();
+        let file = KernelFile { kind: KernelKind::NfsExport(client), path: mount::path(&path) };
+        if !files.contains(&file) {
+            files.push(file);
+        }
+    }
+    files
 }
 
 /// The files that LIO serves as disks, by the directory `target/core` of configfs.
@@ -309,13 +328,23 @@ mod tests {
         let file = |kind, path: &str| KernelFile { kind, path: path.into() };
         assert_eq!(uprobes(table), [file(kind("uprobes/p_sh_0x0"), "/m/a b"), file(kind("x/y"), "/m/c")]);
         // As nfs-utils and knfsd have it (`fs/nfsd/export.c:svc_export_show`).
-        let table = b"#path domain(flags)\n/m/a\\040b\t192.168.0.0/16(rw,no_root_squash,sync,uuid=1:2)\n/m\t*(ro)\n# x\n";
+        let table = b"#path domain(flags)\n/m/a\\040b\t192.168.0.0/16(rw,no_root_squash,sync,uuid=1:2)\n/m\t*(ro)\n# x\n\
+                      # /m/late\t*()\n";
+        // `fs/nfsd/export.c:expkey_show`.
+        let handles =
+            b"#domain fsidtype fsid [path]\n* 1 0x07000000 /m\n* 1 0x08000000 /m/c\\011d\n# * 1 0x09000000\n";
         let kind = |client: &str| KernelKind::NfsExport(client.to_owned());
-        assert_eq!(exports(table), [file(kind("192.168.0.0/16"), "/m/a b"), file(kind("*"), "/m")]);
+        let expected = [
+            file(kind("192.168.0.0/16"), "/m/a b"),
+            file(kind("*"), "/m"),
+            file(kind("*"), "/m/late"),
+            file(kind("*"), "/m/c\td"),
+        ];
+        assert_eq!(exports(table, handles), expected);
         let info = b"Status: ACTIVATED  Max Queue Depth: 128  SectorSize: 512  HwMaxSectors: 16384\n        \
                      TCM FILEIO ID: 0        File: /m/disk 1.img  Size: 1048576  Mode: O_DSYNC Async: 0\n";
         assert_eq!(lio_file(info), Some("/m/disk 1.img".into()));
-        assert_eq!((uprobes(b""), exports(b""), lio_file(b"")), (vec![], vec![], None));
+        assert_eq!((uprobes(b""), exports(b"", b""), lio_file(b"")), (vec![], vec![], None));
     }
 
     #[test]

@@ -37,6 +37,7 @@ mod fdinfo;
 mod json;
 mod kernel;
 mod kernel_holders;
+mod listening;
 mod mount;
 pub mod mountinfo;
 pub mod namespace;

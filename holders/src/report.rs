@@ -96,7 +96,8 @@ pub struct Holder {
     pub start_time: u64,
     /// Its cgroup in the v2 hierarchy, as `/system.slice/x.service`; empty if it has none.
     pub cgroup: String,
-    /// The systemd unit that the cgroup belongs to.
+    /// The systemd unit that the cgroup belongs to. Of systemd itself, where all that it holds are sockets and FIFOs of
+    /// `.socket` units: those, with spaces between them.
     pub unit: Option<String>,
     /// What systemd started it for, as far as the task itself shows.
     pub phase: Phase,

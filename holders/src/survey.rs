@@ -15,6 +15,7 @@ use crate::calls;
 use crate::effect::Mounts;
 use crate::fdinfo;
 use crate::kernel_holders;
+use crate::listening;
 use crate::mountinfo::{Device, Mount};
 use crate::namespace::{self, MountNamespace};
 use crate::person;
@@ -194,6 +195,7 @@ impl Survey<'_> {
                 report.holders.extend(calls);
             }
             if self.refused && report.blockers().is_empty() && report.submounts.is_empty() {
+                self.believe_exports(&mut report.kernel_holders);
                 report.suspects = self.suspects(&walk);
             }
         }
@@ -201,6 +203,12 @@ impl Survey<'_> {
             for holder in &mut report.holders {
                 let matters = |effect| matches!(effect, Effect::BlocksUmount | Effect::KeepsSuperblock);
                 if holder.references.iter().any(|held| matters(held.effect)) && !self.is_late() {
+                    // systemd has the sockets and FIFOs of units, and is in a cgroup of its own.
+                    if holder.pid == 1 && holder.comm == "systemd" {
+                        let held = holder.references.iter().filter(|held| matters(held.effect));
+                        let paths = held.map(|held| proc::without_deleted(&held.path).to_owned()).collect();
+                        holder.unit = listening::units_at(&paths, self.path).or(holder.unit.take());
+                    }
                     holder.person = person::person(
                         self.proc_dir,
                         (holder.pid, holder.start_time),
@@ -285,6 +293,20 @@ impl Survey<'_> {
                 Some(KernelHolder { kind: file.kind, path: file.path, effect, mounted_at, above })
             })
             .collect()
+    }
+
+    /// A mount that is exported whole has the path of the directory that it covers, and no file tells which of the two the
+    /// kernel means. Once an unmount was refused, and nobody else is known to block, it is the mount.
+    fn believe_exports(&self, holders: &mut [KernelHolder]) {
+        if holders.iter().any(|held| held.effect == Effect::BlocksUmount) {
+            return;
+        }
+        let is_export = |held: &&mut KernelHolder| {
+            matches!(held.kind, KernelKind::NfsExport(_))
+                && held.effect == Effect::Unclear
+                && held.path == self.path
+        };
+        holders.iter_mut().filter(is_export).for_each(|held| held.effect = Effect::BlocksUmount);
     }
 
     fn suspects(&mut self, walk: &Walk) -> Vec<Suspect> {

@@ -123,6 +123,10 @@ fn advice_about(blocker: &Blocker) -> String {
                 "a command of {unit} itself: give it a working directory elsewhere, or wait for its end"
             )
         }
+        (Some(units), _) if blocker.pid == 1 && units.ends_with(".socket") => write!(
+            text,
+            "systemd listens there for it: `systemctl stop {units}`, which leaves its service as it is"
+        ),
         (Some("init.scope"), _) if blocker.comm == "systemd" => write!(
             text,
             "systemd has it for a unit, stop that one: `systemctl list-sockets --all` shows the sockets and FIFOs that it \

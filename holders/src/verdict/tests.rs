@@ -152,6 +152,8 @@ fn lines_for_a_person() {
         holder.references[0].kind = kind;
         Report { holders: vec![holder], ..mounted() }
     };
+    let mut listening = systemd(Kind::Socket { fd: 40 });
+    listening.holders[0].unit = Some("rcon.socket".to_owned());
     let of_a_user = Holder {
         cgroup: "/user.slice/user-1000.slice/user@1000.service/app.slice/game.service".to_owned(),
         unit: Some("game.service".to_owned()),
@@ -165,6 +167,7 @@ fn lines_for_a_person() {
     let on_ext4 = Report { copies: vec![of_ext4], ..mounted() };
     let lines: Vec<String> = [
         systemd(Kind::Socket { fd: 40 }),
+        listening,
         Report { holders: vec![of_a_user], ..mounted() },
         Report { stacked: 1, ..on_ext4.clone() },
         on_ext4,
