@@ -132,10 +132,15 @@ fn suites(shell: &Shell, all: bool) -> [Step<'_>; 4] {
 
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
 /// panic to a killed QEMU, and scenarios on a guest of NixOS' shape; the programs built twice, machines and recordings once more,
-/// what the deployed software finds after a power cut, and the pages of two runs, in a browser. Each step's name and its test.
+/// what the deployed software finds after a power cut, the pages of two runs, in a browser, and moments of two. Each step's name and its test.
 const LANES: [&[(&str, &str)]; 2] = [
     &[("faults", "faults"), ("a guest that is no FHS system", "store_guest")],
-    &[("the same once more", "repeatable"), ("power cuts", "power_cut"), ("pages", "report")],
+    &[
+        ("the same once more", "repeatable"),
+        ("power cuts", "power_cut"),
+        ("pages", "report"),
+        ("moments", "moments"),
+    ],
 ];
 
 fn lanes(shell: &Shell) -> [Vec<Step<'_>>; 2] {

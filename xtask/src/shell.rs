@@ -1,5 +1,7 @@
 //! `cargo xtask shell`: a terminal inside a booted machine.
 
+mod moment;
+
 use std::fs;
 use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;
@@ -16,6 +18,7 @@ use vm_tests::host::accel::Clock;
 use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::machine::guest::{Guest, GuestError};
+use vm_tests::run::at::{At, span};
 use vm_tests::run::guest::prepare_shell;
 use vm_tests::run::prepare::prepare_one;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Manifest, Reset, Wanted};
@@ -37,12 +40,25 @@ pub(crate) struct ShellArgs {
     #[arg(value_name = "SCENARIO")]
     scenario: Option<String>,
 
+    /// Stand at an instant of the scenario's run, where everything but the shell stands still: 'umount fails', 'state failed',
+    /// 'reset begins', 'cycle 3: unmounted', or 't=63.4ms', which counts from the reset's begin. In virtual time
+    #[arg(long, value_name = "INSTANT", requires = "scenario")]
+    at: Option<At>,
+
+    /// So much earlier: 50ms
+    #[arg(long, value_name = "TIME", requires = "at", value_parser = span)]
+    before: Option<Duration>,
+
     #[command(flatten)]
     machine: MachineArgs,
 }
 
 /// Returns the shell's own exit code.
 pub(crate) async fn run(args: &ShellArgs, cancel: Cancel) -> Result<u8> {
+    if let (Some(at), Some(scenario)) = (&args.at, &args.scenario) {
+        let before = args.before.unwrap_or_default();
+        return moment::run(scenario, at, before, &args.machine, cancel).await;
+    }
     let workspace = left4me::workspace()?;
     let names: Vec<String> = args.scenario.iter().cloned().collect();
     let scenarios = match names.is_empty() {

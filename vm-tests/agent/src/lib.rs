@@ -4,5 +4,6 @@
 //! `vm-game`, live beside it behind the feature `guest`. Nothing here talks to a machine.
 
 pub mod diagnosis;
+pub mod happening;
 pub mod recording;
 pub mod wire;

@@ -7,6 +7,7 @@ mod account;
 mod answer;
 mod boot;
 mod files;
+mod pause;
 mod port;
 mod record;
 mod run;

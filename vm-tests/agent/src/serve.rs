@@ -4,21 +4,22 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use rustix::time::{ClockId, Timespec, clock_settime};
 use vm_agent::wire::{self, Body, Call, Hello, Request, SESSION_ID};
 
 use crate::answer::{Answer, lock};
 use crate::run::Running;
-use crate::{boot, files, run, session};
+use crate::{boot, files, pause, record, run, session};
 
 /// Answers requests until the port breaks. A host that went away is no reason to end: the next one says
 /// [`Hello`] again.
 pub(crate) fn serve(mut port: File) -> Result<()> {
     let answers = Arc::new(Mutex::new(port.try_clone().context("duplicate the port")?));
     let running = Running::default();
-    let doorbell = hear_doorbell(&answers);
+    let doorbell = hear_doorbell(&answers, &running);
     boot::pause_when_up(&answers, doorbell.as_ref().err().cloned())?;
     loop {
         let frame = wire::read_frame(&mut port).context("read a request")?;
@@ -59,26 +60,53 @@ pub(crate) fn serve(mut port: File) -> Result<()> {
 }
 
 /// Starts the thread that does what a ring asks for; the error is in words, for whoever asks [`Call::Doorbell`].
-fn hear_doorbell(port: &Arc<Mutex<File>>) -> Result<(), String> {
-    let port = Arc::clone(port);
+fn hear_doorbell(port: &Arc<Mutex<File>>, running: &Running) -> Result<(), String> {
+    let (port, running) = (Arc::clone(port), Arc::clone(running));
     let mut doorbell = session::doorbell().map_err(|error| format!("{error:#}"))?;
     let hear = move || {
         loop {
-            let answer = Answer::new(SESSION_ID, &port);
             let request = match session::await_ring(&mut doorbell) {
                 Ok(request) => request,
                 Err(error) => {
-                    conclude(&answer, Err(error));
+                    conclude(&Answer::new(SESSION_ID, &port), Err(error));
                     return;
                 }
             };
-            // What can be under way beside it comes by the channel.
-            conclude(&answer, handle(request, &Running::default()));
+            let answer = Answer::new(request.id, &port);
+            let (answers, running) = (answer.clone(), Arc::clone(&running));
+            // Of its own: in a guest that stands still it rings in the middle of a plan.
+            let begun = thread::Builder::new()
+                .name("session".into())
+                .spawn(move || do_as_the_ring_asks(request, &answers, &running));
+            if let Err(error) = begun {
+                conclude(&answer, Err(anyhow::Error::new(error).context("start a thread for a session")));
+            }
         }
     };
     match thread::Builder::new().name("doorbell".into()).spawn(hear) {
         Ok(_thread) => Ok(()),
         Err(error) => Err(format!("start a thread for the doorbell: {error}")),
+    }
+}
+
+/// Does it, answers, and has the machine paused if that is asked, too.
+fn do_as_the_ring_asks(request: Request, answer: &Answer, running: &Running) {
+    let id = request.id;
+    let (call, after_us) = match request.call {
+        Call::ThenPause { after_us, call } => (*call, Some(after_us)),
+        call => (call, None),
+    };
+    let outcome = match call {
+        Call::Run(command) => {
+            run::begin(&command, running, id).and_then(|begun| run::finish(begun, answer, running, id))
+        }
+        call => handle(Request { id, call }, running),
+    };
+    conclude(answer, outcome);
+    if let Some(after_us) = after_us
+        && let Err(error) = pause::after(Duration::from_micros(after_us))
+    {
+        complain(&format!("pause the machine: {error:#}"));
     }
 }
 
@@ -104,6 +132,8 @@ fn handle(request: Request, running: &Running) -> Result<Body> {
     match request.call {
         // They are begun or answered by the thread that reads.
         Call::Ping | Call::Doorbell | Call::Run(_) => Ok(Body::Done),
+        Call::Go(until) => Ok(Body::Stands(record::go(until))),
+        Call::ThenPause { .. } => bail!("a pause at an instant is asked for by the doorbell"),
         Call::Put(put) => files::put(&put).map(|()| Body::Done),
         Call::SetClock { realtime_ns } => set_clock(realtime_ns).map(|()| Body::Done),
         Call::Session(session) => session::run(&session),

@@ -21,7 +21,7 @@ pub(crate) fn run(session: &Session) -> Result<Body> {
         run::expect_success(argv).context("set-up")?;
     }
     match &session.plan {
-        Some(plan) => record::run(plan).map(|recording| Body::Recorded(Box::new(recording))),
+        Some(plan) => record::run(plan, session.stop).map(|recording| Body::Recorded(Box::new(recording))),
         None => Ok(Body::Done),
     }
 }

@@ -9,11 +9,12 @@ use std::io::{self, Read, Write};
 
 use serde::{Deserialize, Serialize};
 
+use crate::happening::Happening;
 pub use crate::recording::Exit;
 use crate::recording::{Plan, Recording};
 
 /// Goes up with every change to a type that crosses the channel.
-pub const PROTOCOL: u32 = 16;
+pub const PROTOCOL: u32 = 17;
 
 /// The name of the virtio-serial port, as `/sys/class/virtio-ports/*/name` shows it.
 pub const PORT: &str = "org.vm-tests.agent";
@@ -125,6 +126,15 @@ pub enum Call {
         /// Characters a line.
         columns: u16,
     },
+    /// Answered by [`Body::Stands`], when a guest that stands still has gone on and stands again, or its plan has ended.
+    Go(Until),
+    /// Does this, answers, and has the machine paused so long after the answer: for a guest that stands still.
+    ThenPause {
+        /// Microseconds of guest time.
+        after_us: u64,
+        /// What to do before.
+        call: Box<Call>,
+    },
     /// Ends the processes that request `id` started (SIGTERM to their group, SIGKILL after 2 s); answered by
     /// [`Body::Done`]. The request itself still answers with how it ended.
     Cancel {
@@ -161,6 +171,55 @@ pub struct Session {
     pub setup: Vec<Vec<String>>,
     /// What to run and record after that.
     pub plan: Option<Plan>,
+    /// When the guest is to stand still; see [`Stop`].
+    pub stop: Stop,
+}
+
+/// When everything in the guest but the agent is to stand still, and the machine to be paused: at the recorder's first look
+/// from an instant on. Its form has one length, and the recorder does the same with each: so a run with a stop is the run
+/// without one, up to there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    at: [u8; 8],
+    pause: [u8; 8],
+}
+
+impl Stop {
+    /// At so many nanoseconds since the plan began, to be paused so many microseconds later.
+    #[must_use]
+    pub fn at(at_ns: u64, pause_us: u64) -> Self {
+        Self { at: at_ns.to_le_bytes(), pause: pause_us.to_le_bytes() }
+    }
+
+    /// Nanoseconds since the plan began; [`u64::MAX`] is never.
+    #[must_use]
+    pub fn at_ns(self) -> u64 {
+        u64::from_le_bytes(self.at)
+    }
+
+    /// When after that the machine is paused, in microseconds.
+    #[must_use]
+    pub fn pause_us(self) -> u64 {
+        u64::from_le_bytes(self.pause)
+    }
+}
+
+impl Default for Stop {
+    /// Never.
+    fn default() -> Self {
+        Self::at(u64::MAX, 0)
+    }
+}
+
+/// How far a guest that stands still goes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Until {
+    /// Not at all.
+    Now,
+    /// For so many nanoseconds.
+    For(u64),
+    /// To the next of these, or the end of the plan.
+    Happening(Happening),
 }
 
 /// The device that brings the session of a restored machine: one frame with a [`Request`] of [`SESSION_ID`], at its
@@ -238,6 +297,8 @@ pub enum Body {
     Exited(Exit),
     /// What was recorded; the request is over.
     Recorded(Box<Recording>),
+    /// Everything but the agent stands still since so many nanoseconds after the plan began; `None`: the plan has ended.
+    Stands(Option<u64>),
     /// The request failed; it is over. The text names the call, the path and the cause.
     Failed(String),
 }

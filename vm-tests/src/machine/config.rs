@@ -48,6 +48,8 @@ pub enum Ram {
     Saving(PathBuf),
     /// Starts paused and empty, waits for a saved state, and has a private copy-on-write mapping of this file.
     Restoring(PathBuf),
+    /// As that, and what it writes is in the file, so that it can be saved again.
+    Continuing(PathBuf),
 }
 
 /// What a QEMU can do that another one can't; probed, and not inferred from its version, which distributions patch.
@@ -134,7 +136,9 @@ impl Config {
         let memory = format!("{}M,slots=2,maxmem={}M", self.memory_mib, u64::from(self.memory_mib) + 4096);
         match &self.ram {
             Ram::Fresh => argv.pair("-machine", machine),
-            Ram::Saving(file) => argv.backend("ram", file, u64::from(self.memory_mib) << 20, "share=on"),
+            Ram::Saving(file) | Ram::Continuing(file) => {
+                argv.backend("ram", file, u64::from(self.memory_mib) << 20, "share=on")
+            }
             // Private: any number of machines start from one file at once, and none changes it.
             Ram::Restoring(file) => {
                 let how = match self.abilities.private_readonly {
@@ -147,7 +151,7 @@ impl Config {
         if self.ram != Ram::Fresh {
             argv.pair("-machine", format!("{machine},memory-backend=ram"));
         }
-        if let Ram::Restoring(_) = self.ram {
+        if let Ram::Restoring(_) | Ram::Continuing(_) = self.ram {
             argv.pair("-incoming", "defer").flag("-S");
         }
         argv.pair("-m", memory).pair("-smp", "1");
@@ -188,7 +192,7 @@ impl Config {
         argv.pair("-device", format!("virtserialport,chardev=agent,name={}", vm_agent::wire::PORT));
         argv.pair("-device", "pvpanic-pci");
         if self.pauses_itself() {
-            argv.pair("-device", "ib700");
+            argv.pair("-device", "i6300esb");
         }
         argv.path("-serial", "file:", &self.serial_log);
         argv.pair("-chardev", format!("socket,id=doorbell,fd={DOORBELL_FD}"));
@@ -338,6 +342,9 @@ mod tests {
         let argv: Vec<_> = able.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect();
         assert!(argv.join(" ").contains("size=536870912,share=off,readonly=on,rom=off,mem-path=/saved/ram"));
         assert!(argv.join(" ").contains(",fsrm=off,fsrs=off,fzrm=off,fsrc=off,rdrand=off"));
+        let continuing = Config { ram: Ram::Continuing("/saved/ram".into()), ..able.clone() }.argv();
+        let differs = continuing.iter().zip(&argv).filter(|(one, other)| &&*one.to_string_lossy() != other);
+        assert_eq!(differs.count(), 1, "its RAM is shared, and no more");
         let keeps = Config { keeps: true, ..able }.argv();
         let keeps: Vec<_> = keeps.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let differ: Vec<_> = keeps.iter().zip(&argv).filter(|(one, other)| one != other).collect();

@@ -260,7 +260,8 @@ impl Guest {
     }
 
     /// The answer of this id to a request that does not go over the channel.
-    fn unasked_answer(&self, id: u64) -> Pending {
+    #[must_use]
+    pub fn unasked_answer(&self, id: u64) -> Pending {
         let (sender, answers) = mpsc::unbounded_channel();
         self.waiting().requests.insert(id, sender);
         Pending { id, answers }

@@ -53,7 +53,7 @@ const PIECE: usize = 1 << 20;
 
 const RAM: &str = "ram";
 const STATE: &str = "state";
-const MANIFEST: &str = "manifest.json";
+pub(crate) const MANIFEST: &str = "manifest.json";
 /// The boot's own logs; of a boot that failed they are kept beside the entry that it was to be.
 const LOGS: &str = "boot";
 
@@ -134,6 +134,11 @@ pub fn find(base: &Base, cache: &Path) -> Result<Option<Saved>> {
 
 /// Deletes machines that nobody has used for long: every change of the agent makes a new one of 200 MB.
 fn tidy(machines: &Path) -> Result<()> {
+    tidy_to(machines, KEPT, UNUSED)
+}
+
+/// Deletes the longest unused entries of a directory of the cache, beyond so many, that nobody has used for so long.
+pub(crate) fn tidy_to(machines: &Path, kept: usize, unused_for: Duration) -> Result<()> {
     let what = || format!("tidy {}", machines.display());
     let mut unused = Vec::new();
     for entry in std::fs::read_dir(machines).with_context(what)? {
@@ -145,10 +150,10 @@ fn tidy(machines: &Path) -> Result<()> {
         }
     }
     unused.sort();
-    let surplus = unused.len().saturating_sub(KEPT);
+    let surplus = unused.len().saturating_sub(kept);
     for (used, directory) in unused.into_iter().take(surplus) {
         // A run that has just found it has yet to open it; one that has it open keeps it.
-        if used.elapsed().is_ok_and(|age| age > UNUSED) {
+        if used.elapsed().is_ok_and(|age| age > unused_for) {
             cache::remove_tree(&directory)?;
         }
     }
@@ -213,7 +218,7 @@ fn load(directory: &Path, key: &Key) -> Result<Saved> {
 
 /// The SHA-256 of a file's length and of its pages that are not zeros, each with where it lies; holes are not read. Of
 /// 512 MiB of RAM a settled guest has touched a quarter. Which zeros are holes is the file system's own affair.
-fn hash_sparse(path: &Path) -> Result<String> {
+pub(crate) fn hash_sparse(path: &Path) -> Result<String> {
     let what = || format!("read {}", path.display());
     let file = File::open(path).with_context(what)?;
     let mut hash = Sha256::new();
@@ -376,12 +381,17 @@ fn reserve(ram: &Path, bytes: u64) -> Result<()> {
 /// By a copy of what is not zeros, which takes its place: to punch the zeros out waits for the disk at every hole.
 fn dig_holes(ram: &Path) -> Result<()> {
     let sparse = ram.with_extension("sparse");
-    let what = || format!("copy {} without its zeros", ram.display());
-    let file = File::open(ram).with_context(what)?;
-    let copy = File::create_new(&sparse).with_context(what)?;
+    copy_without_zeros(ram, &sparse)?;
+    std::fs::rename(&sparse, ram).with_context(|| format!("rename {}", sparse.display()))
+}
+
+/// Copies the pages of a file that are not all zeros.
+pub(crate) fn copy_without_zeros(from: &Path, to: &Path) -> Result<()> {
+    let what = || format!("copy {} without its zeros", from.display());
+    let file = File::open(from).with_context(what)?;
+    let copy = File::create_new(to).with_context(what)?;
     copy.set_len(file.metadata().with_context(what)?.len()).with_context(what)?;
-    for_each_page(&file, |at, page| copy.write_all_at(page, at)).with_context(what)?;
-    std::fs::rename(&sparse, ram).with_context(what)
+    for_each_page(&file, |at, page| copy.write_all_at(page, at)).with_context(what)
 }
 
 /// Waits until the guest has booted to its end.

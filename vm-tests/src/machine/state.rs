@@ -47,7 +47,7 @@ type Place = std::ops::Range<usize>;
 /// The processor was not at rest when the machine was paused: its state depends on the host's threads.
 #[derive(Debug, thiserror::Error)]
 #[error("the guest was not idle when it was paused: {field} is {value}, not {rest}")]
-pub(super) struct NotAtRest {
+pub(crate) struct NotAtRest {
     field: &'static str,
     value: u32,
     rest: u32,
@@ -57,7 +57,7 @@ pub(super) struct NotAtRest {
 ///
 /// # Errors
 /// [`NotAtRest`]; a stream that is not as described, or a file that can't be read or written.
-pub(super) fn make_steady(path: &Path) -> Result<()> {
+pub(crate) fn make_steady(path: &Path) -> Result<()> {
     let mut stream = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
     steady(&mut stream).with_context(|| format!("the state that QEMU wrote to {}", path.display()))?;
     std::fs::write(path, stream).with_context(|| format!("write {}", path.display()))

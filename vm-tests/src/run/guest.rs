@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use vm_agent::wire::{Body, Session};
+use vm_agent::wire::{Body, Session, Stop};
 
 use super::input::Input;
 use super::installed::Installed;
@@ -158,7 +158,20 @@ async fn restore_with(
     cancel: Cancel,
 ) -> Result<Machine> {
     let Saved { ram, state, .. } = guest.saved()?;
-    let config = Config { keeps, ..guest.base.config(Ram::Restoring(ram.clone()), deploy) };
+    restore_from(guest, Ram::Restoring(ram.clone()), state, deploy, keeps, directory, cancel).await
+}
+
+/// Restores a machine of a guest from these files.
+pub(super) async fn restore_from(
+    guest: &Guest,
+    ram: Ram,
+    state: &Path,
+    deploy: PathBuf,
+    keeps: bool,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Machine> {
+    let config = Config { keeps, ..guest.base.config(ram, deploy) };
     let mut machine = Machine::start(&guest.base.qemu, config, directory, cancel).await?;
     let loaded = match File::open(state).with_context(|| format!("open {}", state.display())) {
         Ok(file) => machine.restore(file).await.context("restore the saved machine"),
@@ -244,7 +257,13 @@ pub async fn prepare_shell(
 /// When a file can't be read, or a program is not known.
 pub fn preparation(guest: &Guest, scenario: &Scenario) -> Result<Session> {
     let files = bundle(guest, scenario)?.into_files();
-    Ok(Session { files, user: scenario.manifest.user.clone(), setup: setup(guest, scenario), plan: None })
+    Ok(Session {
+        files,
+        user: scenario.manifest.user.clone(),
+        setup: setup(guest, scenario),
+        plan: None,
+        stop: Stop::default(),
+    })
 }
 
 /// Saves evidence, stops the machine and says all that went wrong, and where the evidence is.

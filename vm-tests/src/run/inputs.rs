@@ -37,7 +37,8 @@ impl Inputs {
         all.0.extend(guest.explained.iter().filter(|one| one.kind == Kind::Program).cloned());
         all.add(Kind::Machine, "RAM and devices", &guest.saved()?.hash);
         // All of it by name, so that nothing that is added to a session is forgotten here.
-        let Session { files, user, setup, plan } = session;
+        // Without its stop: up to there it is the run without one.
+        let Session { files, user, setup, plan, stop: _ } = session;
         let mut paths = Vec::new();
         for file in files {
             let Put { path, mode, symlink, offset, last, bytes } = file;
@@ -182,6 +183,7 @@ pub(super) mod tests {
             setup: vec![vec!["mkdir".to_owned(), "/x".to_owned()]],
             user: None,
             plan: Some(Plan::default()),
+            ..Session::default()
         }
     }
 

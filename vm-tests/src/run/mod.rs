@@ -3,6 +3,7 @@
 //! of them, unless its recording is [`remembered`] by its [`inputs`].
 
 pub mod accept;
+pub mod at;
 pub mod costs;
 pub mod entry;
 pub mod guest;
@@ -11,6 +12,7 @@ pub mod inputs;
 pub mod installed;
 mod jobs;
 mod left_out;
+pub mod moment;
 pub mod now;
 pub mod one;
 mod pace;

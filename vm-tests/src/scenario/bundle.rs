@@ -96,10 +96,20 @@ impl Bundle {
 /// # Errors
 /// When the session is more than the device holds, or the image can't be written.
 pub fn write_deploy_image(image: &Path, session: Option<Session>) -> Result<()> {
+    File::create(image).with_context(|| format!("write {}", image.display()))?;
+    let session = session.map(|session| Request { id: SESSION_ID, call: Call::Session(Box::new(session)) });
+    write_request(image, session)
+}
+
+/// As [`write_deploy_image`], for any request. A guest that has the image already sees what is written.
+///
+/// # Errors
+/// As [`write_deploy_image`].
+pub fn write_request(image: &Path, request: Option<Request>) -> Result<()> {
     let what = || format!("write {}", image.display());
-    let mut file = File::create(image).with_context(what)?;
-    if let Some(session) = session {
-        let request = Request { id: SESSION_ID, call: Call::Session(Box::new(session)) };
+    // Its size never changes: a guest may have it mapped.
+    let mut file = File::options().write(true).create(true).truncate(false).open(image).with_context(what)?;
+    if let Some(request) = request {
         let bytes = wire::encode(&request).context("encode the session")?;
         let length = bytes.len() as u64;
         ensure!(

@@ -1,5 +1,6 @@
 //! The one channel that all threads of the recorder send to, and the order that its events come in.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 #[cfg(doc)]
@@ -8,6 +9,7 @@ use vm_agent::recording::{Event, Step, What};
 
 use super::clock::Clock;
 use super::cues::Cue;
+use super::stand::Wanted;
 
 /// Where events go.
 #[derive(Debug, Clone)]
@@ -16,6 +18,8 @@ pub(super) struct Sink {
     sender: Sender<(u64, What)>,
     /// Who is told of the states of the unit under test as they are recorded.
     cues: Option<Sender<Cue>>,
+    /// What somebody waits for.
+    wanted: Arc<Wanted>,
     /// Whose events these are: [`Plan::mounts`]' number.
     mount: u32,
 }
@@ -28,12 +32,17 @@ impl Sink {
     /// A channel without events.
     pub(super) fn new(clock: Clock) -> (Self, Events) {
         let (sender, receiver) = channel();
-        (Self { clock, sender, cues: None, mount: 0 }, Events(receiver))
+        (Self { clock, sender, cues: None, wanted: Arc::default(), mount: 0 }, Events(receiver))
     }
 
     /// The same, and the states of the unit under test are cues as well.
     pub(super) fn cueing(self, cues: Sender<Cue>) -> Self {
         Self { cues: Some(cues), ..self }
+    }
+
+    /// What somebody waits for, of all that is recorded.
+    pub(super) fn wanted(&self) -> Arc<Wanted> {
+        Arc::clone(&self.wanted)
     }
 
     /// The same for what happens to another of the plan's mounts.
@@ -51,6 +60,7 @@ impl Sink {
             (0, what) | (_, what @ What::Lost { .. }) => what,
             (mount, what) => What::OfMount { mount, what: Box::new(what) },
         };
+        self.wanted.see(at, &what);
         // Fails only when the recording has been given up; then nobody misses the event.
         drop(self.sender.send((at, what)));
     }

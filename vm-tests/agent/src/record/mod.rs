@@ -9,6 +9,7 @@
 //!   units' tasks while a stop is in flight ([`alive`]: who is there at all, if it takes long). It is SCHED_FIFO: on one processor, what it is woken for cannot go
 //!   on before it has scanned;
 //! - a thread for the commands during a reset ([`during`], [`cues`]), where the plan has some;
+//! - what stands still while somebody looks ([`stand`]);
 //! - a D-Bus thread for each unit ([`units`], [`unit`], [`execs`]) turns systemd's signals into events and tells the watcher.
 //!
 //! All of them send to one channel ([`events`]). Nothing here resolves a path inside the watched mount, since
@@ -32,6 +33,7 @@ mod orders;
 mod proc_connector;
 mod processes;
 mod roles;
+mod stand;
 mod steps;
 mod umount_target;
 mod umounts;
@@ -45,10 +47,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vm_agent::recording::{Plan, Recording};
+use vm_agent::wire::Stop;
 
 use self::clock::Clock;
 use self::during::DuringReset;
 use self::events::Sink;
+use self::stand::Stand;
+pub(crate) use self::stand::go;
 use self::units::Units;
 use self::watcher::Watcher;
 
@@ -57,8 +62,8 @@ use self::watcher::Watcher;
 ///
 /// # Errors
 /// What keeps a recording from being made at all: a plan without commands, no system bus, no mountinfo.
-pub(crate) fn run(plan: &Plan) -> Result<Recording> {
-    record(plan).map_err(|error| match is_shutting_down() {
+pub(crate) fn run(plan: &Plan, stop: Stop) -> Result<Recording> {
+    record(plan, stop).map_err(|error| match is_shutting_down() {
         // All fails then in its own way, at the bus that is gone or the next step.
         true => error.context(
             "the machine is shutting down, which start, reset or something else has begun: a reset that is a shutdown is \
@@ -79,13 +84,14 @@ fn is_shutting_down() -> bool {
             .is_ok_and(|ended| ended.stdout.trim_end() == "stopping")
 }
 
-fn record(plan: &Plan) -> Result<Recording> {
+fn record(plan: &Plan, stop: Stop) -> Result<Recording> {
     check(plan)?;
     let clock = Clock::start();
     let (sink, events) = Sink::new(clock);
     let (during, sink) =
         DuringReset::start(plan, sink).context("start the thread of the commands during a reset")?;
-    let watcher = Watcher::start(plan, sink.clone()).context("start the watcher")?;
+    let stand = Stand::new(stop, sink.wanted());
+    let watcher = Watcher::start(plan, sink.clone(), stand).context("start the watcher")?;
     let mut units = Units::start(plan, &sink, &watcher.orders())?;
     let systemd = units.systemd_version()?;
 

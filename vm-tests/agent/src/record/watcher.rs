@@ -37,6 +37,7 @@ use super::orders::{Order, Orders, UnitView};
 use super::proc_connector::{ProcConnector, ProcessEvent};
 use super::processes;
 use super::roles::{Roles, Watched, parent_of};
+use super::stand::Stand;
 use super::umounts::UmountTrace;
 use super::unit_cgroup;
 
@@ -58,7 +59,7 @@ impl Watcher {
     ///
     /// # Errors
     /// If mountinfo cannot be watched or no thread be made.
-    pub(super) fn start(plan: &Plan, sink: Sink) -> Result<Self> {
+    pub(super) fn start(plan: &Plan, sink: Sink, stand: Stand) -> Result<Self> {
         let (orders, receiver) = Orders::new()?;
         let points = plan.mounts().map(|(number, path)| Point::open(path, sink.of_mount(number)));
         let watch = Watch {
@@ -77,6 +78,7 @@ impl Watcher {
             unit_tasks: HashMap::new(),
             next_tick: None,
             looks: Looks::default(),
+            stand,
             end: None,
         };
         let thread = thread::Builder::new().name("watcher".to_owned()).spawn(move || watch.run())?;
@@ -162,6 +164,7 @@ struct Watch {
     unit_tasks: HashMap<u32, Watched>,
     next_tick: Option<u64>,
     looks: Looks,
+    stand: Stand,
     /// When to stop waiting for the tracer's last line, once the plan is over.
     end: Option<u64>,
 }
@@ -213,6 +216,10 @@ impl Watch {
                     });
                 }
             }
+            if self.stand.is_due(now) {
+                let clock = self.sink.clock;
+                self.stand.still(clock.now(), || clock.now())?;
+            }
             if let Some(deadline) = self.end {
                 if self.trace.is_none() {
                     return Ok(());
@@ -248,7 +255,10 @@ impl Watch {
         let is_there = [mounts.is_some(), self.connector.is_some(), self.trace.is_some(), true];
         let mut fds: Vec<PollFd<'_>> = sources.into_iter().flatten().collect();
         let now = self.sink.clock.now();
-        let wake_at = [self.next_tick, self.looks.next(), self.end].into_iter().flatten().min();
+        let wake_at = [self.next_tick, self.looks.next(), self.end, Some(self.stand.next())]
+            .into_iter()
+            .flatten()
+            .min();
         let timeout =
             wake_at.map(|at| Timespec::try_from(Duration::from_nanos(at.saturating_sub(now)))).transpose()?;
         match poll(&mut fds, timeout.as_ref()) {

@@ -1,0 +1,311 @@
+//! A moment: the machine of a run, saved at an instant of it, to be looked at as often as one likes.
+//!
+//! The run is made once more, with its RAM in a file, up to the instant. There the recorder stops everything but the agent and has
+//! the machine paused (`vm-tests/agent/src/record/stand.rs`), so a moment is the same bytes whenever and wherever it is made. A
+//! moment that is restored is paused; no time of the guest passes but for what it is asked to do.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use vm_agent::recording::Recording;
+use vm_agent::wire::{Body, Call, Command, Exit, Put, Request, Session, Stop, Stream, Until};
+
+use super::guest::{Guest, end_with, restore_from};
+use super::inputs::Inputs;
+use super::one::{self, Bounds};
+use crate::cache::{self, Lock, Staging};
+use crate::host::accel::Clock;
+use crate::host::events::{self, Event, Progress};
+use crate::machine::config::Ram;
+use crate::machine::guest::Pending;
+use crate::machine::saved::{self, MANIFEST, Saved, copy_without_zeros};
+use crate::machine::state::{NotAtRest, make_steady};
+use crate::machine::{Cancel, Machine};
+use crate::scenario::bundle::{write_deploy_image, write_request};
+use crate::scenario::{Reset, Scenario};
+
+/// Goes up when the way a moment is made changes and its inputs do not.
+const RECIPE: u32 = 1;
+
+/// How long after the instant the machine is paused, in microseconds of guest time: the first at which the guest is idle. An exit
+/// of a large process is in the kernel, where nothing stops it.
+const PAUSES_US: [u64; 4] = [200, 5_000, 100_000, 1_000_000];
+/// The same after an answer.
+const AFTER_ANSWER_US: u64 = 500;
+
+/// Of the run up to the instant, in wall time; and of a look.
+const DEADLINE: Duration = Duration::from_secs(900);
+/// What a person may look at without an end: a day.
+const LOOK_DEADLINE: Duration = Duration::from_secs(24 * 3600);
+
+/// How many moments are kept, of 200 MB each, and how long one beyond that must have been unused.
+const KEPT: usize = 6;
+const UNUSED: Duration = Duration::from_secs(3600);
+
+const RAM: &str = "ram";
+const STATE: &str = "state";
+/// What the machine was given its session with.
+const DEPLOY: &str = "deploy.img";
+const LOGS: &str = "logs";
+
+/// A saved machine at an instant of a run.
+#[derive(Debug, Clone)]
+pub struct Moment {
+    directory: PathBuf,
+    saved: Saved,
+    /// Whether it was made now, and not found.
+    pub is_new: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Manifest {
+    key: String,
+    at_ns: u64,
+    pause_us: u64,
+}
+
+impl Moment {
+    /// The hash of its RAM and of the state of its devices.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub fn hash(&self) -> Result<String> {
+        let hashes = [saved::hash_sparse(&self.saved.ram)?, saved::hash_sparse(&self.saved.state)?];
+        Ok(cache::Inputs::new("moment", RECIPE).list("hashes", &hashes).key().as_str().to_owned())
+    }
+}
+
+/// The moment at so many nanoseconds after the plan of a scenario's run began, made if it is not in the cache, whose root is
+/// `cache`.
+///
+/// # Errors
+/// A run that repeats itself is needed: in virtual time, and not of a machine that is shut down. An instant after its end.
+pub async fn ensure(
+    guest: &Guest,
+    scenario: &Scenario,
+    bounds: Bounds,
+    at_ns: u64,
+    cache: &Path,
+    cancel: Cancel,
+) -> Result<Moment> {
+    ensure!(
+        guest.base.clock == Clock::Virtual,
+        "an instant of a run is there again in virtual time only: leave out --clock real and --accel kvm"
+    );
+    ensure!(
+        scenario.manifest.reset != Reset::Shutdown,
+        "{}: its reset shuts the machine down, and no moment of such a run can be had",
+        scenario.name
+    );
+    let guest = guest.of_size(scenario.manifest.memory_mib);
+    let session = one::wanted(&guest, scenario, bounds)?;
+    let inputs = Inputs::of(&guest, &session)?.key()?;
+    let key =
+        cache::Inputs::new("moment", RECIPE).text("run", inputs.as_str()).text("at", &at_ns.to_string());
+    let key = key.key();
+    let moments = cache.join("moments");
+    std::fs::create_dir_all(&moments).with_context(|| format!("create {}", moments.display()))?;
+    let directory = moments.join(key.short());
+    if let Some(moment) = find(&directory, key.as_str()) {
+        return Ok(moment);
+    }
+    let lock = Lock::exclusive(&directory.with_extension("lock"), |who| {
+        let (what, who) = ("moment".to_owned(), who.to_owned());
+        events::tell(Event::Waiting { what, who, does: "makes" });
+    })
+    .await?;
+    if let Some(moment) = find(&directory, key.as_str()) {
+        return Ok(moment);
+    }
+    let mut pauses = PAUSES_US.into_iter();
+    loop {
+        let Some(pause_us) = pauses.next() else {
+            bail!("the guest is busy for a second after this instant: choose one before or after it");
+        };
+        let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
+        let stop = Stop::at(at_ns, pause_us);
+        match make(&guest, scenario, Session { stop, ..session.clone() }, staging.path(), cancel.clone())
+            .await
+        {
+            // A pause at any other instant would be the host's.
+            Err(error) if error.is::<NotAtRest>() => continue,
+            made => made?,
+        }
+        let manifest = Manifest { key: key.as_str().to_owned(), at_ns, pause_us };
+        let path = staging.path().join(MANIFEST);
+        std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)
+            .with_context(|| format!("write {}", path.display()))?;
+        staging.commit()?;
+        saved::tidy_to(&moments, KEPT, UNUSED)?;
+        let moment = find(&directory, key.as_str()).context("a moment that was just made")?;
+        return Ok(Moment { is_new: true, ..moment });
+    }
+}
+
+fn find(directory: &Path, key: &str) -> Option<Moment> {
+    let path = directory.join(MANIFEST);
+    let manifest: Manifest = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
+    let file = File::options().append(true).open(&path).ok()?;
+    // For whoever tidies.
+    let _cannot = file.set_modified(std::time::SystemTime::now()).is_err();
+    let saved = Saved { ram: directory.join(RAM), state: directory.join(STATE), hash: manifest.key.clone() };
+    (manifest.key == key).then(|| Moment { directory: directory.to_owned(), saved, is_new: false })
+}
+
+/// Runs a session with a stop up to there, and saves the machine.
+async fn make(
+    guest: &Guest,
+    scenario: &Scenario,
+    session: Session,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<()> {
+    let progress = Progress::start(&format!("moment of {}", scenario.name));
+    progress.now("running up to it");
+    let before = guest.saved()?;
+    let (ram, state, deploy) = (directory.join(RAM), directory.join(STATE), directory.join(DEPLOY));
+    let needed = u64::from(guest.base.memory_mib) << 20;
+    // QEMU maps the file: a page that the disk has no room for would be a SIGBUS in the middle of the run.
+    ensure!(
+        cache::free_bytes(directory)? > needed,
+        "no room for a moment: it needs {} MiB at {}; free some, or set {} to a directory on another disk",
+        needed >> 20,
+        directory.display(),
+        cache::CACHE_VAR
+    );
+    copy_without_zeros(&before.ram, &ram)?;
+    write_deploy_image(&deploy, Some(session))?;
+    let logs = directory.join(LOGS);
+    let mut machine =
+        restore_from(guest, Ram::Continuing(ram), &before.state, deploy, false, &logs, cancel).await?;
+    let mut pending = machine.guest().deployed_session();
+    let stood = async {
+        machine.ring().await?;
+        machine.resume().await?;
+        let early = machine.paused_or_answered("the moment", DEADLINE, &mut pending).await?;
+        ensure!(early.is_none(), "the run ended before that instant");
+        progress.now("saving it");
+        let file = File::create(&state).with_context(|| format!("create {}", state.display()))?;
+        machine.save(file).await.context("save the machine")
+    }
+    .await;
+    match stood {
+        Ok(()) => machine.stop().await?,
+        Err(error) => return end_with(machine, error, Some(scenario)).await,
+    }
+    make_steady(&state)
+}
+
+/// A restored moment: paused, whenever it is not asked for something.
+#[derive(Debug)]
+pub struct Standing {
+    machine: Machine,
+    deploy: PathBuf,
+    session: Pending,
+    asked: u64,
+}
+
+impl Standing {
+    /// Restores a moment, with its logs in `directory`.
+    ///
+    /// # Errors
+    /// What QEMU says.
+    pub async fn restore(guest: &Guest, moment: &Moment, directory: &Path, cancel: Cancel) -> Result<Self> {
+        std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+        let deploy = directory.join(DEPLOY);
+        // What the guest has read of it is in its own memory.
+        copy_without_zeros_anew(&moment.directory.join(DEPLOY), &deploy)?;
+        let (ram, state) = (Ram::Restoring(moment.saved.ram.clone()), &moment.saved.state);
+        let machine = restore_from(guest, ram, state, deploy.clone(), false, directory, cancel).await?;
+        let session = machine.guest().deployed_session();
+        Ok(Self { machine, deploy, session, asked: 0 })
+    }
+
+    /// Does something and pauses the machine again. Output goes to `show` as it comes.
+    ///
+    /// # Errors
+    /// [`GuestError::Failed`](crate::machine::guest::GuestError::Failed) by [`MachineError`](crate::machine::MachineError) if
+    /// the guest can't do it; then it still stands.
+    pub async fn ask(&mut self, call: Call, show: impl FnMut(Stream, &[u8])) -> Result<Body> {
+        // Those of the channel count up from 1.
+        self.asked += 1;
+        let id = (1 << 32) + self.asked;
+        let call = Call::ThenPause { after_us: AFTER_ANSWER_US, call: Box::new(call) };
+        write_request(&self.deploy, Some(Request { id, call }))?;
+        let mut pending = self.machine.guest().unasked_answer(id);
+        self.machine.ring().await?;
+        self.machine.resume().await?;
+        let waiting_for = "the guest to answer and to stand still";
+        Ok(self.machine.answered_and_paused(waiting_for, LOOK_DEADLINE, &mut pending, show).await?)
+    }
+
+    /// Runs a command.
+    ///
+    /// # Errors
+    /// As [`Standing::ask`].
+    pub async fn run(&mut self, command: Command, show: impl FnMut(Stream, &[u8])) -> Result<Exit> {
+        match self.ask(Call::Run(command), show).await? {
+            Body::Exited(exit) => Ok(exit),
+            other => bail!("unexpected answer from the guest: {other:?}"),
+        }
+    }
+
+    /// Puts files.
+    ///
+    /// # Errors
+    /// As [`Standing::ask`].
+    pub async fn put(&mut self, files: Vec<Put>) -> Result<()> {
+        let session = Session { files, ..Session::default() };
+        self.ask(Call::Session(Box::new(session)), |_, _| ()).await.map(drop)
+    }
+
+    /// Lets the guest go on; returns since when it stands still again, in nanoseconds since the plan began, or `None` if the
+    /// plan has ended.
+    ///
+    /// # Errors
+    /// As [`Standing::ask`].
+    pub async fn go(&mut self, until: Until) -> Result<Option<u64>> {
+        match self.ask(Call::Go(until), |_, _| ()).await? {
+            Body::Stands(since) => Ok(since),
+            other => bail!("unexpected answer from the guest: {other:?}"),
+        }
+    }
+
+    /// The recording of a run that has ended, see [`Standing::go`]; it is on its way when the machine is paused.
+    ///
+    /// # Errors
+    /// What kept the guest from making one.
+    pub async fn recording(&mut self) -> Result<Recording> {
+        self.machine.resume().await?;
+        match self.machine.race("the recording", DEADLINE, self.session.next()).await? {
+            Body::Recorded(recording) => Ok(*recording),
+            other => bail!("unexpected answer from the guest: {other:?}"),
+        }
+    }
+
+    /// The machine, for a shell in which time passes.
+    pub fn machine(&mut self) -> &mut Machine {
+        &mut self.machine
+    }
+
+    /// Ends the machine, whatever came of what was done with it.
+    ///
+    /// # Errors
+    /// As [`Machine::finish`].
+    pub async fn finish<T>(self, result: Result<T>) -> Result<T> {
+        self.machine.finish(result).await
+    }
+}
+
+fn copy_without_zeros_anew(from: &Path, to: &Path) -> Result<()> {
+    match std::fs::remove_file(to) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("delete {}", to.display()));
+        }
+        _gone => {}
+    }
+    copy_without_zeros(from, to)
+}
