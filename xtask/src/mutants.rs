@@ -157,7 +157,7 @@ const MUTANTS: &[Mutant] = &[
         red: &[
             native!("a_large_server_that_is_just_ending_is_waited_for"),
             on_trixie("5eac51a-heavy"),
-            on_sid("overlay-unit"),
+            on_sid("overlay-unit-1000"),
         ],
     },
     Mutant {
