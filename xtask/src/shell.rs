@@ -1,33 +1,27 @@
 //! `cargo xtask shell`: a terminal inside a booted machine.
 
 mod moment;
+mod terminal;
 
 use std::fs;
-use std::io::{IsTerminal as _, Read as _};
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use rustix::termios::{self, OptionalActions, Termios};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
-use vm_agent::wire::{Body, Call, Command, Exit, Stream, Streams};
+use vm_agent::wire::Exit;
 use vm_tests::cache;
 use vm_tests::host::accel::Clock;
 use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
-use vm_tests::machine::guest::{Guest, GuestError};
 use vm_tests::run::at::{At, span};
 use vm_tests::run::guest::prepare_shell;
 use vm_tests::run::prepare::prepare_one;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Manifest, Reset, Wanted};
 
+use self::terminal::{DEADLINE, quoted, talk};
 use crate::left4me;
 use crate::machine::MachineArgs;
-
-/// A day: a person may think.
-const DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// Opens a shell in a booted machine; the machine ends with it.
 ///
@@ -55,17 +49,19 @@ pub(crate) struct ShellArgs {
 
 /// Returns the shell's own exit code.
 pub(crate) async fn run(args: &ShellArgs, cancel: Cancel) -> Result<u8> {
+    let workspace = left4me::workspace()?;
+    let results = workspace.target.join("vm-shell");
+    fs::create_dir_all(&results).with_context(|| format!("create {}", results.display()))?;
+    remove_what_the_dead_left(&results)?;
     if let (Some(at), Some(scenario)) = (&args.at, &args.scenario) {
         let before = args.before.unwrap_or_default();
         return moment::run(scenario, at, before, &args.machine, cancel).await;
     }
-    let workspace = left4me::workspace()?;
     let names: Vec<String> = args.scenario.iter().cloned().collect();
     let scenarios = match names.is_empty() {
         true => Vec::new(),
         false => workspace.scenarios(&names)?,
     };
-    let results = workspace.target.join("vm-shell");
     let machine = MachineArgs { clock: args.machine.clock.or(Some(Clock::Real)), ..args.machine.clone() };
     let mut wanted = Wanted::by(&scenarios);
     if scenarios.is_empty() {
@@ -74,7 +70,6 @@ pub(crate) async fn run(args: &ShellArgs, cancel: Cancel) -> Result<u8> {
     let guest =
         prepare_one(&workspace, &machine.machines().await?, &wanted, &results, cancel.clone()).await?;
     let holders = programs::holders(&workspace).await?;
-    remove_what_the_dead_left(&results)?;
     let directory = results.join(std::process::id().to_string());
     let mut machine = prepare_shell(&guest, scenarios.first(), Some(&holders), &directory, cancel).await?;
     scenarios.iter().for_each(|scenario| eprint!("{}", commands(&scenario.manifest)));
@@ -115,108 +110,6 @@ fn commands(manifest: &Manifest) -> String {
         Reset::Shutdown => ["systemctl", "poweroff"].map(str::to_owned).to_vec(),
     };
     format!("start:   {}\nreset:   {}\n{holders}", line(&manifest.start), line(&reset))
-}
-
-/// A word as a shell reads it.
-fn quoted(word: &str) -> String {
-    let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=:@,+%".contains(letter);
-    match !word.is_empty() && word.chars().all(plain) {
-        true => word.to_owned(),
-        false => format!("'{}'", word.replace('\'', "'\\''")),
-    }
-}
-
-/// The host's terminal in raw mode, until dropped.
-struct Raw(Termios);
-
-impl Raw {
-    fn enter() -> Result<Self> {
-        let before = termios::tcgetattr(std::io::stdin()).context("read the terminal's mode")?;
-        let mut raw = before.clone();
-        raw.make_raw();
-        termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &raw)
-            .context("set the terminal to raw mode")?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Raw {
-    fn drop(&mut self) {
-        if termios::tcsetattr(std::io::stdin(), OptionalActions::Now, &self.0).is_err() {
-            eprintln!("the terminal is still in raw mode: type `reset`");
-        }
-    }
-}
-
-/// Relays the shell's input and output until it ends.
-async fn talk(guest: Guest) -> Result<Exit, GuestError> {
-    let host = |error: std::io::Error| GuestError::Host(error, "standard input or output".into());
-    let terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
-    let streams = if terminal {
-        let size = termios::tcgetwinsize(std::io::stdout()).map_err(|errno| host(errno.into()))?;
-        Streams::Terminal { rows: size.ws_row, columns: size.ws_col }
-    } else {
-        Streams::Interactive
-    };
-    let argv =
-        if terminal { vec!["bash".to_owned(), "-l".into()] } else { vec!["bash".to_owned(), "-s".into()] };
-    let mut shell = guest.request(Call::Run(Command { argv, streams })).await?;
-    let raw = if terminal { Raw::enter().ok() } else { None };
-    let mut keys = read_stdin();
-    let mut resized = signal(SignalKind::window_change()).map_err(host)?;
-    let exit = loop {
-        tokio::select! {
-            answer = shell.next() => match answer? {
-                Body::Output { stream: Stream::Stdout, bytes } => write_all(&mut std::io::stdout(), &bytes).map_err(host)?,
-                Body::Output { stream: Stream::Stderr, bytes } => write_all(&mut std::io::stderr(), &bytes).map_err(host)?,
-                Body::Exited(exit) => break exit,
-                other => return Err(GuestError::Unexpected(format!("{other:?}"))),
-            },
-            Some(()) = resized.recv(), if terminal => {
-                let size = termios::tcgetwinsize(std::io::stdout()).map_err(|errno| host(errno.into()))?;
-                let call = Call::Resize { id: shell.id, rows: size.ws_row, columns: size.ws_col };
-                still_there(guest.request(call).await?.next().await)?;
-            }
-            // An empty piece is the end of our input, and so of the shell's.
-            Some(bytes) = keys.recv() => {
-                still_there(guest.request(Call::Input { id: shell.id, bytes }).await?.next().await)?;
-            }
-        }
-    };
-    drop(raw);
-    Ok(exit)
-}
-
-/// A shell that has just ended refuses what it is told; only a guest that is gone is an error.
-fn still_there(answer: Result<Body, GuestError>) -> Result<(), GuestError> {
-    match answer {
-        Ok(_) | Err(GuestError::Failed(_)) => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-fn write_all(to: &mut impl std::io::Write, bytes: &[u8]) -> std::io::Result<()> {
-    to.write_all(bytes)?;
-    to.flush()
-}
-
-/// A thread of its own, since reading a terminal blocks; it ends with the process.
-fn read_stdin() -> mpsc::UnboundedReceiver<Vec<u8>> {
-    let (sender, receiver) = mpsc::unbounded_channel();
-    let read = move || {
-        let mut buffer = [0; 4096];
-        loop {
-            let length = std::io::stdin().read(&mut buffer).unwrap_or(0);
-            let bytes = buffer.get(..length).unwrap_or_default().to_vec();
-            if sender.send(bytes).is_err() || length == 0 {
-                return;
-            }
-        }
-    };
-    if let Err(error) = std::thread::Builder::new().name("stdin".into()).spawn(read) {
-        eprintln!("warning: the shell gets no input: {error}");
-    }
-    receiver
 }
 
 #[cfg(test)]

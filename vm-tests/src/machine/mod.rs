@@ -11,6 +11,7 @@ pub mod guest;
 pub mod qemu;
 pub mod qmp;
 pub mod saved;
+mod standing;
 pub(crate) mod state;
 
 use std::fs::File;
@@ -25,13 +26,13 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use vm_agent::wire::{Body, Call, Command, Stream};
+use vm_agent::wire::{Call, Command};
 
 use crate::host::events::{self, Event};
 use crate::host::process::{self, Child, Program, Sink};
 use crate::host::signals::Interrupted;
 use crate::machine::config::{AGENT_FD, Config, DOORBELL_FD, QMP_FD};
-use crate::machine::guest::{Guest, GuestError, Output, Pending};
+use crate::machine::guest::{Guest, GuestError, Output};
 use crate::machine::qmp::{Qmp, QmpError, QmpEvent};
 
 /// From QEMU's start to the QMP greeting; it takes 0.05 s, loaded hosts included this is ample.
@@ -170,7 +171,7 @@ impl Machine {
     pub async fn paused_by_guest(&mut self, deadline: Duration) -> Result<(), MachineError> {
         let mut failed = self.guest.failed_boot();
         let answer = async move { Err(GuestError::Unexpected(format!("{:?}", failed.next().await?))) };
-        let stops = |event: &QmpEvent| is_stop(event).then_some(());
+        let stops = |event: &QmpEvent| event.is_stop().then_some(());
         self.race_with_event("its system to be up", deadline, answer, stops).await?;
         let guest = self.guest();
         // It was said long before; the two come on different sockets.
@@ -290,51 +291,6 @@ impl Machine {
     pub async fn hello(&mut self, deadline: Duration) -> Result<(), MachineError> {
         let guest = self.guest();
         self.race("the agent's hello", deadline, guest.hello()).await
-    }
-
-    /// Waits until the guest has had the machine paused; what it answers before goes to `pending`'s reader. `None` if it is paused
-    /// and has not answered.
-    ///
-    /// # Errors
-    /// See [`Machine::race`].
-    pub async fn paused_or_answered(
-        &mut self,
-        waiting_for: &str,
-        deadline: Duration,
-        pending: &mut Pending,
-    ) -> Result<Option<Body>, MachineError> {
-        let answer = async { Ok(Some(pending.next().await?)) };
-        self.race_with_event(waiting_for, deadline, answer, |event| is_stop(event).then_some(None)).await
-    }
-
-    /// Waits until the guest has answered and has had the machine paused after it, as [`Call::ThenPause`] asks for. Output goes to
-    /// `show` as it comes.
-    ///
-    /// # Errors
-    /// See [`Machine::race`]; [`MachineError::Guest`] if the request failed, with the machine paused.
-    pub async fn answered_and_paused(
-        &mut self,
-        waiting_for: &str,
-        deadline: Duration,
-        pending: &mut Pending,
-        mut show: impl FnMut(Stream, &[u8]),
-    ) -> Result<Body, MachineError> {
-        let mut last = None;
-        let answers = async {
-            last = Some(last_answer(pending, &mut show).await);
-            match &last {
-                // The guest is gone, and does not pause any more.
-                Some(Err(GuestError::Closed)) => Err(GuestError::Closed),
-                _answered => std::future::pending().await,
-            }
-        };
-        let stops = |event: &QmpEvent| is_stop(event).then_some(());
-        self.race_with_event(waiting_for, deadline, answers, stops).await?;
-        // Answers and events come on different sockets.
-        match last {
-            Some(answer) => Ok(answer?),
-            None => self.race(waiting_for, STOP_STEP, last_answer(pending, &mut show)).await,
-        }
     }
 
     /// Runs a command in the guest.
@@ -542,23 +498,6 @@ fn socket_pair() -> Result<(UnixStream, OwnedFd)> {
 /// An event that ends a machine and has come already.
 fn told_event(events: &mut mpsc::UnboundedReceiver<QmpEvent>) -> Option<QmpEvent> {
     std::iter::from_fn(|| events.try_recv().ok()).find(is_fatal)
-}
-
-/// The answer after all output.
-async fn last_answer(
-    pending: &mut Pending,
-    show: &mut impl FnMut(Stream, &[u8]),
-) -> Result<Body, GuestError> {
-    loop {
-        match pending.next().await? {
-            Body::Output { stream, bytes } => show(stream, &bytes),
-            last => return Ok(last),
-        }
-    }
-}
-
-fn is_stop(event: &QmpEvent) -> bool {
-    event.name == "STOP"
 }
 
 fn is_fatal(event: &QmpEvent) -> bool {

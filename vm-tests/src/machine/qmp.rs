@@ -47,6 +47,14 @@ pub struct QmpEvent {
     pub data: Value,
 }
 
+impl QmpEvent {
+    /// Whether the machine was paused.
+    #[must_use]
+    pub fn is_stop(&self) -> bool {
+        self.name == "STOP"
+    }
+}
+
 /// One line from QEMU.
 #[derive(Debug, PartialEq)]
 enum Line {

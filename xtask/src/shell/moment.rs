@@ -29,6 +29,7 @@ use vm_tests::scenario::bundle::Bundle;
 use vm_tests::scenario::{Scenario, Wanted};
 use vm_tests::workspace::Workspace;
 
+use super::terminal::{DEADLINE, quoted, talk, write_all};
 use crate::left4me;
 use crate::machine::MachineArgs;
 
@@ -78,7 +79,6 @@ pub(super) async fn run(
     let bounds = Bounds::default();
     let moment =
         moment::ensure(&guest, scenario, bounds, instant.at_ns, &workspace.cache()?, cancel.clone()).await?;
-    super::remove_what_the_dead_left(&results)?;
     let directory = results.join(std::process::id().to_string());
     let mut place = Place {
         guest: guest.of_size(scenario.manifest.memory_mib),
@@ -220,8 +220,8 @@ impl Place<'_> {
             standing.put(tool.into_files()).await?;
             let mounts = self.scenario.manifest.mount.iter().chain(&self.scenario.manifest.other_mounts);
             for mount in mounts.filter(|_| tells) {
-                println!("holders {}:", super::quoted(mount));
-                let line = format!("holders {}", super::quoted(mount));
+                println!("holders {}:", quoted(mount));
+                let line = format!("holders {}", quoted(mount));
                 run_line(&mut standing, &line, false).await?;
             }
             anyhow::Ok(())
@@ -259,7 +259,7 @@ impl Place<'_> {
         let machine = standing.machine();
         machine.resume().await?;
         let guest = machine.guest();
-        machine.race("the shell's end", super::DEADLINE, super::talk(guest)).await?;
+        machine.race("the shell's end", DEADLINE, talk(guest)).await?;
         Ok(())
     }
 }
@@ -289,8 +289,8 @@ async fn run_line(standing: &mut Standing, line: &str, terminal: bool) -> Result
     let argv = ["sh", "-c", line].map(str::to_owned).to_vec();
     let show = |stream, bytes: &[u8]| {
         let written = match stream {
-            Stream::Stdout => super::write_all(&mut std::io::stdout(), bytes),
-            Stream::Stderr => super::write_all(&mut std::io::stderr(), bytes),
+            Stream::Stdout => write_all(&mut std::io::stdout(), bytes),
+            Stream::Stderr => write_all(&mut std::io::stderr(), bytes),
         };
         // A reader who is gone sees nothing more, and the next prompt fails.
         drop(written);
