@@ -36,7 +36,16 @@ pub struct Package {
 /// The harness's own programs for machines.
 pub(crate) const OWN: Package = Package {
     name: "vm-agent",
-    binaries: &["vm-agent", "vm-init", "vm-game", "vm-attack", "vm-hostile", "vm-kill", "vm-time"],
+    binaries: &[
+        "vm-agent",
+        "vm-init",
+        "vm-game",
+        "vm-attack",
+        "vm-hostile",
+        "vm-kill",
+        "vm-fault",
+        "vm-time",
+    ],
 };
 
 impl Workspace {

@@ -132,7 +132,8 @@ fn suites(shell: &Shell, all: bool) -> [Step<'_>; 4] {
 
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
 /// panic to a killed QEMU, and scenarios on a guest of NixOS' shape; the programs built twice, machines and recordings once more,
-/// what the deployed software finds after a power cut, the pages of two runs, in a browser, and moments of two. Each step's name and its test.
+/// what the deployed software finds after a power cut, the pages of two runs, in a browser, moments of two, and deploys. Each
+/// step's name and its test.
 const LANES: [&[(&str, &str)]; 2] = [
     &[("faults", "faults"), ("a guest that is no FHS system", "store_guest")],
     &[
@@ -140,12 +141,20 @@ const LANES: [&[(&str, &str)]; 2] = [
         ("power cuts", "power_cut"),
         ("pages", "report"),
         ("moments", "moments"),
+        (DEPLOYS, "deploy"),
     ],
 ];
 
-fn lanes(shell: &Shell) -> [Vec<Step<'_>>; 2] {
+/// Deploys that are harmed: two of its steps' harms, or with `--all` each at each step, the command over ssh, and every image.
+const DEPLOYS: &str = "deploys";
+
+fn lanes(shell: &Shell, all: bool) -> [Vec<Step<'_>>; 2] {
     let cargo = tools::cargo();
-    let test = |test| cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {test}");
+    let test = |test: &str| {
+        let part = if test == "deploy" && !all { vec!["--", "matrix-trixie"] } else { Vec::new() };
+        let step = cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {test} {part...}");
+        if all { step.env("VM_TESTS_ALL", "1") } else { step }
+    };
     LANES.map(|lane| lane.iter().map(|(name, its)| (*name, test(its))).collect())
 }
 
@@ -188,7 +197,7 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
         in_turn(suites, &mut tally).await?;
         // Built before, as the lanes would wait for each other in cargo.
         in_turn([("build of the machines' tests", build_of_lanes(&shell))], &mut tally).await?;
-        let [one, other] = lanes(&shell);
+        let [one, other] = lanes(&shell, args.all);
         let mut beside = Tally::default();
         let (first, second) = tokio::join!(lane(one, &logs, &mut tally), lane(other, &logs, &mut beside));
         first.and(second)?;

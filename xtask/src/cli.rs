@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, check, costs, dist, doctor, image, new, programs, report, shell, vm_test, why};
+use crate::{bench, check, costs, deploy, dist, doctor, image, new, programs, report, shell, vm_test, why};
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
 #[derive(Debug, Parser)]
@@ -27,6 +27,7 @@ pub(crate) enum Command {
     Image(image::ImageArgs),
     Programs(programs::ProgramsArgs),
     Dist(dist::DistArgs),
+    Deploy(deploy::DeployArgs),
     Doctor(doctor::DoctorArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),

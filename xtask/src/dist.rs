@@ -88,6 +88,14 @@ pub(crate) async fn package(workspace: &Workspace) -> Result<Vec<u8>> {
     packages.remove(&format!("left4me_{DEBIAN_VERSION}_amd64.deb")).context("no .deb was packed")
 }
 
+/// What the archive has, by its paths on a host, each file with its mode: the files of a deploy.
+pub(crate) async fn on_host(workspace: &Workspace) -> Result<BTreeMap<String, (u32, Vec<u8>)>> {
+    let manifest = Manifest::read(&workspace.root)?;
+    let programs = build(workspace, &manifest).await?;
+    let contents = contents::on_host(&workspace.root, &manifest, &programs, Kind::Archive, &[])?;
+    Ok(contents.into_iter().map(|(path, member)| (format!("/{path}"), (member.mode, member.bytes))).collect())
+}
+
 /// Packs, and prints what it has made.
 pub(crate) async fn run(args: &DistArgs) -> Result<()> {
     let workspace = left4me::workspace()?;

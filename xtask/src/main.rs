@@ -22,6 +22,7 @@ mod machine;
 mod mutants;
 mod new;
 mod nixos;
+mod packaged;
 mod programs;
 mod report;
 mod shell;
@@ -66,6 +67,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::Image(args) => image::run(&args).await,
         Command::Programs(args) => programs::run(&args).await,
         Command::Dist(args) => dist::run(&args).await.map(|()| PASSED),
+        Command::Deploy(args) => deploy::run(&args, cancel).await,
         Command::Doctor(args) => doctor::run(&args).await.map(|well| if well { PASSED } else { FAILED }),
         Command::Check(args) => check::run(&args, Cli::command()).await,
         Command::Bench(args) => bench::run(args, cancel).await,

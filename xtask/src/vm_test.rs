@@ -17,12 +17,12 @@ use vm_tests::run::shard::Shard;
 use vm_tests::run::suite;
 use vm_tests::scenario::{Scenario, WrongInput};
 
-use crate::deploy::{self, Deploy};
 use crate::exit::{FAILED, PASSED};
 use crate::first;
 use crate::junit;
 use crate::left4me;
 use crate::machine::MachineArgs;
+use crate::packaged::{self, Deploy};
 
 /// Boots a machine for each scenario, runs its cycles and compares them with its snapshot.
 ///
@@ -140,7 +140,7 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
                         with another guest than these";
             return Err(WrongInput::new(what.to_owned()).into());
         }
-        scenarios = deploy::packaged(&workspace, scenarios, !args.scenarios.is_empty()).await?;
+        scenarios = packaged::packaged(&workspace, scenarios, !args.scenarios.is_empty()).await?;
     }
     let mut options = suite::Options {
         machines,
@@ -184,7 +184,7 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         if verdict != PASSED {
             return Ok(verdict);
         }
-        let (text, is_same) = deploy::compare(&workspace, tree, &ran)?;
+        let (text, is_same) = packaged::compare(&workspace, tree, &ran)?;
         print!("{text}");
         return Ok(if is_same { ran.report.verdict().exit_code() } else { FAILED });
     }

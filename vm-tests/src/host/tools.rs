@@ -29,6 +29,8 @@ pub enum Need {
     Flake,
     /// Looking at pages as a person does.
     Browser,
+    /// Reaching a host, or a machine that stands for one.
+    Ssh,
 }
 
 /// What shows that a tool is there.
@@ -149,6 +151,14 @@ pub const TOOLS: &[Tool] = &[
         only: Only::All,
         package: "chromium",
         version_arg: "--version",
+    },
+    Tool {
+        sign: Sign::Program("ssh"),
+        purpose: "reaches hosts that are deployed to",
+        need: Need::Ssh,
+        only: Only::All,
+        package: "openssh-client",
+        version_arg: "-V",
     },
     Tool {
         sign: Sign::Program("python3"),
@@ -426,7 +436,7 @@ mod tests {
         let found: Vec<_> = TOOLS.iter().map(|tool| Found { tool, path: None }).collect();
         let missing = missing(&found, Distro::Debian).expect("all is missing");
         let command = "apt-get install -y --no-install-recommends qemu-system-x86 mmdebstrap squashfs-tools uidmap \
-                       debian-archive-keyring libc6-dev nix-bin chromium python3-minimal";
+                       debian-archive-keyring libc6-dev nix-bin chromium openssh-client python3-minimal";
         assert!(missing.command.ends_with(command), "{}", missing.command);
         let there: Vec<_> =
             TOOLS.iter().map(|tool| Found { tool, path: Some(PathBuf::from("/x")) }).collect();

@@ -137,6 +137,15 @@ pub async fn holders(workspace: &Workspace) -> anyhow::Result<PathBuf> {
     Ok(Builder::new(workspace)?.own(&holders).await?.path("holders")?.to_owned())
 }
 
+/// Builds one program of a workspace, apart from the others: features that it asks for are none of theirs.
+///
+/// # Errors
+/// As [`guest_binaries`].
+pub async fn program(workspace: &Workspace, package: &str, name: &str) -> anyhow::Result<PathBuf> {
+    let what = ["--package", package, "--bin", name];
+    Ok(Builder::new(workspace)?.build(&workspace.root, &[], &what).await?.path(name)?.to_owned())
+}
+
 /// Builds what the accuracy benchmark runs in a guest: `holders` and `fixture`.
 ///
 /// # Errors
