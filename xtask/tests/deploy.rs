@@ -53,10 +53,10 @@ fn main() -> ExitCode {
         .map(|suite| trial(format!("ends-{suite}"), suite, DEPLOY, async |lab| ends::run(lab).await));
     let mut trials: Vec<Trial> = ends.into();
     trials.push(trial("matrix-trixie".to_owned(), Suite::Trixie, DEPLOY, async |lab| {
-        matrix::in_one_machine(lab, matrix::wanted(&matrix::FAULTS)).await
+        matrix::in_one_machine(lab, matrix::wanted(&matrix::FAULTS)?).await
     }));
     trials.push(trial("power-trixie".to_owned(), Suite::Trixie, DEPLOY, async |lab| {
-        matrix::power_cuts(lab, matrix::wanted(&[matrix::POWER])).await
+        matrix::power_cuts(lab, matrix::wanted(&[matrix::POWER])?).await
     }));
     trials.push(trial("ssh-trixie".to_owned(), Suite::Trixie, "deploy-ssh", async |lab| {
         over_ssh::run(lab).await
