@@ -87,23 +87,11 @@ pub fn steps() -> Vec<&'static str> {
 pub fn apply(host: &Host, wanted: &Apply, tell: Tell<'_>) -> Result<Answer> {
     let _lock = match Lock::take(host, &wanted.by)? {
         Ok(lock) => lock,
-        Err(who) => {
-            let next = "wait for its end; what became of it: cargo xtask deploy HOST --history";
-            return Ok(Answer::Refused(vec![Refusal::new(
-                format!("the host is being deployed to by {who}"),
-                next,
-            )]));
-        }
+        Err(who) => return Ok(Answer::Refused(vec![plan::held_by(&who)])),
     };
-    // We are its holder, which is no refusal.
     let now = plan::again(host, wanted.to.as_ref())?;
-    let refusals: Vec<_> = now
-        .refusals
-        .into_iter()
-        .filter(|refusal| !refusal.why.starts_with("the host is being deployed"))
-        .collect();
-    if !refusals.is_empty() {
-        return Ok(Answer::Refused(refusals));
+    if !now.refusals.is_empty() {
+        return Ok(Answer::Refused(now.refusals));
     }
     if now.digest != wanted.digest {
         let refusal = Refusal::new(

@@ -151,7 +151,7 @@ pub async fn deploy(
         Ok(Answer::PutBack { why }) => Outcome::PutBack(why),
         Ok(Answer::Unknown(why)) => Outcome::Unknown(why),
         Ok(other) => without_change(other),
-        Err(Lost(why)) => after_a_lost_link(host, options, &why, person).await,
+        Err(Lost(why)) => take_back(host, options, &why, person).await,
     }
 }
 
@@ -211,16 +211,7 @@ async fn confirm(host: &mut impl Transport, options: &Options, person: &mut impl
     ))
 }
 
-/// Nobody will confirm what was going on when the link was lost: back, at once.
-async fn after_a_lost_link(
-    host: &mut impl Transport,
-    options: &Options,
-    why: &str,
-    person: &mut impl Person,
-) -> Outcome {
-    take_back(host, options, why, person).await
-}
-
+/// Nobody will confirm it, as it can't be or as the link was lost: back, at once.
 async fn take_back(
     host: &mut impl Transport,
     options: &Options,

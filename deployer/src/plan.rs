@@ -104,10 +104,19 @@ pub fn make(host: &Host, target: &Target) -> Result<Plan> {
             Wanted { manifest, texts: None }
         }
     };
-    of(host, &wanted, &log)
+    let mut plan = of(host, &wanted, &log)?;
+    plan.refusals.extend(state::holder(host).map(|who| held_by(&who)));
+    Ok(plan)
 }
 
-/// As [`make`], of a version that is on the host, or of none: what an apply makes, to see whether all is as it was planned.
+/// Another deploy has the lock.
+pub(crate) fn held_by(who: &str) -> Refusal {
+    let next = "wait for its end; what became of it: cargo xtask deploy HOST --history";
+    Refusal::new(format!("the host is being deployed to by {who}"), next)
+}
+
+/// As [`make`], of a version that is on the host, or of none: what an apply makes, which
+/// has the lock, to see whether all is as it was planned.
 ///
 /// # Errors
 /// As [`make`].
@@ -246,10 +255,6 @@ fn in_the_way(
         let next =
             "wait until it is confirmed or put back; to put it back now: cargo xtask deploy HOST --put-back";
         refusals.push(Refusal::new(why, next));
-    }
-    if let Some(who) = state::holder(host) {
-        let next = "wait for its end; what became of it: cargo xtask deploy HOST --history";
-        refusals.push(Refusal::new(format!("the host is being deployed to by {who}"), next));
     }
     for (directory, unit) in
         BEFORE_OURS.iter().flat_map(|directory| [(directory, SERVER_UNIT), (directory, OVERLAY_UNIT)])

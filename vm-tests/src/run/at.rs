@@ -118,8 +118,12 @@ impl At {
     /// # Errors
     /// [`NotThere`], with all that happens in the cycle.
     pub fn find(&self, recording: &Recording) -> Result<Instant, NotThere> {
+        self.search(recording).ok_or_else(|| NotThere { at: self.clone(), there: self.happened(recording) })
+    }
+
+    fn search(&self, recording: &Recording) -> Option<Instant> {
         let is_here = |event: &&Event| self.cycle.is_none_or(|cycle| event.cycle == cycle);
-        let mut found = recording.events.iter().filter(is_here).filter_map(|event| {
+        recording.events.iter().filter(is_here).find_map(|event| {
             let at_ns = match &self.what {
                 Named::Happening(happening) => happening.is(event.at, &event.what)?,
                 Named::AfterReset(time) => match event.what {
@@ -131,8 +135,7 @@ impl At {
             };
             let reset_ns = reset_of(recording, event.cycle);
             Some(Instant { at_ns, cycle: event.cycle, reset_ns })
-        });
-        found.next().ok_or_else(|| NotThere { at: self.clone(), there: self.happened(recording) })
+        })
     }
 
     /// What happens in the named cycle, or in the first, a line each.
@@ -150,7 +153,7 @@ impl At {
         }
         let find = |happening: Happening| {
             let at = Self { cycle: Some(cycle), what: Named::Happening(happening) };
-            Some((at.find_quietly(recording)?, at))
+            Some((at.search(recording)?, at))
         };
         let mut there: Vec<(Instant, Self)> = all.into_iter().filter_map(find).collect();
         there.sort_by_key(|(instant, _)| instant.at_ns);
@@ -159,15 +162,6 @@ impl At {
             true => format!("  nothing in cycle {cycle}\n"),
             false => lines.collect(),
         }
-    }
-
-    fn find_quietly(&self, recording: &Recording) -> Option<Instant> {
-        let Named::Happening(happening) = &self.what else { return None };
-        let event = recording.events.iter().find_map(|event| {
-            let at_ns = happening.is(event.at, &event.what).filter(|_| Some(event.cycle) == self.cycle)?;
-            Some((at_ns, event.cycle))
-        });
-        event.map(|(at_ns, cycle)| Instant { at_ns, cycle, reset_ns: reset_of(recording, cycle) })
     }
 }
 
