@@ -1,6 +1,6 @@
 //! What became of one mount in a cycle, and what of that is not as expected. Pure.
 
-use vm_agent::recording::{Blocker, Event, Plan, Recording, What};
+use vm_agent::recording::{Blocker, Diagnosis, Event, Plan, Recording, What};
 
 use super::cycle::{Holder, MountOutcome};
 use super::wrong::Wrong;
@@ -35,6 +35,10 @@ impl MountOutcome {
                 format!("verdict: {verdict}, and nobody was expected to hold the mount{diagnosed}"),
             ),
         }
+        let said = self.said();
+        for words in expect.advice.iter().filter(|words| !said.iter().any(|line| line.contains(*words))) {
+            wrong.0.push(format!("holders did not say {words:?}: {said:?}"));
+        }
         for unit in &expect.listed {
             wrong.check(
                 self.listed.contains(unit),
@@ -68,6 +72,12 @@ impl MountOutcome {
                 places.join(", ")
             ),
         }
+    }
+
+    /// What `holders` says, verdict and advice; nothing where it was not asked.
+    fn said(&self) -> Vec<&str> {
+        let Some(Diagnosis { line, advice, .. }) = &self.diagnosis else { return Vec::new() };
+        std::iter::once(line).chain(advice).map(String::as_str).collect()
     }
 
     /// Who it was, as `holders` says it.

@@ -363,11 +363,15 @@ fn another_failure_than_the_declared_one_is_a_deviation() {
     cycle.holders_at_umount = vec![holder(6, Role::Main), holder(7, Role::Outside)];
     cycle.end.as_mut().expect("an end").remount = Remount::Tried { result: 0, in_use: true };
     cycle.execs.push(stop_post(Exit::Signal(15)));
+    cycle.diagnosis = Some(diagnosis(Why::UmountFailed, Found::HeldByProcess, &cycle.holders_at_umount));
     let mut expect = expect(declared);
     expect.holders = vec!["main x (cwd)".to_owned(), "outside x (cwd)".to_owned()];
+    expect.advice = vec!["held by 6 (x), 7 (x)".to_owned(), "have it leave".to_owned()];
     assert_eq!(of_cycle(&cycle, &expect), [""; 0]);
     type Change = fn(&mut Cycle);
-    let changes: [(Change, &str); 8] = [
+    let said = |cycle: &mut Cycle| cycle.diagnosis.as_mut().expect("a diagnosis").advice.clear();
+    let changes: [(Change, &str); 9] = [
+        (said, "holders did not say \"have it leave\""),
         (|cycle| cycle.verdict = MountVerdict::HeldByProcess, "verdict: held by a process instead of"),
         (|cycle| cycle.verdict = MountVerdict::OnlyListed, "verdict: only listed instead of"),
         (|cycle| cycle.umounts[0].result = "EINVAL".to_owned(), "umount2: EINVAL instead of EBUSY"),

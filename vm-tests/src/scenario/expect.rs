@@ -55,6 +55,8 @@ pub struct Expect {
     pub kept_devices: Vec<String>,
     /// Who holds the mount when it is unmounted, as `<role> <comm> (<kind>, …)`; empty: nobody.
     pub holders: Vec<String>,
+    /// Words that `holders` says of the unmount that was refused, each anywhere in its verdict or its advice.
+    pub advice: Vec<String>,
     /// Where the file system is still mounted after it was unmounted, as `<unit>: <path>`.
     pub mounted_elsewhere: Vec<String>,
     /// The next mount of the same layers. Left out: silent or not tried.
@@ -170,6 +172,7 @@ impl Expect {
             umount: self.umount,
             verdict: self.verdict,
             holders: self.holders.clone(),
+            advice: self.advice.clone(),
             listed: self.listed.clone(),
             mounted: self.mounted,
             mounted_elsewhere: self.mounted_elsewhere.clone(),

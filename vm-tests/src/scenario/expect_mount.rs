@@ -19,6 +19,8 @@ pub struct ExpectMount {
     pub verdict: Option<MountVerdict>,
     /// Who holds it when it is unmounted, as `<role> <comm> (<kind>, …)`; empty: nobody.
     pub holders: Vec<String>,
+    /// Words that `holders` says of the unmount that was refused, each anywhere in its verdict or its advice.
+    pub advice: Vec<String>,
     /// Units that must be seen in a namespace with a copy of it, and nothing held in it.
     pub listed: Vec<String>,
     /// Whether it is still a mount point afterwards.
