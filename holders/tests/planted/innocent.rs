@@ -1,17 +1,18 @@
 //! Nobody innocent: what has the path of the mount and lies beneath it, or on something else altogether.
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
+use std::path::Path;
 
 use holders::report::KernelKind;
 use holders::{Query, Verdict};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags};
 
-use super::seen;
+use super::{ask_the_command, seen};
 use crate::disk::{Ext4, Loop, Swap};
 use crate::stage::Stage;
-use crate::victim::Result;
+use crate::victim::{self, Result};
 
 /// A swap file there, and one on the mount itself.
 pub(crate) fn swap(stage: &Stage) -> Result<()> {
@@ -65,6 +66,51 @@ pub(crate) fn copy_as_root(stage: &Stage) -> Result<()> {
     assert_eq!(holders, [container.holder], "harmless ones are listed");
     assert!(matches!(seen(&report), Verdict::Outlives { .. }), "{report:#?}");
     Ok(stage.umount()?)
+}
+
+/// As moby#9630: of all that have `/dev/null` open one has it through a bind mount of `/dev`, and is in a chroot.
+pub(crate) fn bind_of_dev(stage: &Stage) -> Result<()> {
+    stage.is_plain.set(true);
+    stage.mount()?;
+    let dev = stage.merged.join("dev");
+    fs::create_dir(&dev)?;
+    rustix::mount::mount_bind("/dev", &dev)?;
+    let mut chrooted = victim::victim("with-null", &[&stage.merged])?;
+    let holder = victim::ready(&mut chrooted)?;
+    let (mut bystanders, mut victims) = (Vec::new(), vec![chrooted]);
+    for _ in 0..5 {
+        let mut bystander = victim::victim("with-null", &[Path::new("/")])?;
+        bystanders.push(victim::ready(&mut bystander)?);
+        victims.push(bystander);
+    }
+    let told = ask_the_command(&[&dev])?;
+    let report = Query::new(&dev).run()?;
+    let blockers: Vec<_> = report.blockers().iter().map(|blocker| blocker.pid).collect();
+    assert_eq!(blockers, [holder], "{report:#?}");
+    assert_eq!(rustix::mount::unmount(&dev, UnmountFlags::NOFOLLOW), Err(Errno::BUSY));
+    // He comes first, with what to do.
+    let head: Vec<_> = told.lines().take(2).collect();
+    assert!(head.iter().all(|line| line.contains(&holder.to_string())), "{told}");
+    for bystander in bystanders {
+        assert!(!head.iter().any(|line| line.contains(&bystander.to_string())), "{told}");
+    }
+    for mut victim in victims {
+        drop(victim.stdin.take());
+        victim.wait()?;
+    }
+    Ok(rustix::mount::unmount(&dev, UnmountFlags::NOFOLLOW)?)
+}
+
+/// This program as one of its processes.
+pub(crate) fn be(words: &[&str]) -> Option<Result<()>> {
+    let ["with-null", root] = words else { return None };
+    let done = || {
+        rustix::process::chroot(*root)?;
+        std::env::set_current_dir("/")?;
+        let _null = File::open("/dev/null")?;
+        victim::stay(std::process::id())
+    };
+    Some(done())
 }
 
 fn nothing_blocks(stage: &Stage) -> Result<()> {

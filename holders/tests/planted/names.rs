@@ -11,6 +11,20 @@ use crate::disk::Ext4;
 use crate::stage::Stage;
 use crate::victim::Result;
 
+/// As snapd#11914: mounted twice at one place, and unmounted once.
+pub(crate) fn twice(stage: &Stage) -> Result<()> {
+    stage.mount()?;
+    rustix::mount::mount_bind(&stage.merged, &stage.merged)?;
+    let told = ask_the_command(&[&stage.merged])?;
+    assert!(told.contains("\nstacked below it at the same path: 1 (unmount each)\n"), "{told}");
+    stage.umount()?;
+    assert_eq!(rustix::fs::rmdir(&stage.merged), Err(Errno::BUSY));
+    let report = Query::new(&stage.merged).run()?;
+    assert!(report.mount.is_some() && report.stacked == 0, "the other one: {report:#?}");
+    assert_eq!(seen(&report), Verdict::Free, "{report:#?}");
+    Ok(stage.umount()?)
+}
+
 /// An overlay that is unmounted here and lives on in another namespace: its layers are in use.
 pub(crate) fn layer(stage: &Stage) -> Result<()> {
     stage.mount()?;

@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 
 use rustix::process::Pid;
 
-use crate::{calls, ending, sharing, sockets};
+use crate::{calls, ending, innocent, sharing, sockets};
 
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -61,7 +61,7 @@ pub(crate) fn run(args: &[OsString]) -> ExitCode {
     let words: Vec<_> = args.iter().map(|arg| arg.to_string_lossy().into_owned()).collect();
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let done = ending::be(&words).or_else(|| sharing::be(&words)).or_else(|| sockets::be(&words));
-    let done = done.or_else(|| calls::be(&words));
+    let done = done.or_else(|| calls::be(&words)).or_else(|| innocent::be(&words));
     match done.unwrap_or_else(|| Err("no such process".into())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
