@@ -12,7 +12,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Arguments;
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Command, Exit, Until};
@@ -117,7 +117,9 @@ async fn the_refused_umount(scratch: &Path) -> Result<()> {
     let (first, at_ns) = ran.moment("umount fails", &scratch.join("one")).await?;
     let (second, _) = ran.moment("umount fails", &scratch.join("two")).await?;
     ensure!(first.is_new && second.is_new, "they were not made");
-    ensure!(first.hash()? == second.hash()?, "two moments of one instant differ");
+    if first.hash()? != second.hash()? {
+        bail!("two moments of one instant differ: {}", first.differences(&second)?.join("; "));
+    }
     let (again, _) = ran.moment("umount fails", &scratch.join("one")).await?;
     ensure!(!again.is_new, "it was made anew");
 

@@ -9,7 +9,7 @@
 //! A state for virtual time is booted in virtual time: under another clock its timers would be calibrated wrongly.
 
 use std::fs::{File, Permissions};
-use std::io;
+use std::io::{self, BufRead as _, BufReader};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -230,6 +230,29 @@ pub(crate) fn hash_sparse(path: &Path) -> Result<String> {
     })
     .with_context(what)?;
     Ok(cache::hex(&hash.finalize()))
+}
+
+/// Where two files differ first, in bytes from their begin; `None` if they are the same.
+pub(crate) fn first_difference(one: &Path, other: &Path) -> Result<Option<u64>> {
+    let open = |path: &Path| File::open(path).with_context(|| format!("open {}", path.display()));
+    let mut files =
+        [BufReader::with_capacity(PIECE, open(one)?), BufReader::with_capacity(PIECE, open(other)?)];
+    let mut at = 0;
+    loop {
+        let [left, right] = &mut files;
+        let what = || format!("read {} and {}", one.display(), other.display());
+        let (left, right) = (left.fill_buf().with_context(what)?, right.fill_buf().with_context(what)?);
+        let length = left.len().min(right.len());
+        if left[..length] != right[..length] {
+            let same = left.iter().zip(right).take_while(|(left, right)| left == right).count();
+            return Ok(Some(at + same as u64));
+        }
+        if length == 0 {
+            return Ok((left.len() != right.len()).then_some(at));
+        }
+        at += length as u64;
+        files.iter_mut().for_each(|file| file.consume(length));
+    }
 }
 
 /// Calls `each` for every page of a file that is not all zeros, in order, with where it begins; the last one may be

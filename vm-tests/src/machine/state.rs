@@ -53,6 +53,13 @@ pub(crate) struct NotAtRest {
     rest: u32,
 }
 
+impl NotAtRest {
+    #[cfg(test)]
+    pub(crate) fn of(field: &'static str, value: u32, rest: u32) -> Self {
+        Self { field, value, rest }
+    }
+}
+
 /// Makes a saved state of virtual time the same for every host: zeros what is the host's time in it.
 ///
 /// # Errors

@@ -33,6 +33,9 @@ const RECIPE: u32 = 1;
 /// How long after the instant the machine is paused, in microseconds of guest time: the first at which the guest is idle. An exit
 /// of a large process is in the kernel, where nothing stops it.
 const PAUSES_US: [u64; 4] = [200, 5_000, 100_000, 1_000_000];
+/// How often each is tried: a guest that is busy is so each time, and a pause that the host's threads made another (one in 29
+/// on a busy host, see [`saved`]) is not. A moment that took the next for such a one would be another moment.
+const TRIES: usize = 3;
 /// The same after an answer.
 const AFTER_ANSWER_US: u64 = 500;
 
@@ -56,6 +59,7 @@ const LOGS: &str = "logs";
 pub struct Moment {
     directory: PathBuf,
     saved: Saved,
+    pause_us: u64,
     /// Whether it was made now, and not found.
     pub is_new: bool,
 }
@@ -75,6 +79,29 @@ impl Moment {
     pub fn hash(&self) -> Result<String> {
         let hashes = [saved::hash_sparse(&self.saved.ram)?, saved::hash_sparse(&self.saved.state)?];
         Ok(cache::Inputs::new("moment", RECIPE).list("hashes", &hashes).key().as_str().to_owned())
+    }
+
+    /// In which of its parts another one of the same instant differs, and where first; empty if in none.
+    ///
+    /// # Errors
+    /// If they can't be read.
+    pub fn differences(&self, other: &Self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        if self.pause_us != other.pause_us {
+            found.push(format!("paused after {} and after {} us", self.pause_us, other.pause_us));
+        }
+        let parts =
+            [("RAM", &self.saved.ram, &other.saved.ram), ("state", &self.saved.state, &other.saved.state)];
+        for (part, one, another) in parts {
+            if let Some(at) = saved::first_difference(one, another)? {
+                found.push(format!(
+                    "{part} from byte {at:#x} on: {} and {}",
+                    one.display(),
+                    another.display()
+                ));
+            }
+        }
+        Ok(found)
     }
 }
 
@@ -120,19 +147,15 @@ pub async fn ensure(
     if let Some(moment) = find(&directory, key.as_str()) {
         return Ok(moment);
     }
-    let mut pauses = PAUSES_US.into_iter();
+    let mut tries = Tries::default();
     loop {
-        let Some(pause_us) = pauses.next() else {
-            bail!("the guest is busy for a second after this instant: choose one before or after it");
-        };
         let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
+        let pause_us = tries.pause_us()?;
         let stop = Stop::at(at_ns, pause_us);
-        match make(&guest, scenario, Session { stop, ..session.clone() }, staging.path(), cancel.clone())
-            .await
-        {
-            // A pause at any other instant would be the host's.
-            Err(error) if error.is::<NotAtRest>() => continue,
-            made => made?,
+        let session = Session { stop, ..session.clone() };
+        let made = make(&guest, scenario, session, staging.path(), cancel.clone()).await;
+        if !tries.is_made(made)? {
+            continue;
         }
         let manifest = Manifest { key: key.as_str().to_owned(), at_ns, pause_us };
         let path = staging.path().join(MANIFEST);
@@ -145,6 +168,34 @@ pub async fn ensure(
     }
 }
 
+/// The pauses that are tried, in order, each [`TRIES`] times.
+#[derive(Debug, Default)]
+struct Tries {
+    done: usize,
+}
+
+impl Tries {
+    /// The pause to try now, in microseconds.
+    fn pause_us(&self) -> Result<u64> {
+        let pause = PAUSES_US.get(self.done / TRIES);
+        pause
+            .copied()
+            .context("the guest is busy for a second after this instant: choose one before or after it")
+    }
+
+    /// Whether a moment was made with it; the next one is to be tried if the guest was not at rest, as a pause at any other
+    /// instant would be the host's.
+    fn is_made(&mut self, made: Result<()>) -> Result<bool> {
+        match made {
+            Err(error) if error.is::<NotAtRest>() => {
+                self.done += 1;
+                Ok(false)
+            }
+            made => made.map(|()| true),
+        }
+    }
+}
+
 fn find(directory: &Path, key: &str) -> Option<Moment> {
     let path = directory.join(MANIFEST);
     let manifest: Manifest = serde_json::from_slice(&std::fs::read(&path).ok()?).ok()?;
@@ -152,7 +203,8 @@ fn find(directory: &Path, key: &str) -> Option<Moment> {
     // For whoever tidies.
     let _cannot = file.set_modified(std::time::SystemTime::now()).is_err();
     let saved = Saved { ram: directory.join(RAM), state: directory.join(STATE), hash: manifest.key.clone() };
-    (manifest.key == key).then(|| Moment { directory: directory.to_owned(), saved, is_new: false })
+    let pause_us = manifest.pause_us;
+    (manifest.key == key).then(|| Moment { directory: directory.to_owned(), saved, pause_us, is_new: false })
 }
 
 /// Runs a session with a stop up to there, and saves the machine.
@@ -308,4 +360,35 @@ fn copy_without_zeros_anew(from: &Path, to: &Path) -> Result<()> {
         _gone => {}
     }
     copy_without_zeros(from, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn not_at_rest() -> Result<()> {
+        Err(NotAtRest::of("interrupt_request", 2, 0).into())
+    }
+
+    #[test]
+    fn a_pause_that_the_host_disturbed_is_tried_again_and_is_the_same_moment() {
+        let mut tries = Tries::default();
+        assert!(!tries.is_made(not_at_rest()).expect("to be tried again"));
+        assert_eq!(tries.pause_us().expect("one"), PAUSES_US[0]);
+        assert!(tries.is_made(Ok(())).expect("made"));
+        assert!(tries.is_made(Err(anyhow::anyhow!("no room"))).is_err());
+    }
+
+    #[test]
+    fn a_guest_that_is_busy_is_paused_later_and_at_last_not_at_all() {
+        let mut tries = Tries::default();
+        let mut tried = Vec::new();
+        while let Ok(pause_us) = tries.pause_us() {
+            tried.push(pause_us);
+            assert!(!tries.is_made(not_at_rest()).expect("to be tried again"));
+        }
+        tried.dedup();
+        assert_eq!(tried, PAUSES_US);
+        assert_eq!(tries.done, PAUSES_US.len() * TRIES);
+    }
 }
