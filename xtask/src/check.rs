@@ -132,11 +132,18 @@ fn suites(shell: &Shell, all: bool) -> [Step<'_>; 4] {
 
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
 /// panic to a killed QEMU, scenarios on a guest of NixOS' shape, and what the deployed software finds after a power cut; the
-/// programs built twice, machines and recordings once more, the pages of two runs, in a browser, moments of two, and deploys.
+/// programs built twice, machines and recordings once more, the pages of two runs and the
+/// operator's page, in a browser, moments of two runs, and deploys.
 /// Each step's name and its test.
 const LANES: [&[(&str, &str)]; 2] = [
     &[("faults", "faults"), ("a guest that is no FHS system", "store_guest"), ("power cuts", "power_cut")],
-    &[("the same once more", "repeatable"), ("pages", "report"), ("moments", "moments"), (DEPLOYS, "deploy")],
+    &[
+        ("the same once more", "repeatable"),
+        ("pages", "report"),
+        ("the operator's page", "page"),
+        ("moments", "moments"),
+        (DEPLOYS, "deploy"),
+    ],
 ];
 
 /// Deploys that are harmed: two of its steps' harms, or with `--all` each at each step, the command over ssh, and every image.

@@ -44,7 +44,7 @@ async fn pages(scratch: &Path) -> Result<()> {
     let said = process::output(command, DEADLINE).await?.text();
     ensure!(said.trim_end() == two.to_string_lossy(), "it does not say where the page is: {said}");
 
-    let mut browser = Browser::start(scratch).await?;
+    let mut browser = Browser::start(scratch, None).await?;
     one(&mut browser, &bug).await?;
     both(&mut browser, &two).await?;
     index(&mut browser, &results).await?;
@@ -54,7 +54,7 @@ async fn pages(scratch: &Path) -> Result<()> {
 /// The page of the bug.
 async fn one(browser: &mut Browser, results: &Path) -> Result<()> {
     let page = page(results)?;
-    browser.open(&page, "").await?;
+    open(browser, &page, "").await?;
     let recording = std::fs::read_to_string(results.join("recording.json")).context("read the recording")?;
     let recording: Value = serde_json::from_str(&recording)?;
 
@@ -103,7 +103,7 @@ async fn one(browser: &mut Browser, results: &Path) -> Result<()> {
     ensure!(now.contains("cycle 2") && now.contains(&second), "the second cycle: {now}");
 
     // The pointer: where it is, is what is told, unless an instant is kept. The window is that of the reset.
-    browser.open(&page, "cycle=1").await?;
+    open(browser, &page, "cycle=1").await?;
     let (x, y) = place(browser, "[data-mark='umount: EBUSY']").await?;
     browser.point(x, y, true).await?;
     ensure!(!browser.text("#now").await?.contains("kept"), "a click on what is kept lets it go");
@@ -135,7 +135,7 @@ async fn one(browser: &mut Browser, results: &Path) -> Result<()> {
 
 /// Both runs on one page, with a picture of it that is kept.
 async fn both(browser: &mut Browser, page: &Path) -> Result<()> {
-    browser.open(page, "").await?;
+    open(browser, page, "").await?;
     let second = count(browser, ".second").await?;
     ensure!(second > 5, "{second} bars of the second run");
     let text = browser.text("body").await?;
@@ -150,7 +150,7 @@ async fn both(browser: &mut Browser, page: &Path) -> Result<()> {
 
 /// The page of the whole leads to each.
 async fn index(browser: &mut Browser, results: &Path) -> Result<()> {
-    browser.open(&page(results)?, "").await?;
+    open(browser, &page(results)?, "").await?;
     ensure!(browser.text("h1").await?.contains("2 passed"), "{}", browser.text("body").await?);
     for name in SCENARIOS {
         let link = browser.value(&format!("document.querySelector('a[href*=\"{name}\"]').href")).await?;
@@ -158,6 +158,11 @@ async fn index(browser: &mut Browser, results: &Path) -> Result<()> {
         ensure!(Path::new(file).is_file(), "{file} is not there");
     }
     Ok(())
+}
+
+/// Opens a page, with what follows `#`.
+async fn open(browser: &mut Browser, page: &Path, fragment: &str) -> Result<()> {
+    browser.go(&format!("file://{}#{fragment}", page.display())).await
 }
 
 fn xtask() -> Program {

@@ -1,8 +1,8 @@
 //! A browser that tests look with and act through: Debian's chromium without a window, by its DevTools protocol over a pipe
 //! (`--remote-debugging-pipe`), so that no port is open.
 //!
-//! The pages are files. Whatever a page logs as an error, throws, or asks a network for is kept and ends [`Browser::end`] in an
-//! error: a page that is right says nothing.
+//! The pages are files, or those of one server. Whatever a page logs as an error, throws, or asks anybody else for is kept and ends
+//! [`Browser::end`] in an error: a page that is right says nothing.
 
 use std::path::Path;
 use std::time::Duration;
@@ -28,13 +28,17 @@ pub(crate) struct Browser {
     from: BufReader<pipe::Receiver>,
     session: Option<String>,
     asked: u64,
+    /// How many pages were loaded.
+    pub(crate) loads: u64,
+    /// What the addresses begin with that a page may ask for.
+    ours: Vec<String>,
     /// What pages said that they should not.
     complaints: Vec<String>,
 }
 
 impl Browser {
-    /// Starts one, with its profile in `scratch`.
-    pub(crate) async fn start(scratch: &Path) -> Result<Self> {
+    /// Starts one, with its profile in `scratch`. Its pages are files, and what is below `server`.
+    pub(crate) async fn start(scratch: &Path, server: Option<&str>) -> Result<Self> {
         tools::ensure(&[Need::Browser], None, Path::new(env!("CARGO_TARGET_TMPDIR"))).await?;
         let (to, theirs) = pipe::pipe().context("make a pipe")?;
         let (ours, from) = pipe::pipe().context("make a pipe")?;
@@ -50,7 +54,9 @@ impl Browser {
             .pass_fd(ours.into_blocking_fd()?, 4)
             .spawn()?;
         let from = BufReader::new(from);
-        let mut browser = Self { child, to, from, session: None, asked: 0, complaints: Vec::new() };
+        let ours = ["file:", "about:", "data:"].into_iter().chain(server).map(str::to_owned).collect();
+        let mut browser =
+            Self { child, to, from, session: None, asked: 0, loads: 0, ours, complaints: Vec::new() };
         let target = browser.ask("Target.createTarget", json!({ "url": "about:blank" })).await?;
         let of = json!({ "targetId": target["targetId"], "flatten": true });
         let attached = browser.ask("Target.attachToTarget", of).await?;
@@ -68,18 +74,36 @@ impl Browser {
         self.ask("Emulation.setDeviceMetricsOverride", size).await.map(drop)
     }
 
-    /// Opens a file, with what follows `#`, and waits until it is drawn.
-    pub(crate) async fn open(&mut self, file: &Path, fragment: &str) -> Result<()> {
+    /// Opens an address, and waits until it is drawn.
+    pub(crate) async fn go(&mut self, url: &str) -> Result<()> {
         // Not the same page with another fragment, which would not load anew.
-        self.ask("Page.navigate", json!({ "url": "about:blank" })).await?;
-        let url = format!("file://{}#{fragment}", file.display());
-        let went = self.ask("Page.navigate", json!({ "url": url })).await?;
-        ensure!(went["errorText"].is_null(), "{url}: {}", went["errorText"]);
-        let loaded = "new Promise((done) => { const look = () => document.readyState === 'complete' \
-                      ? requestAnimationFrame(() => done(location.href)) : addEventListener('load', look, { once: true }); look(); })";
-        let at = self.value(loaded).await?;
-        ensure!(at.as_str().is_some_and(|at| at.starts_with("file:")), "{url}: the page is {at}");
+        for url in ["about:blank", url] {
+            let loads = self.loads;
+            let went = self.ask("Page.navigate", json!({ "url": url })).await?;
+            ensure!(went["errorText"].is_null(), "{url}: {}", went["errorText"]);
+            self.loaded_after(loads).await?;
+        }
+        let drawn = "new Promise((done) => requestAnimationFrame(() => done(location.href)))";
+        let at = self.value(drawn).await?;
+        let is_ours = |at: &str| at != "about:blank" && self.is_ours(at);
+        ensure!(at.as_str().is_some_and(is_ours), "{url}: the page is {at}");
         Ok(())
+    }
+
+    /// Waits until a page has been loaded since there were so many.
+    pub(crate) async fn loaded_after(&mut self, loads: u64) -> Result<()> {
+        let loaded = async {
+            while self.loads == loads {
+                let message = self.message().await?;
+                self.hear(&message);
+            }
+            Ok(())
+        };
+        timeout(PATIENCE, loaded).await.context("no page was loaded")?
+    }
+
+    fn is_ours(&self, url: &str) -> bool {
+        self.ours.iter().any(|ours| url.starts_with(ours))
     }
 
     /// The value of an expression, once it is there.
@@ -108,10 +132,19 @@ impl Browser {
         Ok(())
     }
 
-    /// Presses a key: `ArrowRight`, `f`.
+    /// Presses a key: `ArrowRight`, `f`, `Enter`.
     pub(crate) async fn press(&mut self, key: &str) -> Result<()> {
+        // What the browser itself does with a key goes by its number and its text.
+        let (number, text) = match key {
+            "Tab" => (9, ""),
+            "Enter" => (13, "\r"),
+            "Escape" => (27, ""),
+            _ => (0, ""),
+        };
         for kind in ["keyDown", "keyUp"] {
-            self.ask("Input.dispatchKeyEvent", json!({ "type": kind, "key": key })).await?;
+            let text = if kind == "keyDown" { text } else { "" };
+            let event = json!({ "type": kind, "key": key, "windowsVirtualKeyCode": number, "text": text });
+            self.ask("Input.dispatchKeyEvent", event).await?;
         }
         Ok(())
     }
@@ -161,11 +194,7 @@ impl Browser {
     /// The answer to what was asked last; what comes before is looked at.
     async fn answer(&mut self) -> Result<Value> {
         loop {
-            let mut bytes = Vec::new();
-            if self.from.read_until(0, &mut bytes).await? == 0 {
-                bail!("the browser has ended: see browser.log");
-            }
-            let message: Value = serde_json::from_slice(bytes.strip_suffix(&[0]).unwrap_or(&bytes))?;
+            let message = self.message().await?;
             if message["id"] == self.asked {
                 return Ok(message);
             }
@@ -173,15 +202,27 @@ impl Browser {
         }
     }
 
+    async fn message(&mut self) -> Result<Value> {
+        let mut bytes = Vec::new();
+        if self.from.read_until(0, &mut bytes).await? == 0 {
+            bail!("the browser has ended: see browser.log");
+        }
+        Ok(serde_json::from_slice(bytes.strip_suffix(&[0]).unwrap_or(&bytes))?)
+    }
+
     fn hear(&mut self, event: &Value) {
         let parameters = &event["params"];
         let complaint = match event["method"].as_str() {
+            Some("Page.loadEventFired") => {
+                self.loads += 1;
+                return;
+            }
             Some("Runtime.exceptionThrown") => &parameters["exceptionDetails"],
             Some("Runtime.consoleAPICalled") => &parameters["args"],
             Some("Log.entryAdded") => &parameters["entry"],
             Some("Network.requestWillBeSent") => {
                 let url = parameters["request"]["url"].as_str().unwrap_or_default();
-                if ["file:", "about:", "data:"].iter().any(|scheme| url.starts_with(scheme)) {
+                if self.is_ours(url) {
                     return;
                 }
                 &parameters["request"]

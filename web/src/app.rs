@@ -1,0 +1,187 @@
+//! What the page knows: what the broker saw last, and the jobs; and how a job is asked for.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use left4me_broker::verbs::{Deed, Ticket};
+use left4me_broker::work::Seen;
+use left4me_helper::instance::Instance;
+use rustix::rand::{GetRandomFlags, getrandom};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::broker::{Begun, Broker};
+use crate::store::{Line, Store};
+
+/// How often a broker that has gone is asked for again: nobody tells when a socket is listened on.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// What is shown.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// What the broker saw last.
+    pub seen: Seen,
+    /// Why that is old, or nothing at all.
+    pub problem: Option<String>,
+    /// Counts changes of the jobs.
+    pub jobs: u64,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct App {
+    /// Who has the rights.
+    pub broker: Broker,
+    store: Mutex<Store>,
+    view: watch::Sender<View>,
+    /// The tickets that are being asked for at this moment.
+    asking: Mutex<BTreeSet<String>>,
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Pressed {
+    /// It is this job.
+    Job(i64),
+    /// This one is in its way.
+    Busy(Box<Line>),
+}
+
+impl App {
+    /// With a broker and a database; nothing is known yet.
+    #[must_use]
+    pub fn new(broker: Broker, store: Store) -> Arc<Self> {
+        let view = View { problem: Some("the broker was not asked yet".into()), ..View::default() };
+        let view = watch::Sender::new(view);
+        Arc::new(Self { broker, store: Mutex::new(store), view, asking: Mutex::default() })
+    }
+
+    /// The database.
+    pub fn store(&self) -> MutexGuard<'_, Store> {
+        locked(&self.store)
+    }
+
+    /// What is shown now.
+    #[must_use]
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// Its changes.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<View> {
+        self.view.subscribe()
+    }
+
+    /// Follows the broker, for ever.
+    pub async fn follow(&self) {
+        let mut again = interval(AGAIN);
+        again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            again.tick().await;
+            if let Err(error) = self.follow_once().await {
+                let problem = format!("{error:#}");
+                self.view.send_if_modified(|view| {
+                    let is_new = view.problem.as_ref() != Some(&problem);
+                    if is_new {
+                        eprintln!("{problem}");
+                        view.problem = Some(problem);
+                    }
+                    is_new
+                });
+            }
+        }
+    }
+
+    async fn follow_once(&self) -> Result<()> {
+        // What is open now, and is not just being asked for, the broker knows, or nobody does any more. Later ones it may
+        // not have heard of when it looked.
+        let mut doubtful = {
+            let asking = locked(&self.asking);
+            let open = self.store().open_tickets()?;
+            open.into_iter().filter(|ticket| !asking.contains(ticket)).collect::<Vec<_>>()
+        };
+        let mut watching = self.broker.watch().await?;
+        loop {
+            let seen = watching.next().await?;
+            for ticket in std::mem::take(&mut doubtful) {
+                if !seen.jobs.iter().any(|job| job.ticket.to_string() == ticket) {
+                    let why = "the broker does not know it: it never came there, or was forgotten there";
+                    self.store().end(&ticket, "interrupted", why, now_ms())?;
+                }
+            }
+            self.hear(seen)?;
+        }
+    }
+
+    fn hear(&self, seen: Seen) -> Result<()> {
+        let store = self.store();
+        for job in &seen.jobs {
+            store.heard(job)?;
+        }
+        drop(store);
+        self.view.send_modify(|view| {
+            *view = View { seen, problem: None, jobs: view.jobs + 1 };
+        });
+        Ok(())
+    }
+
+    /// Asks for a job.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn press(&self, deed: Deed, instance: &Instance, asked_by: &str) -> Result<Pressed> {
+        let ticket = ticket()?;
+        locked(&self.asking).insert(ticket.to_string());
+        let queued = self.store().queue(deed, instance, &ticket, asked_by, now_ms());
+        let pressed = match queued {
+            Ok(Ok(number)) => self.ask(deed, instance, &ticket).await.map(|()| Pressed::Job(number)),
+            Ok(Err(line)) => Ok(Pressed::Busy(Box::new(line))),
+            Err(error) => Err(error.into()),
+        };
+        locked(&self.asking).remove(&ticket.to_string());
+        self.view.send_modify(|view| view.jobs += 1);
+        // The audit: who asked, and what became of it.
+        match &pressed {
+            Ok(Pressed::Job(number)) => eprintln!("{asked_by}: {deed} {instance}: job {number}"),
+            Ok(Pressed::Busy(line)) => {
+                eprintln!("{asked_by}: {deed} {instance}: refused, job {} is in its way", line.number);
+            }
+            Err(error) => eprintln!("{asked_by}: {deed} {instance}: {error:#}"),
+        }
+        pressed
+    }
+
+    async fn ask(&self, deed: Deed, instance: &Instance, ticket: &Ticket) -> Result<()> {
+        let (state, why) = match self.broker.begin(deed, instance, ticket).await {
+            Ok(Begun::Yes) => return Ok(()),
+            Ok(Begun::No(why)) => ("failed", why),
+            // Did it come there? Who knows is asked.
+            Err(error) => match self.broker.seen().await {
+                Ok(seen) if seen.jobs.iter().any(|job| job.ticket == *ticket) => return Ok(()),
+                Ok(_) => ("failed", format!("nothing was begun: {error:#}")),
+                // If it did, it will say so when it is back.
+                Err(_) => ("interrupted", format!("nobody knows whether it was begun: {error:#}")),
+            },
+        };
+        self.store().end(&ticket.to_string(), state, &why, now_ms()).context("note a job")
+    }
+}
+
+fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn ticket() -> Result<Ticket> {
+    let mut bytes = [0_u8; 16];
+    let got = getrandom(&mut bytes, GetRandomFlags::empty()).context("getrandom")?;
+    anyhow::ensure!(got == bytes.len(), "getrandom gave {got} bytes");
+    Ok(format!("{:032x}", u128::from_le_bytes(bytes)).parse()?)
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,197 @@
+//! The pages, each a template that is checked when it is compiled. The block `live` of each is what is sent again whenever it
+//! changes. All values are escaped by askama: none is HTML.
+
+use askama::Template;
+use left4me_broker::host::{Diagnoses, Server};
+use left4me_ctl::list::Row;
+use left4me_ctl::report::Report;
+
+use crate::store::Line;
+
+/// A server, and the job that is under way for it.
+#[derive(Debug)]
+pub struct Entry {
+    /// What its files and its units say.
+    pub row: Row,
+    /// The open job.
+    pub job: Option<Line>,
+}
+
+/// What the header of each page says.
+#[derive(Debug, Default)]
+pub struct Head {
+    /// The page's own path, if it has a part that changes.
+    pub live: Option<String>,
+    /// Why what is shown may be old.
+    pub problem: Option<String>,
+}
+
+/// `/servers`.
+#[derive(Debug, Template)]
+#[template(path = "servers.html", blocks = ["live"])]
+pub struct ServersPage {
+    /// The header.
+    pub head: Head,
+    /// All of them.
+    pub entries: Vec<Entry>,
+}
+
+/// `/servers/<id>`.
+#[derive(Debug, Template)]
+#[template(path = "server.html", blocks = ["live"])]
+pub struct ServerPage {
+    /// The header.
+    pub head: Head,
+    /// The instance's name.
+    pub name: String,
+    /// What its files and its units say; none if it is not known.
+    pub entry: Option<Entry>,
+    /// What systemd says of it in full, or why that is not known.
+    pub server: Result<Server, String>,
+    /// Its jobs, newest first.
+    pub jobs: Vec<Line>,
+}
+
+/// `/servers/<id>/reset`: the question.
+#[derive(Debug, Template)]
+#[template(path = "reset.html")]
+pub struct ResetPage {
+    /// The header.
+    pub head: Head,
+    /// The instance's name.
+    pub name: String,
+    /// Its state.
+    pub state: String,
+    /// What is lost.
+    pub loss: String,
+}
+
+/// `/jobs`.
+#[derive(Debug, Template)]
+#[template(path = "jobs.html", blocks = ["live"])]
+pub struct JobsPage {
+    /// The header.
+    pub head: Head,
+    /// The jobs, newest first.
+    pub jobs: Vec<Line>,
+}
+
+/// `/jobs/<n>`.
+#[derive(Debug, Template)]
+#[template(path = "job.html", blocks = ["live"])]
+pub struct JobPage {
+    /// The header.
+    pub head: Head,
+    /// The job.
+    pub job: Line,
+}
+
+/// `/doctor`.
+#[derive(Debug, Template)]
+#[template(path = "doctor.html")]
+pub struct DoctorPage {
+    /// The header.
+    pub head: Head,
+    /// What was found, or why nothing could be.
+    pub found: Result<Diagnoses, String>,
+}
+
+/// Something that was not done, or is not there.
+#[derive(Debug, Template)]
+#[template(path = "refused.html")]
+pub struct RefusedPage {
+    /// The header.
+    pub head: Head,
+    /// In a few words.
+    pub title: String,
+    /// In a sentence.
+    pub why: String,
+    /// The job that is in the way.
+    pub job: Option<Box<Line>>,
+}
+
+/// Milliseconds as people read them.
+fn spoken(ms: &i64) -> String {
+    if *ms < 10_000 { format!("{}.{:03} s", ms / 1000, ms % 1000) } else { format!("{} s", ms / 1000) }
+}
+
+/// A phase and how long it took.
+fn phases(report: &Report) -> Vec<(&'static str, String)> {
+    let phases = &report.phases;
+    let all = [
+        ("grace", phases.grace_us),
+        ("stop", phases.stop_us),
+        ("of it the unmount", phases.umount_us),
+        ("delete", phases.purge_us),
+        ("in all", Some(phases.total_us)),
+    ];
+    let shown = |us: u64| format!("{}.{:03} ms", us / 1000, us % 1000);
+    all.into_iter().filter_map(|(name, us)| us.map(|us| (name, shown(us)))).collect()
+}
+
+/// Why a server's button cannot be pressed; none if it can.
+fn hindrance(entry: &Entry, action: &str) -> Option<String> {
+    if let Some(job) = &entry.job {
+        return Some(format!("job {} ({}) is under way", job.number, job.action));
+    }
+    let state = entry.row.active_state.as_str();
+    let is_down = matches!(state, "inactive" | "failed");
+    match action {
+        _ if state.is_empty() => Some("its state is not known".into()),
+        "start" if !entry.row.has_file => Some("its file is missing".into()),
+        "start" if !is_down => Some(format!("it is {state}")),
+        // Something may be mounted still.
+        "stop" if is_down && entry.row.mounted != Some(true) => Some("it does not run".into()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(state: &str, is_mounted: bool) -> Entry {
+        let row = Row {
+            schema_version: 1,
+            action: "list".into(),
+            instance: "3".into(),
+            unit: "left4me-server@3.service".into(),
+            ok: true,
+            has_file: true,
+            active_state: state.into(),
+            port: Some(27015),
+            layers: None,
+            mounted: Some(is_mounted),
+            error: Some("<script>alert(1)</script>".into()),
+        };
+        Entry { row, job: None }
+    }
+
+    #[test]
+    fn a_button_that_cannot_be_pressed_says_why() {
+        let why = |state, is_mounted, action| hindrance(&entry(state, is_mounted), action);
+        assert_eq!(why("active", true, "start").as_deref(), Some("it is active"));
+        assert_eq!(why("active", true, "stop"), None);
+        assert_eq!(why("inactive", false, "start"), None);
+        assert_eq!(why("failed", false, "stop").as_deref(), Some("it does not run"));
+        assert_eq!(why("failed", true, "stop"), None);
+        for state in ["active", "inactive", "failed", "deactivating"] {
+            assert_eq!(why(state, false, "reset"), None);
+        }
+        assert_eq!(why("", false, "reset").as_deref(), Some("its state is not known"));
+    }
+
+    #[test]
+    fn what_others_wrote_is_text() {
+        let page = ServersPage { head: Head::default(), entries: vec![entry("active", true)] };
+        let html = page.render().unwrap();
+        assert!(!html.contains("<script>alert"), "{html}");
+        assert!(html.contains("alert(1)"), "{html}");
+        assert!(html.contains(&page.as_live().render().unwrap()), "the live part is a part");
+    }
+
+    #[test]
+    fn durations_are_read_by_people() {
+        assert_eq!((spoken(&1_300).as_str(), spoken(&90_000).as_str()), ("1.300 s", "90 s"));
+    }
+}

@@ -1,0 +1,49 @@
+// What makes the page better than its forms and links. All listeners are on the document: what is replaced has none to lose.
+'use strict';
+
+const live = document.getElementById('live');
+const stale = document.getElementById('stale');
+const dialog = document.getElementById('ask');
+
+// The live part, whenever it has changed. Whoever has something of it in the keyboard's focus keeps that.
+if (live.dataset.live) {
+  const stream = new EventSource('/live?page=' + encodeURIComponent(live.dataset.live));
+  stream.addEventListener('part', (event) => {
+    const focused = live.contains(document.activeElement) ? document.activeElement.id : '';
+    live.innerHTML = event.data;
+    if (focused) document.getElementById(focused)?.focus();
+  });
+  stream.addEventListener('open', () => { stale.hidden = true; });
+  stream.addEventListener('error', () => { stale.hidden = false; });
+}
+
+// A question is a page of its own; here its middle is asked in a dialog.
+async function ask(link) {
+  let question = null;
+  try {
+    const answer = await fetch(link.href);
+    const page = new DOMParser().parseFromString(await answer.text(), 'text/html');
+    question = answer.ok ? page.getElementById('question') : null;
+  } catch { /* The page itself says what is wrong. */ }
+  if (!question) { location.href = link.href; return; }
+  dialog.replaceChildren(question);
+  dialog.dataset.from = link.id;
+  dialog.showModal();
+  dialog.querySelector('[data-close]').focus();
+}
+
+document.addEventListener('click', (event) => {
+  if (event.button !== 0 || event.ctrlKey || event.metaKey || event.shiftKey) return;
+  const link = event.target.closest('a[data-ask]');
+  if (link) { event.preventDefault(); ask(link); }
+  if (event.target.closest('dialog [data-close]')) { event.preventDefault(); dialog.close(); }
+});
+
+// A button that says why it cannot be pressed is no link to anywhere; a form is sent once.
+document.addEventListener('submit', (event) => {
+  if (event.target.dataset.sent) event.preventDefault();
+  event.target.dataset.sent = 'yes';
+});
+
+// The row that it came from may be another one by now.
+dialog.addEventListener('close', () => { document.getElementById(dialog.dataset.from)?.focus(); });

@@ -1,0 +1,305 @@
+//! The operator's page in a real browser, as people use it: by pointer and by keyboard, while its rows are replaced below.
+//!
+//! The page and the broker are real; the machine is played (`web/examples/played.rs`).
+
+#[path = "support/browser.rs"]
+mod browser;
+#[path = "support/trial.rs"]
+mod trial;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use libtest_mimic::Arguments;
+use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
+use tokio::net::unix::pipe;
+use tokio::time::timeout;
+use vm_tests::host::process::{self, Child, Program, Sink};
+use vm_tests::host::tools;
+
+use browser::Browser;
+use trial::trial;
+
+/// For one build of the page.
+const BUILD: Duration = Duration::from_secs(900);
+
+/// For what the played machine and the page do at once.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    let mut arguments = Arguments::from_args();
+    // One browser at a time.
+    arguments.test_threads.get_or_insert(1);
+    let trials = vec![
+        trial("the-dialog-outlives-the-row-that-opened-it", dialog),
+        trial("all-of-it-by-keyboard", keyboard),
+        trial("what-changes-is-shown-at-once", changes),
+        trial("pictures", pictures),
+    ];
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
+
+/// The page with its machine.
+struct Page {
+    child: Child,
+    to: pipe::Sender,
+    from: Lines<BufReader<pipe::Receiver>>,
+    address: String,
+}
+
+impl Page {
+    async fn start(scratch: &Path) -> Result<Self> {
+        let program = built().await?;
+        let (to, theirs) = pipe::pipe().context("make a pipe")?;
+        let log = File::create(scratch.join("page.log")).context("create the page's log")?;
+        let mut child = Program::new(program)
+            .arg(scratch)
+            .stdin(File::from(theirs.into_blocking_fd()?))
+            .stderr(Sink::File(log))
+            .spawn()?;
+        let from = child.take_stdout()?.context("the page's output")?;
+        let mut from = BufReader::new(from).lines();
+        let address = timeout(PATIENCE, from.next_line()).await.context("no address")??;
+        let address = address.context("the page has ended: see page.log")?;
+        Ok(Self { child, to, from, address })
+    }
+
+    /// Has the machine do something; what it answers.
+    async fn play(&mut self, line: &str) -> Result<String> {
+        self.to.write_all(format!("{line}\n").as_bytes()).await.context("play")?;
+        let mut last = String::new();
+        loop {
+            let said = timeout(PATIENCE, self.from.next_line()).await.context("no answer")??;
+            match said.context("the page has ended: see page.log")? {
+                said if said == "done" => return Ok(last),
+                said => last = said,
+            }
+        }
+    }
+
+    async fn end(mut self) -> Result<()> {
+        drop(self.to);
+        let ended = timeout(PATIENCE, self.child.wait()).await.context("the page does not end")??;
+        ensure!(ended.success(), "the page ended with {ended}: see page.log");
+        Ok(())
+    }
+}
+
+/// The page's program, as it is in the checkout.
+async fn built() -> Result<PathBuf> {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("cargo's target directory")?;
+    let build = Program::new(tools::cargo())
+        .args(["build", "--quiet", "--locked", "-p", "left4me-web", "--example", "played", "--target-dir"])
+        .arg(target);
+    process::output(build, BUILD).await?;
+    Ok(target.join("debug/examples/played"))
+}
+
+async fn started(scratch: &Path) -> Result<(Page, Browser)> {
+    let page = Page::start(scratch).await?;
+    let browser = Browser::start(scratch, Some(&page.address)).await?;
+    Ok((page, browser))
+}
+
+/// Waits until an expression is true, by an observer of the document: nothing is asked again and again.
+async fn until(browser: &mut Browser, condition: &str) -> Result<()> {
+    let expression = format!(
+        "new Promise((done) => {{ const look = () => {{ if ({condition}) {{ watch.disconnect(); done(true); }} }}; \
+         const watch = new MutationObserver(look); \
+         watch.observe(document, {{ subtree: true, childList: true, attributes: true, characterData: true }}); look(); }})"
+    );
+    let seen = timeout(PATIENCE, browser.value(&expression)).await;
+    let Ok(seen) = seen else {
+        anyhow::bail!("never: {condition}");
+    };
+    ensure!(seen? == true, "{condition}");
+    Ok(())
+}
+
+/// Clicks in the middle of an element, as a pointer does.
+async fn click(browser: &mut Browser, selector: &str) -> Result<()> {
+    let at = format!(
+        "(() => {{ const box = document.querySelector({selector:?}).getBoundingClientRect(); \
+         return [box.x + box.width / 2, box.y + box.height / 2]; }})()"
+    );
+    let at = browser.value(&at).await.with_context(|| format!("where is {selector}?"))?;
+    let (x, y) = (at[0].as_f64().context("a place")?, at[1].as_f64().context("a place")?);
+    browser.point(x, y, true).await
+}
+
+/// Marks the row: one in its place has no mark.
+async fn mark_row(browser: &mut Browser) -> Result<()> {
+    browser.value("document.getElementById('row-3').marked = true").await.map(drop)
+}
+
+const REPLACED: &str = "document.getElementById('row-3') && !document.getElementById('row-3').marked";
+const OPEN: &str = "document.getElementById('ask').open";
+
+/// 87d56a0, the second half of the postmortem's fix: the buttons of the dialog work although the row below was replaced.
+async fn dialog(scratch: &Path) -> Result<()> {
+    let (mut page, mut browser) = started(scratch).await?;
+    browser.go(&format!("{}/servers", page.address)).await?;
+    page.play("set 3 active").await?;
+    until(&mut browser, "document.querySelector('#row-3 .active')").await?;
+
+    // What is asked names the server and what is lost.
+    click(&mut browser, "#reset-3").await?;
+    until(&mut browser, OPEN).await?;
+    let text = browser.text("#ask").await?;
+    for words in ["Reset server 3?", "2 files, 3.0 MiB", "active", "deleted", "plays"] {
+        ensure!(text.contains(words), "no {words:?} in the dialog: {text}");
+    }
+
+    // The row is replaced, and then Cancel and Reset are pressed.
+    mark_row(&mut browser).await?;
+    page.play("set 3 failed").await?;
+    until(&mut browser, REPLACED).await?;
+    ensure!(browser.value(OPEN).await? == true, "the dialog went with the row");
+    click(&mut browser, "#cancel").await?;
+    until(&mut browser, &format!("!{OPEN}")).await?;
+    let focused = focused(&mut browser).await?;
+    ensure!(focused == "reset-3", "after the dialog, the focus is on the row's button, not on {focused}");
+
+    // The replaced row's button asks, too; and the row is replaced again before the reset.
+    click(&mut browser, "#reset-3").await?;
+    until(&mut browser, OPEN).await?;
+    mark_row(&mut browser).await?;
+    page.play("set 3 active").await?;
+    until(&mut browser, REPLACED).await?;
+    ensure!(page.play("done").await?.is_empty(), "nothing was asked for yet");
+    click_to(&mut browser, "#confirm", "/servers/3").await?;
+    until(&mut browser, "document.querySelector('td .succeeded')").await?;
+    ensure!(page.play("done").await? == "reset 3", "one reset of 3");
+    ensure!(browser.text("table").await?.contains("reset"), "the job's row");
+    browser.end().await?;
+    page.end().await
+}
+
+/// Where the focus is, once what was closed has had its say.
+async fn focused(browser: &mut Browser) -> Result<String> {
+    let then = "new Promise((done) => requestAnimationFrame(() => setTimeout(() => done(document.activeElement.id))))";
+    Ok(browser.value(then).await?.as_str().unwrap_or_default().to_owned())
+}
+
+/// That the browser has come to a path: a form has been sent, and its answer is there.
+async fn is_at(browser: &mut Browser, loads: u64, path: &str) -> Result<()> {
+    browser.loaded_after(loads).await?;
+    let at = browser.value("location.pathname").await?;
+    ensure!(at == path, "the browser is at {at}, not at {path}");
+    Ok(())
+}
+
+/// Clicks on what leads to a server's page.
+async fn click_to(browser: &mut Browser, selector: &str, path: &str) -> Result<()> {
+    let loads = browser.loads;
+    click(browser, selector).await?;
+    is_at(browser, loads, path).await
+}
+
+async fn keyboard(scratch: &Path) -> Result<()> {
+    let (mut page, mut browser) = started(scratch).await?;
+    browser.go(&format!("{}/servers", page.address)).await?;
+    until(&mut browser, "document.getElementById('reset-3')").await?;
+    tab_to(&mut browser, "reset-3").await?;
+    browser.press("Enter").await?;
+    until(&mut browser, OPEN).await?;
+    // What deletes is not what Enter does at once, and the focus does not leave the dialog.
+    let at = focused(&mut browser).await?;
+    ensure!(at == "cancel", "the dialog begins on {at}");
+    browser.press("Escape").await?;
+    until(&mut browser, &format!("!{OPEN}")).await?;
+    let at = focused(&mut browser).await?;
+    ensure!(at == "reset-3", "Escape goes back to the button, not to {at}");
+    browser.press("Enter").await?;
+    until(&mut browser, OPEN).await?;
+    // The focus stays where it is while the row is replaced.
+    mark_row(&mut browser).await?;
+    page.play("set 3 failed").await?;
+    until(&mut browser, REPLACED).await?;
+    tab_to(&mut browser, "confirm").await?;
+    let loads = browser.loads;
+    browser.press("Enter").await?;
+    is_at(&mut browser, loads, "/servers/3").await?;
+    until(&mut browser, "document.querySelector('td .succeeded')").await?;
+    ensure!(page.play("done").await? == "reset 3", "one reset of 3");
+    browser.end().await?;
+    page.end().await
+}
+
+async fn tab_to(browser: &mut Browser, id: &str) -> Result<()> {
+    for _ in 0..40 {
+        browser.press("Tab").await?;
+        if browser.value("document.activeElement.id").await? == id {
+            return Ok(());
+        }
+    }
+    anyhow::bail!("Tab does not lead to {id}")
+}
+
+async fn changes(scratch: &Path) -> Result<()> {
+    let (mut page, mut browser) = started(scratch).await?;
+    browser.go(&format!("{}/servers/3", page.address)).await?;
+    page.play("hold").await?;
+    until(&mut browser, "document.getElementById('start-3')").await?;
+    click_to(&mut browser, "#start-3", "/servers/3").await?;
+    // While it is under way, the buttons say why they cannot be pressed; and then the job is over, and the server runs.
+    until(&mut browser, "document.querySelector('#reset-3[aria-disabled]')").await?;
+    let why = browser.text(".why").await?;
+    ensure!(why.contains("job 1 (start) is under way"), "{why}");
+    page.play("go").await?;
+    until(
+        &mut browser,
+        "document.querySelector('td .succeeded') && document.querySelector('#live > p .active')",
+    )
+    .await?;
+    // It crashes, and nobody here did anything.
+    page.play("set 3 failed").await?;
+    until(&mut browser, "document.querySelector('#live > p .failed')").await?;
+    // A job that fails shows all of it.
+    page.play("fail umount: EBUSY: held by 196 (left4me-overlay) <script>throw 1</script>").await?;
+    click_to(&mut browser, "#start-3", "/servers/3").await?;
+    until(&mut browser, "document.querySelector('td .failed')").await?;
+    browser.go(&format!("{}/jobs/2", page.address)).await?;
+    let error = browser.text("pre.problem").await?;
+    ensure!(error.contains("held by 196 (left4me-overlay) <script>"), "{error}");
+    browser.end().await?;
+    page.end().await
+}
+
+/// Each page, light and dark, for people to look at.
+async fn pictures(scratch: &Path) -> Result<()> {
+    let (mut page, mut browser) = started(scratch).await?;
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
+    std::fs::create_dir_all(&kept).context("make a directory for pictures")?;
+    page.play("set 4 active").await?;
+    page.play("set eu-1 failed").await?;
+    browser.go(&format!("{}/servers/3", page.address)).await?;
+    until(&mut browser, "document.getElementById('start-3')").await?;
+    click_to(&mut browser, "#start-3", "/servers/3").await?;
+    until(&mut browser, "document.querySelector('td .succeeded')").await?;
+    browser.size(1000, 700).await?;
+    for scheme in ["light", "dark"] {
+        browser.show("screen", scheme).await?;
+        for (name, path) in [
+            ("servers", "/servers"),
+            ("server", "/servers/3"),
+            ("reset", "/servers/4/reset"),
+            ("jobs", "/jobs"),
+            ("job", "/jobs/1"),
+            ("doctor", "/doctor"),
+        ] {
+            browser.go(&format!("{}{path}", page.address)).await?;
+            browser.picture(&kept.join(format!("{name}-{scheme}.png"))).await?;
+        }
+        browser.go(&format!("{}/servers", page.address)).await?;
+        click(&mut browser, "#reset-4").await?;
+        until(&mut browser, OPEN).await?;
+        browser.picture(&kept.join(format!("dialog-{scheme}.png"))).await?;
+    }
+    eprintln!("the pictures: {}", kept.display());
+    browser.end().await?;
+    page.end().await
+}
