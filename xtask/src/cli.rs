@@ -2,7 +2,9 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, check, costs, deploy, dist, doctor, image, new, programs, report, shell, vm_test, why};
+use crate::{
+    bench, check, costs, deploy, dist, doctor, image, new, programs, report, repro, shell, vm_test, why,
+};
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
 #[derive(Debug, Parser)]
@@ -22,6 +24,7 @@ pub(crate) enum Command {
     VmTest(vm_test::VmTestArgs),
     Why(why::WhyArgs),
     Report(report::ReportArgs),
+    Repro(repro::ReproArgs),
     Costs(costs::CostsArgs),
     Shell(shell::ShellArgs),
     Image(image::ImageArgs),

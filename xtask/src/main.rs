@@ -25,6 +25,7 @@ mod nixos;
 mod packaged;
 mod programs;
 mod report;
+mod repro;
 mod shell;
 mod show;
 mod vm_test;
@@ -62,6 +63,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::VmTest(args) => vm_test::run(&args, cancel).await,
         Command::Why(args) => why::run(&args, cancel).await,
         Command::Report(args) => report::run(&args).map(|()| PASSED),
+        Command::Repro(args) => repro::run(&args, cancel).await,
         Command::Costs(args) => costs::run(&args).map(|()| PASSED),
         Command::Shell(args) => shell::run(&args, cancel).await,
         Command::Image(args) => image::run(&args).await,

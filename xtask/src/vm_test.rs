@@ -9,10 +9,11 @@ use clap::Args;
 use vm_tests::image::{EXTERNAL, Suite};
 use vm_tests::machine::Cancel;
 use vm_tests::report::page::PAGE_FILE;
-use vm_tests::report::{self, Report, Verdict, summary};
+use vm_tests::report::{self, Report, ScenarioReport, Verdict, summary};
 use vm_tests::run::one::Bounds;
 use vm_tests::run::part::Breadth;
 use vm_tests::run::recall::Again;
+use vm_tests::run::repro::Keep;
 use vm_tests::run::shard::Shard;
 use vm_tests::run::suite;
 use vm_tests::scenario::{Scenario, WrongInput};
@@ -23,6 +24,7 @@ use crate::junit;
 use crate::left4me;
 use crate::machine::MachineArgs;
 use crate::packaged::{self, Deploy};
+use crate::repro;
 
 /// Boots a machine for each scenario, runs its cycles and compares them with its snapshot.
 ///
@@ -85,6 +87,10 @@ pub(crate) struct VmTestArgs {
     #[arg(long, value_enum, default_value_t, conflicts_with_all = ["history", "shard", "no_run"])]
     deploy: Deploy,
 
+    /// Write repro.tar.zst for each run, by which it is made again elsewhere (cargo xtask repro), and not only for those that fail
+    #[arg(long, conflicts_with = "no_run")]
+    repro: bool,
+
     /// Directory for the results [default: target/vm-test]
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
@@ -101,10 +107,25 @@ fn jobs(text: &str) -> Result<usize, String> {
 /// So many failed scenarios are given a command to look into them.
 const NEXT: usize = 3;
 
+/// A scenario that has failed.
+#[derive(Debug, Clone, Copy)]
+struct Failed<'a> {
+    guest: &'a str,
+    scenario: &'a str,
+    /// Where to look first, if it repeats.
+    look: Option<&'a str>,
+}
+
+impl<'a> Failed<'a> {
+    fn of(report: &'a ScenarioReport) -> Self {
+        Self { guest: &report.guest, scenario: &report.name, look: report.look.as_deref() }
+    }
+}
+
 /// What to type about the scenarios that have failed, each with its guest.
-fn next<'a>(failed: impl Iterator<Item = (&'a str, &'a str)>, named: &[String]) -> String {
+fn next<'a>(failed: impl Iterator<Item = Failed<'a>>, named: &[String]) -> String {
     let mut text = String::new();
-    for (guest, scenario) in failed.take(NEXT) {
+    for Failed { guest, scenario, look } in failed.take(NEXT) {
         // One that was named by its path has to be named so again.
         let is_it = |path: &&String| Path::new(path).file_name().is_some_and(|name| *name == *scenario);
         let name = named.iter().find(is_it).map_or(scenario, String::as_str);
@@ -115,7 +136,8 @@ fn next<'a>(failed: impl Iterator<Item = (&'a str, &'a str)>, named: &[String]) 
             Err(_) if guest == EXTERNAL => " --kernel FILE --modules DIR --root FILE".to_owned(),
             Err(_) => " --image nixos --guest DIR".to_owned(),
         };
-        text.push_str(&format!("to look into it: cargo xtask shell{image} {name}\n"));
+        let at = look.map_or_else(String::new, |look| format!(" --at '{look}'"));
+        text.push_str(&format!("to look into it: cargo xtask shell{image} {name}{at}\n"));
     }
     text
 }
@@ -150,6 +172,7 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         again: if args.fresh { Again::All } else { Again::Some(args.verify) },
         shard: args.shard,
         breadth: if args.spread { Breadth::Two } else { Breadth::All },
+        keep: Keep { all: args.repro, commit: repro::commit(&workspace.root).await },
     };
     if args.no_run {
         let prepared = suite::prepare_only(&workspace, &scenarios, &options, cancel).await?;
@@ -170,7 +193,10 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
     let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
     print!("{}", ran.report.text(if args.history { report::history } else { report::table }));
     let failed = ran.report.scenarios.iter().filter(|one| one.verdict == Verdict::Failed);
-    print!("{}", next(failed.map(|one| (&*one.guest, &*one.name)), &args.scenarios));
+    print!("{}", next(failed.map(Failed::of), &args.scenarios));
+    for bundle in ran.report.scenarios.iter().filter_map(ScenarioReport::bundle).take(NEXT) {
+        println!("to hand it over: cargo xtask repro {}", bundle.display());
+    }
     println!("report: {}", ran.path.display());
     if let Some(file) = std::env::var_os(SUMMARY_VAR).filter(|file| !file.is_empty()) {
         summarize(Path::new(&file), &ran.report)?;
@@ -209,8 +235,15 @@ mod tests {
 
     #[test]
     fn what_to_type_next_names_guest_and_scenario_as_they_were_typed() {
-        let failed = [("trixie", "demo"), ("sid", "5eac51a"), ("external", "demo"), ("trixie", "many")];
-        let installed = [("nixos", "demo")];
+        let of = |(guest, scenario)| Failed { guest, scenario, look: None };
+        let failed =
+            [("trixie", "demo"), ("sid", "5eac51a"), ("external", "demo"), ("trixie", "many")].map(of);
+        let installed = [("nixos", "demo")].map(of);
+        let look = Some("cycle 2: umount fails");
+        assert_eq!(
+            next([Failed { guest: "trixie", scenario: "demo", look }].into_iter(), &[]),
+            "to look into it: cargo xtask shell demo --at 'cycle 2: umount fails'\n"
+        );
         assert_eq!(
             next(installed.into_iter(), &[]),
             "to look into it: cargo xtask shell --image nixos --guest DIR demo\n"

@@ -24,6 +24,7 @@ use crate::run::accept::First;
 use crate::run::guest::Guest;
 use crate::run::one::{Run, Stages};
 use crate::run::remembered::ago;
+use crate::run::repro;
 use crate::run::shard::Share;
 use crate::scenario::{History, Scenario, WrongInput};
 use vm_agent::recording::{Evidence, Recording, What};
@@ -102,6 +103,9 @@ pub struct ScenarioReport {
     /// Its first snapshot, where there is none yet.
     #[serde(skip)]
     pub first: Option<First>,
+    /// Where to look first, of one that has failed and that repeats: a name for `shell --at`.
+    #[serde(skip)]
+    pub look: Option<String>,
 }
 
 /// How a scenario ended.
@@ -310,6 +314,13 @@ impl ScenarioReport {
         }
     }
 
+    /// The bundle that hands its run over, if there is one.
+    #[must_use]
+    pub fn bundle(&self) -> Option<PathBuf> {
+        let file = self.evidence.join(repro::FILE);
+        (!self.evidence.as_os_str().is_empty() && file.exists()).then_some(file)
+    }
+
     /// `remembered, 3 h ago`; `None` if a machine ran.
     #[must_use]
     pub fn remembered(&self) -> Option<String> {
@@ -342,6 +353,7 @@ impl ScenarioReport {
             remembered_s: None,
             cycles: Vec::new(),
             first: None,
+            look: None,
         }
     }
 }

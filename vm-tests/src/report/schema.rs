@@ -95,6 +95,7 @@ fn full() -> Report {
         stages: Stages::default(),
         cycles: vec![cycle],
         first: None,
+        look: None,
     };
     Report {
         schema: SCHEMA,

@@ -1,5 +1,7 @@
 //! At most 20 lines of Markdown for the page of a CI job (`GITHUB_STEP_SUMMARY`): what failed first comes first.
 
+use crate::run::repro;
+
 use super::{Report, ScenarioReport, Verdict};
 
 /// The most lines that there are, so that several jobs fit on a page.
@@ -23,6 +25,12 @@ pub fn summary(report: &Report) -> String {
         let told: Vec<&str> = told.lines().collect();
         lines.extend(told.iter().take(OF_FIRST).map(|line| line.replace("```", "'''")));
         lines.push("```".to_owned());
+    }
+    if let Some(one) = bad.iter().find(|one| one.bundle().is_some()) {
+        let file = format!("{}/{}/{}", one.guest, one.name, repro::FILE);
+        lines.push(format!(
+            "The same run elsewhere, with the results of this job: `cargo xtask repro {file}`"
+        ));
     }
     let room = MOST_LINES.saturating_sub(lines.len() + 1);
     let rest = bad.get(1..).unwrap_or_default();

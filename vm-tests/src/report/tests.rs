@@ -66,6 +66,7 @@ pub(super) fn scenario(
         stages: Stages::default(),
         cycles,
         first: None,
+        look: None,
     }
 }
 

@@ -152,19 +152,25 @@ fn reason(one: &Results, other: &Results, guest: &str, name: &str) -> Result<Str
         return Ok(reason);
     }
     let recording = |all: &Results| json::<Recording>(&all.file(guest, name, "recording.json"));
-    let (here, there) = (recording(one)?, recording(other)?);
-    Ok(match first_difference(&here, &there) {
+    Ok(of_recordings(&recording(one)?, &recording(other)?))
+}
+
+/// Why two recordings of the same inputs are not the same.
+#[must_use]
+pub fn of_recordings(here: &Recording, there: &Recording) -> String {
+    match first_difference(here, there) {
         Some(at) => format!(
             "the same inputs, and another recording from event {at} on: {} -> {}",
             event(here.events.get(at)),
             event(there.events.get(at))
         ),
         None => "the same inputs and events; the recordings' heads differ".to_owned(),
-    })
+    }
 }
 
 /// The first differences, a line each; `None` if there is none.
-fn of_inputs(differences: &[Difference<'_>]) -> Option<String> {
+#[must_use]
+pub fn of_inputs(differences: &[Difference<'_>]) -> Option<String> {
     let mut lines: Vec<String> = differences.iter().take(NAMED).map(ToString::to_string).collect();
     let more = differences.len().saturating_sub(NAMED);
     if more > 0 {

@@ -113,6 +113,17 @@ pub fn in_ms(ns: u64) -> String {
 }
 
 impl At {
+    /// Where to look first at a cycle that went wrong: the unmount that was refused, else the unit's failure, else the end of its
+    /// reset, or of its start if there was none.
+    #[must_use]
+    pub fn of_failure(recording: &Recording, cycle: u32) -> Option<Self> {
+        let failed = Happening::State("failed".to_owned());
+        let done = [Step::Reset, Step::Start].map(Happening::Done);
+        let all = [Happening::UmountFails, failed].into_iter().chain(done);
+        let mut all = all.map(|what| Self { cycle: Some(cycle), what: Named::Happening(what) });
+        all.find(|at| at.search(recording).is_some())
+    }
+
     /// Where it is in a recording.
     ///
     /// # Errors
@@ -195,6 +206,8 @@ impl fmt::Display for Instant {
 
 #[cfg(test)]
 mod tests {
+    use vm_agent::recording::{StepEnd, UnitState};
+
     use super::*;
 
     fn recording() -> Recording {
@@ -227,6 +240,39 @@ mod tests {
         let at: At = "unmounted".parse().expect("a name");
         let before = at.find(&recording()).expect("it happens").before(Duration::from_millis(2));
         assert_eq!(before.to_string(), "cycle 1, 0.500000ms before the reset begins");
+    }
+
+    #[test]
+    fn a_failure_is_looked_at_where_it_began() {
+        let of = |more: Vec<(u64, What)>, cycle| {
+            let mut recording = recording();
+            let event = |(at, what)| Event { at, cycle: 1, what };
+            recording.events.extend(more.into_iter().map(event));
+            At::of_failure(&recording, cycle).map(|at| at.to_string())
+        };
+        let state = UnitState { active: "failed".to_owned(), ..UnitState::default() };
+        let failed = || (8_000_000, What::Unit(state.clone()));
+        let ended = |step| {
+            let end = StepEnd {
+                step,
+                exit: None,
+                duration_ns: 1,
+                stdout: String::new(),
+                stderr: String::new(),
+                index: 0,
+            };
+            (9_000_000, What::StepEnds(end))
+        };
+        assert_eq!(
+            of(vec![ended(Step::Start), failed(), ended(Step::Reset)], 1).as_deref(),
+            Some("cycle 1: state failed")
+        );
+        assert_eq!(
+            of(vec![ended(Step::Start), ended(Step::Reset)], 1).as_deref(),
+            Some("cycle 1: reset done")
+        );
+        assert_eq!(of(vec![ended(Step::Start)], 1).as_deref(), Some("cycle 1: start done"));
+        assert_eq!(of(Vec::new(), 2), None);
     }
 
     #[test]

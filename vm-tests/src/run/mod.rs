@@ -21,6 +21,7 @@ pub mod prepare;
 mod reboot;
 pub mod recall;
 pub mod remembered;
+pub mod repro;
 pub mod results;
 pub mod shard;
 mod shutdown;

@@ -3,11 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Session};
 
+use super::at::At;
 use super::guest::{Guest, end_with, preparation, restore, restore_keeping, session};
 use super::inputs::Inputs;
 use super::reboot;
@@ -17,7 +18,7 @@ use crate::host::accel::Clock;
 use crate::host::events::{self, Event};
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
-use crate::machine::{Cancel, MachineError};
+use crate::machine::{Cancel, Machine, MachineError};
 use crate::scenario::{Reset, Scenario};
 
 /// What bounds a run.
@@ -62,6 +63,13 @@ impl Run {
         let (recording, text) = (known.recording.clone(), known.text.clone());
         let (inputs, remembered) = (Some(inputs), Some(known.about.age()));
         Ok(Self { recording, text, judgement, stages: Stages::default(), inputs, remembered })
+    }
+
+    /// Where to look first if it is not as expected, as [`At`] reads it; `None` if no moment of it can be had.
+    pub(super) fn look(&self) -> Option<String> {
+        self.inputs.as_ref()?;
+        let cycle = self.judgement.deviations.iter().find_map(|deviation| deviation.cycle).unwrap_or(1);
+        At::of_failure(&self.recording, cycle).map(|at| at.to_string())
     }
 }
 
@@ -122,6 +130,18 @@ fn late(error: anyhow::Error, deadline: Duration) -> anyhow::Error {
     }
 }
 
+/// Lets a restored machine run the session with a plan that lies on its deploy device.
+///
+/// # Errors
+/// As [`session`]; an answer that is no recording.
+pub(super) async fn recorded(machine: &mut Machine, clock: Clock, deadline: Duration) -> Result<Recording> {
+    match session(machine, clock, "the recording", deadline).await {
+        Ok(Body::Recorded(recording)) => Ok(*recording),
+        Ok(other) => bail!("unexpected answer from the guest: {other:?}"),
+        Err(error) => Err(late(error, deadline)),
+    }
+}
+
 /// Runs a scenario on a machine of its own.
 ///
 /// # Errors
@@ -154,15 +174,11 @@ pub async fn run(
     let begun = Instant::now();
     events::tell(Event::Recording { test, cycles: planned });
     let deadline = Duration::from_secs(bounds.deadline_secs);
-    let answer = session(&mut machine, guest.base.clock, "the recording", deadline).await;
+    let recorded = recorded(&mut machine, guest.base.clock, deadline).await;
     stages.session_ms = millis(begun);
-    let mut recording = match answer {
-        Ok(Body::Recorded(recording)) => *recording,
-        Ok(other) => {
-            let error = anyhow::anyhow!("unexpected answer from the guest: {other:?}");
-            return end_with(machine, error, Some(scenario)).await;
-        }
-        Err(error) => return end_with(machine, late(error, deadline), Some(scenario)).await,
+    let mut recording = match recorded {
+        Ok(recording) => recording,
+        Err(error) => return end_with(machine, error, Some(scenario)).await,
     };
     let mut judgement = judge(&recording, scenario, &baselines);
     let is_shutdown = scenario.manifest.reset == Reset::Shutdown;

@@ -24,6 +24,7 @@ use super::part::{Breadth, Part};
 use super::prepare::{Machines, make_sure, prepare};
 use super::recall::{self, Again, Asked, Known};
 use super::remembered::Store;
+use super::repro::{self, Keep};
 use super::results::Results;
 use super::shard::Shard;
 use crate::cache;
@@ -61,6 +62,8 @@ pub struct Options {
     pub shard: Option<Shard>,
     /// On how many of the machines a scenario is run.
     pub breadth: Breadth,
+    /// Which runs are handed over as a bundle.
+    pub keep: Keep,
 }
 
 /// A suite that has run.
@@ -98,6 +101,7 @@ pub async fn run(
     let costs = Costs::load(&workspace.scenario_roots)?;
     for (trial, known) in trials.iter_mut().zip(known.of_trials) {
         (trial.known, trial.store) = (known, store.clone());
+        trial.keep = options.keep.clone();
         // Idle time of a guest costs nothing, so this says more.
         if let Some(tenths) = costs.of(&trial.guest.name, &trial.scenario.name) {
             trial.expected_secs = Duration::from_millis(tenths * 100).as_secs_f64();
@@ -289,6 +293,7 @@ impl SuitePlan {
                     scenario: scenario.clone(),
                     known: None,
                     store: None,
+                    keep: Keep::default(),
                 });
             }
         }
@@ -313,6 +318,8 @@ pub struct Trial {
     known: Option<Known>,
     /// Where its recording is kept.
     store: Option<Store>,
+    /// Whether it is handed over.
+    keep: Keep,
 }
 
 impl Trial {
@@ -348,6 +355,7 @@ impl Trial {
         let report = match &ran {
             Ok(run) => ScenarioReport {
                 first: First::of(guest, scenario, &run.judgement),
+                look: run.look(),
                 ..ScenarioReport::of_run(&guest.name, scenario, run, &self.directory)
             },
             Err(error) => ScenarioReport {
@@ -357,6 +365,11 @@ impl Trial {
         };
         if let Ok(run) = &ran {
             page::write(&self.directory, &report, &run.recording)?;
+            if self.keep.all || report.verdict == report::Verdict::Failed {
+                let text = serde_json::to_string_pretty(&report)?;
+                let Self { bounds, keep, directory, .. } = self;
+                repro::write(guest, scenario, *bounds, run, &text, &keep.commit, directory)?;
+            }
         }
         // Last, so that a report that is there means that all is.
         report::write_scenario(&self.directory, &report, ran.as_ref().ok())?;

@@ -53,6 +53,7 @@ pub use outcome::{ExpectedRemount, ExpectedUmount};
 use problem::instead;
 pub use problem::{Problem, WrongInput};
 pub use reset::{GO_ON, KEEP_THE_JOURNAL, Reset, SHUTDOWN};
+pub(crate) use rules::is_package_name;
 
 /// A scenario as it lies on disk.
 #[derive(Debug, Clone)]

@@ -54,17 +54,20 @@ pub(super) fn problems(
         "exec or mount_unit_exec says it, too: leave one of them out".to_owned()
     });
     for (index, package) in manifest.packages.iter().enumerate() {
-        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
-        let begins = package.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit());
-        wrong.add(
-            !begins || package.len() < 2 || !package.bytes().all(allowed),
-            &format!("packages[{index}]"),
-            || format!("{package:?}: give the name of a Debian package, as \"nfs-kernel-server\""),
-        );
+        wrong.add(!is_package_name(package), &format!("packages[{index}]"), || {
+            format!("{package:?}: give the name of a Debian package, as \"nfs-kernel-server\"")
+        });
     }
     let contradictions = manifest.expect.contradictions();
     wrong.0.extend(contradictions.into_iter().map(|(key, what)| (format!("expect.{key}"), what)));
     wrong.0
+}
+
+/// Whether a Debian package can have this name (Debian Policy, 5.6.1).
+pub(crate) fn is_package_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte);
+    let begins = name.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit());
+    begins && name.len() >= 2 && name.bytes().all(allowed)
 }
 
 #[derive(Default)]
