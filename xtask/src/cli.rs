@@ -3,7 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    bench, check, costs, deploy, dist, doctor, image, new, programs, report, repro, shell, vm_test, why,
+    bench, check, costs, deploy, dist, doctor, image, new, programs, report, repro, shell, vm_test, watch,
+    why,
 };
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
@@ -22,6 +23,7 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     New(new::NewArgs),
     VmTest(vm_test::VmTestArgs),
+    Watch(watch::WatchArgs),
     Why(why::WhyArgs),
     Report(report::ReportArgs),
     Repro(repro::ReproArgs),

@@ -29,6 +29,7 @@ mod repro;
 mod shell;
 mod show;
 mod vm_test;
+mod watch;
 mod why;
 mod workflow;
 
@@ -61,6 +62,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
     match cli.command {
         Command::New(args) => new::run(args).map(|()| PASSED),
         Command::VmTest(args) => vm_test::run(&args, cancel).await,
+        Command::Watch(args) => watch::run(&args, cancel).await,
         Command::Why(args) => why::run(&args, cancel).await,
         Command::Report(args) => report::run(&args).map(|()| PASSED),
         Command::Repro(args) => repro::run(&args, cancel).await,

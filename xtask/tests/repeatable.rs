@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     let cases = vec![
         trial("a-machine-and-a-recording-from-another-directory-on-a-busy-host", from_another_directory),
         trial("a-wrong-recording-is-not-believed", a_wrong_recording_is_not_believed),
+        trial("a-failed-run-is-handed-over", a_failed_run_is_handed_over),
     ];
     libtest_mimic::run(&arguments, cases).exit_code()
 }
@@ -119,6 +120,62 @@ async fn a_wrong_recording_is_not_believed(scratch: &Path) -> Result<()> {
     // Nothing of what was forged may be left: all are run, and kept anew.
     let all = run(&results, &own, &["--fresh"]).await.expect_err("the other is forged, too").to_string();
     ensure!(all.contains("had another recording"), "{all}");
+    Ok(())
+}
+
+/// A red run leaves a bundle, by which another checkout makes it again: here one whose programs were built in another directory, with
+/// machines of its own. Then one whose agent is another, which is named.
+async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
+    let workspace = Workspace::find(env!("CARGO_MANIFEST_DIR"))?;
+    let usual = workspace.cache()?;
+    let scenario = scratch.join("red");
+    std::fs::create_dir(&scenario)?;
+    let base = workspace.root.join("vm-tests/scenarios/5eac51a/scenario.toml");
+    let manifest = format!("base = {base:?}\ncycles = 1\n\n[expect]\nreset_exit = 7\n");
+    std::fs::write(scenario.join("scenario.toml"), manifest)?;
+    let [results, scenario] = [scratch.join("results"), scenario];
+    let [results, scenario] = [&results, &scenario].map(|path| path.to_str().context("a path in UTF-8"));
+    let (results, scenario) = (results?, scenario?);
+    let flags = ["--accel", "tcg", "--clock", "virtual"];
+    let red = [&["vm-test"], &flags[..], &["--results", results, scenario]].concat();
+    let said = xtask(&red, Some(&usual)).await.expect_err("it is red").to_string();
+    let look = format!("to look into it: cargo xtask shell {scenario} --at 'cycle 1: reset done'");
+    ensure!(said.contains("to hand it over: cargo xtask repro ") && said.contains(&look), "{said}");
+    // What is left of it here is of no use any more.
+    let bundle = scratch.join("bundle");
+    std::fs::rename(Path::new(results).join("trixie/red/repro.tar.zst"), &bundle)?;
+    std::fs::remove_file(Path::new(scenario).join("scenario.toml"))?;
+    let bundle = bundle.to_str().context("a path in UTF-8")?;
+
+    let said = xtask(&["programs", "--twice"], None).await?;
+    let (_, there) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
+    let there = there.trim_end();
+    let own = own_cache(scratch)?;
+    let again = |programs: String| async {
+        let programs = programs;
+        xtask(&[&["repro", bundle], &flags[..], &["--programs", &programs]].concat(), Some(&own)).await
+    };
+    let said = again(there.to_owned()).await?;
+    ensure!(said.contains("trixie/red") && said.contains("\nthe same recording: "), "{said}");
+
+    let changed = scratch.join("changed");
+    std::fs::create_dir(&changed)?;
+    for entry in std::fs::read_dir(there)? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), changed.join(entry.file_name()))?;
+        }
+    }
+    let mut agent = std::fs::File::options().append(true).open(changed.join("vm-agent"))?;
+    std::io::Write::write_all(&mut agent, b"x")?;
+    drop(agent);
+    let changed = changed.to_str().context("a path in UTF-8")?.to_owned();
+    let said = match again(changed).await {
+        Ok(said) => said,
+        Err(another) => another.to_string(),
+    };
+    ensure!(said.contains("  the harness's program vm-agent: ") && said.contains(" recording"), "{said}");
+    ensure!(!said.contains("vm-init:"), "vm-init is the same:\n{said}");
     Ok(())
 }
 
