@@ -35,7 +35,8 @@ use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SID
 use edit::Edits;
 use program::Ended;
 use rows::{
-    boot_rows, channel_rows, cpu, edit_notes, edit_rows, line, load, restore_rows, spread_rows, target,
+    boot_rows, channel_rows, cpu, edit_notes, edit_rows, line, load, moment_rows, restore_rows, spread_rows,
+    target,
 };
 
 use crate::copied::remove_if_there;
@@ -45,6 +46,9 @@ use crate::machine::{MachineArgs, word};
 
 /// The scenario whose Reset is measured.
 const SCENARIO: &str = "5eac51a";
+/// The scenario that one looks at, and the instant of it.
+const FAILS: &str = "936c8bb";
+const AT: &str = "umount fails";
 /// What the whole of `vm-test` is measured with: both are run, whatever is remembered.
 const SUITE: [&str; 5] = ["--fresh", "--cycles", "10", "5eac51a", "936c8bb"];
 /// What bounds a run of the scenario.
@@ -203,6 +207,13 @@ impl Bench {
                 What::Helper => self.helper(&guest).await.context("measure helper")?,
                 What::Purge => self.purge(&guest).await.context("measure purge")?,
                 _ => self.reset(&guest).await.context("measure reset")?,
+            }
+            self.show()?;
+        }
+        if self.wants(What::Moment) {
+            match self.clock(Clock::Virtual) {
+                Some(guest) => self.moment(&guest).await.context("measure moment")?,
+                None => self.report.notes.push("Moment: not measured: it is about virtual time".to_owned()),
             }
             self.show()?;
         }
@@ -398,6 +409,44 @@ impl Bench {
         Ok(())
     }
 
+    async fn moment(&mut self, guest: &Guest) -> Result<()> {
+        eprintln!("moment");
+        let (directory, rounds) = (self.machines("moment"), self.counts.machines);
+        let (scenario, at) = (named(FAILS)?, AT.parse()?);
+        let cancel = self.cancel.clone();
+        let moments = bench::moments(guest, &scenario, &at, rounds, &directory, cancel).await?;
+        // A cache of its own, where nothing is remembered and no moment is there.
+        let (cache, usual) = (directory.join("cache"), left4me::workspace()?.cache()?);
+        let (mut first, mut again) = (Samples::default(), Samples::default());
+        for round in 1..=rounds {
+            std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
+            for shared in ["images", "machines"] {
+                let (link, to) = (cache.join(shared), usual.join(shared));
+                std::os::unix::fs::symlink(&to, &link)
+                    .with_context(|| format!("link {} to {}", link.display(), to.display()))?;
+            }
+            eprintln!("moment: {round} of {rounds}, shell --at");
+            first.0.push(self.shell(&cache).await?);
+            again.0.push(self.shell(&cache).await?);
+            cache::remove_tree(&cache)?;
+        }
+        self.report.rows.extend(moment_rows(moments, first, again));
+        cache::remove_tree(&directory)
+    }
+
+    /// Runs ourselves as `shell --at`, with nothing to type.
+    async fn shell(&self, cache: &Path) -> Result<f64> {
+        let log = self.results.join("shell.log");
+        let machine = MachineArgs { clock: Some(Clock::Virtual), ..self.machine.clone() };
+        let program = Program::new(std::env::current_exe().context("find our own program")?)
+            .args(["shell", FAILS, "--at", AT])
+            .args(machine.flags()?)
+            .env(cache::CACHE_VAR, cache);
+        let Ended { wall, code } = program::run(program, &log, &self.cancel).await?;
+        ensure!(code == PASSED, "shell --at: exit code {code}, see {}", log.display());
+        Ok(wall.as_secs_f64())
+    }
+
     fn suite_log(&self) -> PathBuf {
         self.results.join("suite.log")
     }
@@ -508,5 +557,9 @@ async fn accuracy(workspace: &Workspace, args: &BenchArgs, results: &Path, cance
 }
 
 fn scenario() -> Result<Scenario> {
-    left4me::workspace()?.scenarios(&[SCENARIO.to_owned()])?.pop().context(SCENARIO)
+    named(SCENARIO)
+}
+
+fn named(name: &'static str) -> Result<Scenario> {
+    left4me::workspace()?.scenarios(&[name.to_owned()])?.pop().context(name)
 }

@@ -8,6 +8,7 @@ mod busy;
 mod channel;
 mod guest;
 pub mod holders;
+mod moment;
 mod product;
 mod samples;
 
@@ -17,5 +18,6 @@ mod tests;
 pub use boot::{Boot, Phases, boot, disk_bytes, restore};
 pub use busy::BusyHost;
 pub use channel::{Channel, IDLE_SECS, Idle, PUT_BYTES, Requests, channel, idle};
+pub use moment::{Moments, moments};
 pub use product::{PURGED_FILES, Programs, Purges, ResetAndStop, programs, purges, reset_and_stop, resets};
 pub use samples::{Host, Report, Row, Samples, Unit};

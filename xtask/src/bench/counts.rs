@@ -40,6 +40,8 @@ pub(super) enum What {
     Helper,
     /// Delete of 100,000 files, by a Reset and by `rm -rf`; takes some minutes
     Purge,
+    /// A moment of a run: made, opened; and `shell --at`, where it is there and where the run is made first
+    Moment,
     /// The whole of `cargo xtask vm-test`, everything cached
     Suite,
     /// From an edit of judge, helper and agent to the verdict; the suite of one image, nothing changed and all run anew.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use vm_tests::bench::{self, Boot, Channel, Row, Samples, Unit};
+use vm_tests::bench::{self, Boot, Channel, Moments, Row, Samples, Unit};
 use vm_tests::host::accel::Clock;
 use vm_tests::run::guest::Guest;
 
@@ -28,6 +28,9 @@ pub(super) mod target {
     pub(crate) const RESET_RATIO: f64 = 1.5;
     pub(crate) const UMOUNT: f64 = 0.002;
     pub(crate) const PURGE_RATIO: f64 = 1.2;
+    pub(crate) const MOMENT: f64 = 1.0;
+    pub(crate) const SHELL: f64 = 2.0;
+    pub(crate) const SHELL_AND_RUN: f64 = 10.0;
     pub(crate) const UNCHANGED: f64 = 4.0;
     /// 360 s for the 111 runs of three images, on two cores.
     pub(crate) const FRESH_RUN: f64 = 360.0 / 111.0;
@@ -136,6 +139,17 @@ pub(super) fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Ro
         rows.push(row(format!("cycle {number}: distinct values to the ns, of {n}"), Unit::Count, distinct));
     }
     Ok(rows)
+}
+
+/// A look at an instant of a run: its machine, and the whole of the command.
+pub(super) fn moment_rows(moments: Moments, first: Samples, again: Samples) -> [Row; 4] {
+    let row = |what: &str, samples, target| Row::new("moment", what, Unit::Seconds, samples).target(target);
+    [
+        row("made: the run up to it, and saved", moments.made, target::MOMENT),
+        row("opened, to the first answer", moments.opened, target::RESTORE),
+        row("shell --at and its end, the moment is there", again, target::SHELL),
+        row("shell --at and its end, with the run first", first, target::SHELL_AND_RUN),
+    ]
 }
 
 /// The wait for a suite and for an edit's verdict, as far as it was measured.
