@@ -11,6 +11,7 @@ use vm_tests::host::process::{self, Program};
 use vm_tests::image::{EXTERNAL, Suite};
 use vm_tests::machine::Cancel;
 use vm_tests::report::why::{of_inputs, of_recordings};
+use vm_tests::run::at::At;
 use vm_tests::run::guest::Guest;
 use vm_tests::run::one::{self, Bounds};
 use vm_tests::run::prepare::{Machines, prepare_one};
@@ -106,14 +107,22 @@ fn own(workspace: &Workspace, guest: &Guest, repro: &Repro) -> String {
     let Ok(scenarios) = workspace.scenarios(std::slice::from_ref(name)) else { return String::new() };
     let bounds = Bounds { cycles: repro.inputs.cycles(), ..Bounds::default() };
     let runs = scenarios.iter().filter(|one| one.manifest.memory_mib == repro.about.memory_mib);
-    let differences = runs.filter_map(|scenario| {
-        let ours = one::inputs(guest, scenario, bounds).ok()??;
-        of_inputs(&repro.inputs.differences(&ours))
-    });
     let mut text = String::new();
-    for lines in differences {
-        text.push_str(&format!("{name} of this checkout is another run:\n"));
-        lines.lines().for_each(|line| text.push_str(&format!("  {line}\n")));
+    for ours in runs.filter_map(|scenario| one::inputs(guest, scenario, bounds).ok().flatten()) {
+        match of_inputs(&repro.inputs.differences(&ours)) {
+            Some(lines) => {
+                text.push_str(&format!("{name} of this checkout is another run:\n"));
+                lines.lines().for_each(|line| text.push_str(&format!("  {line}\n")));
+            }
+            // It is the same run, so its moments are.
+            None => {
+                let look = At::of_failure(&repro.recording, 1);
+                let words = look.map(|at| {
+                    format!("to look into it: cargo xtask shell {name} --image {} --at '{at}'\n", guest.name)
+                });
+                text.extend(words.filter(|_| guest.name.parse::<Suite>().is_ok()));
+            }
+        }
     }
     text
 }
