@@ -1,6 +1,6 @@
 //! The operator's page in a real browser, as people use it: by pointer and by keyboard, while its rows are replaced below.
 //!
-//! The page and the broker are real; the machine is played (`web/examples/played.rs`).
+//! The page and the broker are real; the machine is played (`web/examples/played.rs`). Without a browser, both run on a booted one.
 
 #[path = "support/browser.rs"]
 mod browser;
@@ -38,6 +38,7 @@ fn main() -> ExitCode {
         trial("all-of-it-by-keyboard", keyboard),
         trial("what-changes-is-shown-at-once", changes),
         trial("pictures", pictures),
+        trial("on-a-booted-machine", machine),
     ];
     libtest_mimic::run(&arguments, trials).exit_code()
 }
@@ -90,12 +91,16 @@ impl Page {
 
 /// The page's program, as it is in the checkout.
 async fn built() -> Result<PathBuf> {
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("cargo's target directory")?;
+    let target = target()?;
     let build = Program::new(tools::cargo())
         .args(["build", "--quiet", "--locked", "-p", "left4me-web", "--example", "played", "--target-dir"])
         .arg(target);
     process::output(build, BUILD).await?;
     Ok(target.join("debug/examples/played"))
+}
+
+fn target() -> Result<&'static Path> {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().context("cargo's target directory")
 }
 
 async fn started(scratch: &Path) -> Result<(Page, Browser)> {
@@ -227,6 +232,48 @@ async fn keyboard(scratch: &Path) -> Result<()> {
     ensure!(page.play("done").await? == "reset 3", "one reset of 3");
     browser.end().await?;
     page.end().await
+}
+
+/// The programs and their units in a machine, with real servers. They are this host's build, so its glibc must not be newer than the
+/// guest's.
+async fn machine(scratch: &Path) -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the checkout")?;
+    let here = root.join("xtask/tests/page");
+    let scenario = scratch.join("page");
+    let (libexec, units) = ("files/usr/local/libexec/left4me", "files/etc/systemd/system");
+    for directory in [libexec, units] {
+        std::fs::create_dir_all(scenario.join(directory)).context("make the scenario")?;
+    }
+    let text = std::fs::read_to_string(here.join("scenario.toml")).context("read the scenario")?;
+    let text = text.replace("@ROOT@", &root.display().to_string());
+    std::fs::write(scenario.join("scenario.toml"), text).context("write the scenario")?;
+    let copy = |from: PathBuf, to: String| {
+        std::fs::copy(&from, scenario.join(&to)).with_context(|| format!("copy {}", from.display()))
+    };
+    for file in ["outcome.snap", "files/press.pl"] {
+        copy(here.join(file), file.to_owned())?;
+    }
+    for kind in ["socket", "service"] {
+        for unit in ["left4me-web", "left4me-broker"] {
+            copy(root.join(format!("web/units/{unit}.{kind}")), format!("{units}/{unit}.{kind}"))?;
+        }
+    }
+    let target = target()?;
+    let packages = ["-p", "left4me-web", "-p", "left4me-broker"];
+    let build = Program::new(tools::cargo()).args(["build", "--quiet", "--locked"]).args(packages);
+    process::output(build.arg("--bins").arg("--target-dir").arg(target), BUILD).await?;
+    for program in ["left4me-web", "left4me-broker"] {
+        copy(target.join("debug").join(program), format!("{libexec}/{program}"))?;
+    }
+    // Durations are not compared: the programs are another build on each host. So what came out is accepted there, and compared here.
+    let run = Program::new(env!("CARGO_BIN_EXE_xtask")).env("INSTA_UPDATE", "always");
+    let run = run.args(["vm-test", "--image", "trixie", "--results"]).arg(scratch.join("results"));
+    process::output(run.arg(&scenario), BUILD).await?;
+    let [came, expected] =
+        [&scenario, &here].map(|place| std::fs::read_to_string(place.join("outcome.snap")));
+    let (came, expected) = (came.context("read what came out")?, expected.context("read what is expected")?);
+    ensure!(came == expected, "not {}/outcome.snap:\n{came}", here.display());
+    Ok(())
 }
 
 async fn tab_to(browser: &mut Browser, id: &str) -> Result<()> {
