@@ -10,13 +10,16 @@ use left4me_broker::work::Seen;
 use left4me_helper::instance::Instance;
 use rustix::rand::{GetRandomFlags, getrandom};
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::broker::{Begun, Broker};
 use crate::store::{Line, Store};
 
 /// How often a broker that has gone is asked for again: nobody tells when a socket is listened on.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// For what the broker says first, of a request that started the page.
+const FIRST: Duration = Duration::from_secs(5);
 
 /// What is shown.
 #[derive(Debug, Clone, Default)]
@@ -27,6 +30,8 @@ pub struct View {
     pub problem: Option<String>,
     /// Counts changes of the jobs.
     pub jobs: u64,
+    /// Whether the broker was asked at all.
+    pub is_asked: bool,
 }
 
 /// All of it.
@@ -75,6 +80,13 @@ impl App {
         self.view.subscribe()
     }
 
+    /// Waits until the broker was asked once: the first request may have started the page.
+    pub async fn ready(&self) {
+        let mut changes = self.changes();
+        // If it takes longer, the page says that it was not asked yet.
+        drop(timeout(FIRST, changes.wait_for(|view| view.is_asked)).await);
+    }
+
     /// Follows the broker, for ever.
     pub async fn follow(&self) {
         let mut again = interval(AGAIN);
@@ -88,6 +100,7 @@ impl App {
                     if is_new {
                         eprintln!("{problem}");
                         view.problem = Some(problem);
+                        view.is_asked = true;
                     }
                     is_new
                 });
@@ -123,7 +136,7 @@ impl App {
         }
         drop(store);
         self.view.send_modify(|view| {
-            *view = View { seen, problem: None, jobs: view.jobs + 1 };
+            *view = View { seen, problem: None, jobs: view.jobs + 1, is_asked: true };
         });
         Ok(())
     }

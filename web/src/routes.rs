@@ -39,16 +39,19 @@ pub fn router(app: Arc<App>, names: Vec<String>) -> Router {
         )
         .route("/page.css", get(async || file("text/css; charset=utf-8", include_str!("../static/page.css"))))
         .fallback(async || nothing())
-        .with_state(app)
+        .with_state(Arc::clone(&app))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
-            let names = Arc::clone(&names);
-            async move { guarded(&names, request, next).await }
+            let (app, names) = (Arc::clone(&app), Arc::clone(&names));
+            async move { guarded(&app, &names, request, next).await }
         }))
 }
 
-async fn guarded(names: &[String], request: Request, next: Next) -> Response {
+async fn guarded(app: &App, names: &[String], request: Request, next: Next) -> Response {
     let mut response = match guard::may(request.method(), request.headers(), names) {
-        Ok(()) => next.run(request).await,
+        Ok(()) => {
+            app.ready().await;
+            next.run(request).await
+        }
         Err(why) => {
             eprintln!("{} {} was refused: {why}", request.method(), request.uri().path().escape_debug());
             (StatusCode::FORBIDDEN, format!("{why}\n")).into_response()

@@ -201,6 +201,18 @@ fn strangers_change_nothing() {
     assert_eq!(work.host.done(), [""; 0]);
 }
 
+/// By its socket the page is started by its first request, which may be a bookmark.
+#[test]
+fn the_first_request_is_answered_with_what_there_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let _work = broker(directory.path());
+    for attempt in 0..5 {
+        let page = Page::start(directory.path(), &format!("page-{attempt}"));
+        let (status, text) = page.get("/servers/3");
+        assert!(status == 200 && text.contains("state inactive"), "{text}");
+    }
+}
+
 /// The targets of the first page: what it weighs.
 #[test]
 fn a_page_is_small() {
