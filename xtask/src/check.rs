@@ -101,33 +101,42 @@ fn machines(shell: &Shell) -> Result<Step<'_>> {
     Ok(("machines", cmd!(shell, "{xtask} {SUITE} --image {IMAGES} --no-run")))
 }
 
-/// What boots machines: the example's scenario; the .deb, installed; one run with it, and one with the archive's files; the
-/// scenarios of this repository.
-fn suites(shell: &Shell, all: bool) -> [Step<'_>; 4] {
+/// A workspace that uses the harness from outside: its scenario.
+fn example(shell: &Shell) -> Step<'_> {
     let cargo = tools::cargo();
-    let breadth = if all { None } else { Some("--spread") };
+    ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}"))
+}
+
+/// The .deb, installed; and one run with it, and one with the archive's files. Their results are where nobody else's are.
+fn packages_installed<'a>(shell: &'a Shell, logs: &Path) -> [Step<'a>; 2] {
+    let cargo = tools::cargo();
+    let results = |name: &str| logs.join(name);
+    let (installed, both) = (results("installed"), results("in-place"));
     [
-        // All before vm-test, which has its results in the same place.
-        ("the example", cmd!(shell, "{cargo} run --quiet --locked --manifest-path {ELSEWHERE}")),
         (
             "the package, installed",
             cmd!(
                 shell,
-                "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie xtask/tests/installed"
+                "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie --results {installed}
+                 xtask/tests/installed"
             ),
         ),
         (
             "the package in place of the archive",
             cmd!(
                 shell,
-                "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie --deploy both product-environment"
+                "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie --results {both} --deploy both
+                 product-environment"
             ),
         ),
-        (
-            SUITE,
-            cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES} {breadth...}"),
-        ),
     ]
+}
+
+/// The scenarios of this repository.
+fn suite(shell: &Shell, all: bool) -> Step<'_> {
+    let cargo = tools::cargo();
+    let breadth = if all { None } else { Some("--spread") };
+    (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES} {breadth...}"))
 }
 
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
@@ -191,18 +200,19 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     let (first, second) = tokio::join!(in_turn(steps(&shell), &mut tally), lane(made, &logs, &mut beside));
     first.and(second)?;
     tally.add(beside);
-    in_turn(packages(&shell), &mut tally).await?;
-    if !args.no_vm {
-        let suites =
-            suites(&shell, args.all).into_iter().filter(|(name, _)| !args.no_suite || *name != SUITE);
-        in_turn(suites, &mut tally).await?;
+    let (mut first, mut second) = (Vec::from(packages(&shell)), Vec::new());
+    if args.no_vm {
+        in_turn(first, &mut tally).await?;
+    } else {
+        first.extend(packages_installed(&shell, &logs));
+        second.push(example(&shell));
+        two_lanes([first, second], &logs, &mut tally).await?;
+        if !args.no_suite {
+            in_turn([suite(&shell, args.all)], &mut tally).await?;
+        }
         // Built before, as the lanes would wait for each other in cargo.
         in_turn([("build of the machines' tests", build_of_lanes(&shell))], &mut tally).await?;
-        let [one, other] = lanes(&shell, args.all);
-        let mut beside = Tally::default();
-        let (first, second) = tokio::join!(lane(one, &logs, &mut tally), lane(other, &logs, &mut beside));
-        first.and(second)?;
-        tally.add(beside);
+        two_lanes(lanes(&shell, args.all), &logs, &mut tally).await?;
     }
     if !tally.failed.is_empty() {
         println!("check: failed: {}", tally.failed.join(", "));
@@ -238,6 +248,14 @@ async fn in_turn<'a>(steps: impl IntoIterator<Item = Step<'a>>, tally: &mut Tall
         step(name, to_its_end(name, command), tally).await?;
     }
     Ok(())
+}
+
+/// Runs two lanes side by side.
+async fn two_lanes([one, other]: [Vec<Step<'_>>; 2], logs: &Path, tally: &mut Tally) -> Result<()> {
+    let mut beside = Tally::default();
+    let (first, second) = tokio::join!(lane(one, logs, tally), lane(other, logs, &mut beside));
+    tally.add(beside);
+    first.and(second)
 }
 
 /// Runs steps one after the other, and shows what each has written when it is over: another lane writes meanwhile.
