@@ -95,11 +95,17 @@ impl Client {
 
     /// Deploys; the exit code, and what was printed.
     async fn deploy(&self, arguments: &[&str]) -> Result<(Option<i32>, String)> {
+        self.deploy_to(&["guest"], arguments).await
+    }
+
+    async fn deploy_to(&self, hosts: &[&str], arguments: &[&str]) -> Result<(Option<i32>, String)> {
         let said = self.target.path().join("said");
         let file = std::fs::File::create(&said).context("create a file")?;
         let both = file.try_clone().context("dup")?;
         let program = Program::new(env!("CARGO_BIN_EXE_xtask"))
-            .args(["deploy", "guest", "--ssh-config"])
+            .arg("deploy")
+            .args(hosts)
+            .arg("--ssh-config")
             .arg(&self.config)
             .args(arguments)
             .stdout(Sink::File(file))
@@ -135,6 +141,12 @@ async fn all(lab: &Lab, host: &mut Host) -> Result<()> {
 
         let (code, said) = client.deploy(&["--yes"]).await?;
         ensure!(code == Some(3) && said.ends_with("guest: nothing to do\n"), "{code:?}: {said}");
+        // Several hosts, in their order up to the first that is not well.
+        let (code, said) = client.deploy_to(&["guest", "guest"], &["--yes"]).await?;
+        ensure!(code == Some(3) && said.matches("guest: nothing to do\n").count() == 2, "{code:?}: {said}");
+        let (code, said) = client.deploy_to(&["nowhere.invalid", "guest"], &["--yes"]).await?;
+        let stopped = "nowhere.invalid: stopped here; 1 more were not deployed to\n";
+        ensure!(code == Some(69) && said.ends_with(stopped), "{code:?}: {said}");
 
         // The way back, planned and done, and then no new connection gets through: it is not confirmed, and the host puts the version back by itself,
         // when its own timer says so.
