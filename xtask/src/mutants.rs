@@ -157,7 +157,8 @@ const MUTANTS: &[Mutant] = &[
         red: &[
             native!("a_large_server_that_is_just_ending_is_waited_for"),
             on_trixie("5eac51a-heavy"),
-            on_sid("overlay-unit-1000"),
+            // One reset may come when the game has ended already; not 27 of them.
+            on_sid("xtask/tests/many-resets"),
         ],
     },
     Mutant {
@@ -403,7 +404,9 @@ mod tests {
             }
             for run in mutant.red {
                 if let Run::Vm { scenario, .. } = run {
-                    let manifest = checkout.join("vm-tests/scenarios").join(scenario).join("scenario.toml");
+                    // A name, or a path.
+                    let below = if scenario.contains('/') { "" } else { "vm-tests/scenarios" };
+                    let manifest = checkout.join(below).join(scenario).join("scenario.toml");
                     assert!(manifest.is_file(), "{}: there is no {}", mutant.name, manifest.display());
                 }
             }
