@@ -62,14 +62,17 @@ impl<H: Host> Work<H> {
     /// # Errors
     /// Another one is in the way.
     pub fn begin(self: &Arc<Self>, deed: Deed, instance: Instance, ticket: Ticket) -> Result<(), Refusal> {
-        let Some(job) = locked(&self.jobs).begin(deed, instance.as_str(), &ticket, now_ms())? else {
+        let mut jobs = locked(&self.jobs);
+        let Some(job) = jobs.begin(deed, instance.as_str(), &ticket, now_ms())? else {
             return Ok(());
         };
-        // Known on disk before it begins: what began is interrupted if we end, and not unknown.
+        // Known on disk before it begins: what began is interrupted if we end, and not unknown. Nobody sees it before, as nobody
+        // else has the lock.
         if let Err(problem) = self.kept.put(&job) {
-            locked(&self.jobs).forget(&ticket);
+            jobs.forget(&ticket);
             return Err(Refusal::Disk(problem));
         }
+        drop(jobs);
         let work = Arc::clone(self);
         let thread = std::thread::Builder::new().name(format!("{deed} {instance}"));
         let begun = thread.spawn({
@@ -78,10 +81,13 @@ impl<H: Host> Work<H> {
                 // A fault of ours is the job's end, too: else nobody could touch the instance again.
                 let act = AssertUnwindSafe(|| work.host.act(deed, &instance));
                 let report = catch_unwind(act).unwrap_or_else(|_panic| fault(deed, &instance));
-                let (ended, forgotten) = locked(&work.jobs).end(&ticket, report, now_ms());
+                // Seen when it is on disk: an outcome that was shown is there after a restart.
+                let mut jobs = locked(&work.jobs);
+                let (ended, forgotten) = jobs.end(&ticket, report, now_ms());
                 let kept = ended.iter().map(|job| work.kept.put(job));
                 let removed = forgotten.iter().map(|old| work.kept.remove(old));
                 kept.chain(removed).filter_map(Result::err).for_each(|problem| eprintln!("{problem}"));
+                drop(jobs);
                 work.has_changed();
             }
         });
