@@ -41,14 +41,13 @@ fn main() -> ExitCode {
 }
 
 async fn from_another_directory(scratch: &Path) -> Result<()> {
-    let said = xtask(&["programs", "--twice"], None).await?;
-    let (_, there) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
+    let programs = built_elsewhere().await?;
     let usual = Workspace::find(env!("CARGO_MANIFEST_DIR"))?.cache()?;
     let here = vm_test(&scratch.join("here"), &usual, &[]).await?;
 
     let own = own_cache(scratch)?;
     let busy = BusyHost::start()?;
-    let there = vm_test(&scratch.join("there"), &own, &["--programs", there.trim_end()]).await?;
+    let there = vm_test(&scratch.join("there"), &own, &["--programs", &programs]).await?;
     drop(busy);
     for (one, other) in here.iter().zip(&there) {
         let names = |report: &ScenarioReport| (report.inputs_sha256.clone(), report.recording_sha256.clone());
@@ -147,20 +146,18 @@ async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
     std::fs::remove_file(Path::new(scenario).join("scenario.toml"))?;
     let bundle = bundle.to_str().context("a path in UTF-8")?;
 
-    let said = xtask(&["programs", "--twice"], None).await?;
-    let (_, there) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
-    let there = there.trim_end();
+    let programs = built_elsewhere().await?;
     let own = own_cache(scratch)?;
     let again = |programs: String| async {
         let programs = programs;
         xtask(&[&["repro", bundle], &flags[..], &["--programs", &programs]].concat(), Some(&own)).await
     };
-    let said = again(there.to_owned()).await?;
+    let said = again(programs.clone()).await?;
     ensure!(said.contains("trixie/red") && said.contains("\nthe same recording: "), "{said}");
 
     let changed = scratch.join("changed");
     std::fs::create_dir(&changed)?;
-    for entry in std::fs::read_dir(there)? {
+    for entry in std::fs::read_dir(&programs)? {
         let entry = entry?;
         if entry.file_type()?.is_file() {
             std::fs::copy(entry.path(), changed.join(entry.file_name()))?;
@@ -177,6 +174,13 @@ async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
     ensure!(said.contains("  the harness's program vm-agent: ") && said.contains(" recording"), "{said}");
     ensure!(!said.contains("vm-init:"), "vm-init is the same:\n{said}");
     Ok(())
+}
+
+/// Where the same programs are, built in another directory. The first of these tests builds them, the others find them there.
+async fn built_elsewhere() -> Result<String> {
+    let said = xtask(&["programs", "--twice"], None).await?;
+    let (_, place) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
+    Ok(place.trim_end().to_owned())
 }
 
 /// Changes a moment of a recording that is remembered, and its hash with it.

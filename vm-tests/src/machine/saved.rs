@@ -37,8 +37,8 @@ const BOOT_DEADLINE: Duration = Duration::from_secs(300);
 /// From the agent's answer to a machine without pending jobs.
 const SETTLE_DEADLINE: Duration = Duration::from_secs(300);
 
-/// How often a machine is booted that must be paused at rest and is not: seen once in 29 boots.
-const TRIES: u32 = 3;
+/// How often a machine is paused that must be at rest then and is not, by the host's threads: seen once in 29 boots.
+pub(crate) const TRIES: usize = 3;
 
 /// How many saved machines are kept however old: three suites under two clocks, in two sizes.
 const KEPT: usize = 12;

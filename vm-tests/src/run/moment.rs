@@ -21,7 +21,7 @@ use crate::host::accel::Clock;
 use crate::host::events::{self, Event, Progress};
 use crate::machine::config::Ram;
 use crate::machine::guest::Pending;
-use crate::machine::saved::{self, MANIFEST, Saved, copy_without_zeros};
+use crate::machine::saved::{self, MANIFEST, Saved, TRIES, copy_without_zeros};
 use crate::machine::state::{NotAtRest, make_steady};
 use crate::machine::{Cancel, Machine};
 use crate::scenario::bundle::{write_deploy_image, write_request};
@@ -33,9 +33,6 @@ const RECIPE: u32 = 1;
 /// How long after the instant the machine is paused, in microseconds of guest time: the first at which the guest is idle. An exit
 /// of a large process is in the kernel, where nothing stops it.
 const PAUSES_US: [u64; 4] = [200, 5_000, 100_000, 1_000_000];
-/// How often each is tried: a guest that is busy is so each time, and a pause that the host's threads made another (one in 29
-/// on a busy host, see [`saved`]) is not. A moment that took the next for such a one would be another moment.
-const TRIES: usize = 3;
 /// The same after an answer.
 const AFTER_ANSWER_US: u64 = 500;
 
@@ -149,8 +146,8 @@ pub async fn ensure(
     }
     let mut tries = Tries::default();
     loop {
-        let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
         let pause_us = tries.pause_us()?;
+        let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
         let stop = Stop::at(at_ns, pause_us);
         let session = Session { stop, ..session.clone() };
         let made = make(&guest, scenario, session, staging.path(), cancel.clone()).await;
@@ -168,7 +165,8 @@ pub async fn ensure(
     }
 }
 
-/// The pauses that are tried, in order, each [`TRIES`] times.
+/// The pauses that are tried, in order, each [`TRIES`] times: a guest that is busy is so each time, and what the host's threads
+/// did is not. A moment that took the next pause for such a one would be another moment.
 #[derive(Debug, Default)]
 struct Tries {
     done: usize,

@@ -46,11 +46,7 @@ impl Deed {
     /// Its name, as `l4d2ctl` has it.
     #[must_use]
     pub fn word(self) -> &'static str {
-        match self {
-            Self::Start => "start",
-            Self::Stop => "stop",
-            Self::Reset => "reset",
-        }
+        self.action().word()
     }
 
     /// What `l4d2ctl` calls it.
