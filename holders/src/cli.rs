@@ -36,8 +36,8 @@ blocks nothing, and is not blamed.
                     names it: find what is left of it after an unmount
   --layer           PATH is a layer of an overlay, as in upperdir=: find what
                     uses it, so that a new mount of it fails with EBUSY
-  --all             also list harmless references, and copies that are
-                    unmounted too
+  --all             also list harmless references, copies that are unmounted
+                    too, and, where something blocks, what does not
   --deadline SECS   stop after this time (default 30) and report what was not
                     reached
   --json            JSON instead of text

@@ -38,19 +38,27 @@ impl fmt::Display for Report {
         }
         // Everything with `#`.
         let all = f.alternate();
-        let matters = |reference: &&Reference| all || reference.effect != Effect::Harmless;
-        let mut harmless = 0;
+        // Where it is known who blocks, what only keeps the file system alive is for later.
+        let verdict = self.verdict();
+        let is_held = !blockers(&verdict).is_empty();
+        let matters = |reference: &&Reference| match reference.effect {
+            Effect::Harmless => all,
+            Effect::KeepsSuperblock => all || !is_held,
+            _ => true,
+        };
+        let mut others = 0;
         for holder in &self.holders {
             let references: Vec<_> = holder.references.iter().filter(matters).collect();
             match references.is_empty() {
-                true => harmless += 1,
+                true => others += 1,
                 false => write_holder(f, holder, &references)?,
             }
         }
-        if harmless > 0 {
+        if others > 0 {
+            let verb = if others == 1 { "does" } else { "do" };
             writeln!(
                 f,
-                "{harmless} more with the same path on another mount, which is harmless: `holders --all`"
+                "{others} more on another mount, which {verb} not block the unmount: `holders --all`"
             )?;
         }
         for held in &self.kernel_holders {
