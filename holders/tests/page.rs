@@ -6,14 +6,18 @@ use std::path::Path;
 /// The first words of a text's lines that look like options, as `--busy`.
 fn options(text: &str) -> BTreeSet<&str> {
     text.split(|c: char| !c.is_ascii_lowercase() && c != '-')
-        .filter(|word| word.strip_prefix("--").is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase())))
+        .filter(|word| {
+            word.strip_prefix("--").is_some_and(|name| name.starts_with(|c: char| c.is_ascii_lowercase()))
+        })
         .collect()
 }
 
 #[test]
 fn the_page_has_the_help_texts_options_and_statuses() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/files/usr/local/share/man/man8/holders.8");
-    let text = std::fs::read_to_string(&page).unwrap_or_else(|error| panic!("read {}: {error}", page.display()));
+    let page =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/files/usr/local/share/man/man8/holders.8");
+    let text =
+        std::fs::read_to_string(&page).unwrap_or_else(|error| panic!("read {}: {error}", page.display()));
     // Fonts away, so that an option's last letter is its last.
     let plain = text.replace("\\fB", " ").replace("\\fI", " ").replace("\\fR", " ").replace('\\', "");
     let help = options(holders::cli::HELP);

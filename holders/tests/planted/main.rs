@@ -309,7 +309,8 @@ fn told_to_a_person(stage: &Stage) -> Result<(), Box<dyn Error>> {
     );
     assert!(told.lines().any(|line| line.starts_with("  - ") && line.contains(&command)), "{told}");
     assert!(
-        told.contains("\n1 more on another mount, which does not block the unmount") && !told.contains(": harmless"),
+        told.contains("\n1 more on another mount, which does not block the unmount")
+            && !told.contains(": harmless"),
         "{told}"
     );
     Ok(())

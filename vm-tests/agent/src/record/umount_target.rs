@@ -1,22 +1,71 @@
 //! Which mount a call of umount2(2) is about: the path that it names, compared with the watched one.
 //!
 //! Worked out while the caller is in the call, since what its path begins at (its working directory, a descriptor by
-//! `/proc/self/fd`) is its own. A name that has a link or `..` in it is not followed: then it is not known which mount
-//! is meant, and never wrongly another one. Nothing at or below the watched path is read.
+//! `/proc/self/fd`) is its own. One that has ended before anybody looked, as umount(8) of several paths does after its last,
+//! is taken for where it was in its call before. A name that has a link or `..` in it is not followed: then it is not known
+//! which mount is meant, and never wrongly another one. Nothing at or below the watched path is read.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use vm_agent::recording::Target;
 
-/// What a call by thread `tid` is about, which names this path; `None`: its path could not be read.
-pub(super) fn of(path: Option<&str>, tid: u32, mount: &Path) -> Target {
-    match path.map(|path| named(Path::new(path), tid, mount)) {
-        None | Some(Named::Unknown) => Target::Unknown,
-        Some(Named::Other) => Target::Other,
-        Some(Named::Mount) => match namespaces(tid) {
-            Some((own, of_pid_1)) if own == of_pid_1 => Target::Mount,
-            Some(_other) => Target::Copy,
+/// Of so many callers it is kept where they were; then all are forgotten. A stop has a handful.
+const KEPT: usize = 256;
+
+/// Where the callers of umount2(2) are.
+#[derive(Debug, Default)]
+pub(super) struct Callers {
+    /// By thread, with its name: a number is given again.
+    seen: HashMap<u32, (String, Caller)>,
+}
+
+impl Callers {
+    /// Where a thread that has begun a call is, or, if it has ended since, where it was; `None` if nobody has seen that.
+    pub(super) fn of(&mut self, tid: u32, comm: &str) -> Option<&Caller> {
+        if let Some(caller) = Caller::look(tid) {
+            if self.seen.len() >= KEPT {
+                self.seen.clear();
+            }
+            self.seen.insert(tid, (comm.to_owned(), caller));
+        }
+        self.seen.get(&tid).filter(|(name, _)| name == comm).map(|(_, caller)| caller)
+    }
+}
+
+/// What a thread's paths begin at.
+#[derive(Debug, Clone)]
+pub(super) struct Caller {
+    tid: u32,
+    /// Its root is ours.
+    sees_our_root: bool,
+    /// Its working directory.
+    at: Option<PathBuf>,
+    /// Its mount namespace is PID 1's; `None`: not known.
+    is_in_pid_1s: Option<bool>,
+}
+
+impl Caller {
+    /// `None`: it has ended.
+    fn look(tid: u32) -> Option<Self> {
+        let link = |id: u32, name: &str| fs::read_link(format!("/proc/{id}/{name}")).ok();
+        let root = link(tid, "root")?;
+        // Of two namespaces that are alive at once the numbers differ.
+        let is_in_pid_1s = link(tid, "ns/mnt").zip(link(1, "ns/mnt")).map(|(own, of_pid_1)| own == of_pid_1);
+        Some(Self { tid, sees_our_root: root.as_os_str() == "/", at: link(tid, "cwd"), is_in_pid_1s })
+    }
+}
+
+/// What a call of this caller is about, which names this path; `None`: its path could not be read.
+pub(super) fn of(path: Option<&str>, caller: Option<&Caller>, mount: &Path) -> Target {
+    let Some((path, caller)) = path.zip(caller) else { return Target::Unknown };
+    match named(Path::new(path), caller, mount) {
+        Named::Unknown => Target::Unknown,
+        Named::Other => Target::Other,
+        Named::Mount => match caller.is_in_pid_1s {
+            Some(true) => Target::Mount,
+            Some(false) => Target::Copy,
             None => Target::Unknown,
         },
     }
@@ -29,8 +78,8 @@ enum Named {
     Unknown,
 }
 
-fn named(path: &Path, tid: u32, mount: &Path) -> Named {
-    let Some(path) = absolute(path, tid) else { return Named::Unknown };
+fn named(path: &Path, caller: &Caller, mount: &Path) -> Named {
+    let Some(path) = absolute(path, caller) else { return Named::Unknown };
     if path == mount {
         return Named::Mount;
     }
@@ -42,15 +91,12 @@ fn named(path: &Path, tid: u32, mount: &Path) -> Named {
 }
 
 /// The path from our own root, without `.` and without slashes in excess; `None` if it is not known.
-fn absolute(path: &Path, tid: u32) -> Option<PathBuf> {
-    if fs::read_link(format!("/proc/{tid}/root")).ok()?.as_os_str() != "/" {
+fn absolute(path: &Path, caller: &Caller) -> Option<PathBuf> {
+    if !caller.sees_our_root {
         return None;
     }
-    let begin = if path.is_absolute() {
-        by_descriptor(path, tid)
-    } else {
-        Some((fs::read_link(format!("/proc/{tid}/cwd")).ok()?, path))
-    };
+    let begin =
+        if path.is_absolute() { by_descriptor(path, caller.tid) } else { Some((caller.at.clone()?, path)) };
     let path = begin.map_or_else(|| path.to_owned(), |(begin, rest)| begin.join(rest));
     let mut clean = PathBuf::new();
     for component in path.components() {
@@ -76,12 +122,6 @@ fn by_descriptor(path: &Path, tid: u32) -> Option<(PathBuf, &Path)> {
     let number = components.next()?;
     let target = fs::read_link(Path::new(&format!("/proc/{tid}/fd")).join(number)).ok()?;
     Some((target, components.as_path()))
-}
-
-/// The mount namespaces of the thread and of PID 1. Of two that are alive at once the numbers differ.
-fn namespaces(tid: u32) -> Option<(PathBuf, PathBuf)> {
-    let of = |id: u32| fs::read_link(format!("/proc/{id}/ns/mnt")).ok();
-    Some((of(tid)?, of(1)?))
 }
 
 #[cfg(test)]
@@ -120,17 +160,37 @@ mod tests {
             ("/proc/self/fd/987654/merged".to_owned(), Named::Unknown),
             (String::new(), Named::Other),
         ];
+        let caller = Caller::look(own).unwrap();
         for (path, expected) in cases {
-            assert_eq!(named(Path::new(&path), own, &mount), expected, "{path}");
+            assert_eq!(named(Path::new(&path), &caller, &mount), expected, "{path}");
         }
         // From its own working directory.
-        assert_eq!(named(Path::new("below"), own, &here.join("below")), Named::Mount);
-        assert_eq!(named(Path::new("below"), u32::MAX, &here.join("below")), Named::Unknown);
+        assert_eq!(named(Path::new("below"), &caller, &here.join("below")), Named::Mount);
+        let nowhere = Caller { at: None, ..caller.clone() };
+        assert_eq!(named(Path::new("below"), &nowhere, &here.join("below")), Named::Unknown);
+        let elsewhere = Caller { sees_our_root: false, ..caller };
+        assert_eq!(named(&mount, &elsewhere, &mount), Named::Unknown);
     }
 
     #[test]
     fn a_path_that_was_not_read_is_not_known() {
-        assert_eq!(of(None, std::process::id(), Path::new("/m")), Target::Unknown);
-        assert_eq!(of(Some("/x"), std::process::id(), Path::new("/m")), Target::Other);
+        let caller = Caller::look(std::process::id());
+        assert_eq!(of(None, caller.as_ref(), Path::new("/m")), Target::Unknown);
+        assert_eq!(of(Some("/x"), caller.as_ref(), Path::new("/m")), Target::Other);
+    }
+
+    #[test]
+    fn who_has_ended_is_where_it_was_in_its_call_before() {
+        let mut callers = Callers::default();
+        #[expect(clippy::disallowed_methods, reason = "to have it end while it is looked at; waited for")]
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let tid = child.id();
+        assert!(callers.of(tid, "umount").is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(of(Some("/m"), callers.of(tid, "umount"), Path::new("/m/other")), Target::Other);
+        assert!(callers.of(tid, "another").is_none(), "a number that was given again");
+        assert!(callers.of(u32::MAX, "umount").is_none(), "nobody has seen it");
+        assert_eq!(of(Some("/m"), None, Path::new("/m")), Target::Unknown);
     }
 }

@@ -38,6 +38,7 @@ use super::proc_connector::{ProcConnector, ProcessEvent};
 use super::processes;
 use super::roles::{Roles, Watched, parent_of};
 use super::stand::Stand;
+use super::umount_target::Callers;
 use super::umounts::UmountTrace;
 use super::unit_cgroup;
 
@@ -66,6 +67,7 @@ impl Watcher {
             points: points.collect::<Result<_>>()?,
             connector: or_lost(ProcConnector::open(), "proc-connector", &sink),
             trace: or_lost(UmountTrace::open(), "tracefs", &sink),
+            callers: Callers::default(),
             tick_ns: Watch::tick_ns(plan),
             sink,
             orders: receiver,
@@ -151,6 +153,8 @@ struct Watch {
     points: Vec<Point>,
     connector: Option<ProcConnector>,
     trace: Option<UmountTrace>,
+    /// Who has called umount, and where it was.
+    callers: Callers,
     orders: Receiver<Order>,
     wake: Arc<OwnedFd>,
 

@@ -30,9 +30,10 @@ impl Watch {
                     let by_unit = !is_before_exec(&comm) && self.unit_of(tid).is_some();
                     // Before exec it is not kept, whatever it names.
                     let path = path.filter(|_| !is_before_exec(&comm));
+                    let caller = path.as_ref().and_then(|_path| self.callers.of(tid, &comm));
                     let at = self.sink.clock.at_us(at_us);
                     for point in &mut self.points {
-                        let target = umount_target::of(path.as_deref(), tid, &point.path);
+                        let target = umount_target::of(path.as_deref(), caller, &point.path);
                         point.calls.entered(tid, at, by_unit, target);
                     }
                 }
