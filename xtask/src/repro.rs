@@ -11,7 +11,7 @@ use vm_tests::host::process::{self, Program};
 use vm_tests::image::{EXTERNAL, Suite};
 use vm_tests::machine::Cancel;
 use vm_tests::report::why::{of_inputs, of_recordings};
-use vm_tests::run::at::At;
+use vm_tests::run::at::{At, span};
 use vm_tests::run::guest::Guest;
 use vm_tests::run::one::{self, Bounds};
 use vm_tests::run::prepare::{Machines, prepare_one};
@@ -22,18 +22,32 @@ use vm_tests::workspace::Workspace;
 use crate::exit::{FAILED, PASSED};
 use crate::left4me;
 use crate::machine::{Image, MachineArgs};
+use crate::shell::{moment, quoted};
 
 /// Makes a run again that was handed over, and says whether it is the same one.
 ///
 /// FILE is a repro.tar.zst, which vm-test writes beside the results of a scenario that fails, or of all with --repro. It has what the
 /// guest was given, so the scenario's files and programs are those of the run, whatever this checkout has. QEMU, the image and the
 /// programs of the harness are this checkout's; if the recording is another one, the first that differs of all inputs is named, or
-/// else the first event. Exit status 0 if the recording is the same, 1 if it is another.
+/// else the first event. Exit status 0 if the recording is the same, 1 if it is another. With --shell, the last command's.
 #[derive(Debug, Args)]
 pub(crate) struct ReproArgs {
     /// The bundle
     #[arg(value_name = "FILE")]
     file: PathBuf,
+
+    /// Open a shell in the guest at the instant at which the run went wrong, where everything but the shell stands still. The run is
+    /// made again only if an input is another one here
+    #[arg(long)]
+    shell: bool,
+
+    /// The instant for --shell, as that of `cargo xtask shell`: 'umount fails', 'cycle 3: unmounted'
+    #[arg(long, value_name = "INSTANT", requires = "shell")]
+    at: Option<At>,
+
+    /// So much earlier: 50ms
+    #[arg(long, value_name = "TIME", requires = "shell", value_parser = span)]
+    before: Option<Duration>,
 
     #[command(flatten)]
     machine: MachineArgs,
@@ -55,11 +69,56 @@ pub(crate) async fn run(args: &ReproArgs, cancel: Cancel) -> Result<u8> {
     let directory = workspace.target.join("vm-repro").join(std::process::id().to_string());
     std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
     let guest = prepare_one(&workspace, &machines, &[repro.wanted()], &directory, cancel.clone()).await?;
+    if args.shell {
+        let code = shell(&workspace, &guest, &repro, args, &directory, cancel).await;
+        cache::remove_tree(&directory)?;
+        return code;
+    }
     let replayed = repro.replay(&guest, &directory.join("run"), cancel).await?;
     print!("{}", told(&repro, &replayed));
     print!("{}", own(&workspace, &guest, &repro));
+    print!("{}", to_look(args, &repro));
     cache::remove_tree(&directory)?;
     Ok(if replayed.recording_sha256 == repro.recording_sha256 { PASSED } else { FAILED })
+}
+
+/// Opens the instant, in a run that is the same as the bundle's if all its inputs are.
+async fn shell(
+    workspace: &Workspace,
+    guest: &Guest,
+    repro: &Repro,
+    args: &ReproArgs,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<u8> {
+    let at = args.at.clone().or_else(|| look(repro));
+    let at = at.ok_or_else(|| WrongInput::new("--at: this run went as expected: name an instant of it"))?;
+    let inputs = repro.inputs_on(guest)?;
+    let recording = if inputs.key()? == repro.inputs.key()? {
+        println!("all inputs are the same, so the run is: {}", digits(&repro.recording_sha256));
+        repro.recording.clone()
+    } else {
+        let replayed = repro.replay(guest, &directory.join("run"), cancel.clone()).await?;
+        print!("{}", told(repro, &replayed));
+        replayed.recording
+    };
+    let instant = at.find(&recording)?.before(args.before.unwrap_or_default());
+    moment::look(workspace, guest, &repro.given(), instant, cancel).await
+}
+
+/// Where to look first.
+fn look(repro: &Repro) -> Option<At> {
+    repro.look.clone().or_else(|| At::of_failure(&repro.recording, 1))
+}
+
+/// The command that opens a shell at the failure.
+fn to_look(args: &ReproArgs, repro: &Repro) -> String {
+    let file = quoted(&args.file.display().to_string());
+    let words = repro
+        .look
+        .as_ref()
+        .map(|at| format!("to look into it, at '{at}': cargo xtask repro {file} --shell\n"));
+    words.unwrap_or_default()
 }
 
 /// The machines that a bundle wants: its image, and all else as the flags say.
@@ -114,14 +173,7 @@ fn own(workspace: &Workspace, guest: &Guest, repro: &Repro) -> String {
                 text.push_str(&format!("{name} of this checkout is another run:\n"));
                 lines.lines().for_each(|line| text.push_str(&format!("  {line}\n")));
             }
-            // It is the same run, so its moments are.
-            None => {
-                let look = At::of_failure(&repro.recording, 1);
-                let words = look.map(|at| {
-                    format!("to look into it: cargo xtask shell {name} --image {} --at '{at}'\n", guest.name)
-                });
-                text.extend(words.filter(|_| guest.name.parse::<Suite>().is_ok()));
-            }
+            None => text.push_str(&format!("{name} of this checkout is the same run\n")),
         }
     }
     text

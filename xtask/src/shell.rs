@@ -1,6 +1,6 @@
 //! `cargo xtask shell`: a terminal inside a booted machine.
 
-mod moment;
+pub(crate) mod moment;
 mod terminal;
 
 use std::fs;
@@ -19,7 +19,8 @@ use vm_tests::run::guest::prepare_shell;
 use vm_tests::run::prepare::prepare_one;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Manifest, Reset, Wanted};
 
-use self::terminal::{DEADLINE, quoted, talk};
+pub(crate) use self::terminal::quoted;
+use self::terminal::{DEADLINE, talk};
 use crate::left4me;
 use crate::machine::MachineArgs;
 

@@ -21,6 +21,7 @@ use vm_tests::host::process::{self, Program};
 use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::run::at::At;
+use vm_tests::run::given::Given;
 use vm_tests::run::guest::Guest;
 use vm_tests::run::moment::{self, Moment, Standing};
 use vm_tests::run::one::{self, Bounds};
@@ -71,8 +72,8 @@ impl Ran {
     async fn moment(&self, at: &str, cache: &Path) -> Result<(Moment, u64)> {
         let instant = at.parse::<At>()?.find(&self.recording)?;
         let cancel = Cancel::new();
-        let moment =
-            moment::ensure(&self.guest, &self.scenario, BOUNDS, instant.at_ns, cache, cancel).await?;
+        let given = Given::of(&self.guest, &self.scenario, BOUNDS)?;
+        let moment = moment::ensure(&self.guest, &given, instant.at_ns, cache, cancel).await?;
         Ok((moment, instant.at_ns))
     }
 

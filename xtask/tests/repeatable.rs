@@ -154,6 +154,9 @@ async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
     };
     let said = again(programs.clone()).await?;
     ensure!(said.contains("trixie/red") && said.contains("\nthe same recording: "), "{said}");
+    let look = format!("to look into it, at 'cycle 1: reset done': cargo xtask repro {bundle} --shell");
+    ensure!(said.contains(&look), "{said}");
+    a_shell_at_what_failed(bundle, &programs, &own).await?;
 
     let changed = scratch.join("changed");
     std::fs::create_dir(&changed)?;
@@ -173,6 +176,25 @@ async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
     };
     ensure!(said.contains("  the harness's program vm-agent: ") && said.contains(" recording"), "{said}");
     ensure!(!said.contains("vm-init:"), "vm-init is the same:\n{said}");
+    Ok(())
+}
+
+/// The instant of a bundle, where the scenario is not there any more: the run is the same, so it is not made again.
+async fn a_shell_at_what_failed(bundle: &str, programs: &str, cache: &Path) -> Result<()> {
+    let line = "printf 'echo the user $(id -u)\nexit\n' | \"$0\" repro \"$1\" --shell --clock virtual --programs \"$2\" 2>&1";
+    let program =
+        Program::new("sh").args(["-c", line]).arg(env!("CARGO_BIN_EXE_xtask")).args([bundle, programs]);
+    let program = program.env(cache::CACHE_VAR, OsString::from(cache));
+    let said = process::output(program, DEADLINE).await?.text();
+    for words in [
+        "all inputs are the same, so the run is: ",
+        "red on trixie, cycle 1, ",
+        "holders /var/lib/left4me/runtime/3/merged",
+        "\nthe user 0\n",
+    ] {
+        ensure!(said.contains(words), "{words:?} is not in:\n{said}");
+    }
+    ensure!(!said.contains("trixie/red: recording"), "it was run again:\n{said}");
     Ok(())
 }
 

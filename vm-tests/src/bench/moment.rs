@@ -10,6 +10,7 @@ use super::samples::Samples;
 use crate::cache;
 use crate::machine::Cancel;
 use crate::run::at::At;
+use crate::run::given::Given;
 use crate::run::guest::Guest;
 use crate::run::moment::{self, Standing};
 use crate::run::one::{self, Bounds};
@@ -39,12 +40,13 @@ pub async fn moments(
     let bounds = Bounds { cycles: Some(1), ..Bounds::default() };
     let run = one::run(guest, scenario, bounds, &directory.join("run"), cancel.clone()).await?;
     let at_ns = at.find(&run.recording)?.at_ns;
+    let given = Given::of(guest, scenario, bounds)?;
     let sized = guest.of_size(scenario.manifest.memory_mib);
     let mut moments = Moments::default();
     for _ in 0..rounds {
         let own = directory.join("cache");
         let begun = Instant::now();
-        let moment = moment::ensure(guest, scenario, bounds, at_ns, &own, cancel.clone()).await?;
+        let moment = moment::ensure(guest, &given, at_ns, &own, cancel.clone()).await?;
         moments.made.0.push(begun.elapsed().as_secs_f64());
         ensure!(moment.is_new, "a moment was there already in {}", own.display());
         let begun = Instant::now();

@@ -103,8 +103,8 @@ pub struct ScenarioReport {
     /// Its first snapshot, where there is none yet.
     #[serde(skip)]
     pub first: Option<First>,
-    /// Where to look first, of one that has failed and that repeats: a name for `shell --at`.
-    #[serde(skip)]
+    /// Where to look first, of one that has failed and that repeats: a name for `shell --at`; else `null`.
+    #[serde(default)]
     pub look: Option<String>,
 }
 

@@ -95,7 +95,7 @@ fn full() -> Report {
         stages: Stages::default(),
         cycles: vec![cycle],
         first: None,
-        look: None,
+        look: Some("cycle 1: umount fails".to_owned()),
     };
     Report {
         schema: SCHEMA,

@@ -269,18 +269,18 @@ pub fn preparation(guest: &Guest, scenario: &Scenario) -> Result<Session> {
 /// Saves evidence, stops the machine and says all that went wrong, and where the evidence is.
 async fn give_up<T>(machine: Machine, error: anyhow::Error, scenario: Option<&Scenario>) -> Result<T> {
     let evidence = format!("evidence: {}", machine.directory().display());
-    end_with(machine, error.context(evidence), scenario).await
+    let units = scenario.map(Scenario::show_units).unwrap_or_default();
+    end_with(machine, error.context(evidence), &units, scenario.map_or("/", Scenario::mount_or_root)).await
 }
 
-/// Saves evidence, stops the machine and says all that went wrong.
+/// Saves evidence, of these units ([`Scenario::show_units`]) and of this mount, stops the machine and says all that went wrong.
 pub(super) async fn end_with<T>(
     mut machine: Machine,
     error: anyhow::Error,
-    scenario: Option<&Scenario>,
+    units: &str,
+    mount: &str,
 ) -> Result<T> {
-    let units = scenario.map(Scenario::show_units).unwrap_or_default();
-    let mount = scenario.map_or("/", Scenario::mount_or_root);
-    machine.save_evidence(&units, mount).await;
+    machine.save_evidence(units, mount).await;
     machine.finish(Err(error)).await
 }
 

@@ -6,6 +6,7 @@ pub mod accept;
 pub mod at;
 pub mod costs;
 pub mod entry;
+pub mod given;
 pub mod guest;
 pub mod input;
 pub mod inputs;

@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 use vm_agent::recording::Recording;
 use vm_agent::wire::{Body, Call, Command, Exit, Put, Request, Session, Stop, Stream, Until};
 
+use super::given::Given;
 use super::guest::{Guest, end_with, restore_from};
 use super::inputs::Inputs;
-use super::one::{self, Bounds};
 use crate::cache::{self, Lock, Staging};
 use crate::host::accel::Clock;
 use crate::host::events::{self, Event, Progress};
@@ -25,7 +25,6 @@ use crate::machine::saved::{self, MANIFEST, Saved, TRIES, copy_without_zeros};
 use crate::machine::state::{NotAtRest, make_steady};
 use crate::machine::{Cancel, Machine};
 use crate::scenario::bundle::{write_deploy_image, write_request};
-use crate::scenario::{Reset, Scenario};
 
 /// Goes up when the way a moment is made changes and its inputs do not.
 const RECIPE: u32 = 1;
@@ -102,15 +101,13 @@ impl Moment {
     }
 }
 
-/// The moment at so many nanoseconds after the plan of a scenario's run began, made if it is not in the cache, whose root is
-/// `cache`.
+/// The moment at so many nanoseconds after the plan of a run began, made if it is not in the cache, whose root is `cache`.
 ///
 /// # Errors
-/// A run that repeats itself is needed: in virtual time, and not of a machine that is shut down. An instant after its end.
+/// A run that repeats itself is needed: in virtual time. An instant after its end.
 pub async fn ensure(
     guest: &Guest,
-    scenario: &Scenario,
-    bounds: Bounds,
+    given: &Given,
     at_ns: u64,
     cache: &Path,
     cancel: Cancel,
@@ -119,14 +116,8 @@ pub async fn ensure(
         guest.base.clock == Clock::Virtual,
         "an instant of a run is there again in virtual time only: leave out --clock real and --accel kvm"
     );
-    ensure!(
-        scenario.manifest.reset != Reset::Shutdown,
-        "{}: its reset shuts the machine down, and no moment of such a run can be had",
-        scenario.name
-    );
-    let guest = guest.of_size(scenario.manifest.memory_mib);
-    let session = one::wanted(&guest, scenario, bounds)?;
-    let inputs = Inputs::of(&guest, &session)?.key()?;
+    let guest = guest.of_size(given.memory_mib);
+    let inputs = Inputs::of(&guest, &given.session)?.key()?;
     let key =
         cache::Inputs::new("moment", RECIPE).text("run", inputs.as_str()).text("at", &at_ns.to_string());
     let key = key.key();
@@ -149,8 +140,8 @@ pub async fn ensure(
         let pause_us = tries.pause_us()?;
         let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
         let stop = Stop::at(at_ns, pause_us);
-        let session = Session { stop, ..session.clone() };
-        let made = make(&guest, scenario, session, staging.path(), cancel.clone()).await;
+        let session = Session { stop, ..given.session.clone() };
+        let made = make(&guest, given, session, staging.path(), cancel.clone()).await;
         if !tries.is_made(made)? {
             continue;
         }
@@ -208,12 +199,12 @@ fn find(directory: &Path, key: &str) -> Option<Moment> {
 /// Runs a session with a stop up to there, and saves the machine.
 async fn make(
     guest: &Guest,
-    scenario: &Scenario,
+    given: &Given,
     session: Session,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<()> {
-    let progress = Progress::start(&format!("moment of {}", scenario.name));
+    let progress = Progress::start(&format!("moment of {}", given.name));
     progress.now("running up to it");
     let before = guest.saved()?;
     let (ram, state, deploy) = (directory.join(RAM), directory.join(STATE), directory.join(DEPLOY));
@@ -244,7 +235,7 @@ async fn make(
     .await;
     match stood {
         Ok(()) => machine.stop().await?,
-        Err(error) => return end_with(machine, error, Some(scenario)).await,
+        Err(error) => return end_with(machine, error, &given.units, given.mount_or_root()).await,
     }
     make_steady(&state)
 }

@@ -178,7 +178,9 @@ pub async fn run(
     stages.session_ms = millis(begun);
     let mut recording = match recorded {
         Ok(recording) => recording,
-        Err(error) => return end_with(machine, error, Some(scenario)).await,
+        Err(error) => {
+            return end_with(machine, error, &scenario.show_units(), scenario.mount_or_root()).await;
+        }
     };
     let mut judgement = judge(&recording, scenario, &baselines);
     let is_shutdown = scenario.manifest.reset == Reset::Shutdown;

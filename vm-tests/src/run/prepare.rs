@@ -67,6 +67,17 @@ impl Machines {
         self.external.as_ref().map_or_else(|| self.suites().len(), |_one| 1)
     }
 
+    /// That it is one guest.
+    ///
+    /// # Errors
+    /// [`WrongInput`] for several.
+    pub fn only_one(&self) -> Result<(), WrongInput> {
+        match self.guests() {
+            1 => Ok(()),
+            _several => Err(WrongInput::new("--image: one suite at a time here; vm-test takes several")),
+        }
+    }
+
     /// What they bring themselves, where the product is installed in them.
     pub(super) fn installed(&self, workspace: &Workspace) -> Option<Installed> {
         let external = self.external.as_ref()?;
@@ -104,9 +115,7 @@ pub async fn prepare_one(
     results: &Path,
     cancel: Cancel,
 ) -> Result<Guest> {
-    if machines.guests() != 1 {
-        return Err(WrongInput::new("--image: one suite at a time here; vm-test takes several").into());
-    }
+    machines.only_one()?;
     let prepared = prepare(workspace, machines, wanted, results, cancel.clone()).await?;
     let mut guest = prepared.into_iter().next_back().context("a guest")?;
     let sizes: Vec<u32> = guest.saved.keys().copied().collect();

@@ -4,20 +4,22 @@
 //! a checkout has by now. A tar that zstd compresses, for whoever wants to look into it with other programs; nothing of it is
 //! unpacked to a disk here.
 
-use std::collections::BTreeMap;
-use std::io::Read as _;
+mod members;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use ruzstd::decoding::StreamingDecoder;
 use ruzstd::encoding::{CompressionLevel, compress_to_vec};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tar::{EntryType, Header};
 use vm_agent::recording::{Plan, Recording};
 use vm_agent::wire::{self, PROTOCOL, Session};
 
+use self::members::{
+    ABOUT, FORM, INPUTS, MANIFEST, MOST, RECORDING, REPORT, SESSION, SUM, Unusable, json, sum_of, tar, unpack,
+};
+use super::at::At;
+use super::given::Given;
 use super::guest::{Guest, end_with, restore};
 use super::inputs::Inputs;
 use super::one::{self, Bounds, Run};
@@ -29,33 +31,6 @@ use crate::scenario::{Scenario, Wanted, WrongInput, is_package_name};
 
 /// Its name, in the results of a scenario.
 pub const FILE: &str = "repro.tar.zst";
-
-/// Goes up when an older harness would misread one.
-const FORM: u32 = 1;
-
-/// The most that a bundle has when it is unpacked, in bytes: a session is at most as large as its device, a recording as a frame.
-const MOST: u64 = 1 << 30;
-
-const ABOUT: &str = "about.json";
-const SESSION: &str = "session.postcard";
-const INPUTS: &str = "inputs.json";
-const RECORDING: &str = "recording.json";
-const REPORT: &str = "report.json";
-/// Only to be read by a person: it is in the session already, and may begin with another one's.
-const MANIFEST: &str = "scenario.toml";
-/// The hash of all others, last.
-const SUM: &str = "sha256";
-
-/// All members, in their order, and whether a bundle without it is whole.
-const MEMBERS: [(&str, bool); 7] = [
-    (ABOUT, false),
-    (SESSION, false),
-    (INPUTS, false),
-    (RECORDING, false),
-    (REPORT, false),
-    (MANIFEST, true),
-    (SUM, false),
-];
 
 /// Which runs get a bundle beside their results.
 #[derive(Debug, Clone, Default)]
@@ -96,31 +71,8 @@ pub struct Repro {
     pub recording: Recording,
     /// The SHA-256 of its JSON, as it was written.
     pub recording_sha256: String,
-}
-
-/// Why a file is no bundle that can be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-enum Unusable {
-    #[error("no bundle of a run, which is a tar in zstd: {0}")]
-    NoBundle(String),
-    #[error("it is cut or damaged: {0}; get it once more")]
-    Damaged(String),
-    #[error("it has {0:?}, which no bundle has: do not trust it")]
-    Stranger(String),
-    #[error("it unpacks to more than {} MiB, which no bundle does: do not trust it", MOST >> 20)]
-    TooLarge,
-    #[error(
-        "it is a bundle of form {0}, and this harness reads form {FORM}: use the checkout that made it{1}"
-    )]
-    Form(u32, String),
-    #[error(
-        "its agent speaks protocol {0}, and that of this checkout {PROTOCOL}: use the checkout that made it{1}"
-    )]
-    Protocol(u32, String),
-    #[error("its {0} can't be read: {1}")]
-    Unreadable(&'static str, String),
-    #[error("its {0} is {1:?}, which is none")]
-    NoName(&'static str, String),
+    /// Where to look first, as its report says; none of a run that is as expected.
+    pub look: Option<At>,
 }
 
 impl Repro {
@@ -184,6 +136,7 @@ impl Repro {
         Ok(Self {
             session,
             inputs: json(INPUTS, &inputs)?,
+            look: json::<Looks>(REPORT, &report)?.look.and_then(|look| look.parse().ok()),
             recording_sha256: cache::hash_bytes(&recording),
             recording: json(RECORDING, &recording)?,
             about: known,
@@ -229,6 +182,20 @@ impl Repro {
         }
     }
 
+    /// What the guest is given by it.
+    #[must_use]
+    pub fn given(&self) -> Given {
+        Given::of_session(&self.about.scenario, self.about.memory_mib, self.session.clone())
+    }
+
+    /// What its run would be made of on a guest of a checkout.
+    ///
+    /// # Errors
+    /// If there is no saved machine of the size that it wants.
+    pub fn inputs_on(&self, guest: &Guest) -> Result<Inputs> {
+        Inputs::of(&guest.of_size(self.about.memory_mib), &self.session)
+    }
+
     /// Makes the run again, on a guest of a checkout, with its logs in `directory`.
     ///
     /// # Errors
@@ -238,8 +205,8 @@ impl Repro {
             guest.base.clock == Clock::Virtual,
             "a run is the same once more in virtual time only: leave out --clock real and --accel kvm"
         );
-        let guest = guest.of_size(self.about.memory_mib);
-        let inputs = Inputs::of(&guest, &self.session)?;
+        let (given, inputs) = (self.given(), self.inputs_on(guest)?);
+        let guest = guest.of_size(given.memory_mib);
         let test = format!("{}/{}", self.about.guest, self.about.scenario);
         events::tell(Event::Restoring { test: test.clone() });
         let mut machine = restore(&guest, Some(self.session.clone()), directory, cancel).await?;
@@ -247,7 +214,10 @@ impl Repro {
         let deadline = Duration::from_secs(Bounds::default().deadline_secs);
         let recording = match one::recorded(&mut machine, guest.base.clock, deadline).await {
             Ok(recording) => recording,
-            Err(error) => return end_with(machine, error, None).await,
+            Err(error) => {
+                let Given { units, .. } = &given;
+                return end_with(machine, error, units, given.mount_or_root()).await;
+            }
         };
         machine.stop().await?;
         let text = serde_json::to_string(&recording).context("a recording as JSON")?;
@@ -298,6 +268,13 @@ impl About {
             None => Ok(()),
         }
     }
+}
+
+/// What is read of a report.
+#[derive(Deserialize)]
+struct Looks {
+    #[serde(default)]
+    look: Option<String>,
 }
 
 /// What every form says.
@@ -353,66 +330,14 @@ pub(super) fn write(
     Ok(Some(file))
 }
 
-fn sum_of<'a>(members: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-    let all = members.fold(cache::Inputs::new("repro", FORM), |all, (name, bytes)| all.bytes(name, bytes));
-    all.key().as_str().to_owned()
-}
-
-/// The same members are the same bytes.
-fn tar(members: &[(&str, &[u8])]) -> Result<Vec<u8>> {
-    let mut builder = tar::Builder::new(Vec::new());
-    for (name, bytes) in members {
-        let mut header = Header::new_ustar();
-        header.set_entry_type(EntryType::Regular);
-        header.set_mode(0o644);
-        header.set_mtime(0);
-        header.set_size(u64::try_from(bytes.len())?);
-        builder.append_data(&mut header, name, *bytes).with_context(|| (*name).to_owned())?;
-    }
-    Ok(builder.into_inner()?)
-}
-
-/// The members by their names. What none has is an error, so nothing is ever looked for at a path that a bundle names.
-fn unpack(bytes: &[u8]) -> Result<BTreeMap<&'static str, Vec<u8>>, Unusable> {
-    let damaged = |error: std::io::Error| Unusable::Damaged(error.to_string());
-    let decoder = StreamingDecoder::new(bytes).map_err(|error| Unusable::NoBundle(error.to_string()))?;
-    let mut archive = tar::Archive::new(decoder.take(MOST + 1));
-    let mut members = BTreeMap::new();
-    let mut all: u64 = 0;
-    for entry in archive.entries().map_err(damaged)? {
-        let mut entry = entry.map_err(damaged)?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let is_it = |member: &&(&str, bool)| member.0 == name && !members.contains_key(member.0);
-        let member = MEMBERS.iter().find(is_it).filter(|_| entry.header().entry_type() == EntryType::Regular);
-        let Some((member, _)) = member else { return Err(Unusable::Stranger(name)) };
-        all = all.saturating_add(entry.size());
-        if all > MOST {
-            return Err(Unusable::TooLarge);
-        }
-        let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).map_err(damaged)?;
-        if u64::try_from(bytes.len()).is_ok_and(|length| length < entry.size()) {
-            return Err(Unusable::Damaged(format!("the end of its {member} is not there")));
-        }
-        members.insert(*member, bytes);
-    }
-    let missing = MEMBERS.iter().find(|(name, may_lack)| !may_lack && !members.contains_key(name));
-    if let Some((name, _)) = missing {
-        return Err(Unusable::Damaged(format!("it has no {name}")));
-    }
-    Ok(members)
-}
-
-fn json<T: DeserializeOwned>(name: &'static str, bytes: &[u8]) -> Result<T, Unusable> {
-    serde_json::from_slice(bytes).map_err(|error| Unusable::Unreadable(name, error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
+    use ::tar::Header;
     use proptest::prelude::*;
     use vm_agent::recording::{Event as Recorded, What};
     use vm_agent::wire::Put;
 
+    use super::members::MEMBERS;
     use super::*;
     use crate::run::input::{Input, Kind};
 
@@ -443,10 +368,16 @@ mod tests {
         Recording { events: vec![event], ..Recording::default() }
     }
 
+    const REPORT_TEXT: &str = "{\"name\": \"936c8bb\", \"look\": \"cycle 2: umount fails\"}";
+
     fn bundle(about: &About) -> Vec<u8> {
         let (inputs, recording) = (inputs(), serde_json::to_string(&recording()).expect("json"));
-        let parts =
-            Parts { inputs: &inputs, recording: &recording, report: "{}", manifest: Some(b"unit = 1") };
+        let parts = Parts {
+            inputs: &inputs,
+            recording: &recording,
+            report: REPORT_TEXT,
+            manifest: Some(b"unit = 1"),
+        };
         Repro::bytes(about, &session(), &parts).expect("a bundle")
     }
 
@@ -456,7 +387,7 @@ mod tests {
         let mut members: Vec<(&str, Vec<u8>)> =
             MEMBERS.iter().filter_map(|(name, _)| Some((*name, members.get(name)?.clone()))).collect();
         change(&mut members);
-        let mut builder = tar::Builder::new(Vec::new());
+        let mut builder = ::tar::Builder::new(Vec::new());
         for (name, bytes) in &members {
             let mut header = Header::new_ustar();
             let at = &mut header.as_ustar_mut().expect("ustar").name;
@@ -480,6 +411,7 @@ mod tests {
         assert_eq!(wire::encode(&repro.session).expect("bytes"), wire::encode(&session()).expect("bytes"));
         let text = serde_json::to_vec(&recording()).expect("json");
         assert_eq!(repro.recording_sha256, cache::hash_bytes(&text));
+        assert_eq!(repro.look, "cycle 2: umount fails".parse().ok());
         let without = with(|members| members.retain(|(name, _)| *name != MANIFEST));
         assert!(
             Repro::of(&without).is_err_and(|why| matches!(why, Unusable::Damaged(_))),

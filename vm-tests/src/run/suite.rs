@@ -73,6 +73,8 @@ pub struct Ran {
     pub report: Report,
     /// Where the report was written.
     pub path: PathBuf,
+    /// On what it has run.
+    pub guests: Vec<Guest>,
 }
 
 /// Prepares all that is not there, runs the scenarios, and writes the report. `cancel` turns true when the user interrupts:
@@ -123,7 +125,7 @@ pub async fn run(
         .with_context(|| format!("write {}", path.display()))?;
     let page = results.directory.join(PAGE_FILE);
     std::fs::write(&page, page::index(&report)).with_context(|| format!("write {}", page.display()))?;
-    Ok(Ran { report, path })
+    Ok(Ran { report, path, guests: prepared.guests })
 }
 
 /// Prepares all that is not there, and runs nothing: for whoever runs the tests of what is prepared with a runner of his own.
@@ -353,11 +355,11 @@ impl Trial {
             Ok(run)
         });
         let report = match &ran {
-            Ok(run) => ScenarioReport {
-                first: First::of(guest, scenario, &run.judgement),
-                look: run.look(),
-                ..ScenarioReport::of_run(&guest.name, scenario, run, &self.directory)
-            },
+            Ok(run) => {
+                let report = ScenarioReport::of_run(&guest.name, scenario, run, &self.directory);
+                let look = run.look().filter(|_| report.verdict == report::Verdict::Failed);
+                ScenarioReport { first: First::of(guest, scenario, &run.judgement), look, ..report }
+            }
             Err(error) => ScenarioReport {
                 evidence: self.directory.clone(),
                 ..ScenarioReport::of_error(&guest.name, scenario, error)

@@ -122,21 +122,7 @@ impl Scenario {
     #[must_use]
     pub fn show_units(&self) -> String {
         let Manifest { unit, user, mount_unit, .. } = &self.manifest;
-        let mut of_system: Vec<&str> = mount_unit.iter().map(String::as_str).collect();
-        let show = |systemctl: &str, units: &str| {
-            format!("{systemctl} show {units}; echo; {systemctl} status --no-pager --full {units}; echo; ")
-        };
-        let of_user = match user {
-            Some(user) => show(&format!("runuser -u {user} -- systemctl --user"), unit),
-            None => {
-                of_system.insert(0, unit);
-                String::new()
-            }
-        };
-        match of_system.as_slice() {
-            [] => of_user,
-            units => of_user + &show("systemctl", &units.join(" ")),
-        }
+        show_units(unit, user.as_deref(), mount_unit.as_deref())
     }
 
     /// The watched mount point; `/` for a scenario without.
@@ -169,6 +155,25 @@ impl Scenario {
             command_timeout_ms: manifest.command_timeout_secs.saturating_mul(1000),
             sample_us: manifest.sample_ms.saturating_mul(1000),
         }
+    }
+}
+
+/// See [`Scenario::show_units`]: the unit under test, the user whose manager has it, the unit that makes its mount.
+pub(crate) fn show_units(unit: &str, user: Option<&str>, mount_unit: Option<&str>) -> String {
+    let mut of_system: Vec<&str> = mount_unit.into_iter().collect();
+    let show = |systemctl: &str, units: &str| {
+        format!("{systemctl} show {units}; echo; {systemctl} status --no-pager --full {units}; echo; ")
+    };
+    let of_user = match user {
+        Some(user) => show(&format!("runuser -u {user} -- systemctl --user"), unit),
+        None => {
+            of_system.insert(0, unit);
+            String::new()
+        }
+    };
+    match of_system.as_slice() {
+        [] => of_user,
+        units => of_user + &show("systemctl", &units.join(" ")),
     }
 }
 

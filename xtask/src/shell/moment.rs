@@ -19,14 +19,14 @@ use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
 use vm_tests::report::Verdict;
 use vm_tests::run::at::{At, Instant, in_ms, span};
+use vm_tests::run::given::Given;
 use vm_tests::run::guest::Guest;
 use vm_tests::run::moment::{self, Moment, Standing};
 use vm_tests::run::one::Bounds;
-use vm_tests::run::prepare::prepare_one;
+use vm_tests::run::prepare;
 use vm_tests::run::recall::Again;
 use vm_tests::run::suite;
 use vm_tests::scenario::bundle::Bundle;
-use vm_tests::scenario::{Scenario, Wanted};
 use vm_tests::workspace::Workspace;
 
 use super::terminal::{DEADLINE, quoted, talk, write_all};
@@ -57,14 +57,14 @@ pub(super) async fn run(
     let scenario = scenarios.first().context("no scenario")?;
     let machine = MachineArgs { clock: machine.clock.or(Some(Clock::Virtual)), ..machine.clone() };
     let machines = machine.machines().await?;
-    let results = workspace.target.join("vm-shell");
+    machines.only_one()?;
     let options = suite::Options {
-        machines: machines.clone(),
-        results: Some(results.join("run")),
+        machines,
+        results: Some(workspace.target.join("vm-shell/run")),
         again: Again::Some(0),
         ..suite::Options::default()
     };
-    let ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
+    let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
     let report = ran.report.scenarios.first().context("no run")?;
     if matches!(report.verdict, Verdict::Infrastructure | Verdict::Interrupted) {
         bail!("{}: the run has no result, so no instant: {}", scenario.name, report.why.join("; "));
@@ -75,21 +75,36 @@ pub(super) async fn run(
     let recording: Recording =
         serde_json::from_str(&text).with_context(|| format!("parse {}", recording.display()))?;
     let instant = at.find(&recording)?.before(before);
-    let guest = prepare_one(&workspace, &machines, &Wanted::by(&scenarios), &results, cancel.clone()).await?;
-    let bounds = Bounds::default();
-    let moment =
-        moment::ensure(&guest, scenario, bounds, instant.at_ns, &workspace.cache()?, cancel.clone()).await?;
-    let directory = results.join(std::process::id().to_string());
+    let mut guest = ran.guests.pop().context("no guest")?;
+    // A run that is remembered has not looked at its machine.
+    if report.remembered_s.is_some() {
+        let memory_mib = scenario.manifest.memory_mib;
+        prepare::make_sure(&mut guest, memory_mib, &workspace.cache()?, cancel.clone()).await?;
+    }
+    let given = Given::of(&guest, scenario, Bounds::default())?;
+    look(&workspace, &guest, &given, instant, cancel).await
+}
+
+/// Opens an instant of a run, and does what the lines of standard input say. Returns the exit code of the last command.
+pub(crate) async fn look(
+    workspace: &Workspace,
+    guest: &Guest,
+    given: &Given,
+    instant: Instant,
+    cancel: Cancel,
+) -> Result<u8> {
+    let moment = moment::ensure(guest, given, instant.at_ns, &workspace.cache()?, cancel.clone()).await?;
+    let directory = workspace.target.join("vm-shell").join(std::process::id().to_string());
     let mut place = Place {
-        guest: guest.of_size(scenario.manifest.memory_mib),
-        workspace: &workspace,
-        scenario,
+        guest: guest.of_size(given.memory_mib),
+        workspace,
+        given,
         instant,
         moment,
         directory: &directory,
         cancel,
     };
-    println!("{} on {}, {}", scenario.name, place.guest.name, place.instant);
+    println!("{} on {}, {}", given.name, place.guest.name, place.instant);
     println!(
         "everything but this shell stands still, and no time passes between two commands; what goes on from here is another run \
          than the recorded one. ? lists what can be typed"
@@ -103,7 +118,7 @@ pub(super) async fn run(
 struct Place<'a> {
     guest: Guest,
     workspace: &'a Workspace,
-    scenario: &'a Scenario,
+    given: &'a Given,
     instant: Instant,
     moment: Moment,
     directory: &'a Path,
@@ -218,8 +233,7 @@ impl Place<'_> {
                 tool = tool.placed(|path| installed.place(path))?;
             }
             standing.put(tool.into_files()).await?;
-            let mounts = self.scenario.manifest.mount.iter().chain(&self.scenario.manifest.other_mounts);
-            for mount in mounts.filter(|_| tells) {
+            for mount in self.given.mounts().filter(|_| tells) {
                 println!("holders {}:", quoted(mount));
                 let line = format!("holders {}", quoted(mount));
                 run_line(&mut standing, &line, false).await?;

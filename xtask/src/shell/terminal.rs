@@ -14,7 +14,7 @@ use vm_tests::machine::guest::{Guest, GuestError};
 pub(super) const DEADLINE: Duration = Duration::from_secs(24 * 3600);
 
 /// A word as a shell reads it.
-pub(super) fn quoted(word: &str) -> String {
+pub(crate) fn quoted(word: &str) -> String {
     let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_./=:@,+%".contains(letter);
     match !word.is_empty() && word.chars().all(plain) {
         true => word.to_owned(),
