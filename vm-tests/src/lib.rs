@@ -11,12 +11,14 @@
 //! 7. [`judge`]: recording, scenario and baselines to a judgement. Pure, and the only place that decides.
 //! 8. [`report`]: what is written and printed of it.
 //!
+//! [`explore`] runs one phase again and again, each time with another schedule, and judges each.
 //! [`bench`] measures what all this costs, and how accurate `holders` is.
 
 #![deny(clippy::print_stderr, clippy::print_stdout)]
 
 pub mod bench;
 pub mod cache;
+pub mod explore;
 pub mod host;
 pub mod image;
 pub mod judge;

@@ -142,7 +142,7 @@ fn suite(shell: &Shell, all: bool) -> Step<'_> {
 /// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
 /// panic to a killed QEMU, scenarios on a guest of NixOS' shape, and what the deployed software finds after a power cut; the
 /// programs built twice, machines and recordings once more, the pages of two runs and the
-/// operator's page, in a browser, moments of two runs, and deploys.
+/// operator's page, in a browser, moments of two runs, planted races, and deploys.
 /// Each step's name and its test.
 const LANES: [&[(&str, &str)]; 2] = [
     &[("faults", "faults"), ("a guest that is no FHS system", "store_guest"), ("power cuts", "power_cut")],
@@ -151,6 +151,7 @@ const LANES: [&[(&str, &str)]; 2] = [
         ("pages", "report"),
         ("the operator's page", "page"),
         ("moments", "moments"),
+        ("races that are planted", "explore"),
         (DEPLOYS, "deploy"),
     ],
 ];

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    bench, check, costs, deploy, dist, doctor, image, new, programs, report, repro, shell, vm_test, watch,
-    why,
+    bench, check, costs, deploy, dist, doctor, explore, image, new, programs, report, repro, shell, vm_test,
+    watch, why,
 };
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
@@ -28,6 +28,7 @@ pub(crate) enum Command {
     Report(report::ReportArgs),
     Repro(repro::ReproArgs),
     Costs(costs::CostsArgs),
+    Explore(explore::ExploreArgs),
     Shell(shell::ShellArgs),
     Image(image::ImageArgs),
     Programs(programs::ProgramsArgs),

@@ -14,6 +14,7 @@ mod dist;
 mod docs;
 mod doctor;
 mod exit;
+mod explore;
 mod first;
 mod image;
 mod junit;
@@ -67,6 +68,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::Report(args) => report::run(&args).map(|()| PASSED),
         Command::Repro(args) => repro::run(&args, cancel).await,
         Command::Costs(args) => costs::run(&args).map(|()| PASSED),
+        Command::Explore(args) => explore::run(&args, cancel).await,
         Command::Shell(args) => shell::run(&args, cancel).await,
         Command::Image(args) => image::run(&args).await,
         Command::Programs(args) => programs::run(&args).await,

@@ -13,8 +13,9 @@ const LONG: &[(&str, &str)] =
 
 /// The workspace's crates, and which of the others each may depend on.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("xtask", &["vm-tests", "vm-tests/agent", "holders", "deployer"]),
-    ("vm-tests", &["vm-tests/agent", "holders"]),
+    ("xtask", &["vm-tests", "vm-tests/agent", "vm-tests/perturb", "holders", "deployer"]),
+    ("vm-tests", &["vm-tests/agent", "vm-tests/perturb", "holders"]),
+    ("vm-tests/perturb", &[]),
     ("vm-tests/agent", &["holders", "systemd-bus"]),
     ("holders", &[]),
     ("systemd-bus", &[]),

@@ -72,6 +72,13 @@ impl Judgement {
         deviations.chain(self.compared()).collect()
     }
 
+    /// What deviates, without the numbers by which two runs differ that went wrong in the same way; empty if nothing does.
+    #[must_use]
+    pub fn shape(&self) -> Vec<String> {
+        let shapes = self.deviations.iter().map(|deviation| story::shape(&deviation.words));
+        shapes.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
     /// What the baselines say. Of a first run, nothing about durations; and if it deviates, only that it was not accepted.
     fn compared(&self) -> Vec<String> {
         let mut lines: Vec<String> = match (self.is_first, self.deviations.is_empty()) {

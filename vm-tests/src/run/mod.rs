@@ -16,7 +16,7 @@ mod left_out;
 pub mod moment;
 pub mod now;
 pub mod one;
-mod pace;
+pub(crate) mod pace;
 pub mod part;
 pub mod prepare;
 mod reboot;

@@ -16,7 +16,7 @@ use vm_agent::wire::{Body, Call, Command, Exit, Put, Request, Session, Stop, Str
 use super::given::Given;
 use super::guest::{Guest, end_with, restore_from};
 use super::inputs::Inputs;
-use crate::cache::{self, Lock, Staging};
+use crate::cache::{self, Key, Lock, Staging};
 use crate::host::accel::Clock;
 use crate::host::events::{self, Event, Progress};
 use crate::machine::config::Ram;
@@ -120,7 +120,61 @@ pub async fn ensure(
     let inputs = Inputs::of(&guest, &given.session)?.key()?;
     let key =
         cache::Inputs::new("moment", RECIPE).text("run", inputs.as_str()).text("at", &at_ns.to_string());
-    let key = key.key();
+    let wanted = Wanted { up_to: UpTo::Instant(at_ns), given, key: key.key() };
+    ensure_wanted(&guest, &wanted, cache, cancel).await
+}
+
+/// The moment at which a session without a plan is done, made if it is not in the cache, whose root is `cache`. Nothing is stopped
+/// there: what is restored goes on by a session of its own, see [`restore_to`].
+///
+/// # Errors
+/// As [`ensure`]; a command of the set-up that fails.
+pub async fn ensure_done(guest: &Guest, given: &Given, cache: &Path, cancel: Cancel) -> Result<Moment> {
+    ensure!(
+        guest.base.clock == Clock::Virtual,
+        "a run from a moment is the same each time in virtual time only: leave out --clock real and --accel kvm"
+    );
+    let guest = guest.of_size(given.memory_mib);
+    let inputs = Inputs::of(&guest, &given.session)?.key()?;
+    let key = cache::Inputs::new("moment done", RECIPE).text("run", inputs.as_str()).key();
+    ensure_wanted(&guest, &Wanted { up_to: UpTo::Done, given, key }, cache, cancel).await
+}
+
+/// Restores such a moment, paused, with a session on its deploy device.
+///
+/// # Errors
+/// As [`super::guest::restore`].
+pub async fn restore_to(
+    guest: &Guest,
+    moment: &Moment,
+    session: Session,
+    directory: &Path,
+    cancel: Cancel,
+) -> Result<Machine> {
+    std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
+    let deploy = directory.join(DEPLOY);
+    write_deploy_image(&deploy, Some(session))?;
+    let (ram, state) = (Ram::Restoring(moment.saved.ram.clone()), &moment.saved.state);
+    restore_from(guest, ram, state, deploy, false, directory, cancel).await
+}
+
+/// Up to where a machine runs that is saved.
+#[derive(Debug, Clone, Copy)]
+enum UpTo {
+    /// So many nanoseconds after its plan began.
+    Instant(u64),
+    /// The answer to its session.
+    Done,
+}
+
+struct Wanted<'a> {
+    up_to: UpTo,
+    given: &'a Given,
+    key: Key,
+}
+
+async fn ensure_wanted(guest: &Guest, wanted: &Wanted<'_>, cache: &Path, cancel: Cancel) -> Result<Moment> {
+    let key = &wanted.key;
     let moments = cache.join("moments");
     std::fs::create_dir_all(&moments).with_context(|| format!("create {}", moments.display()))?;
     let directory = moments.join(key.short());
@@ -139,12 +193,14 @@ pub async fn ensure(
     loop {
         let pause_us = tries.pause_us()?;
         let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
-        let stop = Stop::at(at_ns, pause_us);
-        let session = Session { stop, ..given.session.clone() };
-        let made = make(&guest, given, session, staging.path(), cancel.clone()).await;
+        let made = make(guest, wanted, pause_us, staging.path(), cancel.clone()).await;
         if !tries.is_made(made)? {
             continue;
         }
+        let at_ns = match wanted.up_to {
+            UpTo::Instant(at_ns) => at_ns,
+            UpTo::Done => 0,
+        };
         let manifest = Manifest { key: key.as_str().to_owned(), at_ns, pause_us };
         let path = staging.path().join(MANIFEST);
         std::fs::write(&path, serde_json::to_vec_pretty(&manifest)?)
@@ -196,14 +252,18 @@ fn find(directory: &Path, key: &str) -> Option<Moment> {
     (manifest.key == key).then(|| Moment { directory: directory.to_owned(), saved, pause_us, is_new: false })
 }
 
-/// Runs a session with a stop up to there, and saves the machine.
+/// The request of a session after which the machine is paused; those of the channel count up from 1.
+const DONE_ID: u64 = 1 << 32;
+
+/// Runs a session up to there, and saves the machine.
 async fn make(
     guest: &Guest,
-    given: &Given,
-    session: Session,
+    wanted: &Wanted<'_>,
+    pause_us: u64,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<()> {
+    let given = wanted.given;
     let progress = Progress::start(&format!("moment of {}", given.name));
     progress.now("running up to it");
     let before = guest.saved()?;
@@ -218,16 +278,37 @@ async fn make(
         cache::CACHE_VAR
     );
     copy_without_zeros(&before.ram, &ram)?;
-    write_deploy_image(&deploy, Some(session))?;
+    let session = given.session.clone();
+    match wanted.up_to {
+        UpTo::Instant(at_ns) => {
+            let stop = Stop::at(at_ns, pause_us);
+            write_deploy_image(&deploy, Some(Session { stop, ..session }))?;
+        }
+        UpTo::Done => {
+            let session = Box::new(Call::Session(Box::new(session)));
+            let call = Call::ThenPause { after_us: pause_us, call: session };
+            write_request(&deploy, Some(Request { id: DONE_ID, call }))?;
+        }
+    }
     let logs = directory.join(LOGS);
     let mut machine =
         restore_from(guest, Ram::Continuing(ram), &before.state, deploy, false, &logs, cancel).await?;
-    let mut pending = machine.guest().deployed_session();
+    let mut pending = match wanted.up_to {
+        UpTo::Instant(_) => machine.guest().deployed_session(),
+        UpTo::Done => machine.guest().unasked_answer(DONE_ID),
+    };
     let stood = async {
         machine.ring().await?;
         machine.resume().await?;
-        let early = machine.paused_or_answered("the moment", DEADLINE, &mut pending).await?;
-        ensure!(early.is_none(), "the run ended before that instant");
+        match wanted.up_to {
+            UpTo::Instant(_) => {
+                let early = machine.paused_or_answered("the moment", DEADLINE, &mut pending).await?;
+                ensure!(early.is_none(), "the run ended before that instant");
+            }
+            UpTo::Done => {
+                machine.answered_and_paused("the set-up", DEADLINE, &mut pending, |_, _| ()).await?;
+            }
+        }
         progress.now("saving it");
         let file = File::create(&state).with_context(|| format!("create {}", state.display()))?;
         machine.save(file).await.context("save the machine")

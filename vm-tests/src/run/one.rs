@@ -134,7 +134,7 @@ fn late(error: anyhow::Error, deadline: Duration) -> anyhow::Error {
 ///
 /// # Errors
 /// As [`session`]; an answer that is no recording.
-pub(super) async fn recorded(machine: &mut Machine, clock: Clock, deadline: Duration) -> Result<Recording> {
+pub(crate) async fn recorded(machine: &mut Machine, clock: Clock, deadline: Duration) -> Result<Recording> {
     match session(machine, clock, "the recording", deadline).await {
         Ok(Body::Recorded(recording)) => Ok(*recording),
         Ok(other) => bail!("unexpected answer from the guest: {other:?}"),

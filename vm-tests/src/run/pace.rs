@@ -56,7 +56,7 @@ pub(super) fn took(report: &ScenarioReport) -> Option<Duration> {
 }
 
 /// `about 7 min`, `about 40 s`: no more precise than it is.
-pub(super) fn about(time: Duration) -> String {
+pub(crate) fn about(time: Duration) -> String {
     match time.as_secs() {
         secs @ 0..90 => format!("about {} s", secs.next_multiple_of(5)),
         secs => format!("about {} min", (secs + 30) / 60),

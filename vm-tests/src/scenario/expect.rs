@@ -164,6 +164,15 @@ impl Expect {
         wrong
     }
 
+    /// The same without bounds of time, which a run that is held for a while does not keep.
+    #[must_use]
+    pub fn untimed(&self) -> Self {
+        let mut untimed = Self { reset_min_ms: 0, reset_max_ms: None, ..self.clone() };
+        let execs = untimed.exec.values_mut().chain(untimed.mount_unit_exec.values_mut());
+        execs.for_each(|exec| exec.max_ms = None);
+        untimed
+    }
+
     /// What must become of `mount`.
     #[must_use]
     pub fn mount(&self) -> ExpectMount {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::commands::{Check, During};
 use super::expect::Expect;
+use super::explore::Explore;
 use super::reset::Reset;
 use crate::image::suite::Suite;
 
@@ -93,6 +94,9 @@ pub struct Manifest {
     /// What every cycle must be, whatever the snapshot says.
     #[serde(default)]
     pub expect: Expect,
+    /// What `cargo xtask explore` perturbs.
+    #[serde(default)]
+    pub explore: Explore,
     /// Its place in a history, which is shown as one table.
     #[serde(default)]
     pub history: Option<History>,

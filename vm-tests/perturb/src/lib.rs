@@ -1,0 +1,303 @@
+//! What `cargo xtask explore` tells its program in the guest, and what that reports: points of processes' runs, and how long
+//! each is held there.
+//!
+//! The program (`main.rs`, feature `guest`) runs a phase's command as its child, traces that and what PID 1 starts meanwhile, and
+//! does not let a task go on that has come to a point of its order until the time is over.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the program, its order and its report lie in the guest.
+pub const PROGRAM: &str = "/run/vm-perturb/vm-perturb";
+/// See [`Order`].
+pub const ORDER: &str = "/run/vm-perturb/order";
+/// See [`Report`].
+pub const REPORT: &str = "/run/vm-perturb/report";
+
+/// The length of every order, in bytes: what a run is told must not change what it does by its own length.
+pub const ORDER_BYTES: usize = 16 << 10;
+
+/// The name of the second client in a line.
+pub const CLIENT: &str = "client";
+
+/// A point of a run: `left4me-overlay#2:umount2@1` is the first umount2(2) of the second task of that name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Point {
+    /// The task's comm, without what would end it in a line.
+    pub task: String,
+    /// Which task of that name, from 1, in the order in which they come to a first point.
+    pub instance: u32,
+    /// What it is about to do.
+    pub event: String,
+    /// For the how manieth time, from 1.
+    pub nth: u32,
+}
+
+/// A task is held at a point.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hold {
+    /// Where.
+    pub point: Point,
+    /// How long, in microseconds of guest time.
+    pub us: u64,
+}
+
+/// All by which a run differs from one that nobody perturbs; what `--holds` takes and every failure is told with.
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Line {
+    /// How much later than the phase's command the second client begins, in microseconds; less than 0: so much earlier. For
+    /// scenarios that have one; left out: together.
+    pub client_us: i64,
+    /// The holds.
+    pub holds: Vec<Hold>,
+}
+
+/// Text that is no line.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is no hold: {why}")]
+pub struct NoLine {
+    text: String,
+    why: &'static str,
+}
+
+const POINT_FORM: &str = "write it as left4me-overlay#2:umount2@1=80ms, with a task's name, which of that name, what it does, which time, how long";
+const CLIENT_FORM: &str = "write it as client=55ms or client=-20ms";
+
+impl Point {
+    /// A name as it can stand in a line.
+    #[must_use]
+    pub fn task_name(comm: &str) -> String {
+        let stays = |letter: char| letter.is_ascii_alphanumeric() || "._-()".contains(letter);
+        comm.chars().map(|letter| if stays(letter) { letter } else { '_' }).collect()
+    }
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { task, instance, event, nth } = self;
+        f.write_str(task)?;
+        if *instance != 1 {
+            write!(f, "#{instance}")?;
+        }
+        write!(f, ":{event}")?;
+        if *nth != 1 {
+            write!(f, "@{nth}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Point {
+    type Err = NoLine;
+
+    fn from_str(text: &str) -> Result<Self, NoLine> {
+        let wrong = || NoLine { text: text.to_owned(), why: POINT_FORM };
+        let number = |text: &str| text.parse().ok().filter(|number| *number > 0).ok_or_else(wrong);
+        let (task, event) = text.split_once(':').ok_or_else(wrong)?;
+        let (task, instance) = match task.split_once('#') {
+            Some((task, instance)) => (task, number(instance)?),
+            None => (task, 1),
+        };
+        let (event, nth) = match event.split_once('@') {
+            Some((event, nth)) => (event, number(nth)?),
+            None => (event, 1),
+        };
+        if task.is_empty() || event.is_empty() || Self::task_name(task) != task {
+            return Err(wrong());
+        }
+        Ok(Self { task: task.to_owned(), instance, event: event.to_owned(), nth })
+    }
+}
+
+/// Microseconds as a person writes them: `80ms`, `1.5ms`.
+struct Time(u64);
+
+impl fmt::Display for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (ms, us) = (self.0 / 1000, self.0 % 1000);
+        match us {
+            0 => write!(f, "{ms}ms"),
+            us => write!(f, "{ms}.{}ms", format!("{us:03}").trim_end_matches('0')),
+        }
+    }
+}
+
+/// The inverse: what it reads is exact.
+fn time(text: &str) -> Option<u64> {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    let ms = text.strip_suffix("ms")?;
+    let (ms, us) = ms.split_once('.').unwrap_or((ms, "0"));
+    if !is_number(ms) || !is_number(us) || us.len() > 3 {
+        return None;
+    }
+    let us: u64 = format!("{us:0<3}").parse().ok()?;
+    ms.parse::<u64>().ok()?.checked_mul(1000)?.checked_add(us)
+}
+
+impl fmt::Display for Hold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.point, Time(self.us))
+    }
+}
+
+impl FromStr for Hold {
+    type Err = NoLine;
+
+    fn from_str(text: &str) -> Result<Self, NoLine> {
+        let wrong = || NoLine { text: text.to_owned(), why: POINT_FORM };
+        let (point, length) = text.split_once('=').ok_or_else(wrong)?;
+        Ok(Self { point: point.parse()?, us: time(length).ok_or_else(wrong)? })
+    }
+}
+
+/// Empty for a run that nothing perturbs.
+impl fmt::Display for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sign = if self.client_us < 0 { "-" } else { "" };
+        let client =
+            (self.client_us != 0).then(|| format!("{CLIENT}={sign}{}", Time(self.client_us.unsigned_abs())));
+        let holds = self.holds.iter().map(Hold::to_string);
+        f.write_str(&client.into_iter().chain(holds).collect::<Vec<_>>().join(" "))
+    }
+}
+
+impl FromStr for Line {
+    type Err = NoLine;
+
+    fn from_str(text: &str) -> Result<Self, NoLine> {
+        let mut line = Self::default();
+        for part in text.split_whitespace() {
+            match part.strip_prefix(CLIENT).and_then(|rest| rest.strip_prefix('=')) {
+                Some(offset) => {
+                    let (sign, length) = offset.strip_prefix('-').map_or((1, offset), |length| (-1, length));
+                    let us = time(length).and_then(|us| i64::try_from(us).ok());
+                    let us = us.ok_or_else(|| NoLine { text: part.to_owned(), why: CLIENT_FORM })?;
+                    line.client_us = sign * us;
+                }
+                None => line.holds.push(part.parse()?),
+            }
+        }
+        Ok(line)
+    }
+}
+
+/// What the program is to do; its command is on its own command line.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// Units whose processes are traced although PID 1 has started them before.
+    pub units: Vec<String>,
+    /// The second client's program and arguments, if there is one.
+    pub client: Vec<String>,
+    /// The [`Line`].
+    pub line: String,
+    /// When a report is written although the command has not ended, in microseconds since it began: who waits for it kills it soon.
+    pub deadline_us: u64,
+}
+
+/// An order that is too long to be given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an order of {0} bytes, more than {ORDER_BYTES}: fewer holds, or a shorter second client")]
+pub struct TooLong(usize);
+
+impl Order {
+    /// [`ORDER_BYTES`] bytes.
+    ///
+    /// # Errors
+    /// [`TooLong`].
+    pub fn to_text(&self) -> Result<String, TooLong> {
+        // Lists and texts have a form.
+        let text = serde_json::to_string(self).unwrap_or_default();
+        match ORDER_BYTES.checked_sub(text.len()) {
+            Some(padding) => Ok(text + &" ".repeat(padding)),
+            None => Err(TooLong(text.len())),
+        }
+    }
+}
+
+/// A point that a task has come to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passed {
+    /// The [`Point`].
+    pub point: String,
+    /// What the event is about, such as a path; empty if nothing is known.
+    pub of: String,
+    /// When, in microseconds since the program began its command.
+    pub at_us: u64,
+    /// How long it was held there, in microseconds; 0 if it was not.
+    pub held_us: u64,
+}
+
+/// What the program has seen and done.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// All points, in order.
+    pub passed: Vec<Passed>,
+    /// How long the command took, in microseconds; `None` if it had not ended at the order's deadline.
+    pub took_us: Option<u64>,
+    /// How the second client ended, as a shell says it: 128 and the signal's number for a signal. `None` if there is none.
+    pub client: Option<i32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_as_it_is_shown() {
+        for text in [
+            "",
+            "left4me-overlay:umount2=80ms",
+            "client=55ms",
+            "client=-20.5ms sh#2:exit@3=0.25ms (sd-pam):start=1ms",
+            "x:SIGTERM=1200.001ms",
+        ] {
+            let line: Line = text.parse().expect(text);
+            assert_eq!(line.to_string(), text);
+        }
+        let line: Line = "sh#1:exit@1=2.50ms client=3ms".parse().expect("a line");
+        assert_eq!(line.to_string(), "client=3ms sh:exit=2.5ms");
+        let hold = Hold {
+            point: Point { task: "sh".to_owned(), instance: 1, event: "exit".to_owned(), nth: 1 },
+            us: 2500,
+        };
+        assert_eq!(line, Line { client_us: 3000, holds: vec![hold] });
+    }
+
+    #[test]
+    fn what_is_no_line_says_what_one_is() {
+        for text in [
+            "sh:exit",
+            "sh=5ms",
+            "sh#0:exit=5ms",
+            "sh:exit@x=5ms",
+            "sh:exit=5",
+            "sh:exit=1.0005ms",
+            "a/b:exit=1ms",
+        ] {
+            let error = text.parse::<Line>().expect_err(text).to_string();
+            assert!(error.contains("left4me-overlay#2:umount2@1=80ms"), "{error}");
+        }
+        let error = "client=5".parse::<Line>().expect_err("no unit").to_string();
+        assert_eq!(error, "\"client=5\" is no hold: write it as client=55ms or client=-20ms");
+    }
+
+    #[test]
+    fn a_name_that_would_end_in_a_line_is_changed() {
+        assert_eq!(Point::task_name("kworker/0:1 x"), "kworker_0_1_x");
+    }
+
+    #[test]
+    fn every_order_has_one_length() {
+        let order = |line: &str| Order { line: line.to_owned(), ..Order::default() };
+        let long = "x".repeat(1000);
+        assert_eq!(order("").to_text().expect("an order").len(), ORDER_BYTES);
+        assert_eq!(order(&long).to_text().expect("an order").len(), ORDER_BYTES);
+        assert_eq!(
+            serde_json::from_str::<Order>(&order(&long).to_text().expect("one")).expect("JSON"),
+            order(&long)
+        );
+        assert!(order(&"x".repeat(ORDER_BYTES)).to_text().is_err());
+    }
+}

@@ -1,0 +1,197 @@
+//! What came of exploring: points, orders, outcomes. What `explore.json` has.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+use vm_perturb::{Line, Passed};
+
+use super::ground::Tried;
+use super::strategy::Strategy;
+use super::words::in_words;
+use crate::image::Suite;
+use crate::run::guest::Guest;
+use crate::scenario::{Phase, Scenario};
+use crate::workspace::Workspace;
+
+/// What was explored, and what came.
+#[derive(Debug, Clone, Serialize)]
+pub struct Explored {
+    /// The guest.
+    pub guest: String,
+    /// The scenario.
+    pub scenario: String,
+    /// The arguments of `explore` that name both.
+    pub again: String,
+    /// `start` or `reset`.
+    pub phase: &'static str,
+    /// How long the phase takes when nothing is held, in microseconds of guest time.
+    pub phase_us: u64,
+    /// Its points when nothing is held, in order.
+    pub points: Vec<Passed>,
+    /// How many lines were tried, by strategy.
+    pub tried: BTreeMap<Strategy, usize>,
+    /// How many points were held alone, by the length in microseconds.
+    pub held: BTreeMap<u64, usize>,
+    /// How many orders of points came, that of the run that nothing perturbs included.
+    pub orders: usize,
+    /// The outcomes, the expected one first.
+    pub outcomes: Vec<Outcome>,
+    /// By how many microseconds the second client began later, and which outcome that gave.
+    pub offsets: BTreeMap<i64, usize>,
+    /// All runs, those that nothing perturbs and those that made failures smaller included.
+    pub runs_with_controls: usize,
+    /// Wall time of all.
+    pub took_secs: f64,
+    /// Whether it was ended before it was done.
+    pub is_interrupted: bool,
+    #[serde(skip)]
+    seen: BTreeSet<String>,
+}
+
+/// Runs that went the same way.
+#[derive(Debug, Clone, Serialize)]
+pub struct Outcome {
+    /// What deviates, without numbers; empty if all is as expected.
+    pub shape: Vec<String>,
+    /// How the second client ended.
+    pub client: Option<i32>,
+    /// How many lines gave it.
+    pub runs: usize,
+    /// After how many runs it came first; 0 is the one that nothing perturbs.
+    pub first_run: usize,
+    /// The first line that gave it; empty for the one that nothing perturbs.
+    pub first: String,
+    /// The least line that gives it, for a failure.
+    pub line: String,
+    /// The same in words.
+    pub words: String,
+    /// What deviates in that one.
+    pub why: Vec<String>,
+    /// What happened in it.
+    pub story: Vec<String>,
+    /// The hash of its recording.
+    pub recording_sha256: String,
+}
+
+/// How a person names them.
+fn arguments(workspace: &Workspace, guest: &Guest, scenario: &Scenario) -> String {
+    let directory = &scenario.directory;
+    let by_name = workspace.scenarios(std::slice::from_ref(&scenario.name));
+    let has_name = by_name.is_ok_and(|found| found.iter().any(|one| one.directory == *directory));
+    let path = directory.strip_prefix(&workspace.root).unwrap_or(directory).display();
+    let named = if has_name { scenario.name.clone() } else { path.to_string() };
+    match guest.name.parse::<Suite>() {
+        Ok(suite) if suite != Suite::default() => format!("{named} --image {suite}"),
+        _ => named,
+    }
+}
+
+/// What a run was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// As one before.
+    Known,
+    /// An outcome that is as expected, and had not come before.
+    Other,
+    /// The first of a failure; its number among the outcomes.
+    Failure(usize),
+}
+
+impl Explored {
+    pub(super) fn new(
+        workspace: &Workspace,
+        guest: &Guest,
+        scenario: &Scenario,
+        phase_us: u64,
+        null: &Tried,
+    ) -> Self {
+        let mut explored = Self {
+            guest: guest.name.clone(),
+            scenario: scenario.name.clone(),
+            again: arguments(workspace, guest, scenario),
+            phase: match scenario.manifest.explore.phase {
+                Phase::Start => "start",
+                Phase::Reset => "reset",
+            },
+            phase_us,
+            points: null.report.passed.clone(),
+            tried: BTreeMap::new(),
+            held: BTreeMap::new(),
+            orders: 0,
+            outcomes: Vec::new(),
+            offsets: BTreeMap::new(),
+            runs_with_controls: 0,
+            took_secs: 0.0,
+            is_interrupted: false,
+            seen: BTreeSet::new(),
+        };
+        explored.count(&Line::default(), null);
+        explored
+    }
+
+    /// Adds the run of a line.
+    pub(super) fn add(&mut self, strategy: Strategy, line: &Line, tried: &Tried) -> Found {
+        *self.tried.entry(strategy).or_default() += 1;
+        if let (Strategy::OneHold, [hold]) = (strategy, line.holds.as_slice()) {
+            *self.held.entry(hold.us).or_default() += 1;
+        }
+        let (class, is_new) = self.count(line, tried);
+        if strategy == Strategy::Offsets {
+            self.offsets.insert(line.client_us, class);
+        }
+        match (is_new, tried.shape.is_empty()) {
+            (false, _) => Found::Known,
+            (true, true) => Found::Other,
+            (true, false) => Found::Failure(class),
+        }
+    }
+
+    /// The outcome's number, and whether it is the first.
+    fn count(&mut self, line: &Line, tried: &Tried) -> (usize, bool) {
+        self.seen.insert(tried.order());
+        self.orders = self.seen.len();
+        let same = |outcome: &Outcome| (outcome.shape.as_slice(), outcome.client) == tried.outcome();
+        if let Some(class) = self.outcomes.iter().position(same) {
+            self.outcomes.iter_mut().skip(class).take(1).for_each(|outcome| outcome.runs += 1);
+            return (class, false);
+        }
+        let first_run = self.tried.values().sum();
+        self.outcomes.push(Outcome {
+            shape: tried.shape.clone(),
+            client: tried.report.client,
+            runs: 1,
+            first_run,
+            first: line.to_string(),
+            line: String::new(),
+            words: String::new(),
+            why: Vec::new(),
+            story: Vec::new(),
+            recording_sha256: String::new(),
+        });
+        let class = self.outcomes.len() - 1;
+        self.minimised(class, line, tried);
+        (class, true)
+    }
+
+    /// Notes the least line of an outcome, and its run.
+    pub(super) fn minimised(&mut self, class: usize, line: &Line, tried: &Tried) {
+        for outcome in self.outcomes.iter_mut().skip(class).take(1) {
+            outcome.line = line.to_string();
+            outcome.words = in_words(line, &tried.report.passed);
+            outcome.why.clone_from(&tried.why);
+            outcome.story.clone_from(&tried.story);
+            outcome.recording_sha256.clone_from(&tried.recording_sha256);
+        }
+    }
+
+    /// Whether a run was not as the manifest expects.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        self.outcomes.iter().any(|outcome| !outcome.shape.is_empty())
+    }
+
+    pub(super) fn so_far(&self, runs: usize, of: usize) -> String {
+        let failures = self.outcomes.iter().filter(|outcome| !outcome.shape.is_empty()).count();
+        format!("{runs} of {of} runs, {} orders, {failures} ways to fail", self.orders)
+    }
+}

@@ -1,0 +1,242 @@
+//! What runs begin with: a scenario's machine up to the phase, saved; and the run of one line from there.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use vm_agent::recording::{Plan, Recording};
+use vm_agent::wire::{Put, Session};
+use vm_perturb::{Line, ORDER, Order, PROGRAM, REPORT, Report};
+
+use crate::cache;
+use crate::host::accel::Clock;
+use crate::image::programs;
+use crate::judge::baselines::Baselines;
+use crate::judge::judge;
+use crate::machine::{Cancel, Machine};
+use crate::run::given::Given;
+use crate::run::guest::Guest;
+use crate::run::moment::{self, Moment};
+use crate::run::one::{self, Bounds};
+use crate::scenario::{Phase, Reset, Scenario, WrongInput};
+use crate::workspace::Workspace;
+
+/// Of one run, in wall time.
+const DEADLINE: Duration = Duration::from_secs(300);
+/// Of a question to a guest whose run is over.
+const ASK_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Where runs begin.
+#[derive(Debug)]
+pub(super) struct Ground {
+    guest: Guest,
+    /// Without bounds of time.
+    scenario: Scenario,
+    baselines: Baselines,
+    moment: Moment,
+    directory: PathBuf,
+    cancel: Cancel,
+    runs: usize,
+}
+
+/// A run of a line.
+#[derive(Debug, Clone)]
+pub(super) struct Tried {
+    /// What is not as the manifest expects, in words.
+    pub(super) why: Vec<String>,
+    /// The same without numbers; see [`crate::judge::Judgement::shape`].
+    pub(super) shape: Vec<String>,
+    /// What happened, in lines.
+    pub(super) story: Vec<String>,
+    /// The recording as JSON.
+    pub(super) text: String,
+    pub(super) recording_sha256: String,
+    /// What the tracer has seen; empty of a run without it.
+    pub(super) report: Report,
+}
+
+impl Tried {
+    /// What two runs share that went the same way: what deviates, and how the second client ended.
+    pub(super) fn outcome(&self) -> (&[String], Option<i32>) {
+        (&self.shape, self.report.client)
+    }
+
+    /// Which points came after each other: another order is another schedule.
+    pub(super) fn order(&self) -> String {
+        let points: Vec<&str> = self.report.passed.iter().map(|passed| passed.point.as_str()).collect();
+        cache::hash_bytes(points.join("\n").as_bytes())
+    }
+
+    /// How many holds took place.
+    fn held(&self) -> usize {
+        self.report.passed.iter().filter(|passed| passed.held_us > 0).count()
+    }
+}
+
+impl Ground {
+    /// Makes the machine that runs begin with, if it is not there.
+    ///
+    /// # Errors
+    /// [`WrongInput`] for a scenario that can't be explored; a start or set-up that fails.
+    pub(super) async fn prepare(
+        workspace: &Workspace,
+        guest: &Guest,
+        scenario: &Scenario,
+        results: &Path,
+        cancel: Cancel,
+    ) -> Result<Self> {
+        let manifest = &scenario.manifest;
+        for (is_wrong, why) in [
+            (
+                guest.base.clock != Clock::Virtual,
+                "runs repeat themselves in virtual time only: leave out --clock real and --accel kvm",
+            ),
+            (
+                manifest.reset == Reset::Shutdown,
+                "its reset shuts the machine down, and a tracer ends with it",
+            ),
+            (manifest.user.is_some(), "its unit is a user's, and only what PID 1 starts is traced"),
+        ] {
+            if is_wrong {
+                return Err(WrongInput::new(format!("{} is not explored: {why}", scenario.name)).into());
+            }
+        }
+        let mut scenario = scenario.clone();
+        scenario.manifest.expect = scenario.manifest.expect.untimed();
+        let program = programs::perturber(workspace).await?;
+        let bytes = std::fs::read(&program).with_context(|| format!("read {}", program.display()))?;
+        let mut given = Given::of(guest, &scenario, Bounds::default())?;
+        let session = &mut given.session;
+        session.plan = None;
+        session.files.push(file(PROGRAM, 0o755, bytes));
+        if scenario.manifest.explore.phase == Phase::Reset {
+            session.setup.push(ending(&scenario.manifest.start, scenario.manifest.expect.start_exit));
+        }
+        let moment = moment::ensure_done(guest, &given, &workspace.cache()?, cancel.clone()).await?;
+        Ok(Self {
+            baselines: Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?,
+            guest: guest.of_size(scenario.manifest.memory_mib),
+            scenario,
+            moment,
+            directory: results.join("run"),
+            cancel,
+            runs: 0,
+        })
+    }
+
+    /// Removes what an interrupted run has left.
+    pub(super) fn clear(&self) -> Result<()> {
+        cache::remove_tree(&self.directory)
+    }
+
+    /// How many runs there were.
+    pub(super) fn runs(&self) -> usize {
+        self.runs
+    }
+
+    /// Makes a run: with the tracer and a line, or without either.
+    ///
+    /// # Errors
+    /// Whatever keeps it from having a result; a run whose report is missing, or in which nothing was held.
+    pub(super) async fn run(&mut self, line: Option<&Line>) -> Result<Tried> {
+        let tried = self.attempt(line).await?;
+        if let Some(line) = line.filter(|line| !line.holds.is_empty()) {
+            ensure!(tried.held() > 0, "nothing was held: no task came to a point of '{line}'");
+        }
+        Ok(tried)
+    }
+
+    /// As [`Ground::run`]; `None` if nothing was held.
+    pub(super) async fn try_to_run(&mut self, line: &Line) -> Result<Option<Tried>> {
+        let tried = self.attempt(Some(line)).await?;
+        Ok((line.holds.is_empty() || tried.held() > 0).then_some(tried))
+    }
+
+    async fn attempt(&mut self, line: Option<&Line>) -> Result<Tried> {
+        self.runs += 1;
+        let session = self.session(line)?;
+        let (moment, directory) = (&self.moment, &self.directory);
+        let mut machine =
+            moment::restore_to(&self.guest, moment, session, directory, self.cancel.clone()).await?;
+        let ran = self.outcome(&mut machine, line.is_some()).await;
+        let (recording, report) = machine.finish(ran).await?;
+        let text = serde_json::to_string(&recording).context("a recording as JSON")?;
+        let judgement = judge(&recording, &self.scenario, &self.baselines);
+        cache::remove_tree(directory)?;
+        Ok(Tried {
+            why: judgement.deviations.iter().map(ToString::to_string).collect(),
+            shape: judgement.shape(),
+            story: judgement.story,
+            recording_sha256: cache::hash_bytes(text.as_bytes()),
+            text,
+            report,
+        })
+    }
+
+    async fn outcome(&self, machine: &mut Machine, is_traced: bool) -> Result<(Recording, Report)> {
+        let recording = one::recorded(machine, self.guest.base.clock, DEADLINE).await?;
+        if !is_traced {
+            return Ok((recording, Report::default()));
+        }
+        let text = machine.run(&["cat", REPORT], ASK_DEADLINE).await?;
+        let said = || format!("{REPORT} is missing: {}", stderr_of(&recording));
+        let report = serde_json::from_slice(&text.stdout).with_context(said)?;
+        Ok((recording, report))
+    }
+
+    fn session(&self, line: Option<&Line>) -> Result<Session> {
+        let manifest = &self.scenario.manifest;
+        let order = Order {
+            units: [Some(&manifest.unit), manifest.mount_unit.as_ref()]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+            client: manifest.explore.client.clone(),
+            line: line.map(Line::to_string).unwrap_or_default(),
+            // A command is killed when its time is over.
+            deadline_us: manifest.command_timeout_secs.saturating_mul(1_000_000) / 10 * 9,
+        };
+        let mut plan = self.scenario.plan(Some(1));
+        let Plan { start, reset, .. } = &mut plan;
+        let phase = match manifest.explore.phase {
+            Phase::Start => start,
+            Phase::Reset => {
+                *start = ending(&["true".to_owned()], manifest.expect.start_exit);
+                reset
+            }
+        };
+        if line.is_some() {
+            phase.insert(0, PROGRAM.to_owned());
+        }
+        let files = vec![file(ORDER, 0o644, order.to_text()?.into_bytes())];
+        Ok(Session { files, plan: Some(plan), ..Session::default() })
+    }
+}
+
+fn file(path: &str, mode: u32, bytes: Vec<u8>) -> Put {
+    Put { path: path.to_owned(), mode, symlink: false, offset: 0, last: true, bytes }
+}
+
+/// A command that ends as another one is expected to, in the set-up; of one that succeeds, that one.
+fn ending(argv: &[String], status: i32) -> Vec<String> {
+    match (status, argv) {
+        (0, argv) => argv.to_vec(),
+        (status, [word]) if word == "true" => {
+            ["sh", "-c", &format!("exit {status}")].map(str::to_owned).to_vec()
+        }
+        (status, argv) => {
+            let script = format!("\"$@\"; test $? = {status}");
+            ["sh", "-c", &script, "sh"].into_iter().map(str::to_owned).chain(argv.iter().cloned()).collect()
+        }
+    }
+}
+
+/// What the tracer said, if it is the one that did.
+fn stderr_of(recording: &Recording) -> String {
+    let ends = recording.events.iter().filter_map(|event| match &event.what {
+        vm_agent::recording::What::StepEnds(end) => Some(end.stderr.trim()),
+        _ => None,
+    });
+    ends.filter(|stderr| !stderr.is_empty()).collect::<Vec<_>>().join("; ")
+}

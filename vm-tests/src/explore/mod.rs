@@ -1,0 +1,187 @@
+//! One phase of a scenario, again and again from one moment, each time with another schedule; each run is judged as any other.
+//!
+//! In virtual time a scenario gives the same run for ever, so a race that does not show in that one never shows. Here tasks are
+//! held at points of their run, on purpose ([`vm_perturb`]): [`strategy`] says which lines are tried, `ground` makes a run of
+//! one, [`found`] collects what came, and `told` says it. docs/explore.md describes it.
+
+pub mod found;
+mod ground;
+pub mod strategy;
+mod told;
+mod words;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use vm_perturb::{Line, Report};
+
+use crate::host::events::{self, Event, Progress};
+use crate::host::process::is_interrupt;
+use crate::machine::Cancel;
+use crate::run::guest::Guest;
+use crate::run::pace::about;
+use crate::scenario::{Scenario, WrongInput};
+use crate::workspace::Workspace;
+
+use found::{Explored, Found};
+use ground::{Ground, Tried};
+pub use strategy::Options;
+use strategy::lines;
+
+/// How often what is going on is told where nothing is found.
+const QUIET: Duration = Duration::from_secs(5);
+
+/// Explores a scenario. What it finds is no error: see [`Explored::has_failed`].
+///
+/// # Errors
+/// A scenario that can't be explored: [`WrongInput`]. What keeps a run from having a result; a run in which nothing was
+/// perturbed. An interrupt is none: what was found until then is returned.
+pub async fn explore(
+    workspace: &Workspace,
+    guest: &Guest,
+    scenario: &Scenario,
+    options: &Options,
+    results: &Path,
+    cancel: Cancel,
+) -> Result<Explored> {
+    let begun = Instant::now();
+    let mut ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
+    let progress = Progress::start(&format!("exploring {}/{}", guest.name, scenario.name));
+    let (null, took_us) = controls(&mut ground, scenario).await?;
+    let mut found = Explored::new(workspace, guest, scenario, took_us, &null);
+    let lines = lines(options, &found.points, took_us, !scenario.manifest.explore.client.is_empty());
+    let of = options.runs.map_or(lines.len(), |runs| runs.min(lines.len()));
+    let (since, mut told) = (Instant::now(), Instant::now());
+    for (number, (strategy, line)) in lines.iter().take(of).enumerate() {
+        if options.time.is_some_and(|time| begun.elapsed() >= time) {
+            break;
+        }
+        let tried = match ground.run(Some(line)).await {
+            Ok(tried) => tried,
+            Err(error) if is_interrupt(&error) => {
+                found.is_interrupted = true;
+                break;
+            }
+            Err(error) => return Err(error.context(format!("the run with --holds '{line}'"))),
+        };
+        if let Found::Failure(class) = found.add(*strategy, line, &tried) {
+            let first = found.told_of(class);
+            events::tell(Event::Note(format!("{first}\n  making it smaller")));
+            match minimal(&mut ground, line, &tried).await {
+                Ok((line, tried)) => {
+                    found.minimised(class, &line, &tried);
+                    let directory = results.join(format!("failure-{}", class + 1));
+                    keep(&found.told_of(class), &directory, &tried)?;
+                }
+                Err(error) if is_interrupt(&error) => {
+                    found.is_interrupted = true;
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        if told.elapsed() >= QUIET {
+            told = Instant::now();
+            let each = since.elapsed() / u32::try_from(number + 1).unwrap_or(u32::MAX);
+            let left = each * u32::try_from(of - number - 1).unwrap_or(u32::MAX);
+            let left = options.time.map_or(left, |time| left.min(time.saturating_sub(begun.elapsed())));
+            progress.now(&format!("{}, {} left", found.so_far(number + 1, of), about(left)));
+        }
+    }
+    drop(progress);
+    if found.is_interrupted {
+        ground.clear()?;
+    }
+    found.took_secs = begun.elapsed().as_secs_f64();
+    found.runs_with_controls = ground.runs();
+    Ok(found)
+}
+
+/// One line, made once.
+#[derive(Debug)]
+pub struct Replayed {
+    /// What came, in words; empty if all is as expected.
+    pub why: Vec<String>,
+    /// The hash of its recording.
+    pub recording_sha256: String,
+    /// What was held, and where tasks came by.
+    pub report: Report,
+    /// Where the recording is.
+    pub recording: PathBuf,
+}
+
+/// Makes the run of one line.
+///
+/// # Errors
+/// As [`explore`].
+pub async fn replay(
+    workspace: &Workspace,
+    guest: &Guest,
+    scenario: &Scenario,
+    line: &Line,
+    results: &Path,
+    cancel: Cancel,
+) -> Result<Replayed> {
+    let mut ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
+    let tried = ground.run(Some(line)).await?;
+    let recording = results.join("recording.json");
+    std::fs::write(&recording, &tried.text).with_context(|| format!("write {}", recording.display()))?;
+    let why = tried.why.clone();
+    Ok(Replayed { why, recording_sha256: tried.recording_sha256, report: tried.report, recording })
+}
+
+/// Two runs in which nothing is held: without the tracer, which must be as expected, and with it, which must give the same.
+async fn controls(ground: &mut Ground, scenario: &Scenario) -> Result<(Tried, u64)> {
+    let plain = ground.run(None).await.context("the run that nothing perturbs")?;
+    if !plain.shape.is_empty() {
+        return Err(WrongInput::new(format!(
+            "{} is not explored: its run from where exploring begins is not as its manifest expects, although nothing perturbs it: {}",
+            scenario.name,
+            plain.why.join("; ")
+        ))
+        .into());
+    }
+    let null =
+        ground.run(Some(&Line::default())).await.context("the run that is traced, and nothing held")?;
+    if null.shape != plain.shape {
+        bail!(
+            "{}: a run that is traced gives another outcome although nothing is held, so nothing can be said of held ones: {}",
+            scenario.name,
+            null.why.join("; ")
+        );
+    }
+    ensure!(!null.report.passed.is_empty(), "{}: no task came to a point", scenario.name);
+    let took_us = null.report.took_us.context("the run that is traced did not end in time")?;
+    Ok((null, took_us))
+}
+
+/// The least of a line that gives the same outcome: holds are left out, then lengths halved, one after the other.
+async fn minimal(ground: &mut Ground, line: &Line, tried: &Tried) -> Result<(Line, Tried)> {
+    let (mut line, mut best) = (line.clone(), tried.clone());
+    loop {
+        let mut smaller = None;
+        for candidate in strategy::smaller(&line) {
+            let tried = match ground.try_to_run(&candidate).await? {
+                Some(tried) if tried.outcome() == best.outcome() => tried,
+                _another => continue,
+            };
+            smaller = Some((candidate, tried));
+            break;
+        }
+        match smaller {
+            Some((candidate, tried)) => (line, best) = (candidate, tried),
+            None => return Ok((line, best)),
+        }
+    }
+}
+
+/// Keeps a failure: as it was told, its recording, and where its tasks came by.
+fn keep(told: &str, directory: &Path, tried: &Tried) -> Result<()> {
+    let what = || format!("write {}", directory.display());
+    std::fs::create_dir_all(directory).with_context(what)?;
+    std::fs::write(directory.join("recording.json"), &tried.text).with_context(what)?;
+    let points = serde_json::to_vec_pretty(&tried.report).context("a report as JSON")?;
+    std::fs::write(directory.join("points.json"), points).with_context(what)?;
+    std::fs::write(directory.join("failure.txt"), format!("{told}\n")).with_context(what)
+}

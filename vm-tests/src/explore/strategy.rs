@@ -1,0 +1,250 @@
+//! Which lines are tried, in which order. Pure: the same points and the same length give the same lines.
+
+use std::collections::BTreeSet;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::Serialize;
+use vm_perturb::{Hold, Line, Passed, Point};
+
+use crate::cache;
+
+/// A way to perturb.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Strategy {
+    /// The second client begins before the first, or later.
+    Offsets,
+    /// One task is held at one point: each point, each length.
+    OneHold,
+    /// Two points, in an order that depends on nothing.
+    Pairs,
+}
+
+impl Strategy {
+    /// All of them, in the order in which they are tried.
+    pub const ALL: [Self; 3] = [Self::Offsets, Self::OneHold, Self::Pairs];
+    /// Those that end soon.
+    pub const USUAL: [Self; 2] = [Self::Offsets, Self::OneHold];
+
+    /// Its name.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Offsets => "offsets",
+            Self::OneHold => "one-hold",
+            Self::Pairs => "pairs",
+        }
+    }
+}
+
+impl FromStr for Strategy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = Self::ALL.into_iter().find(|strategy| strategy.word() == text);
+        found.ok_or_else(|| format!("there are {}", Self::ALL.map(Self::word).join(", ")))
+    }
+}
+
+/// How many runs, and which.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// No run begins after this time.
+    pub time: Option<Duration>,
+    /// At most so many runs, those that minimise a failure apart.
+    pub runs: Option<usize>,
+    /// Those alone; empty: [`Strategy::USUAL`], and if there is a bound, all.
+    pub strategies: Vec<Strategy>,
+}
+
+/// How long a task is held, as parts of what the phase takes when nothing is: numerator and denominator.
+const LENGTHS: [(u64, u64); 3] = [(1, 1), (4, 1), (1, 4)];
+/// No shorter than what a process takes that does next to nothing, in microseconds.
+const LEAST_US: u64 = 1_000;
+/// No longer: time limits of units are of seconds.
+const MOST_US: u64 = 5_000_000;
+/// Into how many parts the time before and after is divided by which the second client is moved.
+const OFFSETS: i64 = 16;
+/// Lengths are halved down to this, in microseconds.
+const SMALLEST_US: u64 = 250;
+
+/// The lengths of holds in a phase that takes so long, in microseconds, in the order in which they are tried.
+#[must_use]
+pub fn lengths(took_us: u64) -> Vec<u64> {
+    let mut all: Vec<u64> = Vec::new();
+    for (times, parts) in LENGTHS {
+        // By whole milliseconds, which are easy to read.
+        let us = (took_us * times / parts).clamp(LEAST_US, MOST_US) / 1000 * 1000;
+        if !all.contains(&us) {
+            all.push(us);
+        }
+    }
+    all
+}
+
+/// All lines, in order.
+#[must_use]
+pub fn lines(options: &Options, points: &[Passed], took_us: u64, has_client: bool) -> Vec<(Strategy, Line)> {
+    let is_bounded = options.time.is_some() || options.runs.is_some();
+    let wanted = match options.strategies.as_slice() {
+        [] if is_bounded => &Strategy::ALL[..],
+        [] => &Strategy::USUAL[..],
+        wanted => wanted,
+    };
+    let points: Vec<Point> = points.iter().filter_map(|passed| passed.point.parse().ok()).collect();
+    let lengths = lengths(took_us);
+    let mut all = Vec::new();
+    for strategy in Strategy::ALL.into_iter().filter(|strategy| wanted.contains(strategy)) {
+        let lines = match strategy {
+            Strategy::Offsets if has_client => offsets(took_us),
+            Strategy::Offsets => Vec::new(),
+            Strategy::OneHold => one_hold(&points, &lengths),
+            Strategy::Pairs => pairs(&points, &lengths),
+        };
+        all.extend(lines.into_iter().map(|line| (strategy, line)));
+    }
+    all
+}
+
+/// From one phase's length before to one after, the near ones first.
+fn offsets(took_us: u64) -> Vec<Line> {
+    let took = i64::try_from(took_us).unwrap_or(i64::MAX / OFFSETS);
+    let at = |part: i64| Line { client_us: took * part / OFFSETS / 100 * 100, holds: Vec::new() };
+    (1..=OFFSETS).flat_map(|part| [at(part), at(-part)]).filter(|line| line.client_us != 0).collect()
+}
+
+fn one_hold(points: &[Point], lengths: &[u64]) -> Vec<Line> {
+    let at = |us: u64| points.iter().map(move |point| held(&[(point, us)]));
+    lengths.iter().flat_map(|us| at(*us)).collect()
+}
+
+fn pairs(points: &[Point], lengths: &[u64]) -> Vec<Line> {
+    let two = lengths.iter().take(2);
+    let mut all: Vec<(String, Line)> = Vec::new();
+    for us in two {
+        for (number, first) in points.iter().enumerate() {
+            // Two holds of one task in a row are a longer one.
+            let others = points.iter().skip(number + 1);
+            let others =
+                others.filter(|point| (&point.task, point.instance) != (&first.task, first.instance));
+            let lines = others.map(|second| held(&[(first, *us), (second, *us)]));
+            all.extend(lines.map(|line| (cache::hash_bytes(line.to_string().as_bytes()), line)));
+        }
+    }
+    all.sort();
+    all.into_iter().map(|(_, line)| line).collect()
+}
+
+fn held(holds: &[(&Point, u64)]) -> Line {
+    let holds = holds.iter().map(|(point, us)| Hold { point: (*point).clone(), us: *us });
+    Line { client_us: 0, holds: holds.collect() }
+}
+
+/// Lines with less in them, those with the least first.
+#[must_use]
+pub fn smaller(line: &Line) -> Vec<Line> {
+    let Line { client_us, holds } = line;
+    let mut all = BTreeSet::new();
+    let mut ordered = Vec::new();
+    let mut add = |smaller: Line| {
+        let is_one = smaller != *line && (smaller.client_us != 0 || !smaller.holds.is_empty());
+        if is_one && all.insert(smaller.clone()) {
+            ordered.push(smaller);
+        }
+    };
+    if *client_us != 0 {
+        add(Line { client_us: 0, holds: holds.clone() });
+    }
+    for number in 0..holds.len() {
+        let mut fewer = holds.clone();
+        fewer.remove(number);
+        add(Line { client_us: *client_us, holds: fewer });
+    }
+    for number in 0..holds.len() {
+        let mut shorter = holds.clone();
+        for hold in shorter.iter_mut().skip(number).take(1) {
+            hold.us = (hold.us / 2).max(SMALLEST_US.min(hold.us));
+        }
+        add(Line { client_us: *client_us, holds: shorter });
+    }
+    ordered
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn passed(points: &[&str]) -> Vec<Passed> {
+        let passed =
+            |point: &&str| Passed { point: (*point).to_owned(), of: String::new(), at_us: 0, held_us: 0 };
+        points.iter().map(passed).collect()
+    }
+
+    fn shown(lines: &[(Strategy, Line)]) -> Vec<String> {
+        lines.iter().map(|(strategy, line)| format!("{} {line}", strategy.word())).collect()
+    }
+
+    #[test]
+    fn each_point_is_held_at_each_length_and_lengths_grow_with_the_phase() {
+        let options = Options::default();
+        let all = lines(&options, &passed(&["a:exit", "b#2:umount2@3"]), 80_000, false);
+        let expected = [
+            "one-hold a:exit=80ms",
+            "one-hold b#2:umount2@3=80ms",
+            "one-hold a:exit=320ms",
+            "one-hold b#2:umount2@3=320ms",
+            "one-hold a:exit=20ms",
+            "one-hold b#2:umount2@3=20ms",
+        ];
+        assert_eq!(shown(&all), expected);
+        assert_eq!(lengths(2_000), [2_000, 8_000, 1_000]);
+        assert_eq!(lengths(100), [1_000]);
+        assert_eq!(lengths(60_000_000), [5_000_000]);
+    }
+
+    #[test]
+    fn the_second_client_is_moved_first_and_by_little_first() {
+        let options = Options { strategies: vec![Strategy::Offsets], ..Options::default() };
+        let all = lines(&options, &passed(&["a:exit"]), 160_000, true);
+        assert_eq!(shown(&all)[..3], ["offsets client=10ms", "offsets client=-10ms", "offsets client=20ms"]);
+        assert_eq!(all.len(), 32);
+        assert!(lines(&options, &passed(&["a:exit"]), 160_000, false).is_empty());
+    }
+
+    #[test]
+    fn pairs_are_of_two_tasks_each_once_and_in_one_order() {
+        let options = Options { strategies: vec![Strategy::Pairs], ..Options::default() };
+        let all = lines(&options, &passed(&["a:exit", "a:open", "b:exit"]), 80_000, false);
+        let mut sorted = shown(&all);
+        sorted.sort();
+        let expected = [
+            "pairs a:exit=320ms b:exit=320ms",
+            "pairs a:exit=80ms b:exit=80ms",
+            "pairs a:open=320ms b:exit=320ms",
+            "pairs a:open=80ms b:exit=80ms",
+        ];
+        assert_eq!(sorted, expected);
+        assert_eq!(all, lines(&options, &passed(&["a:exit", "a:open", "b:exit"]), 80_000, false));
+    }
+
+    #[test]
+    fn what_is_smaller_has_less_in_it_and_comes_to_an_end() {
+        let line: Line = "client=5ms a:exit=80ms b:exit=40ms".parse().expect("a line");
+        let all: Vec<String> = smaller(&line).iter().map(ToString::to_string).collect();
+        let expected = [
+            "a:exit=80ms b:exit=40ms",
+            "client=5ms b:exit=40ms",
+            "client=5ms a:exit=80ms",
+            "client=5ms a:exit=40ms b:exit=40ms",
+            "client=5ms a:exit=80ms b:exit=20ms",
+        ];
+        assert_eq!(all, expected);
+        let mut line: Line = "a:exit=80ms".parse().expect("a line");
+        let mut steps = 0;
+        while let Some(next) = smaller(&line).into_iter().next() {
+            (line, steps) = (next, steps + 1);
+        }
+        assert_eq!((line.to_string().as_str(), steps), ("a:exit=0.25ms", 9));
+    }
+}

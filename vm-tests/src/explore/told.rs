@@ -1,0 +1,92 @@
+//! What was explored and found, in words. Pure.
+
+use super::found::{Explored, Outcome};
+use super::strategy::Strategy;
+
+impl Explored {
+    /// All of it, for a person.
+    #[must_use]
+    pub fn told(&self) -> String {
+        all(self)
+    }
+
+    /// A failure, for a person.
+    pub(super) fn told_of(&self, class: usize) -> String {
+        self.outcomes.get(class).map(|outcome| failure(self, outcome)).unwrap_or_default()
+    }
+}
+
+fn failure(explored: &Explored, outcome: &Outcome) -> String {
+    let mut text = format!("FAILED: {}\n", outcome.words);
+    let lines = if outcome.story.is_empty() { &outcome.why } else { &outcome.story };
+    // Where all of it is.
+    let lines = lines.iter().map(|line| line.replace("report.json", "explore.json"));
+    lines.for_each(|line| text.push_str(&format!("  {line}\n")));
+    if let Some(status) = outcome.client {
+        text.push_str(&format!("  the second client ended with status {status}\n"));
+    }
+    let hash = outcome.recording_sha256.get(..12).unwrap_or_default();
+    let (again, line) = (&explored.again, &outcome.line);
+    text.push_str(&format!("  again: cargo xtask explore {again} --holds '{line}' (recording {hash})"));
+    text
+}
+
+fn all(explored: &Explored) -> String {
+    let mut text = String::new();
+    let Explored { guest, scenario, phase, points, orders, .. } = explored;
+    text.push_str(&format!(
+        "{scenario} on {guest}: the {phase} takes {} when nothing is held, and comes to {} points\n",
+        ms(explored.phase_us),
+        points.len()
+    ));
+    for (us, count) in &explored.held {
+        text.push_str(&format!("  one hold of {}: {count} of {} points\n", ms(*us), points.len()));
+    }
+    if let Some(pairs) = explored.tried.get(&Strategy::Pairs) {
+        text.push_str(&format!("  two holds: {pairs} pairs\n"));
+    }
+    if !explored.offsets.is_empty() {
+        text.push_str(&format!("  second client: {}\n", axis(explored)));
+    }
+    let tried: usize = explored.tried.values().sum();
+    let (all, secs) = (explored.runs_with_controls, explored.took_secs);
+    text.push_str(&format!(
+        "{tried} schedules and {} runs beside them in {secs:.0} s: {orders} orders of points, {} outcomes\n",
+        all.saturating_sub(tried),
+        explored.outcomes.len()
+    ));
+    for outcome in &explored.outcomes {
+        match outcome.shape.is_empty() {
+            true => {
+                let client = outcome.client.map(|status| format!(", second client: status {status}"));
+                let client = client.unwrap_or_default();
+                text.push_str(&format!("as expected in {} runs{client}\n", outcome.runs));
+            }
+            false => {
+                let first = format!("in {} runs, first in number {}", outcome.runs, outcome.first_run);
+                text.push_str(&format!("{first}: {}\n", failure(explored, outcome)));
+            }
+        }
+    }
+    if explored.is_interrupted {
+        text.push_str("interrupted: what is above is what was found until then\n");
+    }
+    text
+}
+
+/// The outcomes along the offsets: a letter each.
+fn axis(explored: &Explored) -> String {
+    let letter = |class: &usize| {
+        let failed = explored.outcomes.get(*class).is_some_and(|outcome| !outcome.shape.is_empty());
+        let first = if failed { b'A' } else { b'a' };
+        char::from(first + u8::try_from(*class % 26).unwrap_or(0))
+    };
+    let letters: String = explored.offsets.values().map(letter).collect();
+    let at = |offset: Option<&i64>| offset.map_or(0, |us| us / 1000);
+    let (from, to) = (at(explored.offsets.keys().next()), at(explored.offsets.keys().next_back()));
+    format!("{from}ms {letters} {to}ms; a letter is an outcome, a capital a failure")
+}
+
+fn ms(us: u64) -> String {
+    format!("{}.{} ms", us / 1000, us % 1000 / 100)
+}
