@@ -163,6 +163,8 @@ impl Place {
             Err(error) => return Err(error).with_context(|| format!("read {}", report.display())),
         };
         let outcome = |scenario: &str| {
+            // One that is named by its path is reported by its directory's name.
+            let scenario = scenario.rsplit('/').next().unwrap_or(scenario);
             let mut found = report.iter().flat_map(|report| &report.scenarios);
             match found.find(|one| one.name == scenario).map(|one| (one.verdict, &one.why)) {
                 Some((Verdict::Passed, _)) => Outcome::Green,
