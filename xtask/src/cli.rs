@@ -55,6 +55,15 @@ mod tests {
         assert!(help.contains("--image") && !help.contains("--suite"), "{help}");
     }
 
+    /// What scripts type on their way to servers does not change by the way.
+    #[test]
+    fn the_help_of_deploy() {
+        let mut command = Cli::command().term_width(100);
+        command.build();
+        let deploy = command.find_subcommand_mut("deploy").expect("deploy");
+        insta::assert_snapshot!(deploy.render_long_help().to_string());
+    }
+
     #[test]
     fn the_commands_are_well_formed() {
         Cli::command().debug_assert();

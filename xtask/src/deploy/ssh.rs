@@ -128,7 +128,8 @@ impl Ssh {
                 anyhow::bail!("no answer in {} s", DEADLINE.as_secs());
             }
         }
-        let status = child.wait().await?;
+        // A ProxyCommand is of its group, and a shared connection (ControlPersist) goes through that from now on.
+        let status = child.wait_for_leader().await?;
         answer.with_context(|| match other.as_str() {
             "" => format!("ssh {}: {}", self.host, describe(status)),
             other => format!("ssh {}: {}: {other}", self.host, describe(status)),

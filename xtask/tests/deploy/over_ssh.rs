@@ -24,6 +24,11 @@ pub(crate) const PROXY: &str = "--proxy";
 
 const BUILD: Duration = Duration::from_secs(1200);
 
+/// A user of the guest who is not root.
+const MENDER: &str = "mender";
+/// What lets him become root.
+const SUDOERS: &str = "/etc/sudoers.d/mender";
+
 /// Relays between ssh and a socket.
 pub(crate) fn proxy(socket: &str) -> Result<()> {
     let mut from = Plain::connect(socket).with_context(|| format!("connect to {socket}"))?;
@@ -61,7 +66,7 @@ struct Client {
 }
 
 impl Client {
-    /// Keys for both ends, and a configuration that would leave a shared connection behind, as users have it.
+    /// Keys for both ends, and a configuration that leaves a shared connection behind, as users have it.
     async fn new(host: &mut Host, socket: &Path) -> Result<Self> {
         let target = tempfile::tempdir().context("make a directory")?;
         let at = |name: &str| target.path().join(name);
@@ -76,13 +81,15 @@ impl Client {
         let sshd = "HostKey /run/ssh-test/host\nAuthorizedKeysFile /run/ssh-test/keys\nUsePAM no\nStrictModes no\n\
                     PermitRootLogin prohibit-password\n";
         host.put("/run/ssh-test/config", 0o644, sshd.as_bytes()).await?;
-        host.sh("mkdir -p /run/sshd").await?;
+        // A password that none is, as sshd without PAM takes `!` for an account that is locked.
+        host.sh(&format!("mkdir -p /run/sshd; useradd --create-home --password '*' {MENDER}")).await?;
         let known = format!("guest {}", String::from_utf8_lossy(&read("host.pub")?));
         std::fs::write(at("known"), known).context("write known hosts")?;
         let this = std::env::current_exe().context("find this program")?;
         let config = format!(
-            "Host guest\n User root\n ProxyCommand {} {PROXY} {}\n IdentityFile {}\n IdentitiesOnly yes\n \
-             UserKnownHostsFile {}\n ControlMaster auto\n ControlPath {}\n ControlPersist yes\n",
+            "Host guest\n User root\n ControlMaster auto\nHost by-sudo\n User {MENDER}\n HostKeyAlias guest\n ControlMaster no\n\
+             Host guest by-sudo\n ProxyCommand {} {PROXY} {}\n IdentityFile {}\n IdentitiesOnly yes\n \
+             UserKnownHostsFile {}\n ControlPath {}-%r\n ControlPersist yes\n",
             this.display(),
             socket.display(),
             at("user").display(),
@@ -133,8 +140,8 @@ async fn all(lab: &Lab, host: &mut Host) -> Result<()> {
             code == Some(0) && said.ends_with("guest: changed, and confirmed over a new connection\n"),
             "{code:?}: {said}"
         );
-        // The first plan; a plan, the files, the deploy, the confirmation.
-        ensure!(accepted.load(Ordering::Relaxed) == 5, "{} connections", accepted.load(Ordering::Relaxed));
+        // That of the first plan, which ssh shares with a plan, the files and the deploy; and the confirmation's.
+        ensure!(accepted.load(Ordering::Relaxed) == 2, "{} connections", accepted.load(Ordering::Relaxed));
         let has = host.sh("l4d2ctl --version && systemctl cat left4me-server@.service | head -n 1").await?;
         ensure!(has.contains("/usr/local/lib/systemd/system/left4me-server@.service"), "{has}");
         host.is_settled().await?;
@@ -148,9 +155,9 @@ async fn all(lab: &Lab, host: &mut Host) -> Result<()> {
         let stopped = "nowhere.invalid: stopped here; 1 more were not deployed to\n";
         ensure!(code == Some(69) && said.ends_with(stopped), "{code:?}: {said}");
 
-        // The way back, planned and done, and then no new connection gets through: it is not confirmed, and the host puts the version back by itself,
-        // when its own timer says so.
-        allowed.store(accepted.load(Ordering::Relaxed) + 2, Ordering::Relaxed);
+        // The way back, planned and done over the shared connection, and no new one gets through: it is not confirmed, and the host puts the
+        // version back by itself, when its own timer says so.
+        allowed.store(accepted.load(Ordering::Relaxed), Ordering::Relaxed);
         let (code, said) = client.deploy(&["--rollback", "--yes", "--confirm-within", "5"]).await?;
         ensure!(code == Some(6) && said.contains("what the host has is not known"), "{code:?}: {said}");
         host.guard_is_done().await?;
@@ -159,8 +166,7 @@ async fn all(lab: &Lab, host: &mut Host) -> Result<()> {
         ensure!(log.last().is_some_and(|entry| entry.what == What::PutBack), "{log:?}");
 
         allowed.store(u32::MAX, Ordering::Relaxed);
-        let (code, said) = client.deploy(&["--rollback", "--yes"]).await?;
-        ensure!(code == Some(0), "{code:?}: {said}");
+        by_sudo(&client, host).await?;
         let (code, said) = client.deploy(&["--history"]).await?;
         ensure!(code == Some(0) && said.contains("put back"), "{code:?}: {said}");
         Ok(())
@@ -175,10 +181,34 @@ async fn all(lab: &Lab, host: &mut Host) -> Result<()> {
             tokio::spawn(relay(stream, guest.clone()));
         }
     };
-    tokio::select! {
+    let done = tokio::select! {
         done = work => done,
         failed = serve => failed,
-    }
+    };
+    // Nobody is there any more whom the shared connection leads to.
+    let end = Program::new("ssh").arg("-F").arg(&client.config).args(["-O", "exit", "guest"]);
+    let ended = process::output(end, Duration::from_secs(60)).await;
+    done?;
+    ended.context("end the shared connection").map(drop)
+}
+
+/// As a user who is not root: not at all without sudo, not by a sudo that asks, and by one that does not.
+async fn by_sudo(client: &Client, host: &mut Host) -> Result<()> {
+    let back = ["--rollback", "--yes"];
+    let become_root = ["--rollback", "--yes", "--become", "sudo"];
+    let (code, said) = client.deploy_to(&["by-sudo"], &back).await?;
+    ensure!(code == Some(69), "{code:?}: {said}");
+    let (code, said) = client.deploy_to(&["by-sudo"], &become_root).await?;
+    ensure!(code == Some(69) && said.contains("sudo: a password is required"), "{code:?}: {said}");
+    host.put(SUDOERS, 0o440, format!("{MENDER} ALL=(root) NOPASSWD: ALL\n").as_bytes()).await?;
+    let (code, said) = client.deploy_to(&["by-sudo"], &become_root).await?;
+    ensure!(
+        code == Some(0) && said.ends_with("by-sudo: changed, and confirmed over a new connection\n"),
+        "{code:?}: {said}"
+    );
+    let log = host.status().await?.log;
+    ensure!(log.last().is_some_and(|entry| entry.what == What::Confirmed), "{log:?}");
+    Ok(())
 }
 
 /// One connection: an sshd of its own, as inetd would start it.

@@ -84,6 +84,21 @@ impl Child {
         self.finish().await
     }
 
+    /// Waits until the leader has ended, and reaps it; what it has left of its group lives on: of ssh, what the connection goes
+    /// through that its user shares (ControlPersist).
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub async fn wait_for_leader(&mut self) -> Result<ExitStatus, Error> {
+        self.exited().await.map_err(|source| self.io("wait for", source))?;
+        if let Some(status) = self.reaped {
+            return Ok(status);
+        }
+        let status = self.inner.wait().map_err(|source| self.io("reap", source))?;
+        self.reaped = Some(status);
+        Ok(status)
+    }
+
     /// Ends the whole group: SIGTERM, `grace` for the leader to follow, SIGKILL, and a bounded wait for all.
     ///
     /// A group that ended by itself is fine: the leader's status comes back either way.
