@@ -24,6 +24,8 @@ pub use trace::trace;
 use self::html::{class, escaped, filled, json};
 use self::rows::CycleView;
 use super::{ScenarioReport, Verdict};
+use crate::run::at::At;
+use crate::scenario::verdict::MountVerdict;
 
 /// The most that a page has of rows and lines, in bytes of JSON. With all else it stays below 1 MB.
 const MOST_BYTES: usize = 900_000;
@@ -58,7 +60,7 @@ pub fn page(shown: &[Shown<'_>]) -> String {
     let room = MOST_BYTES / shown.len().max(1);
     let runs = shown.iter().map(|one| run_view(one, shown.len() > 1, room)).collect();
     let title = shown.iter().map(|one| title(one.report)).collect::<Vec<_>>().join(" and ");
-    let heads: String = shown.iter().map(|one| head(one.report)).collect();
+    let heads: String = shown.iter().map(|one| head(*one)).collect();
     filled(&title, &heads, &json(&Data { runs }))
 }
 
@@ -112,7 +114,8 @@ fn run_view(shown: &Shown<'_>, is_one_of_two: bool, room: usize) -> RunView {
 }
 
 /// What is known without looking at a picture.
-fn head(report: &ScenarioReport) -> String {
+fn head(shown: Shown<'_>) -> String {
+    let report = shown.report;
     let class = class(report.verdict);
     let mut text = format!(
         "<section class=\"head {class}\"><h1>{} <span class=\"verdict\">{}</span></h1><p class=\"what\">{}</p>\n",
@@ -129,11 +132,11 @@ fn head(report: &ScenarioReport) -> String {
         ("Unit afterwards", super::distinct(&report.cycles, super::unit_state)),
         ("ExecStopPost", super::distinct(&report.cycles, super::exec_stop_post)),
         ("Held at the umount by", super::distinct(&report.cycles, super::holders)),
-        ("Who kept the mount", super::distinct(&report.cycles, |cycle| cycle.verdict.words().to_owned())),
+        ("Who kept the mount", super::distinct(&report.cycles, |cycle| who(cycle.verdict))),
         ("Kernel", report.kernel.clone()),
         ("systemd", report.systemd.clone()),
         ("Recording", report.recording()),
-        ("Look into it", format!("cargo xtask shell --image {} {}", report.guest, report.name)),
+        ("Look into it", look_into(shown)),
     ];
     text.push_str("<dl>");
     for (name, value) in known.iter().filter(|(_, value)| !value.is_empty()) {
@@ -141,6 +144,24 @@ fn head(report: &ScenarioReport) -> String {
     }
     text.push_str("</dl></section>\n");
     text
+}
+
+/// A verdict, for whoever has not read what it is called.
+fn who(verdict: MountVerdict) -> String {
+    let words = verdict.words().to_owned();
+    match verdict {
+        MountVerdict::HeldByYourself => format!("{words}, by a command of the stop"),
+        _said => words,
+    }
+}
+
+/// The command that opens a shell where the page opens, if a moment of such a run can be had.
+fn look_into(shown: Shown<'_>) -> String {
+    let Shown { report, recording } = shown;
+    let at = report.look.clone().or_else(|| Some(At::of_failure(recording, 1)?.to_string()));
+    let at = at.filter(|_| !report.inputs_sha256.is_empty());
+    let at = at.map_or_else(String::new, |at| format!(" --at '{at}'"));
+    format!("cargo xtask shell --image {} {}{at}", report.guest, report.name)
 }
 
 /// In a few words. A scenario of a bug passes if the bug is there.

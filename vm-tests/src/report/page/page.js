@@ -113,7 +113,13 @@
           const bar = make('rect', { x: left, y: top, width: Math.max(right - left, 1.5), height, rx: 2, class: `${span.look}${run ? ' second' : ''}`, 'data-span': told(span) });
           bar.append(make('title', {}, `${told(span)}, ${ms(span.to - span.from)}${span.detail ? `\n${span.detail}` : ''}`));
           front.append(bar);
-          if (!two && right - left > 8 * told(span).length) front.append(make('text', { x: left + 4, y: y + 15, class: 'on' }, told(span)));
+          if (two) continue;
+          const room = 7.3 * told(span).length + 8;
+          if (right - left > room) front.append(make('text', { x: left + 4, y: y + 15, class: 'on' }, told(span)));
+          // Who holds the mount is what the page is for: beside its bar, where nothing else is.
+          else if (span.look === 'holds' && left - room > x(from) && !ofRow.some((other) => other !== span && x(other.to) > left - room && other.to <= span.from)) {
+            front.append(make('text', { x: left - 4, y: y + 15, 'text-anchor': 'end' }, told(span)));
+          }
         }
         for (const mark of atRow) {
           marks += 1;

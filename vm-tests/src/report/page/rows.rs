@@ -354,8 +354,8 @@ fn processes(events: &[&Event], to: u64) -> Vec<Row> {
         })
         .collect();
     let mut rows: BTreeMap<u32, (String, Row)> = BTreeMap::new();
-    let mut looked = Row::new(Lane::Processes, "looked");
-    let mut copies = Row::new(Lane::Processes, "have a copy, hold nothing");
+    let mut looked = Row::new(Lane::Processes, "scans of the recorder");
+    let mut copies = Row::new(Lane::Processes, "only have a copy of the mount");
     for (at, scan) in &scans {
         let of = if scan.whole_proc { "all processes" } else { "the units' processes" };
         let text = format!("looked at {of}");
@@ -501,7 +501,7 @@ fn verdict(at: u64, diagnosis: &Diagnosis) -> Mark {
 
 /// What belongs to no mount: what was left over, what died, what was lost.
 fn others(events: &[&Event]) -> Option<Row> {
-    let mut row = Row::new(Lane::Mounts, "left, died, lost");
+    let mut row = Row::new(Lane::Mounts, "what is left behind");
     for event in events {
         let (text, detail) = match &event.what {
             What::LeftOver { path } => (format!("{path} is still there"), String::new()),
