@@ -10,6 +10,7 @@ use clap::Args;
 use vm_tests::host::accel::{Clock, Wish};
 use vm_tests::host::tools::QEMU_VAR;
 use vm_tests::image::external::External;
+use vm_tests::image::programs::Mode;
 use vm_tests::image::{self, Suite};
 use vm_tests::run::prepare::Machines;
 use vm_tests::scenario::WrongInput;
@@ -126,6 +127,7 @@ impl MachineArgs {
             suites: suites.collect(),
             external,
             programs: self.programs.as_ref().map(absolute).transpose()?,
+            mode: Mode::Shipped,
             qemu: self.qemu.clone(),
             accel: self.accel,
             clock: self.clock,

@@ -36,6 +36,44 @@ const OWN_MANIFEST: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/agent/Cargo.tom
 const PROFILE: [&str; 5] =
     ["inherits='release'", "opt-level=2", "debug=false", "strip=true", "codegen-units=4"];
 
+/// The same sources in seconds, for whoever waits after each edit: cargo compiles anew what an edit has changed of a crate, and not the
+/// crate. Other bytes than [`PROFILE`] gives.
+const QUICK_PROFILE: [&str; 6] = [
+    "inherits='release'",
+    "opt-level=1",
+    "debug=false",
+    "strip=true",
+    "incremental=true",
+    "codegen-units=256",
+];
+
+/// How programs of a workspace are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// As a host gets them: the same bytes wherever they are built.
+    #[default]
+    Shipped,
+    /// Anew in seconds after an edit, as other bytes. The first build takes as long as any.
+    Quick,
+}
+
+impl Mode {
+    fn profile(self) -> &'static [&'static str] {
+        match self {
+            Self::Shipped => &PROFILE,
+            Self::Quick => &QUICK_PROFILE,
+        }
+    }
+
+    /// Below the target directory.
+    fn directory(self) -> &'static str {
+        match self {
+            Self::Shipped => "guest",
+            Self::Quick => "guest-quick",
+        }
+    }
+}
+
 /// The guest's binaries, each proved to be static.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GuestBinaries {
@@ -97,6 +135,15 @@ pub async fn guest_binaries(workspace: &Workspace) -> anyhow::Result<GuestBinari
     Builder::new(workspace)?.guest_binaries().await
 }
 
+/// The same, with those of the workspace as [`Mode::Quick`] gives them. The harness's own are in saved machines, and stay what they
+/// are.
+///
+/// # Errors
+/// As [`guest_binaries`].
+pub async fn guest_binaries_quickly(workspace: &Workspace) -> anyhow::Result<GuestBinaries> {
+    Builder::new(workspace)?.guest_binaries_quickly().await
+}
+
 /// As [`guest_binaries`], of a copy of a workspace that has the harness in it, at the same place: with crates from another
 /// `CARGO_HOME`, and nothing from the network. Whether the place gets into a program is seen so.
 ///
@@ -152,7 +199,8 @@ pub async fn perturber(workspace: &Workspace) -> anyhow::Result<PathBuf> {
 /// As [`guest_binaries`].
 pub async fn program(workspace: &Workspace, package: &str, name: &str) -> anyhow::Result<PathBuf> {
     let what = ["--package", package, "--bin", name];
-    Ok(Builder::new(workspace)?.build(&workspace.root, &[], &what).await?.path(name)?.to_owned())
+    let built = Builder::new(workspace)?.build(&workspace.root, &[], &what, Mode::Shipped).await?;
+    Ok(built.path(name)?.to_owned())
 }
 
 /// Builds what the accuracy benchmark runs in a guest: `holders` and `fixture`.
@@ -191,18 +239,42 @@ impl<'a> Builder<'a> {
         }
         let mut all = self.own(&own).await?;
         if !theirs.is_empty() {
-            all.by_name.extend(self.build(&self.workspace.root, &[], &theirs).await?.by_name);
+            let theirs = self.build(&self.workspace.root, &[], &theirs, Mode::Shipped).await?;
+            all.by_name.extend(theirs.by_name);
         }
+        Ok(all)
+    }
+
+    async fn guest_binaries_quickly(&self) -> anyhow::Result<GuestBinaries> {
+        let theirs: Vec<&str> = self.workspace.packages.iter().flat_map(arguments).collect();
+        if theirs.is_empty() {
+            return self.guest_binaries().await;
+        }
+        let mut own = [&["--features", "vm-agent/guest"][..], &arguments(&OWN)].concat();
+        if self.workspace.has(&self.own) {
+            // Named, and none of their programs: so dependencies have the features that they have in one build with them.
+            own.extend(self.workspace.packages.iter().flat_map(|package| ["--package", package.name]));
+        }
+        let root = &self.workspace.root;
+        let (mut all, theirs) =
+            tokio::try_join!(self.own(&own), self.build(root, &[], &theirs, Mode::Quick))?;
+        all.by_name.extend(theirs.by_name);
         Ok(all)
     }
 
     /// Builds what is in one workspace with [`OWN`].
     async fn own(&self, what: &[&str]) -> anyhow::Result<GuestBinaries> {
         let own = self.own.to_str().context("the harness's path is no UTF-8")?;
-        self.build(&self.own_sources, &["--manifest-path", own], what).await
+        self.build(&self.own_sources, &["--manifest-path", own], what, Mode::Shipped).await
     }
 
-    async fn build(&self, sources: &Path, of: &[&str], what: &[&str]) -> anyhow::Result<GuestBinaries> {
+    async fn build(
+        &self,
+        sources: &Path,
+        of: &[&str],
+        what: &[&str],
+        mode: Mode,
+    ) -> anyhow::Result<GuestBinaries> {
         let root = &self.workspace.root;
         let compiler = Compiler::ask(root).await?;
         let directories = Directories {
@@ -212,10 +284,11 @@ impl<'a> Builder<'a> {
             std_sources: compiler.sysroot.join("lib/rustlib/src/rust"),
             std_name: format!("/rustc/{}", compiler.commit),
         };
-        let (shell, cargo, target) = (Shell::new()?, tools::cargo(), self.workspace.target.join("guest"));
+        let (shell, cargo, target) =
+            (Shell::new()?, tools::cargo(), self.workspace.target.join(mode.directory()));
         shell.change_dir(root);
         let profile =
-            PROFILE.iter().flat_map(|part| ["--config".to_owned(), format!("profile.guest.{part}")]);
+            mode.profile().iter().flat_map(|part| ["--config".to_owned(), format!("profile.guest.{part}")]);
         let offline = self.offline.then_some("--offline");
         let triple = &compiler.host;
         let build = cmd!(
@@ -260,8 +333,9 @@ impl Compiler {
         let ask = async |question: &[&str]| {
             process::output(cmd!(shell, "{rustc} {question...}").into(), Duration::from_secs(60)).await
         };
-        let version = ask(&["--version", "--verbose"]).await.context("ask rustc for its host")?.text();
-        let sysroot = ask(&["--print", "sysroot"]).await.context("ask rustc for its sysroot")?.text();
+        let (version, sysroot) = tokio::join!(ask(&["--version", "--verbose"]), ask(&["--print", "sysroot"]));
+        let version = version.context("ask rustc for its host")?.text();
+        let sysroot = sysroot.context("ask rustc for its sysroot")?.text();
         let line = |name: &str| {
             let said = version.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
             said.map(str::to_owned).with_context(|| format!("rustc does not say its {name}"))

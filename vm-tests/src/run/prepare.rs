@@ -16,7 +16,7 @@ use crate::host::events::{self, Event};
 use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
 use crate::image::packages::{Lock, Package};
-use crate::image::programs::GuestBinaries;
+use crate::image::programs::{GuestBinaries, Mode};
 use crate::image::{self, Image, NoSuchPackage, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
 use crate::machine::base::{Base, SEED};
@@ -35,6 +35,8 @@ pub struct Machines {
     pub external: Option<External>,
     /// The directory with the guest's programs; `None` builds them.
     pub programs: Option<PathBuf>,
+    /// How the workspace's are built.
+    pub mode: Mode,
     /// The QEMU to run; `None` is the one on `PATH`.
     pub qemu: Option<PathBuf>,
     /// What executes the guest's instructions.
@@ -52,6 +54,7 @@ impl Default for Machines {
             suites: vec![Suite::default()],
             external: None,
             programs: None,
+            mode: Mode::default(),
             qemu: std::env::var_os(QEMU_VAR).map(PathBuf::from),
             accel: Wish::Auto,
             clock: None,
@@ -246,9 +249,10 @@ async fn machine_of(
 }
 
 async fn guest_binaries(workspace: &Workspace, machines: &Machines) -> Result<GuestBinaries> {
-    match &machines.programs {
-        Some(directory) => GuestBinaries::of_directory(workspace, directory),
-        None => programs::guest_binaries(workspace).await,
+    match (&machines.programs, machines.mode) {
+        (Some(directory), _) => GuestBinaries::of_directory(workspace, directory),
+        (None, Mode::Shipped) => programs::guest_binaries(workspace).await,
+        (None, Mode::Quick) => programs::guest_binaries_quickly(workspace).await,
     }
 }
 
