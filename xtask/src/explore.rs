@@ -26,7 +26,7 @@ use crate::machine::MachineArgs;
 ///
 /// The machine is saved before the phase (the reset; or what [explore] of the manifest says), and each run begins there. The second
 /// client, if the manifest has one, is moved along the phase; then each task is held at each point of its run (before it
-/// mounts, unmounts, renames, forks, exits, ...), as long as the phase takes, four times as long, and a quarter; then, if there is
+/// mounts, unmounts, renames, forks, exits, ...), as long as the phase takes, a quarter, and four times as long; then, if there is
 /// --for or --runs, two points together. Each run is judged by the manifest's `expect`, times apart. A failure is made as small as it can be and
 /// told with a line for --holds, which makes that run again, the same each time. In virtual time. Results are in target/vm-explore.
 /// Exit status 0 if all runs were as expected, 1 if one was not.
@@ -71,6 +71,7 @@ pub(crate) async fn run(args: &ExploreArgs, cancel: Cancel) -> Result<u8> {
     let workspace = left4me::workspace()?;
     let scenarios = workspace.scenarios(std::slice::from_ref(&args.scenario))?;
     let scenario = scenarios.first().context("no scenario")?;
+    explore::check(scenario)?;
     let machine = MachineArgs { clock: args.machine.clock.or(Some(Clock::Virtual)), ..args.machine.clone() };
     let machines = machine.machines().await?;
     let root = workspace.target.join("vm-explore");

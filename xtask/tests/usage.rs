@@ -40,7 +40,7 @@ fn with(program: Program, arguments: &[&str], stdout: Sink) -> (Option<i32>, Str
 
 #[test]
 fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
-    let cases: [(&[&str], &str); 22] = [
+    let cases: [(&[&str], &str); 26] = [
         (&["frobnicate"], "unrecognized subcommand"),
         (&["vm-test", "no-such-scenario"], "no-such-scenario"),
         (&["vm-test", "--image", "potato"], "potato"),
@@ -64,6 +64,10 @@ fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
         (&["vm-test", "--deploy", "both", "936c8bb"], "for scenarios that deploy the product: 936c8bb: "),
         (&["vm-test", "--image", "nixos,sid", "--guest", "/no/such"], "by itself, without suites"),
         (&["check", "--mutants", "no-such-mutant"], "no mutant no-such-mutant"),
+        (&["explore", "shutdown"], "its reset shuts the machine down"),
+        (&["explore", "user-unit"], "only what PID 1 starts is traced"),
+        (&["explore", "936c8bb", "--holds", "umount"], "write it as left4me-overlay#2:umount2@1=80ms"),
+        (&["explore", "936c8bb", "--strategy", "luck"], "there are offsets, one-hold, pairs"),
         (&["bench", "holders", "boot"], "by itself"),
         (&["bench", "edit", "--programs", "/no/such"], "without --programs"),
     ];

@@ -73,6 +73,25 @@ impl Tried {
     }
 }
 
+/// Whether a scenario can be explored.
+///
+/// # Errors
+/// [`WrongInput`], with the reason.
+pub fn check(scenario: &Scenario) -> Result<(), WrongInput> {
+    let manifest = &scenario.manifest;
+    if manifest.reset == Reset::Shutdown {
+        return Err(refused(scenario, "its reset shuts the machine down, and a tracer ends with it"));
+    }
+    match manifest.user {
+        Some(_) => Err(refused(scenario, "its unit is a user's, and only what PID 1 starts is traced")),
+        None => Ok(()),
+    }
+}
+
+fn refused(scenario: &Scenario, why: &str) -> WrongInput {
+    WrongInput::new(format!("{} is not explored: {why}", scenario.name))
+}
+
 impl Ground {
     /// Makes the machine that runs begin with, if it is not there.
     ///
@@ -85,21 +104,10 @@ impl Ground {
         results: &Path,
         cancel: Cancel,
     ) -> Result<Self> {
-        let manifest = &scenario.manifest;
-        for (is_wrong, why) in [
-            (
-                guest.base.clock != Clock::Virtual,
-                "runs repeat themselves in virtual time only: leave out --clock real and --accel kvm",
-            ),
-            (
-                manifest.reset == Reset::Shutdown,
-                "its reset shuts the machine down, and a tracer ends with it",
-            ),
-            (manifest.user.is_some(), "its unit is a user's, and only what PID 1 starts is traced"),
-        ] {
-            if is_wrong {
-                return Err(WrongInput::new(format!("{} is not explored: {why}", scenario.name)).into());
-            }
+        check(scenario)?;
+        if guest.base.clock != Clock::Virtual {
+            let why = "runs repeat themselves in virtual time only: leave out --clock real and --accel kvm";
+            return Err(refused(scenario, why).into());
         }
         let mut scenario = scenario.clone();
         scenario.manifest.expect = scenario.manifest.expect.untimed();

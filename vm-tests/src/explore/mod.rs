@@ -25,12 +25,13 @@ use crate::scenario::{Scenario, WrongInput};
 use crate::workspace::Workspace;
 
 use found::{Explored, Found};
+pub use ground::check;
 use ground::{Ground, Tried};
 pub use strategy::Options;
-use strategy::lines;
+use strategy::{Strategy, lines};
 
 /// How often what is going on is told where nothing is found.
-const QUIET: Duration = Duration::from_secs(5);
+const QUIET: Duration = Duration::from_secs(10);
 
 /// Explores a scenario. What it finds is no error: see [`Explored::has_failed`].
 ///
@@ -49,53 +50,96 @@ pub async fn explore(
     let mut ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
     let progress = Progress::start(&format!("exploring {}/{}", guest.name, scenario.name));
     let (null, took_us) = controls(&mut ground, scenario).await?;
-    let mut found = Explored::new(workspace, guest, scenario, took_us, &null);
+    let found = Explored::new(workspace, guest, scenario, took_us, &null);
     let lines = lines(options, &found.points, took_us, !scenario.manifest.explore.client.is_empty());
-    let of = options.runs.map_or(lines.len(), |runs| runs.min(lines.len()));
-    let (since, mut told) = (Instant::now(), Instant::now());
-    for (number, (strategy, line)) in lines.iter().take(of).enumerate() {
-        if options.time.is_some_and(|time| begun.elapsed() >= time) {
-            break;
+    let now = Instant::now();
+    let mut search =
+        Search { ground, found, options, results, progress, left: lines.len(), begun, since: now, told: now };
+    let went = search.all(&lines).await;
+    let Search { ground, mut found, .. } = search;
+    match went {
+        Err(error) if is_interrupt(&error) => {
+            found.is_interrupted = true;
+            ground.clear()?;
         }
-        let tried = match ground.run(Some(line)).await {
-            Ok(tried) => tried,
-            Err(error) if is_interrupt(&error) => {
-                found.is_interrupted = true;
-                break;
-            }
-            Err(error) => return Err(error.context(format!("the run with --holds '{line}'"))),
-        };
-        if let Found::Failure(class) = found.add(*strategy, line, &tried) {
-            let first = found.told_of(class);
-            events::tell(Event::Note(format!("{first}\n  making it smaller")));
-            match minimal(&mut ground, line, &tried).await {
-                Ok((line, tried)) => {
-                    found.minimised(class, &line, &tried);
-                    let directory = results.join(format!("failure-{}", class + 1));
-                    keep(&found.told_of(class), &directory, &tried)?;
-                }
-                Err(error) if is_interrupt(&error) => {
-                    found.is_interrupted = true;
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        if told.elapsed() >= QUIET {
-            told = Instant::now();
-            let each = since.elapsed() / u32::try_from(number + 1).unwrap_or(u32::MAX);
-            let left = each * u32::try_from(of - number - 1).unwrap_or(u32::MAX);
-            let left = options.time.map_or(left, |time| left.min(time.saturating_sub(begun.elapsed())));
-            progress.now(&format!("{}, {} left", found.so_far(number + 1, of), about(left)));
-        }
-    }
-    drop(progress);
-    if found.is_interrupted {
-        ground.clear()?;
+        went => went?,
     }
     found.took_secs = begun.elapsed().as_secs_f64();
     found.runs_with_controls = ground.runs();
     Ok(found)
+}
+
+/// A search that goes on.
+struct Search<'a> {
+    ground: Ground,
+    found: Explored,
+    options: &'a Options,
+    results: &'a Path,
+    progress: Progress,
+    /// How many lines are known that are to be tried.
+    left: usize,
+    begun: Instant,
+    since: Instant,
+    told: Instant,
+}
+
+impl Search<'_> {
+    /// Tries lines until they, the time or the number of runs are over.
+    async fn all(&mut self, lines: &[(Strategy, Line)]) -> Result<()> {
+        for (strategy, line) in lines {
+            let goes_on = *strategy == Strategy::Offsets || self.closer().await?;
+            if !goes_on || !self.one(*strategy, line).await? {
+                return Ok(());
+            }
+        }
+        self.closer().await.map(drop)
+    }
+
+    /// With all offsets known: looks where between two of them the outcome changes. False if there is no time for it.
+    async fn closer(&mut self) -> Result<bool> {
+        while let Some(client_us) = strategy::between(&self.found.offsets) {
+            self.left += 1;
+            if !self.one(Strategy::Offsets, &Line { client_us, holds: Vec::new() }).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Tries a line; false if there is no time for it.
+    async fn one(&mut self, strategy: Strategy, line: &Line) -> Result<bool> {
+        let Options { time, runs, .. } = self.options;
+        let tried: usize = self.found.tried.values().sum();
+        if time.is_some_and(|time| self.begun.elapsed() >= time) || runs.is_some_and(|runs| tried >= runs) {
+            return Ok(false);
+        }
+        let what = || format!("the run with --holds '{line}'");
+        let tried = self.ground.run(Some(line)).await.with_context(what)?;
+        if let Found::Failure(class) = self.found.add(strategy, line, &tried) {
+            let first = self.found.told_of(class);
+            events::tell(Event::Note(format!("{first}\n  making it smaller")));
+            let (line, tried) = minimal(&mut self.ground, line, &tried).await?;
+            self.found.minimised(class, &line, &tried);
+            let directory = self.results.join(format!("failure-{}", class + 1));
+            keep(&self.found.told_of(class), &directory, &tried)?;
+        }
+        self.left = self.left.saturating_sub(1);
+        if self.told.elapsed() >= QUIET {
+            self.told = Instant::now();
+            self.tell();
+        }
+        Ok(true)
+    }
+
+    fn tell(&self) {
+        let Options { time, runs, .. } = self.options;
+        let tried: usize = self.found.tried.values().sum();
+        let left = runs.map_or(self.left, |runs| self.left.min(runs.saturating_sub(tried)));
+        let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let needed = self.since.elapsed() / number(tried).max(1) * number(left);
+        let needed = time.map_or(needed, |time| needed.min(time.saturating_sub(self.begun.elapsed())));
+        self.progress.now(&format!("{}, {} left", self.found.so_far(tried, tried + left), about(needed)));
+    }
 }
 
 /// One line, made once.

@@ -1,6 +1,6 @@
 //! Which lines are tried, in which order. Pure: the same points and the same length give the same lines.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -59,13 +59,15 @@ pub struct Options {
 }
 
 /// How long a task is held, as parts of what the phase takes when nothing is: numerator and denominator.
-const LENGTHS: [(u64, u64); 3] = [(1, 1), (4, 1), (1, 4)];
+const LENGTHS: [(u64, u64); 3] = [(1, 1), (1, 4), (4, 1)];
 /// No shorter than what a process takes that does next to nothing, in microseconds.
 const LEAST_US: u64 = 1_000;
 /// No longer: time limits of units are of seconds.
 const MOST_US: u64 = 5_000_000;
 /// Into how many parts the time before and after is divided by which the second client is moved.
 const OFFSETS: i64 = 16;
+/// How near two offsets are between which no other is tried, in microseconds.
+const NEAR_US: i64 = 1_000;
 /// Lengths are halved down to this, in microseconds.
 const SMALLEST_US: u64 = 250;
 
@@ -112,6 +114,16 @@ fn offsets(took_us: u64) -> Vec<Line> {
     let took = i64::try_from(took_us).unwrap_or(i64::MAX / OFFSETS);
     let at = |part: i64| Line { client_us: took * part / OFFSETS / 100 * 100, holds: Vec::new() };
     (1..=OFFSETS).flat_map(|part| [at(part), at(-part)]).filter(|line| line.client_us != 0).collect()
+}
+
+/// An offset between two that gave different outcomes, where it is not known yet between which; the widest gap first. `offsets`
+/// has the outcome of each.
+#[must_use]
+pub fn between(offsets: &BTreeMap<i64, usize>) -> Option<i64> {
+    let pairs = offsets.iter().zip(offsets.iter().skip(1));
+    let open = pairs.filter(|((from, here), (to, there))| here != there && *to - *from > NEAR_US);
+    let widest = open.max_by_key(|((from, _), (to, _))| (*to - *from, -*from));
+    widest.map(|((from, _), (to, _))| (from + to).div_euclid(200) * 100)
 }
 
 fn one_hold(points: &[Point], lengths: &[u64]) -> Vec<Line> {
@@ -192,13 +204,13 @@ mod tests {
         let expected = [
             "one-hold a:exit=80ms",
             "one-hold b#2:umount2@3=80ms",
-            "one-hold a:exit=320ms",
-            "one-hold b#2:umount2@3=320ms",
             "one-hold a:exit=20ms",
             "one-hold b#2:umount2@3=20ms",
+            "one-hold a:exit=320ms",
+            "one-hold b#2:umount2@3=320ms",
         ];
         assert_eq!(shown(&all), expected);
-        assert_eq!(lengths(2_000), [2_000, 8_000, 1_000]);
+        assert_eq!(lengths(2_000), [2_000, 1_000, 8_000]);
         assert_eq!(lengths(100), [1_000]);
         assert_eq!(lengths(60_000_000), [5_000_000]);
     }
@@ -213,15 +225,31 @@ mod tests {
     }
 
     #[test]
+    fn where_outcomes_change_it_is_looked_at_more_closely() {
+        // As failing from 30 to 71.5 ms would be.
+        let outcome = |us: i64| usize::from((30_000..71_500).contains(&us));
+        let mut offsets: BTreeMap<i64, usize> =
+            (0..10).map(|part| (part * 16_000, outcome(part * 16_000))).collect();
+        while let Some(us) = between(&offsets) {
+            assert!(offsets.insert(us, outcome(us)).is_none(), "{us} again");
+        }
+        let inside: Vec<i64> = offsets.iter().filter(|(_, class)| **class == 1).map(|(us, _)| *us).collect();
+        let (first, last) = (inside[0], inside[inside.len() - 1]);
+        assert!((30_000..31_000).contains(&first) && (70_500..71_500).contains(&last), "{inside:?}");
+        assert!(offsets.len() < 22, "{} tried", offsets.len());
+        assert_eq!(between(&BTreeMap::new()), None);
+    }
+
+    #[test]
     fn pairs_are_of_two_tasks_each_once_and_in_one_order() {
         let options = Options { strategies: vec![Strategy::Pairs], ..Options::default() };
         let all = lines(&options, &passed(&["a:exit", "a:open", "b:exit"]), 80_000, false);
         let mut sorted = shown(&all);
         sorted.sort();
         let expected = [
-            "pairs a:exit=320ms b:exit=320ms",
+            "pairs a:exit=20ms b:exit=20ms",
             "pairs a:exit=80ms b:exit=80ms",
-            "pairs a:open=320ms b:exit=320ms",
+            "pairs a:open=20ms b:exit=20ms",
             "pairs a:open=80ms b:exit=80ms",
         ];
         assert_eq!(sorted, expected);

@@ -74,17 +74,26 @@ fn all(explored: &Explored) -> String {
     text
 }
 
-/// The outcomes along the offsets: a letter each.
+/// The outcomes along the offsets: a letter each, and from where to where it came.
 fn axis(explored: &Explored) -> String {
-    let letter = |class: &usize| {
-        let failed = explored.outcomes.get(*class).is_some_and(|outcome| !outcome.shape.is_empty());
+    let letter = |class: usize| {
+        let failed = explored.outcomes.get(class).is_some_and(|outcome| !outcome.shape.is_empty());
         let first = if failed { b'A' } else { b'a' };
-        char::from(first + u8::try_from(*class % 26).unwrap_or(0))
+        char::from(first + u8::try_from(class % 26).unwrap_or(0))
     };
-    let letters: String = explored.offsets.values().map(letter).collect();
-    let at = |offset: Option<&i64>| offset.map_or(0, |us| us / 1000);
-    let (from, to) = (at(explored.offsets.keys().next()), at(explored.offsets.keys().next_back()));
-    format!("{from}ms {letters} {to}ms; a letter is an outcome, a capital a failure")
+    let mut stretches: Vec<(usize, i64, i64)> = Vec::new();
+    for (us, class) in &explored.offsets {
+        match stretches.last_mut() {
+            Some((last, _, to)) if last == class => *to = *us,
+            _ => stretches.push((*class, *us, *us)),
+        }
+    }
+    #[expect(clippy::cast_precision_loss, reason = "microseconds of seconds are far below 2^52")]
+    let ms = |us: i64| us as f64 / 1000.0;
+    let shown = stretches
+        .iter()
+        .map(|(class, from, to)| format!("{} {:.1} to {:.1} ms", letter(*class), ms(*from), ms(*to)));
+    format!("{} (a letter is an outcome, a capital a failure)", shown.collect::<Vec<_>>().join(", "))
 }
 
 fn ms(us: u64) -> String {
