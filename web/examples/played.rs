@@ -1,5 +1,6 @@
 //! The page with a machine that is played, for tests in a browser and for who changes a template:
-//! `cargo run -p left4me-web --example played DIRECTORY`. The first line that it prints is its address.
+//! `cargo run -p left4me-web --example played DIRECTORY`. The first line that it prints is its address. There are two users, `anna`,
+//! who operates, and `otto`, who looks; the password of both is `only for a try`.
 //!
 //! A line of its standard input changes the machine: `set 3 failed`, `hold`, `go`, `fail WHY`, `mend`; `done` says what was
 //! done. The end of it ends all.
@@ -16,7 +17,9 @@ use left4me_broker::work::Work;
 use left4me_web::app::App;
 use left4me_web::broker::Broker;
 use left4me_web::listen::{self, Listen};
+use left4me_web::password;
 use left4me_web::store::Store;
+use left4me_web::users::Role;
 use played::Played;
 
 #[path = "../broker/tests/support/played.rs"]
@@ -63,7 +66,10 @@ fn broker(directory: &Path, socket: &Path) -> Result<Arc<Work<Played>>> {
 }
 
 fn page(directory: &Path, socket: &Path) -> Result<()> {
-    let store = Store::open(&directory.join("jobs.sqlite"))?;
+    let mut store = Store::open(&directory.join("jobs.sqlite"))?;
+    for (name, role) in [("anna", Role::Operate), ("otto", Role::Look)] {
+        store.set_user(&name.parse()?, role, &password::kept("only for a try")?)?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let app = App::new(Broker::at(socket), store);
     let listen = Listen::parse("127.0.0.1:0")?;

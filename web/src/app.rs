@@ -1,18 +1,21 @@
 //! What the page knows: what the broker saw last, and the jobs; and how a job is asked for.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
+use left4me_broker::audit;
 use left4me_broker::verbs::{Deed, Ticket};
 use left4me_broker::work::Seen;
 use left4me_helper::instance::Instance;
-use rustix::rand::{GetRandomFlags, getrandom};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use crate::broker::{Begun, Broker};
+use crate::limit::Limits;
+use crate::secret::random;
 use crate::store::{Line, Store};
 
 /// How often a broker that has gone is asked for again: nobody tells when a socket is listened on.
@@ -20,6 +23,9 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 /// For what the broker says first, of a request that started the page.
 const FIRST: Duration = Duration::from_secs(5);
+
+/// How many passwords may be compared or wait for it: each has 19 MiB, one after the other.
+const COMPARED: usize = 16;
 
 /// What is shown.
 #[derive(Debug, Clone, Default)]
@@ -43,6 +49,26 @@ pub struct App {
     view: watch::Sender<View>,
     /// The tickets that are being asked for at this moment.
     asking: Mutex<BTreeSet<String>>,
+    limits: Mutex<Limits>,
+    /// Who has a password compared, or waits for it.
+    pub(crate) hashing: Semaphore,
+    /// Whose turn it is.
+    pub(crate) turn: tokio::sync::Mutex<()>,
+}
+
+/// Who asks for a job.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// The user.
+    pub user: String,
+    /// From where.
+    pub peer: String,
+}
+
+impl fmt::Display for Asker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.user, self.peer)
+    }
 }
 
 /// What became of a request.
@@ -60,12 +86,30 @@ impl App {
     pub fn new(broker: Broker, store: Store) -> Arc<Self> {
         let view = View { problem: Some("the broker was not asked yet".into()), ..View::default() };
         let view = watch::Sender::new(view);
-        Arc::new(Self { broker, store: Mutex::new(store), view, asking: Mutex::default() })
+        Arc::new(Self {
+            broker,
+            store: Mutex::new(store),
+            view,
+            asking: Mutex::default(),
+            limits: Mutex::default(),
+            hashing: Semaphore::new(COMPARED),
+            turn: tokio::sync::Mutex::default(),
+        })
     }
 
     /// The database.
     pub fn store(&self) -> MutexGuard<'_, Store> {
         locked(&self.store)
+    }
+
+    /// How often somebody may try to come in.
+    pub(crate) fn limits(&self) -> MutexGuard<'_, Limits> {
+        locked(&self.limits)
+    }
+
+    /// Everybody who looks on looks again.
+    pub(crate) fn has_changed(&self) {
+        self.view.send_modify(|view| view.jobs += 1);
     }
 
     /// What is shown now.
@@ -145,26 +189,37 @@ impl App {
     ///
     /// # Errors
     /// The database's.
-    pub async fn press(&self, deed: Deed, instance: &Instance, asked_by: &str) -> Result<Pressed> {
+    pub async fn press(&self, deed: Deed, instance: &Instance, asker: &Asker) -> Result<Pressed> {
         let ticket = ticket()?;
         locked(&self.asking).insert(ticket.to_string());
-        let queued = self.store().queue(deed, instance, &ticket, asked_by, now_ms());
+        let queued = self.store().queue(deed, instance, &ticket, &asker.to_string(), now_ms());
         let pressed = match queued {
             Ok(Ok(number)) => self.ask(deed, instance, &ticket).await.map(|()| Pressed::Job(number)),
             Ok(Err(line)) => Ok(Pressed::Busy(Box::new(line))),
             Err(error) => Err(error.into()),
         };
         locked(&self.asking).remove(&ticket.to_string());
-        self.view.send_modify(|view| view.jobs += 1);
-        // The audit: who asked, and what became of it.
-        match &pressed {
-            Ok(Pressed::Job(number)) => eprintln!("{asked_by}: {deed} {instance}: job {number}"),
-            Ok(Pressed::Busy(line)) => {
-                eprintln!("{asked_by}: {deed} {instance}: refused, job {} is in its way", line.number);
+        self.has_changed();
+        let mut fields = fields(asker, deed, instance);
+        fields.push(("TICKET", ticket.to_string()));
+        let outcome = match &pressed {
+            Ok(Pressed::Job(number)) => {
+                fields.push(("JOB", number.to_string()));
+                format!("job {number}")
             }
-            Err(error) => eprintln!("{asked_by}: {deed} {instance}: {error:#}"),
-        }
+            Ok(Pressed::Busy(line)) => format!("refused, job {} is in its way", line.number),
+            Err(error) => format!("{error:#}"),
+        };
+        fields.push(("OUTCOME", outcome.clone()));
+        audit::say(&format!("{asker}: {deed} {instance}: {outcome}"), &fields);
         pressed
+    }
+
+    /// Notes that somebody pressed what is not for them.
+    pub(crate) fn refused(&self, deed: Deed, instance: &Instance, asker: &Asker, why: &str) {
+        let mut fields = fields(asker, deed, instance);
+        fields.push(("OUTCOME", why.to_owned()));
+        audit::say(&format!("{asker}: {deed} {instance}: {why}"), &fields);
     }
 
     async fn ask(&self, deed: Deed, instance: &Instance, ticket: &Ticket) -> Result<()> {
@@ -183,18 +238,27 @@ impl App {
     }
 }
 
+fn fields(asker: &Asker, deed: Deed, instance: &Instance) -> Vec<(&'static str, String)> {
+    vec![
+        ("USER", asker.user.clone()),
+        ("PEER", asker.peer.clone()),
+        ("VERB", deed.to_string()),
+        ("INSTANCE", instance.to_string()),
+    ]
+}
+
 fn locked<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn ticket() -> Result<Ticket> {
     let mut bytes = [0_u8; 16];
-    let got = getrandom(&mut bytes, GetRandomFlags::empty()).context("getrandom")?;
-    anyhow::ensure!(got == bytes.len(), "getrandom gave {got} bytes");
+    random(&mut bytes)?;
     Ok(format!("{:032x}", u128::from_le_bytes(bytes)).parse()?)
 }
 
-fn now_ms() -> i64 {
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

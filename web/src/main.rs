@@ -7,13 +7,18 @@ use anyhow::{Context as _, Result, bail};
 use left4me_web::app::App;
 use left4me_web::broker::Broker;
 use left4me_web::listen::{self, Listen};
+use left4me_web::passwd;
 use left4me_web::store::Store;
 
 const USAGE: &str = "usage: left4me-web [--listen ADDRESS] [--broker SOCKET] [--name NAME]... DATABASE
+       left4me-web passwd NAME [--role look|operate] [--database DATABASE]
+       left4me-web users | remove NAME [--database DATABASE]
   --listen   127.0.0.1:8080 or a path for a socket; without it, the socket that is the standard input
   --broker   the broker's socket [/run/left4me-broker/socket]
   --name     a further name that a proxy has for this host, without a port
-The jobs are kept in DATABASE. Who can connect may start, stop and reset: there is no login.";
+  passwd     sets a user's password, asked on the terminal, or the first line of the standard input; a new one operates
+  users      says who there is; remove: takes one away
+Jobs, users and sessions are kept in DATABASE [/var/lib/left4me-web/jobs.sqlite].";
 
 struct Arguments {
     listen: Listen,
@@ -23,14 +28,27 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
-    let arguments = match parse(std::env::args().skip(1)) {
+    let mut arguments = std::env::args().skip(1).peekable();
+    if arguments.peek().is_some_and(|first| ["passwd", "users", "remove"].contains(&first.as_str())) {
+        return match passwd::parse(arguments) {
+            Ok((command, database)) => status(passwd::run(&command, &database)),
+            Err(error) => wrong(&error),
+        };
+    }
+    let arguments = match parse(arguments) {
         Ok(arguments) => arguments,
-        Err(error) => {
-            eprintln!("left4me-web: {error:#}\n{USAGE}");
-            return ExitCode::from(2);
-        }
+        Err(error) => return wrong(&error),
     };
-    match run(arguments) {
+    status(run(arguments))
+}
+
+fn wrong(error: &anyhow::Error) -> ExitCode {
+    eprintln!("left4me-web: {error:#}\n{USAGE}");
+    ExitCode::from(2)
+}
+
+fn status(done: Result<()>) -> ExitCode {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("left4me-web: {error:#}");

@@ -7,6 +7,7 @@ use left4me_ctl::list::Row;
 use left4me_ctl::report::Report;
 
 use crate::store::Line;
+use crate::users::{Role, Session};
 
 /// A server, and the job that is under way for it.
 #[derive(Debug)]
@@ -24,6 +25,29 @@ pub struct Head {
     pub live: Option<String>,
     /// Why what is shown may be old.
     pub problem: Option<String>,
+    /// Whose page it is; none if nobody is in.
+    pub me: Option<Session>,
+}
+
+impl Head {
+    /// What the page's forms carry.
+    fn token(&self) -> &str {
+        self.me.as_ref().map_or("", |me| &me.token)
+    }
+}
+
+/// `/login`.
+#[derive(Debug, Template)]
+#[template(path = "login.html")]
+pub struct LoginPage {
+    /// The header.
+    pub head: Head,
+    /// Why the last try was in vain.
+    pub problem: Option<String>,
+    /// Where to go then.
+    pub to: String,
+    /// Whether there is anybody who could come in.
+    pub has_users: bool,
 }
 
 /// `/servers`.
@@ -130,7 +154,10 @@ fn phases(report: &Report) -> Vec<(&'static str, String)> {
 }
 
 /// Why a server's button cannot be pressed; none if it can.
-fn hindrance(entry: &Entry, action: &str) -> Option<String> {
+fn hindrance(head: &Head, entry: &Entry, action: &str) -> Option<String> {
+    if head.me.as_ref().is_none_or(|me| me.role != Role::Operate) {
+        return Some("you may look, and not operate".into());
+    }
     if let Some(job) = &entry.job {
         return Some(format!("job {} ({}) is under way", job.number, job.action));
     }
@@ -167,9 +194,16 @@ mod tests {
         Entry { row, job: None }
     }
 
+    fn head(role: Role) -> Head {
+        Head { me: Some(Session::of(role)), ..Head::default() }
+    }
+
     #[test]
     fn a_button_that_cannot_be_pressed_says_why() {
-        let why = |state, is_mounted, action| hindrance(&entry(state, is_mounted), action);
+        let why =
+            |state, is_mounted, action| hindrance(&head(Role::Operate), &entry(state, is_mounted), action);
+        let look = hindrance(&head(Role::Look), &entry("active", true), "stop");
+        assert_eq!(look.as_deref(), Some("you may look, and not operate"));
         assert_eq!(why("active", true, "start").as_deref(), Some("it is active"));
         assert_eq!(why("active", true, "stop"), None);
         assert_eq!(why("inactive", false, "start"), None);
@@ -183,7 +217,7 @@ mod tests {
 
     #[test]
     fn what_others_wrote_is_text() {
-        let page = ServersPage { head: Head::default(), entries: vec![entry("active", true)] };
+        let page = ServersPage { head: head(Role::Operate), entries: vec![entry("active", true)] };
         let html = page.render().unwrap();
         assert!(!html.contains("<script>alert"), "{html}");
         assert!(html.contains("alert(1)"), "{html}");

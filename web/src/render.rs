@@ -10,6 +10,7 @@ use crate::app::{App, View};
 use crate::pages::{Entry, Head, JobPage, JobsPage, RefusedPage, ServerPage, ServersPage};
 use crate::place::Place;
 use crate::store::Line;
+use crate::users::Session;
 
 /// A page, whole and its live part.
 #[derive(Debug)]
@@ -53,9 +54,9 @@ pub(crate) fn nothing() -> Failed {
 }
 
 /// A page that is shown again whenever it changes.
-pub(crate) async fn rendered(app: &App, place: &Place) -> Result<Rendered, Failed> {
+pub(crate) async fn rendered(app: &App, session: &Session, place: &Place) -> Result<Rendered, Failed> {
     let View { seen, problem, .. } = app.view();
-    let head = Head { live: Some(place.to_string()), problem };
+    let head = Head { live: Some(place.to_string()), problem, me: Some(session.clone()) };
     let entries = |jobs: &[Line]| {
         let open = |name: &str| jobs.iter().find(|job| job.instance == name && is_open(job)).cloned();
         let entry = |row: Row| Entry { job: open(&row.instance), row };

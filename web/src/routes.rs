@@ -3,29 +3,37 @@
 use std::sync::Arc;
 
 use askama::Template;
-use axum::Router;
-use axum::extract::{ConnectInfo, Path, Query, Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::extract::rejection::FormRejection;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Form, Path, Query, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
-use axum::response::{Html, IntoResponse as _, Redirect, Response};
-use axum::routing::get;
+use axum::response::{Html, IntoResponse, Redirect, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Router};
 use left4me_broker::verbs::Deed;
 use left4me_helper::instance::Instance;
 use serde::Deserialize;
 
-use crate::app::{App, Pressed};
+use crate::app::{App, Asker, Pressed};
 use crate::guard;
 use crate::live;
+use crate::login::{self, Token};
 use crate::pages::{DoctorPage, Head, ResetPage};
 use crate::place::Place;
 use crate::render::{Failed, nothing, rendered};
-use crate::who::Who;
+use crate::users::{Role, Session};
+use crate::who::{Peer, Who};
+
+/// The most that a form may have, bytes: the longest has a name, a password and a path.
+const FORM: usize = 4096;
 
 /// All of the page, for requests under this machine's own names and these.
 pub fn router(app: Arc<App>, names: Vec<String>) -> Router {
     let names: Arc<[String]> = names.into();
     Router::new()
         .route("/", get(async || Redirect::to("/servers")))
+        .route("/login", get(login::form).post(login::login))
+        .route("/logout", post(login::logout))
         .route("/servers", get(servers))
         .route("/servers/{id}", get(server))
         .route("/servers/{id}/{action}", get(question).post(act))
@@ -39,6 +47,7 @@ pub fn router(app: Arc<App>, names: Vec<String>) -> Router {
         )
         .route("/page.css", get(async || file("text/css; charset=utf-8", include_str!("../static/page.css"))))
         .fallback(async || nothing())
+        .layer(DefaultBodyLimit::max(FORM))
         .with_state(Arc::clone(&app))
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             let (app, names) = (Arc::clone(&app), Arc::clone(&names));
@@ -48,10 +57,7 @@ pub fn router(app: Arc<App>, names: Vec<String>) -> Router {
 
 async fn guarded(app: &App, names: &[String], request: Request, next: Next) -> Response {
     let mut response = match guard::may(request.method(), request.headers(), names) {
-        Ok(()) => {
-            app.ready().await;
-            next.run(request).await
-        }
+        Ok(()) => let_in(app, request, next).await.unwrap_or_else(IntoResponse::into_response),
         Err(why) => {
             eprintln!("{} {} was refused: {why}", request.method(), request.uri().path().escape_debug());
             (StatusCode::FORBIDDEN, format!("{why}\n")).into_response()
@@ -63,36 +69,69 @@ async fn guarded(app: &App, names: &[String], request: Request, next: Next) -> R
     response
 }
 
+/// Nothing but the login is for who has no session: not even which pages there are.
+async fn let_in(app: &App, mut request: Request, next: Next) -> Result<Response, Failed> {
+    let path = request.uri().path();
+    if login::OPEN.contains(&path) {
+        return Ok(next.run(request).await);
+    }
+    let ConnectInfo(who) = request.extensions().get::<ConnectInfo<Who>>().cloned().ok_or_else(nothing)?;
+    let peer = who.peer(request.headers());
+    let Some(session) = login::session(app, request.headers(), &peer)? else {
+        let is_page = matches!(*request.method(), Method::GET | Method::HEAD) && path != "/live";
+        return Ok(if is_page {
+            login::first(path).into_response()
+        } else {
+            (StatusCode::UNAUTHORIZED, "nobody is in: see /login\n").into_response()
+        });
+    };
+    request.extensions_mut().insert(peer);
+    request.extensions_mut().insert(session);
+    app.ready().await;
+    Ok(next.run(request).await)
+}
+
 fn file(kind: &'static str, text: &'static str) -> Response {
     ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
-async fn servers(State(app): State<Arc<App>>) -> Result<Html<String>, Failed> {
-    Ok(Html(rendered(&app, &Place::Servers).await?.whole))
+type Me = Extension<Session>;
+
+async fn servers(State(app): State<Arc<App>>, Extension(me): Me) -> Result<Html<String>, Failed> {
+    Ok(Html(rendered(&app, &me, &Place::Servers).await?.whole))
 }
 
-async fn server(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Html<String>, Failed> {
+async fn server(
+    State(app): State<Arc<App>>,
+    Extension(me): Me,
+    Path(id): Path<String>,
+) -> Result<Html<String>, Failed> {
     let instance = known(&app, &id)?;
-    Ok(Html(rendered(&app, &Place::Server(instance)).await?.whole))
+    Ok(Html(rendered(&app, &me, &Place::Server(instance)).await?.whole))
 }
 
-async fn jobs(State(app): State<Arc<App>>) -> Result<Html<String>, Failed> {
-    Ok(Html(rendered(&app, &Place::Jobs).await?.whole))
+async fn jobs(State(app): State<Arc<App>>, Extension(me): Me) -> Result<Html<String>, Failed> {
+    Ok(Html(rendered(&app, &me, &Place::Jobs).await?.whole))
 }
 
-async fn job(State(app): State<Arc<App>>, Path(number): Path<i64>) -> Result<Html<String>, Failed> {
-    Ok(Html(rendered(&app, &Place::Job(number)).await?.whole))
+async fn job(
+    State(app): State<Arc<App>>,
+    Extension(me): Me,
+    Path(number): Path<i64>,
+) -> Result<Html<String>, Failed> {
+    Ok(Html(rendered(&app, &me, &Place::Job(number)).await?.whole))
 }
 
-async fn doctor(State(app): State<Arc<App>>) -> Result<Html<String>, Failed> {
+async fn doctor(State(app): State<Arc<App>>, Extension(me): Me) -> Result<Html<String>, Failed> {
     let found = app.broker.doctor().await.map_err(|error| format!("{error:#}"));
-    let head = Head { live: None, problem: app.view().problem };
+    let head = Head { live: None, problem: app.view().problem, me: Some(me) };
     Ok(Html(DoctorPage { head, found }.render()?))
 }
 
 /// The question before a reset. It is a page of its own, of which a browser with scripts shows the middle.
 async fn question(
     State(app): State<Arc<App>>,
+    Extension(me): Me,
     Path((id, action)): Path<(String, String)>,
 ) -> Result<Html<String>, Failed> {
     if action != Deed::Reset.word() {
@@ -106,15 +145,18 @@ async fn question(
         }
         Err(error) => ("not known".into(), format!("how much is not known ({error:#})")),
     };
-    let head = Head { live: None, problem: app.view().problem };
+    let head = Head { live: None, problem: app.view().problem, me: Some(me) };
     Ok(Html(ResetPage { head, name: instance.to_string(), state, loss }.render()?))
 }
 
 async fn act(
     State(app): State<Arc<App>>,
-    ConnectInfo(who): ConnectInfo<Who>,
+    Extension(me): Me,
+    Extension(peer): Extension<Peer>,
     Path((id, action)): Path<(String, String)>,
+    form: Result<Form<Token>, FormRejection>,
 ) -> Result<Redirect, Failed> {
+    login::confirmed(&me, form)?;
     let deed = match action.as_str() {
         "start" => Deed::Start,
         "stop" => Deed::Stop,
@@ -122,7 +164,17 @@ async fn act(
         _ => return Err(nothing()),
     };
     let instance = known(&app, &id)?;
-    match app.press(deed, &instance, &who.0).await? {
+    let asker = Asker { user: me.user, peer: peer.text };
+    if me.role != Role::Operate {
+        app.refused(deed, &instance, &asker, "refused, the role look does not operate");
+        return Err(Failed {
+            status: StatusCode::FORBIDDEN,
+            title: "Nothing was done",
+            why: "You may look at the servers, and not operate them.".into(),
+            job: None,
+        });
+    }
+    match app.press(deed, &instance, &asker).await? {
         Pressed::Job(_) => Ok(Redirect::to(&format!("/servers/{instance}"))),
         Pressed::Busy(job) => Err(Failed {
             status: StatusCode::CONFLICT,
@@ -145,9 +197,9 @@ struct Asked {
     page: String,
 }
 
-async fn live_part(State(app): State<Arc<App>>, Query(asked): Query<Asked>) -> Response {
+async fn live_part(State(app): State<Arc<App>>, Extension(me): Me, Query(asked): Query<Asked>) -> Response {
     match asked.page.parse() {
-        Ok(place) => live::stream(app, place).into_response(),
+        Ok(place) => live::stream(app, me, place).into_response(),
         Err(()) => nothing().into_response(),
     }
 }

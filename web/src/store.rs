@@ -1,4 +1,5 @@
-//! The jobs in SQLite: a row for each, kept over restarts of the page. That an instance has one open job at a time is an index.
+//! The database (SQLite), and the jobs in it: a row for each, kept over restarts of the page. That an instance has one open job at
+//! a time is an index. `users.rs` has the users and their sessions.
 
 use std::path::Path;
 
@@ -12,7 +13,8 @@ use rusqlite::{Connection, OptionalExtension as _, Result, Row, params};
 const SHOWN: u32 = 100;
 
 /// What each version of the database added; `user_version` says how many are done.
-const MIGRATIONS: &[&str] = &["
+const MIGRATIONS: &[&str] = &[
+    "
     CREATE TABLE jobs (
         number INTEGER PRIMARY KEY,
         ticket TEXT NOT NULL UNIQUE,
@@ -27,7 +29,22 @@ const MIGRATIONS: &[&str] = &["
     ) STRICT;
     CREATE UNIQUE INDEX one_at_a_time ON jobs (instance) WHERE state IN ('queued', 'running');
     CREATE INDEX of_an_instance ON jobs (instance, number);
-"];
+",
+    "
+    CREATE TABLE users (
+        name TEXT PRIMARY KEY,
+        role TEXT NOT NULL CHECK (role IN ('look', 'operate')),
+        password TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE sessions (
+        key BLOB PRIMARY KEY,
+        user TEXT NOT NULL REFERENCES users (name) ON DELETE CASCADE,
+        begun_ms INTEGER NOT NULL,
+        seen_ms INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX of_a_user ON sessions (user);
+",
+];
 
 const COLUMNS: &str = "number, ticket, action, instance, state, asked_by, \
     strftime('%Y-%m-%d %H:%M:%S', queued_ms / 1000, 'unixepoch') || ' UTC', ended_ms - queued_ms, error, report";
@@ -59,7 +76,7 @@ pub struct Line {
 
 /// The database.
 #[derive(Debug)]
-pub struct Store(Connection);
+pub struct Store(pub(crate) Connection);
 
 impl Store {
     /// Opens it, and makes it or brings it up to date.
@@ -68,7 +85,9 @@ impl Store {
     /// SQLite's own; or it is of a newer version.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
         let mut connection = Connection::open(path)?;
-        connection.execute_batch("PRAGMA journal_mode = wal; PRAGMA synchronous = full;")?;
+        connection.execute_batch(
+            "PRAGMA journal_mode = wal; PRAGMA synchronous = full; PRAGMA foreign_keys = on;",
+        )?;
         let done: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let done = usize::try_from(done).unwrap_or(usize::MAX);
         anyhow::ensure!(
@@ -235,6 +254,6 @@ mod tests {
         drop(Store::open(&path).unwrap());
         Connection::open(&path).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
         let error = Store::open(&path).unwrap_err().to_string();
-        assert!(error.contains("of version 99, and this program knows 1"), "{error}");
+        assert!(error.contains("of version 99, and this program knows 2"), "{error}");
     }
 }

@@ -6,7 +6,7 @@ const stale = document.getElementById('stale');
 const dialog = document.getElementById('ask');
 
 // The live part, whenever it has changed. Whoever has something of it in the keyboard's focus keeps that.
-if (live.dataset.live) {
+function follow() {
   const stream = new EventSource('/live?page=' + encodeURIComponent(live.dataset.live));
   stream.addEventListener('part', (event) => {
     const focused = live.contains(document.activeElement) ? document.activeElement.id : '';
@@ -14,8 +14,19 @@ if (live.dataset.live) {
     if (focused) document.getElementById(focused)?.focus();
   });
   stream.addEventListener('open', () => { stale.hidden = true; });
-  stream.addEventListener('error', () => { stale.hidden = false; });
+  // The session has ended: the page itself leads to the login.
+  stream.addEventListener('over', () => { stream.close(); location.reload(); });
+  stream.addEventListener('error', () => {
+    stale.hidden = false;
+    // A browser gives up at an answer that is no stream, as a proxy's whose page is away, or ours to who is not in any more.
+    if (stream.readyState === EventSource.CLOSED) setTimeout(again, 5000);
+  });
 }
+async function again() {
+  const answer = await fetch(location.href, { redirect: 'manual' }).catch(() => null);
+  if (answer?.type === 'opaqueredirect') location.reload(); else follow();
+}
+if (live.dataset.live) follow();
 
 // A question is a page of its own; here its middle is asked in a dialog.
 async function ask(link) {

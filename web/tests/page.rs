@@ -6,7 +6,7 @@ mod played;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use left4me_broker::host::Host as _;
@@ -17,6 +17,7 @@ use left4me_web::app::App;
 use left4me_web::broker::Broker;
 use left4me_web::listen::{self, Listen};
 use left4me_web::store::Store;
+use left4me_web::users::Role;
 use played::Played;
 
 /// For what is to be shown. The broker tells at once.
@@ -32,9 +33,14 @@ fn broker(directory: &Path) -> Arc<Work<Played>> {
     work
 }
 
-/// A page, which ends when this is dropped.
+/// Their password.
+const PASSWORD: &str = "correct horse battery";
+
+/// A page with a user who operates, `anna`, who is in, and one who looks, `otto`. It ends when this is dropped.
 struct Page {
     socket: PathBuf,
+    database: PathBuf,
+    anna: Browser,
     end: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -42,6 +48,15 @@ struct Page {
 impl Page {
     fn start(directory: &Path, socket: &str) -> Self {
         let socket = directory.join(socket);
+        let database = directory.join("jobs.sqlite");
+        let mut store = Store::open(&database).unwrap();
+        for (name, role) in [("anna", Role::Operate), ("otto", Role::Look)] {
+            let name = name.parse().unwrap();
+            if store.role(&name).unwrap().is_none() {
+                store.set_user(&name, role, kept()).unwrap();
+            }
+        }
+        drop(store);
         let (end, ended) = tokio::sync::oneshot::channel();
         let (ready, is_ready) = mpsc::channel();
         let (place, directory) = (socket.clone(), directory.to_owned());
@@ -58,34 +73,64 @@ impl Page {
             });
         });
         is_ready.recv().unwrap();
-        Self { socket, end: Some(end), thread: Some(thread) }
+        let mut page =
+            Self { socket, database, anna: Browser::default(), end: Some(end), thread: Some(thread) };
+        page.anna = page.comes_in("anna", "").1;
+        page
     }
 
     /// The status and the rest.
-    fn ask(&self, request: &str, headers: &str) -> (u16, String) {
+    fn ask(&self, request: &str, headers: &str, body: &str) -> (u16, String) {
         let mut stream = UnixStream::connect(&self.socket).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let sent = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{headers}\r\n");
+        let length = body.len();
+        let sent = format!(
+            "{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {length}\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\n{headers}\r\n{body}"
+        );
         stream.write_all(sent.as_bytes()).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         (text[9..12].parse().unwrap(), text)
     }
 
+    /// Sends the login's form.
+    fn tries(&self, user: &str, password: &str, headers: &str) -> (u16, String) {
+        let body = format!("user={user}&password={}&to=/servers/3", password.replace(' ', "+"));
+        self.ask("POST /login", &format!("{OURS}{headers}"), &body)
+    }
+
+    /// Comes in, and looks for its token.
+    fn comes_in(&self, user: &str, headers: &str) -> (String, Browser) {
+        let (status, text) = self.tries(user, PASSWORD, headers);
+        assert!(status == 303 && text.contains("location: /servers/3\r\n"), "{text}");
+        let cookie = between(&text, "set-cookie: ", "; Path=/; HttpOnly; SameSite=Strict").to_owned();
+        let mut browser = Browser { cookie: format!("Cookie: {cookie}\r\n"), token: String::new() };
+        let jobs = self.ask("GET /jobs", &format!("{}{headers}", browser.cookie), "").1;
+        browser.token = between(&jobs, "name=\"token\" value=\"", "\"").to_owned();
+        (text, browser)
+    }
+
+    fn get_as(&self, browser: &Browser, path: &str) -> (u16, String) {
+        self.ask(&format!("GET {path}"), &browser.cookie, "")
+    }
+
+    fn press_as(&self, browser: &Browser, path: &str) -> (u16, String) {
+        let body = format!("token={}", browser.token);
+        self.ask(&format!("POST {path}"), &format!("{OURS}{}", browser.cookie), &body)
+    }
+
     fn get(&self, path: &str) -> (u16, String) {
-        self.ask(&format!("GET {path}"), "")
+        self.get_as(&self.anna, path)
     }
 
     fn press(&self, path: &str) -> (u16, String) {
-        self.ask(&format!("POST {path}"), "Sec-Fetch-Site: same-origin\r\nContent-Length: 0\r\n")
+        self.press_as(&self.anna, path)
     }
 
     /// Reads a page's stream until its part is as wanted.
     fn until(&self, path: &str, wanted: &str) -> String {
-        let mut stream = UnixStream::connect(&self.socket).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let sent = format!("GET /live?page={path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
-        stream.write_all(sent.as_bytes()).unwrap();
+        let mut stream = self.follow(&self.anna, path);
         let (mut all, mut bytes, begun) = (String::new(), [0_u8; 4096], Instant::now());
         while !all.contains(wanted) {
             assert!(begun.elapsed() < PATIENCE, "no {wanted:?} in {path}: {all}");
@@ -95,6 +140,39 @@ impl Page {
         }
         all
     }
+
+    /// A page's stream.
+    fn follow(&self, browser: &Browser, path: &str) -> UnixStream {
+        let mut stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let sent = format!(
+            "GET /live?page={path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{}\r\n",
+            browser.cookie
+        );
+        stream.write_all(sent.as_bytes()).unwrap();
+        stream
+    }
+}
+
+/// What a browser has of a session.
+#[derive(Debug, Clone, Default)]
+struct Browser {
+    cookie: String,
+    token: String,
+}
+
+/// A form of a page of ours.
+const OURS: &str = "Sec-Fetch-Site: same-origin\r\n";
+
+/// [`PASSWORD`], as the database has it.
+fn kept() -> &'static str {
+    static KEPT: OnceLock<String> = OnceLock::new();
+    KEPT.get_or_init(|| left4me_web::password::kept(PASSWORD).unwrap())
+}
+
+fn between<'a>(text: &'a str, before: &str, after: &str) -> &'a str {
+    let (_, rest) = text.split_once(before).unwrap_or_else(|| panic!("no {before:?}: {text}"));
+    rest.split_once(after).unwrap_or_else(|| panic!("no {after:?}: {text}")).0
 }
 
 impl Drop for Page {
@@ -173,6 +251,8 @@ fn strangers_change_nothing() {
     let work = broker(directory.path());
     let page = Page::start(directory.path(), "page");
     page.until("/servers", "row-3");
+    // With all that the browser of somebody who is in sends by itself, and even with the token.
+    let body = format!("token={}", page.anna.token);
     for headers in [
         "",
         "Sec-Fetch-Site: cross-site\r\n",
@@ -180,12 +260,16 @@ fn strangers_change_nothing() {
         "Origin: http://evil.example\r\n",
         "Origin: null\r\n",
     ] {
-        let (status, text) = page.ask("POST /servers/3/reset", &format!("{headers}Content-Length: 0\r\n"));
-        assert_eq!(status, 403, "{headers}: {text}");
+        for path in ["/servers/3/reset", "/logout", "/login"] {
+            let headers = format!("{headers}{}", page.anna.cookie);
+            let (status, text) = page.ask(&format!("POST {path}"), &headers, &body);
+            assert_eq!(status, 403, "{headers}: {text}");
+        }
     }
     // Nothing that is read changes anything, no other name is one, and no other server.
     for (request, status) in [
         ("GET /servers/3/start", 404),
+        ("GET /logout", 405),
         ("POST /servers/5/start", 404),
         ("POST /servers/3/destroy", 404),
         ("POST /servers/..%2F3/start", 404),
@@ -194,11 +278,176 @@ fn strangers_change_nothing() {
         ("GET /live?page=/etc/passwd", 404),
         ("GET /static/../Cargo.toml", 404),
     ] {
-        let (got, text) = page.ask(request, "Sec-Fetch-Site: same-origin\r\nContent-Length: 0\r\n");
+        let (got, text) = page.ask(request, &format!("{OURS}{}", page.anna.cookie), &body);
         assert_eq!(got, status, "{request}: {text}");
         assert!(text.contains("content-security-policy: default-src 'none'"), "{text}");
     }
     assert_eq!(work.host.done(), [""; 0]);
+}
+
+#[test]
+fn without_a_session_there_is_a_login_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    page.until("/servers", "row-3");
+    let other = "0".repeat(64);
+    for cookie in
+        [String::new(), format!("Cookie: left4me={other}\r\n"), "Cookie: left4me=' OR 1=1 --\r\n".into()]
+    {
+        for path in ["/", "/servers", "/servers/3", "/servers/3/reset", "/jobs", "/jobs/1", "/doctor", "/no"]
+        {
+            let (status, text) = page.ask(&format!("GET {path}"), &cookie, "");
+            assert!(status == 303 && text.contains("location: /login?to=/"), "{path}: {text}");
+            assert!(text.contains("content-length: 0\r\n"), "{path}: {text}");
+        }
+        assert_eq!(page.ask("GET /live?page=/servers", &cookie, "").0, 401);
+        for path in ["/servers/3/reset", "/logout"] {
+            let (status, text) = page.ask(&format!("POST {path}"), &format!("{OURS}{cookie}"), "token=");
+            assert_eq!(status, 401, "{path}: {text}");
+        }
+    }
+    let (status, text) = page.ask("GET /login?to=//evil.example", "", "");
+    assert!(status == 200 && text.contains("name=\"to\" value=\"/servers\""), "{text}");
+    assert!(!text.contains("eu-1") && !text.contains("row-3"), "{text}");
+    assert_eq!(work.host.done(), [""; 0]);
+}
+
+#[test]
+fn a_form_without_the_sessions_own_token_does_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    page.until("/servers", "row-3");
+    // Another session's, of the same user, is as good as none.
+    let (_, again) = page.comes_in("anna", "");
+    assert_ne!(again.token, page.anna.token);
+    let cookie = page.anna.cookie.trim_start_matches("Cookie: left4me=").trim();
+    for token in ["", "x", &again.token, cookie, &page.anna.token[1..]] {
+        for path in ["/servers/3/reset", "/logout"] {
+            let forged = Browser { token: token.into(), ..page.anna.clone() };
+            let (status, text) = page.press_as(&forged, path);
+            assert_eq!(status, 403, "{path} {token}: {text}");
+        }
+    }
+    let (status, _) = page.ask("POST /servers/3/reset", &format!("{OURS}{}", page.anna.cookie), "");
+    assert_eq!(status, 403);
+    assert_eq!(work.host.done(), [""; 0]);
+    assert_eq!(page.press("/servers/3/reset").0, 303);
+}
+
+#[test]
+fn who_may_look_does_not_operate() {
+    let directory = tempfile::tempdir().unwrap();
+    let work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    page.until("/servers", "row-3");
+    let (_, otto) = page.comes_in("otto", "");
+    let (status, text) = page.get_as(&otto, "/servers/3");
+    assert!(status == 200 && text.contains("you may look, and not operate"), "{text}");
+    assert!(!text.contains("action=\"/servers/3/") && !text.contains("data-ask"), "{text}");
+    for verb in ["start", "stop", "reset"] {
+        let (status, text) = page.press_as(&otto, &format!("/servers/3/{verb}"));
+        assert_eq!(status, 403, "{text}");
+    }
+    assert_eq!(work.host.done(), [""; 0]);
+    assert!(!page.get("/jobs").1.contains("#1"));
+    // Who asked is in the row.
+    assert_eq!(page.press("/servers/3/start").0, 303);
+    page.until("/jobs/1", "by anna (uid ");
+}
+
+#[test]
+fn a_session_ends_by_its_logout_and_by_another_password_and_so_do_its_streams() {
+    let directory = tempfile::tempdir().unwrap();
+    let _work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    page.until("/servers", "row-3");
+    let ended = |browser: &Browser, end: &dyn Fn()| {
+        let mut stream = page.follow(browser, "/servers");
+        assert_eq!(page.get_as(browser, "/servers").0, 200);
+        end();
+        let mut all = String::new();
+        stream.read_to_string(&mut all).unwrap_or_else(|error| panic!("{error}: {all}"));
+        assert!(all.contains("event: over"), "{all}");
+        assert_eq!(page.get_as(browser, "/servers").0, 303);
+    };
+    let (_, otto) = page.comes_in("otto", "");
+    ended(&otto, &|| {
+        let (status, text) = page.press_as(&otto, "/logout");
+        assert!(status == 303 && text.contains("set-cookie: left4me=; "), "{text}");
+        assert!(text.contains("Max-Age=0"), "{text}");
+    });
+    // As `left4me-web passwd` does it, in another process.
+    let others = [page.comes_in("otto", "").1, page.comes_in("otto", "").1];
+    ended(&others[0], &|| {
+        let mut store = Store::open(&page.database).unwrap();
+        store.set_user(&"otto".parse().unwrap(), Role::Look, kept()).unwrap();
+    });
+    assert_eq!(page.get_as(&others[1], "/servers").0, 303);
+    assert_eq!(page.get("/servers").0, 200);
+}
+
+#[test]
+fn a_session_is_made_at_the_login_and_taken_from_nobody() {
+    let directory = tempfile::tempdir().unwrap();
+    let _work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    let planted = format!("Cookie: left4me={}\r\n", "a".repeat(64));
+    let (text, browser) = {
+        let (status, text) = page.tries("anna", PASSWORD, &planted);
+        assert_eq!(status, 303);
+        let cookie = between(&text, "set-cookie: ", ";").to_owned();
+        (text, Browser { cookie: format!("Cookie: {cookie}\r\n"), token: String::new() })
+    };
+    assert_ne!(browser.cookie, planted, "{text}");
+    assert_eq!(page.ask("GET /servers", &planted, "").0, 303);
+    assert_eq!(page.get_as(&browser, "/servers").0, 200);
+    // A login ends the session that the browser had before.
+    assert_eq!(page.tries("otto", PASSWORD, &browser.cookie).0, 303);
+    assert_eq!(page.get_as(&browser, "/servers").0, 303);
+    // Behind TLS, the cookie is for TLS; without, that one is none. On a port, nobody can say that there is TLS.
+    let tls = "X-Forwarded-Proto: https\r\nX-Forwarded-For: 192.0.2.7\r\n";
+    let (text, secure) = page.comes_in("anna", tls);
+    assert!(text.contains("SameSite=Strict; Secure\r\n"), "{text}");
+    assert!(secure.cookie.starts_with("Cookie: __Host-left4me="), "{}", secure.cookie);
+    assert_eq!(page.get_as(&secure, "/servers").0, 303);
+    assert_eq!(page.ask("GET /servers", &format!("{}{tls}", secure.cookie), "").0, 200);
+}
+
+#[test]
+fn who_guesses_is_held_up_and_nobody_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let _work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    let from = |address: &str| format!("X-Forwarded-For: {address}\r\n");
+    let mut wrong = 0;
+    let held_up = loop {
+        // Each address before the last is made up by the client.
+        let (status, text) =
+            page.tries("otto", "wrong horse", &from(&format!("198.51.100.{wrong}, 192.0.2.7")));
+        match status {
+            401 => wrong += 1,
+            429 => break text,
+            _ => panic!("{text}"),
+        }
+    };
+    assert!(wrong == 10 && held_up.contains("retry-after: "), "{wrong}: {held_up}");
+    // Also with the right password, and from there for others. From elsewhere, otto comes in.
+    assert_eq!(page.tries("otto", PASSWORD, &from("192.0.2.7")).0, 429);
+    assert_eq!(page.tries("anna", PASSWORD, &from("192.0.2.7")).0, 429);
+    assert_eq!(page.tries("otto", PASSWORD, &from("192.0.2.8")).0, 303);
+    assert_eq!(page.get("/servers").0, 200);
+    // Whether there is such a user is not said.
+    let [there, not_there] =
+        ["otto", "nobody"].map(|user| page.tries(user, "wrong horse", &from("192.0.2.9")));
+    assert_eq!(there.0, 401);
+    let body = |text: &str| text.split_once("\r\n\r\n").unwrap().1.to_owned();
+    assert_eq!(body(&there.1), body(&not_there.1));
+    for user in ["%3Cscript%3E", "", "anna%00", "' OR 1=1 --"] {
+        let (status, text) = page.tries(user, PASSWORD, &from("192.0.2.10"));
+        assert!(status == 401 && !text.contains("<script>"), "{text}");
+    }
 }
 
 /// By its socket the page is started by its first request, which may be a bookmark.

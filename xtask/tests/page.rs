@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         trial("the-dialog-outlives-the-row-that-opened-it", dialog),
         trial("all-of-it-by-keyboard", keyboard),
         trial("what-changes-is-shown-at-once", changes),
+        trial("who-leaves-is-out-and-who-looks-cannot-press", roles),
         trial("pictures", pictures),
         trial("on-a-booted-machine", machine),
     ];
@@ -105,8 +106,21 @@ fn target() -> Result<&'static Path> {
 
 async fn started(scratch: &Path) -> Result<(Page, Browser)> {
     let page = Page::start(scratch).await?;
-    let browser = Browser::start(scratch, Some(&page.address)).await?;
+    let mut browser = Browser::start(scratch, Some(&page.address)).await?;
+    come_in(&mut browser, &page.address, "anna").await?;
     Ok((page, browser))
+}
+
+/// By the login's form, where somebody without a session comes to.
+async fn come_in(browser: &mut Browser, address: &str, user: &str) -> Result<()> {
+    browser.go(&format!("{address}/servers")).await?;
+    let at = browser.value("location.pathname").await?;
+    ensure!(at == "/login", "without a session the browser is at {at}");
+    let fill = format!(
+        "document.getElementById('user').value = {user:?}; document.getElementById('password').value = 'only for a try'"
+    );
+    browser.value(&fill).await?;
+    click_to(browser, "#enter", "/servers").await
 }
 
 /// Waits until an expression is true, by an observer of the document: nothing is asked again and again.
@@ -316,6 +330,29 @@ async fn changes(scratch: &Path) -> Result<()> {
     page.end().await
 }
 
+/// A page that is open when its session ends goes to the login by itself; and one who looks has no button that does anything.
+async fn roles(scratch: &Path) -> Result<()> {
+    let (mut page, mut browser) = started(scratch).await?;
+    let loads = browser.loads;
+    // As from another tab.
+    let leave = "fetch('/logout', { method: 'POST', redirect: 'manual', \
+                 body: new URLSearchParams(new FormData(document.getElementById('leave'))) }).then(() => true)";
+    browser.value(leave).await?;
+    is_at(&mut browser, loads, "/login").await?;
+    come_in(&mut browser, &page.address, "otto").await?;
+    until(&mut browser, "document.querySelector('#row-3 [aria-disabled]')").await?;
+    ensure!(browser.text("#leave span").await? == "otto, look", "who is in");
+    let why = browser.text("#row-3 .why").await?;
+    ensure!(why == "you may look, and not operate", "{why}");
+    for button in ["#start-3", "#reset-3"] {
+        click(&mut browser, button).await?;
+    }
+    ensure!(browser.value(OPEN).await? == false, "a question that is not for who looks");
+    ensure!(page.play("done").await?.is_empty(), "nothing was done");
+    browser.end().await?;
+    page.end().await
+}
+
 /// Each page, light and dark, for people to look at.
 async fn pictures(scratch: &Path) -> Result<()> {
     let (mut page, mut browser) = started(scratch).await?;
@@ -345,6 +382,12 @@ async fn pictures(scratch: &Path) -> Result<()> {
         click(&mut browser, "#reset-4").await?;
         until(&mut browser, OPEN).await?;
         browser.picture(&kept.join(format!("dialog-{scheme}.png"))).await?;
+    }
+    browser.go(&format!("{}/servers", page.address)).await?;
+    click_to(&mut browser, "#logout", "/login").await?;
+    for scheme in ["light", "dark"] {
+        browser.show("screen", scheme).await?;
+        browser.picture(&kept.join(format!("login-{scheme}.png"))).await?;
     }
     eprintln!("the pictures: {}", kept.display());
     browser.end().await?;

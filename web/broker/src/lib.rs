@@ -8,6 +8,7 @@
 //! does; no thread waits by the clock. A crate for varlink (zlink 0.8) was tried on paper and dropped: it reads messages of
 //! up to 100 MB, and serves all connections in one loop, in which one client that does not read holds up the others.
 
+pub mod audit;
 pub mod host;
 pub mod jobs;
 pub mod kept;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use crate::audit;
 use crate::host::Host;
 use crate::jobs::{AT_ONCE, InTheWay};
 use crate::verbs::{self, Refused, Verb};
@@ -121,13 +122,26 @@ fn answer<H: Host>(call: &Call, work: &Arc<Work<H>>, uid: u32, to: &mut impl Wri
             refuse(to, refused)
         }
         Ok(Verb::Do(deed, instance, ticket)) => {
-            // The audit: one line for each, whoever asked.
-            eprintln!("uid {uid}: {deed} {instance}, ticket {ticket}");
+            let asked = format!("uid {uid}: {deed} {instance}, ticket {ticket}");
+            let mut fields = vec![
+                ("UID", uid.to_string()),
+                ("VERB", deed.to_string()),
+                ("INSTANCE", instance.to_string()),
+                ("TICKET", ticket.to_string()),
+            ];
             match work.begin(deed, instance, ticket) {
-                Ok(()) => reply(to, &json!({}), false),
+                Ok(()) => {
+                    fields.push(("OUTCOME", "begun".into()));
+                    audit::say(&asked, &fields);
+                    reply(to, &json!({}), false)
+                }
                 Err(refusal) => {
                     let refused = refused(&refusal);
-                    eprintln!("uid {uid}: refused: {} {:?}", refused.error, refused.parameters);
+                    fields.push(("OUTCOME", refused.error.clone()));
+                    audit::say(
+                        &format!("{asked}: refused: {} {:?}", refused.error, refused.parameters),
+                        &fields,
+                    );
                     refuse(to, refused)
                 }
             }
