@@ -2,8 +2,8 @@
 //! `cargo run -p left4me-web --example played DIRECTORY`. The first line that it prints is its address. There are two users, `anna`,
 //! who operates, and `otto`, who looks; the password of both is `only for a try`.
 //!
-//! A line of its standard input changes the machine: `set 3 failed`, `hold`, `go`, `fail WHY`, `mend`; `done` says what was
-//! done. The end of it ends all.
+//! A line of its standard input changes the machine: `set 3 failed`, `hold`, `go`, `fail WHY`, `mend`, `players 3 MAP`,
+//! `held WHY`, `say TEXT`; `done` says what was done. The end of it ends all.
 
 use std::io::BufRead as _;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,9 @@ fn main() -> Result<()> {
 fn play(host: &Played, line: &str) -> Result<()> {
     match line.splitn(3, ' ').collect::<Vec<_>>().as_slice() {
         ["set", name, state] => host.set(name, state),
+        ["players", people, map] => host.players(people.parse().context("how many")?, map),
+        ["held", by @ ..] => host.held(&by.join(" ")),
+        ["say", text @ ..] => host.say(&text.join(" ")),
         ["hold"] => host.hold(true),
         ["go"] => host.hold(false),
         ["fail", why @ ..] => host.fail(Some(&why.join(" "))),

@@ -1,12 +1,13 @@
 //! What the page knows: what the broker saw last, and the jobs; and how a job is asked for.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use left4me_broker::audit;
+use left4me_broker::host::Server;
 use left4me_broker::verbs::{Deed, Ticket};
 use left4me_broker::work::Seen;
 use left4me_helper::instance::Instance;
@@ -40,6 +41,15 @@ pub struct View {
     pub is_asked: bool,
 }
 
+/// What the broker says of a server, or why it does not.
+type Told = Result<Server, String>;
+
+/// What it said last, and at which change.
+type Last = tokio::sync::Mutex<Option<(u64, Told)>>;
+
+/// How many servers' last words are kept. Only who is in can ask for one.
+const KEPT: usize = 256;
+
 /// All of it.
 #[derive(Debug)]
 pub struct App {
@@ -49,6 +59,8 @@ pub struct App {
     view: watch::Sender<View>,
     /// The tickets that are being asked for at this moment.
     asking: Mutex<BTreeSet<String>>,
+    /// Of each server.
+    servers: Mutex<BTreeMap<String, Arc<Last>>>,
     limits: Mutex<Limits>,
     /// Who has a password compared, or waits for it.
     pub(crate) hashing: Semaphore,
@@ -91,6 +103,7 @@ impl App {
             store: Mutex::new(store),
             view,
             asking: Mutex::default(),
+            servers: Mutex::default(),
             limits: Mutex::default(),
             hashing: Semaphore::new(COMPARED),
             turn: tokio::sync::Mutex::default(),
@@ -100,6 +113,25 @@ impl App {
     /// The database.
     pub fn store(&self) -> MutexGuard<'_, Store> {
         locked(&self.store)
+    }
+
+    /// One server, asked once for each change however many look on: the broker looks for who plays and into the journal.
+    pub(crate) async fn server(&self, instance: &Instance) -> Told {
+        let kept = {
+            let mut servers = locked(&self.servers);
+            if servers.len() >= KEPT && !servers.contains_key(instance.as_str()) {
+                servers.clear();
+            }
+            Arc::clone(servers.entry(instance.to_string()).or_default())
+        };
+        let mut kept = kept.lock().await;
+        let now = self.view.borrow().jobs;
+        if let Some((_, told)) = kept.as_ref().filter(|(at, _)| *at == now) {
+            return told.clone();
+        }
+        let told = self.broker.server(instance).await.map_err(|error| format!("{error:#}"));
+        *kept = Some((now, told.clone()));
+        told
     }
 
     /// How often somebody may try to come in.

@@ -2,6 +2,7 @@
 //! changes. All values are escaped by askama: none is HTML.
 
 use askama::Template;
+use left4me_broker::game::Players;
 use left4me_broker::host::{Diagnoses, Server};
 use left4me_ctl::list::Row;
 use left4me_ctl::report::Report;
@@ -88,6 +89,8 @@ pub struct ResetPage {
     pub state: String,
     /// What is lost.
     pub loss: String,
+    /// Who plays.
+    pub players: String,
 }
 
 /// `/jobs`.
@@ -137,6 +140,36 @@ pub struct RefusedPage {
 /// Milliseconds as people read them.
 fn spoken(ms: &i64) -> String {
     if *ms < 10_000 { format!("{}.{:03} s", ms / 1000, ms % 1000) } else { format!("{} s", ms / 1000) }
+}
+
+/// Who plays, in words.
+pub(crate) fn players(players: &Option<Players>) -> String {
+    let Some(Players { people, places, bots, map }) = players else {
+        return "not known, the game does not answer".into();
+    };
+    let who = match people {
+        0 => "nobody".into(),
+        1 => "1 person".into(),
+        many => format!("{many} people"),
+    };
+    let bots = if *bots > 0 { format!(", and {bots} bots") } else { String::new() };
+    format!("{who} of {places}{bots}, on {map}")
+}
+
+/// Milliseconds since 1970, as people read them.
+fn moment(ms: &u64) -> String {
+    let (days, seconds) = (ms / 86_400_000, ms / 1000 % 86_400);
+    // Years begin in March here: a leap day is the last of its year (Howard Hinnant, days_from_civil).
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let month = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * month + 2) / 5 + 1;
+    let month = if month < 10 { month + 3 } else { month - 9 };
+    let year = year + era * 400 + u64::from(month <= 2);
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    format!("{year}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}")
 }
 
 /// A phase and how long it took.
@@ -222,6 +255,30 @@ mod tests {
         assert!(!html.contains("<script>alert"), "{html}");
         assert!(html.contains("alert(1)"), "{html}");
         assert!(html.contains(&page.as_live().render().unwrap()), "the live part is a part");
+    }
+
+    #[test]
+    fn who_plays_is_said_in_words() {
+        let some =
+            |people, bots| players(&Some(Players { people, places: 8, bots, map: "c1m1_hotel".into() }));
+        assert_eq!(some(0, 0), "nobody of 8, on c1m1_hotel");
+        assert_eq!(some(1, 0), "1 person of 8, on c1m1_hotel");
+        assert_eq!(some(3, 1), "3 people of 8, and 1 bots, on c1m1_hotel");
+        assert_eq!(players(&None), "not known, the game does not answer");
+    }
+
+    #[test]
+    fn moments_are_dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01 00:00:00"),
+            (951_782_400, "2000-02-29 00:00:00"),
+            (951_868_799, "2000-02-29 23:59:59"),
+            (1_795_771_037, "2026-11-27 09:17:17"),
+            (4_107_542_400, "2100-03-01 00:00:00"),
+            (4_107_542_399, "2100-02-28 23:59:59"),
+        ] {
+            assert_eq!(moment(&(seconds * 1000 + 7)), text);
+        }
     }
 
     #[test]

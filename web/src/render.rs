@@ -70,7 +70,7 @@ pub(crate) async fn rendered(app: &App, session: &Session, place: &Place) -> Res
             Ok(Rendered { whole: page.render()?, live: page.as_live().render()? })
         }
         Place::Server(instance) => {
-            let server = app.broker.server(instance).await.map_err(|error| format!("{error:#}"));
+            let server = app.server(instance).await;
             let jobs = app.store().last(Some(instance))?;
             let entry = entries(&jobs).into_iter().find(|entry| entry.row.instance == instance.as_str());
             let page = ServerPage { head, name: instance.to_string(), entry, server, jobs };

@@ -138,15 +138,22 @@ async fn question(
         return Err(nothing());
     }
     let instance = known(&app, &id)?;
-    let (state, loss) = match app.broker.server(&instance).await {
+    let (state, loss, players) = match app.broker.server(&instance).await {
         Ok(server) => {
             let why = server.loss.error.map(|why| format!("how much is not known ({why})"));
-            (server.report.active_state, server.loss.text.or(why).unwrap_or_else(|| "nothing".into()))
+            let players = crate::pages::players(&server.players);
+            (
+                server.report.active_state,
+                server.loss.text.or(why).unwrap_or_else(|| "nothing".into()),
+                players,
+            )
         }
-        Err(error) => ("not known".into(), format!("how much is not known ({error:#})")),
+        Err(error) => {
+            ("not known".into(), format!("how much is not known ({error:#})"), crate::pages::players(&None))
+        }
     };
     let head = Head { live: None, problem: app.view().problem, me: Some(me) };
-    Ok(Html(ResetPage { head, name: instance.to_string(), state, loss }.render()?))
+    Ok(Html(ResetPage { head, name: instance.to_string(), state, loss, players }.render()?))
 }
 
 async fn act(

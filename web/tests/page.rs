@@ -462,6 +462,29 @@ fn the_first_request_is_answered_with_what_there_is() {
     }
 }
 
+#[test]
+fn a_servers_page_says_who_plays_who_holds_it_and_what_it_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    page.until("/servers/3", "not known, the game does not answer");
+    work.host.players(3, "c1m1_<b>hotel");
+    page.until("/servers/3", "3 people of 8, and 1 bots, on c1m1_&#60;b&#62;hotel");
+    work.host.say("<script>throw 1</script>");
+    page.until("/servers/3", "&#60;script&#62;throw 1&#60;/script&#62;");
+    work.host.held("held by 196 (<b>bash</b>): end it");
+    page.until("/servers/3", "held by 196 (&#60;b&#62;bash&#60;/b&#62;): end it");
+    let (status, text) = page.get("/servers/3/reset");
+    for words in ["Reset server 3?", "2 files, 3.0 MiB", "3 people of 8"] {
+        assert!(status == 200 && text.contains(words), "{text}");
+    }
+    let (_, text) = page.get("/servers/3");
+    assert!(
+        !text.contains("<script>throw") && !text.contains("<b>hotel") && !text.contains("<b>bash"),
+        "{text}"
+    );
+}
+
 /// The targets of the first page: what it weighs.
 #[test]
 fn a_page_is_small() {

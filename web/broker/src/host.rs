@@ -7,6 +7,8 @@ use left4me_ctl::report::{Diagnosis, Report};
 use left4me_helper::instance::Instance;
 use serde::{Deserialize, Serialize};
 
+use crate::game::Players;
+use crate::journal::Journal;
 use crate::verbs::Deed;
 
 /// All instances.
@@ -25,6 +27,12 @@ pub struct Server {
     pub report: Report,
     /// What a reset deletes.
     pub loss: Loss,
+    /// Who plays; none if the game did not answer.
+    pub players: Option<Players>,
+    /// Who holds the mount of a server that is down, and what to do about it; none if nothing is mounted.
+    pub held: Option<String>,
+    /// What its units said last.
+    pub journal: Journal,
 }
 
 /// What a server wrote and a reset deletes.

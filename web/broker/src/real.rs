@@ -1,26 +1,34 @@
 //! This machine: what `l4d2ctl` does, through its library.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use async_io::block_on;
+use holders::Query;
 use holders::chain::chain;
 use left4me_ctl::actions::{self, Action, DEFAULT_TIMEOUT};
 use left4me_ctl::doctor::{self, Mountpoint};
 use left4me_ctl::report::{Diagnosis, Files, Report};
 use left4me_ctl::systemd::Systemd;
 use left4me_ctl::units::UnitsError;
-use left4me_ctl::{control, fleet, list, neighbours, warning};
+use left4me_ctl::{control, fleet, list, neighbours, variables, warning};
+use left4me_helper::busy;
 use left4me_helper::instance::Instance;
 use left4me_helper::state::StateDir;
 use systemd_bus::call;
 use zbus::blocking::{Connection, MessageIterator};
 
+use crate::game::{self, Players};
 use crate::host::{Diagnoses, Host, Loss, Server, Servers};
+use crate::journal;
 use crate::verbs::Deed;
 
 /// What questions may take on top of a job, and alone.
 const MARGIN: Duration = Duration::from_secs(10);
+
+/// How long may be looked for who holds a mount.
+const LONGEST_LOOK: Duration = Duration::from_secs(3);
 
 /// How many changes may wait for us: more are one.
 const QUEUED: usize = 64;
@@ -68,7 +76,9 @@ impl Host for Machine {
             Ok(loss) => Loss { text: Some(loss.to_string()), error: None },
             Err(error) => Loss { text: None, error: Some(chain(&error)) },
         };
-        Server { report, loss }
+        let players = (report.active_state == "active").then(|| self.players(instance)).flatten();
+        let held = self.held(instance, &report);
+        Server { report, loss, players, held, journal: journal::tail(instance) }
     }
 
     fn doctor(&self) -> Diagnoses {
@@ -110,6 +120,35 @@ impl Host for Machine {
             })
         };
         watch().map_err(|error| format!("systemd's changes: {error}"))
+    }
+}
+
+impl Machine {
+    /// Who plays, asked where the instance's variables say that the game listens.
+    fn players(&self, instance: &Instance) -> Option<Players> {
+        let file = variables::file(&instance.paths(&self.0.state_dir).file);
+        let port = variables::port_of(&file).ok()?;
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        let address = variables::parse(&text).into_iter().rfind(|(name, _)| name == "L4D2_IP");
+        let address = address.and_then(|(_, text)| text.parse().ok());
+        game::ask(
+            address.filter(|address: &Ipv4Addr| !address.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST),
+            port,
+        )
+    }
+
+    /// Who holds the mount of a server that is down. Of one that runs, it is the server.
+    fn held(&self, instance: &Instance, report: &Report) -> Option<String> {
+        let is_down = matches!(report.active_state.as_str(), "inactive" | "failed");
+        if !is_down || report.mounted != Some(true) {
+            return None;
+        }
+        let merged = instance.paths(&self.0.state_dir).merged;
+        let verdict = match Query::new(merged).deadline(Instant::now() + LONGEST_LOOK).run() {
+            Ok(report) => busy::Verdict::Found(report.verdict()),
+            Err(error) => busy::Verdict::NoLook(error),
+        };
+        Some(verdict.to_string())
     }
 }
 

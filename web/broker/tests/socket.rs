@@ -146,6 +146,23 @@ fn what_is_no_call_ends_its_connection_and_no_other() {
 }
 
 #[test]
+fn a_server_is_told_with_who_plays_who_holds_it_and_what_it_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let work = serving(directory.path(), Played::new(&["3"]));
+    let mut client = Client::connect(directory.path());
+    let mut ask = || client.ask("left4me.Broker.Server", json!({ "id": "3" })).parameters;
+    let server = ask();
+    assert_eq!((&server["players"], &server["held"]), (&Value::Null, &Value::Null));
+    work.host.players(3, "c1m1_hotel");
+    work.host.held("held by 196 (bash)");
+    work.host.say("<b>a line</b>");
+    let server = ask();
+    assert_eq!(server["players"], json!({ "people": 3, "places": 8, "bots": 1, "map": "c1m1_hotel" }));
+    assert_eq!(server["held"], "held by 196 (bash)");
+    assert_eq!(server["journal"]["lines"][0]["text"], "<b>a line</b>");
+}
+
+#[test]
 fn so_many_connections_and_no_more() {
     let directory = tempfile::tempdir().unwrap();
     serving(directory.path(), Played::new(&["3"]));

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Condvar, Mutex};
 
+use left4me_broker::game::Players;
 use left4me_broker::host::{Diagnoses, Host, Loss, Server, Servers};
+use left4me_broker::journal::{Journal, Line};
 use left4me_broker::verbs::Deed;
 use left4me_ctl::actions::Action;
 use left4me_ctl::control::not_begun;
@@ -29,6 +31,12 @@ struct Play {
     failure: Option<String>,
     /// What was done.
     done: Vec<String>,
+    /// Who plays on each.
+    players: Option<Players>,
+    /// Who holds what is mounted.
+    held: Option<String>,
+    /// What each said.
+    said: Vec<String>,
     /// Counts changes that systemd would tell of.
     version: u64,
 }
@@ -62,6 +70,21 @@ impl Played {
     /// Why the next jobs fail; none if they do not.
     pub(crate) fn fail(&self, why: Option<&str>) {
         self.with(|play| play.failure = why.map(str::to_owned));
+    }
+
+    /// So many play, on a map.
+    pub(crate) fn players(&self, people: u8, map: &str) {
+        self.with(|play| play.players = Some(Players { people, places: 8, bots: 1, map: map.into() }));
+    }
+
+    /// Somebody holds what is mounted.
+    pub(crate) fn held(&self, by: &str) {
+        self.with(|play| play.held = Some(by.into()));
+    }
+
+    /// The servers say something.
+    pub(crate) fn say(&self, text: &str) {
+        self.with(|play| play.said.push(text.into()));
     }
 
     /// What was done.
@@ -122,7 +145,16 @@ impl Host for Played {
         report.active_state =
             self.play.lock().unwrap().servers.get(instance.as_str()).cloned().unwrap_or_default();
         report.ok = report.active_state == "active";
-        Server { report, loss: Loss { text: Some("2 files, 3.0 MiB".into()), error: None } }
+        let play = self.play.lock().unwrap();
+        let line = |text: &String| Line {
+            at_ms: 1_795_771_037_060,
+            from: "srcds_run".into(),
+            priority: 6,
+            text: text.clone(),
+        };
+        let journal = Journal { lines: play.said.iter().map(line).collect(), error: None };
+        let loss = Loss { text: Some("2 files, 3.0 MiB".into()), error: None };
+        Server { report, loss, players: play.players.clone(), held: play.held.clone(), journal }
     }
 
     fn doctor(&self) -> Diagnoses {
