@@ -7,7 +7,7 @@ use left4me_broker::jobs::{Job, State};
 use left4me_broker::verbs::{Deed, Ticket};
 use left4me_ctl::report::Report;
 use left4me_helper::instance::Instance;
-use rusqlite::{Connection, OptionalExtension as _, Result, Row, params};
+use rusqlite::{Connection, OptionalExtension as _, Result, Row, TransactionBehavior, params};
 
 /// How many rows a page shows.
 const SHOWN: u32 = 100;
@@ -88,7 +88,9 @@ impl Store {
         connection.execute_batch(
             "PRAGMA journal_mode = wal; PRAGMA synchronous = full; PRAGMA foreign_keys = on;",
         )?;
-        let done: i64 = connection.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+        // The page and `left4me-web passwd` may open a new one at once: whoever is second waits, and finds all done.
+        let steps = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let done: i64 = steps.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let done = usize::try_from(done).unwrap_or(usize::MAX);
         anyhow::ensure!(
             done <= MIGRATIONS.len(),
@@ -97,11 +99,10 @@ impl Store {
             MIGRATIONS.len()
         );
         for (index, migration) in MIGRATIONS.iter().enumerate().skip(done) {
-            let step = connection.transaction()?;
-            step.execute_batch(migration)?;
-            step.execute_batch(&format!("PRAGMA user_version = {}", index + 1))?;
-            step.commit()?;
+            steps.execute_batch(migration)?;
+            steps.execute_batch(&format!("PRAGMA user_version = {}", index + 1))?;
         }
+        steps.commit()?;
         Ok(Self(connection))
     }
 
@@ -245,6 +246,20 @@ mod tests {
         assert_eq!(store.job(first).unwrap().unwrap().state, "succeeded");
         assert_eq!(store.last(Some(&three)).unwrap().len(), 2);
         assert_eq!(store.last(None).unwrap().len(), 3);
+    }
+
+    #[test]
+    fn who_opens_a_new_one_at_once_waits() {
+        for _ in 0..20 {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("jobs.sqlite");
+            std::thread::scope(|scope| {
+                let opened: Vec<_> = (0..4).map(|_| scope.spawn(|| Store::open(&path).map(drop))).collect();
+                for opened in opened {
+                    opened.join().unwrap().unwrap();
+                }
+            });
+        }
     }
 
     #[test]

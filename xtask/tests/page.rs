@@ -248,10 +248,10 @@ async fn keyboard(scratch: &Path) -> Result<()> {
     page.end().await
 }
 
-/// The programs and their units in a machine, with real servers. They are this host's build, so its glibc must not be newer than the
-/// guest's.
-async fn machine(scratch: &Path) -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the checkout")?;
+/// A scenario with the programs and their units, and real servers. They are this host's build, so its glibc must not be newer than
+/// the guest's.
+async fn scenario(scratch: &Path) -> Result<PathBuf> {
+    let root = root()?;
     let here = root.join("xtask/tests/page");
     let scenario = scratch.join("page");
     let (libexec, units) = ("files/usr/local/libexec/left4me", "files/etc/systemd/system");
@@ -264,7 +264,7 @@ async fn machine(scratch: &Path) -> Result<()> {
     let copy = |from: PathBuf, to: String| {
         std::fs::copy(&from, scenario.join(&to)).with_context(|| format!("copy {}", from.display()))
     };
-    for file in ["outcome.snap", "files/press.pl"] {
+    for file in ["outcome.snap", "files/press.pl", "files/taken.pl"] {
         copy(here.join(file), file.to_owned())?;
     }
     for kind in ["socket", "service"] {
@@ -279,6 +279,13 @@ async fn machine(scratch: &Path) -> Result<()> {
     for program in ["left4me-web", "left4me-broker"] {
         copy(target.join("debug").join(program), format!("{libexec}/{program}"))?;
     }
+    Ok(scenario)
+}
+
+/// The page's units in a machine, and their programs, by the recorder.
+async fn machine(scratch: &Path) -> Result<()> {
+    let scenario = scenario(scratch).await?;
+    let here = root()?.join("xtask/tests/page");
     // Durations are not compared: the programs are another build on each host. So what came out is accepted there, and compared here.
     let run = Program::new(env!("CARGO_BIN_EXE_xtask")).env("INSTA_UPDATE", "always");
     let run = run.args(["vm-test", "--image", "trixie", "--results"]).arg(scratch.join("results"));
@@ -288,6 +295,10 @@ async fn machine(scratch: &Path) -> Result<()> {
     let (came, expected) = (came.context("read what came out")?, expected.context("read what is expected")?);
     ensure!(came == expected, "not {}/outcome.snap:\n{came}", here.display());
     Ok(())
+}
+
+fn root() -> Result<&'static Path> {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the checkout")
 }
 
 async fn tab_to(browser: &mut Browser, id: &str) -> Result<()> {

@@ -1,6 +1,7 @@
 //! Doing what was asked for: jobs in threads of their own, which go on whoever leaves, and everybody who watches told of changes.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +12,7 @@ use left4me_helper::instance::Instance;
 use serde::{Deserialize, Serialize};
 
 use crate::host::{Host, Servers};
-use crate::jobs::{InTheWay, Job, Jobs};
+use crate::jobs::{InTheWay, Job, Jobs, State};
 use crate::kept::Kept;
 use crate::verbs::{Deed, Ticket};
 
@@ -36,6 +37,8 @@ pub struct Work<H> {
     pub host: H,
     jobs: Mutex<Jobs>,
     kept: Kept,
+    /// Whether no job begins any more.
+    is_ending: AtomicBool,
     /// Counts changes.
     version: Mutex<u64>,
     changed: Condvar,
@@ -52,9 +55,9 @@ impl<H: Host> Work<H> {
         let mut jobs = Jobs::again(jobs);
         jobs.tidy().iter().try_for_each(|old| kept.remove(old))?;
         jobs.all().iter().try_for_each(|job| kept.put(job))?;
-        let work =
-            Self { host, jobs: Mutex::new(jobs), kept, version: Mutex::new(0), changed: Condvar::new() };
-        Ok(Arc::new(work))
+        let (version, changed) = (Mutex::new(0), Condvar::new());
+        let is_ending = AtomicBool::new(false);
+        Ok(Arc::new(Self { host, jobs: Mutex::new(jobs), kept, is_ending, version, changed }))
     }
 
     /// Begins a job, and does not wait for it.
@@ -63,6 +66,9 @@ impl<H: Host> Work<H> {
     /// Another one is in the way.
     pub fn begin(self: &Arc<Self>, deed: Deed, instance: Instance, ticket: Ticket) -> Result<(), Refusal> {
         let mut jobs = locked(&self.jobs);
+        if self.is_ending.load(Ordering::SeqCst) {
+            return Err(Refusal::Disk("the broker is being stopped: ask again".into()));
+        }
         let Some(job) = jobs.begin(deed, instance.as_str(), &ticket, now_ms())? else {
             return Ok(());
         };
@@ -98,6 +104,19 @@ impl<H: Host> Work<H> {
         }
         self.has_changed();
         Ok(())
+    }
+
+    /// Begins no more jobs, and waits for those that are under way: their outcomes are on disk then.
+    pub fn end(&self) {
+        {
+            // Whoever has the lock has begun a job, or sees that none begins.
+            let _jobs = locked(&self.jobs);
+            self.is_ending.store(true, Ordering::SeqCst);
+        }
+        let mut version = locked(&self.version);
+        while locked(&self.jobs).all().iter().any(|job| job.state == State::Running) {
+            version = self.changed.wait(version).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Something has changed: everybody who watches looks.

@@ -146,6 +146,31 @@ fn what_is_no_call_ends_its_connection_and_no_other() {
 }
 
 #[test]
+fn who_is_to_end_begins_no_more_and_waits_for_what_is_under_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let work = serving(directory.path(), Played::new(&["3", "4"]));
+    work.host.hold(true);
+    let mut client = Client::connect(directory.path());
+    assert_eq!(client.begin("Reset", "3", 1).error, None);
+    let (ended, has_ended) = std::sync::mpsc::channel();
+    let ending = Arc::clone(&work);
+    let thread = std::thread::spawn(move || {
+        ending.end();
+        ended.send(()).unwrap();
+    });
+    // Until it begins to end, jobs begin.
+    let refused = (2..).map(|ticket| client.begin("Start", "4", ticket).error);
+    let refused = refused.flatten().find(|error| error != "left4me.Broker.Busy");
+    assert_eq!(refused.as_deref(), Some("left4me.Broker.NotKept"));
+    assert!(has_ended.try_recv().is_err());
+    work.host.hold(false);
+    thread.join().unwrap();
+    has_ended.recv().unwrap();
+    let again = Work::new(Played::default(), Kept::new(directory.path().join("jobs"))).unwrap();
+    assert!(again.seen().jobs.iter().all(|job| job.state == left4me_broker::jobs::State::Succeeded));
+}
+
+#[test]
 fn a_server_is_told_with_who_plays_who_holds_it_and_what_it_said() {
     let directory = tempfile::tempdir().unwrap();
     let work = serving(directory.path(), Played::new(&["3"]));
