@@ -38,6 +38,9 @@ pub(crate) struct DistArgs {
     /// Pack the programs that lie in this directory, instead of building them
     #[arg(long, value_name = "DIR")]
     programs: Option<PathBuf>,
+    /// Pack the operator's page, too: an archive, a .deb and a list of its own
+    #[arg(long)]
+    page: bool,
 }
 
 /// The version; the package's has a revision of its own.
@@ -63,8 +66,20 @@ const BUILDS: [&[&str]; 2] = [
 ];
 
 /// Each program's package.
-const PACKAGES: [(&str, &str); 3] =
-    [("holders", "holders"), ("l4d2ctl", "left4me-ctl"), ("left4me-overlay", "left4me-helper")];
+const PACKAGES: [(&str, &str); 5] = [
+    ("holders", "holders"),
+    ("l4d2ctl", "left4me-ctl"),
+    ("left4me-broker", "left4me-broker"),
+    ("left4me-overlay", "left4me-helper"),
+    ("left4me-web", "left4me-web"),
+];
+
+/// The page's, each built alone.
+const PAGE_BUILDS: [&[&str]; 2] = [&["--package", "left4me-broker"], &["--package", "left4me-web"]];
+
+/// What the packages of the product, and of its page, are called.
+const PRODUCT: &str = "left4me";
+const PAGE: &str = "left4me-web";
 
 /// The programs that a host gets and scenarios deploy by name.
 pub(crate) const PROGRAMS: [&str; 2] = ["l4d2ctl", "left4me-overlay"];
@@ -84,7 +99,7 @@ pub(crate) fn paths(root: &Path) -> Result<BTreeMap<String, String>> {
 pub(crate) async fn package(workspace: &Workspace) -> Result<Vec<u8>> {
     let manifest = Manifest::read(&workspace.root)?;
     let programs = build(workspace, &manifest).await?;
-    let mut packages = packages(&workspace.root, &manifest, &programs, MACHINES_EPOCH)?;
+    let mut packages = packages(&workspace.root, PRODUCT, &manifest, &programs, MACHINES_EPOCH)?;
     packages.remove(&format!("left4me_{DEBIAN_VERSION}_amd64.deb")).context("no .deb was packed")
 }
 
@@ -105,9 +120,19 @@ pub(crate) async fn run(args: &DistArgs) -> Result<()> {
         Some(directory) => read(&manifest, |name| Ok(directory.join(name)))?,
         None => build(&workspace, &manifest).await?,
     };
-    let mut files = packages(&workspace.root, &manifest, &programs, epoch)?;
-    let parts = parts(&workspace.root, &programs, epoch).await?;
-    files.insert(format!("left4me-{VERSION}.cdx.json"), parts.into_bytes());
+    let mut files = packages(&workspace.root, PRODUCT, &manifest, &programs, epoch)?;
+    let list = parts(&workspace.root, &BUILDS, &programs, epoch).await?;
+    files.insert(format!("{PRODUCT}-{VERSION}.cdx.json"), list.into_bytes());
+    if args.page {
+        let manifest = Manifest::page(&workspace.root)?;
+        let programs = match &args.programs {
+            Some(directory) => read(&manifest, |name| Ok(directory.join(name)))?,
+            None => build_page(&workspace, &manifest).await?,
+        };
+        files.append(&mut packages(&workspace.root, PAGE, &manifest, &programs, epoch)?);
+        let list = parts(&workspace.root, &PAGE_BUILDS, &programs, epoch).await?;
+        files.insert(format!("{PAGE}-{VERSION}.cdx.json"), list.into_bytes());
+    }
     let sums: String =
         files.iter().map(|(name, bytes)| format!("{}  {name}\n", cache::hash_bytes(bytes))).collect();
 
@@ -130,6 +155,7 @@ pub(crate) async fn run(args: &DistArgs) -> Result<()> {
 /// The archive and the .deb, by their names.
 fn packages(
     root: &Path,
+    name: &str,
     manifest: &Manifest,
     programs: &BTreeMap<String, Vec<u8>>,
     epoch: u64,
@@ -144,8 +170,8 @@ fn packages(
     values.push(("installed_kib", contents::installed_kib(&deb).to_string()));
     let control = contents::control(root, manifest, &values)?;
     Ok(BTreeMap::from([
-        (format!("left4me-{VERSION}-x86_64.tar.zst"), pack::archive(&archive, "left4me", epoch)?),
-        (format!("left4me_{DEBIAN_VERSION}_amd64.deb"), pack::deb(&control, &deb, epoch)?),
+        (format!("{name}-{VERSION}-x86_64.tar.zst"), pack::archive(&archive, name, epoch)?),
+        (format!("{name}_{DEBIAN_VERSION}_amd64.deb"), pack::deb(&control, &deb, epoch)?),
     ]))
 }
 
@@ -173,6 +199,17 @@ async fn build(workspace: &Workspace, manifest: &Manifest) -> Result<BTreeMap<St
     )
 }
 
+/// The page's programs, each in a build of its own: those of the product are the same bytes with and without it.
+async fn build_page(workspace: &Workspace, manifest: &Manifest) -> Result<BTreeMap<String, Vec<u8>>> {
+    tools::ensure(&[Need::GuestBinaries], None, &workspace.target).await?;
+    let mut built = BTreeMap::new();
+    for one in manifest.programs.values() {
+        let path = programs::program(workspace, &one.program, &one.program).await?;
+        built.insert(one.program.clone(), path);
+    }
+    read(manifest, |name| built.get(name).cloned().with_context(|| format!("{name} was not built")))
+}
+
 /// The programs of the list, each proved to be static.
 fn read(manifest: &Manifest, path: impl Fn(&str) -> Result<PathBuf>) -> Result<BTreeMap<String, Vec<u8>>> {
     let read = manifest.programs.values().map(|one| {
@@ -187,12 +224,17 @@ fn read(manifest: &Manifest, path: impl Fn(&str) -> Result<PathBuf>) -> Result<B
 }
 
 /// The list of what the programs are made of, as JSON.
-async fn parts(root: &Path, programs: &BTreeMap<String, Vec<u8>>, epoch: u64) -> Result<String> {
+async fn parts(
+    root: &Path,
+    builds: &[&[&str]],
+    programs: &BTreeMap<String, Vec<u8>>,
+    epoch: u64,
+) -> Result<String> {
     let (shell, cargo) = (Shell::new()?, tools::cargo());
     shell.change_dir(root);
     let mut trees = parts::Trees::new();
     let format = parts::FORMAT;
-    for packages in BUILDS {
+    for &packages in builds {
         let tree = cmd!(
             shell,
             "{cargo} tree --locked {packages...} --target x86_64-unknown-linux-gnu --edges normal,no-proc-macro

@@ -21,7 +21,7 @@ fn program() -> Vec<u8> {
 fn packed(umask: &str, zone: &str, mode: u32, epoch: &str) -> (BTreeMap<String, Vec<u8>>, String) {
     let (programs, target) =
         (tempfile::tempdir().expect("a directory"), tempfile::tempdir().expect("a directory"));
-    for name in ["holders", "l4d2ctl", "left4me-overlay"] {
+    for name in ["holders", "l4d2ctl", "left4me-broker", "left4me-overlay", "left4me-web"] {
         let path = programs.path().join(name);
         fs::write(&path, program()).expect("write it");
         fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("its mode");
@@ -29,7 +29,7 @@ fn packed(umask: &str, zone: &str, mode: u32, epoch: &str) -> (BTreeMap<String, 
     let run = Program::new("sh")
         .args([
             "-c",
-            &format!("umask {umask}; exec \"$0\" dist --programs \"$1\""),
+            &format!("umask {umask}; exec \"$0\" dist --page --programs \"$1\""),
             env!("CARGO_BIN_EXE_xtask"),
         ])
         .args([programs.path()])
@@ -60,7 +60,15 @@ fn umask_time_zone_and_modes_change_nothing() {
     let names: Vec<&str> = one.keys().map(String::as_str).collect();
     assert_eq!(
         names,
-        ["SHA256SUMS", "left4me-0.1.0-x86_64.tar.zst", "left4me-0.1.0.cdx.json", "left4me_0.1.0-1_amd64.deb"]
+        [
+            "SHA256SUMS",
+            "left4me-0.1.0-x86_64.tar.zst",
+            "left4me-0.1.0.cdx.json",
+            "left4me-web-0.1.0-x86_64.tar.zst",
+            "left4me-web-0.1.0.cdx.json",
+            "left4me-web_0.1.0-1_amd64.deb",
+            "left4me_0.1.0-1_amd64.deb"
+        ]
     );
     assert!(said.contains("SOURCE_DATE_EPOCH=1796000461, Mon, 30 Nov 2026 01:01:01 +0000"), "{said}");
     let differ = |other: &BTreeMap<String, Vec<u8>>| -> Vec<String> {

@@ -38,6 +38,24 @@ impl Directories {
     /// # Errors
     /// If a path is no UTF-8, which rustc's flags have to be.
     pub(super) fn flags(&self) -> Result<Vec<String>> {
+        let names = self.names()?.into_iter();
+        let names = names.map(|(path, name)| format!("--remap-path-prefix={path}={name}"));
+        Ok([STATIC.to_owned()].into_iter().chain(names).collect())
+    }
+
+    /// The C compiler's: a name for each directory. The `cc` crate divides them by spaces, so a path with one keeps its own.
+    ///
+    /// # Errors
+    /// As [`Self::flags`].
+    pub(super) fn flags_for_c(&self) -> Result<String> {
+        let names = self.names()?;
+        let names = names.iter().filter(|(path, _)| !path.contains(char::is_whitespace));
+        let flags: Vec<_> = names.map(|(path, name)| format!("-ffile-prefix-map={path}={name}")).collect();
+        Ok(flags.join(" "))
+    }
+
+    /// Each directory with its name, the inner ones last.
+    fn names(&self) -> Result<Vec<(String, String)>> {
         // Cargo passes paths as it was given them, the linker and debug info have them resolved; part of a CARGO_HOME may be a
         // link to a shared one.
         let (registry, git) = (self.cargo_home.join("registry"), self.cargo_home.join("git"));
@@ -55,10 +73,10 @@ impl Directories {
                 let Some(path) = path.to_str() else {
                     bail!("{}: no UTF-8, as rustc's flags have to be", path.display());
                 };
-                names.insert((path.len(), format!("--remap-path-prefix={path}={name}")));
+                names.insert((path.len(), path.to_owned(), name.to_owned()));
             }
         }
-        Ok([STATIC.to_owned()].into_iter().chain(names.into_iter().map(|(_length, flag)| flag)).collect())
+        Ok(names.into_iter().map(|(_length, path, name)| (path, name)).collect())
     }
 }
 

@@ -298,6 +298,9 @@ impl<'a> Builder<'a> {
         );
         let color = if io::stderr().is_terminal() { "always" } else { "auto" };
         let program = Program::from(build).env("CARGO_HOME", &self.cargo_home).env("CARGO_TERM_COLOR", color);
+        // Crates that are C have paths in them, too (`__FILE__`).
+        let for_c = format!("CFLAGS_{}", triple.replace('-', "_"));
+        let program = program.env(for_c, directories.flags_for_c()?);
         let program = flags::add(program, &directories.flags()?, triple, root, &self.cargo_home)?;
         // Line by line, as an image may be built meanwhile, with a progress of its own.
         let tell = |stream, line: &str| match stream {

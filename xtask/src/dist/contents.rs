@@ -51,9 +51,8 @@ pub(super) fn on_host(
         if kind == Kind::Deb {
             bytes = match (&file.from, file.only) {
                 (None, _) => edit(bytes, |text| manifest.in_deb(&text)),
-                (Some(from), Some(_)) if from.starts_with("deploy/") => {
-                    edit(bytes, |text| filled(text, values))
-                }
+                (Some(_), _) if file.names_places => edit(bytes, |text| manifest.in_deb(&text)),
+                (Some(from), Some(_)) if from.contains("/deb/") => edit(bytes, |text| filled(text, values)),
                 (Some(_), _) => Ok(bytes),
             }
             .with_context(|| to.clone())?;

@@ -9,6 +9,9 @@ use serde::Deserialize;
 /// Where it lies, from the checkout's root.
 pub(super) const FILE: &str = "deploy/manifest.toml";
 
+/// That of the operator's page.
+const PAGE: &str = "web/manifest.toml";
+
 /// What lies here is packed at the path that it has below.
 pub(crate) const TREE: &str = "deploy/files";
 
@@ -76,6 +79,9 @@ pub(super) struct File {
     pub(super) mode: u32,
     /// The only kind that has it.
     pub(super) only: Option<Kind>,
+    /// Whether its text names places, though it lies elsewhere.
+    #[serde(default)]
+    pub(super) names_places: bool,
     /// Compressed in the .deb.
     #[serde(default)]
     pub(super) gzip: bool,
@@ -87,8 +93,19 @@ impl Manifest {
     /// # Errors
     /// If it can't be read, or says what is none.
     pub(super) fn read(root: &Path) -> Result<Self> {
-        let path = root.join(FILE);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Self::read_at(&root.join(FILE))
+    }
+
+    /// That of the operator's page.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub(super) fn page(root: &Path) -> Result<Self> {
+        Self::read_at(&root.join(PAGE))
+    }
+
+    fn read_at(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
         toml::from_str(&text).with_context(|| format!("read {}", path.display()))
     }
 

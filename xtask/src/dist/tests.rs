@@ -24,7 +24,7 @@ fn programs() -> BTreeMap<String, Vec<u8>> {
 
 /// The archive and the .deb.
 fn packed(root: &Path) -> Result<[Vec<u8>; 2]> {
-    let packages = packages(root, &Manifest::read(root)?, &programs(), EPOCH)?;
+    let packages = packages(root, PRODUCT, &Manifest::read(root)?, &programs(), EPOCH)?;
     let names: Vec<&str> = packages.keys().map(String::as_str).collect();
     assert_eq!(names, ["left4me-0.1.0-x86_64.tar.zst", "left4me_0.1.0-1_amd64.deb"]);
     let mut bytes = packages.into_values();
@@ -190,7 +190,7 @@ fn what_is_missing_is_named() {
 
     let mut programs = programs();
     programs.remove("l4d2ctl");
-    let error = packages(&root(), &manifest, &programs, EPOCH).expect_err("a program is missing");
+    let error = packages(&root(), PRODUCT, &manifest, &programs, EPOCH).expect_err("a program is missing");
     assert_eq!(format!("{error:#}"), "{bin}/l4d2ctl: no program l4d2ctl was built");
 }
 
@@ -246,7 +246,7 @@ fn the_document_names_the_packages() {
     let text = fs::read_to_string(root().join("docs/install.md")).expect("the document");
     let manifest = Manifest::read(&root()).expect("the manifest");
     let mut names: Vec<String> =
-        packages(&root(), &manifest, &programs(), EPOCH).expect("packages").into_keys().collect();
+        packages(&root(), PRODUCT, &manifest, &programs(), EPOCH).expect("packages").into_keys().collect();
     names.push(format!("left4me-{VERSION}.cdx.json"));
     for name in names {
         assert!(text.contains(&format!("| `{name}` |")), "docs/install.md does not name {name}");
@@ -262,4 +262,30 @@ fn the_licence_is_the_licence() {
     let (_, licence) = licence.split_once("Permission is").expect("a licence");
     assert!(copyright.lines().all(|line| !line.is_empty() || !line.starts_with(' ')));
     assert!(words(&copyright).ends_with(&words(licence)), "{copyright}");
+}
+
+#[test]
+fn the_page_is_a_package_of_its_own_with_all_of_its_units() {
+    let root = root();
+    let manifest = Manifest::page(&root).expect("the page's list");
+    let units =
+        fs::read_dir(root.join("web/units")).expect("the units").map(|entry| entry.expect("an entry"));
+    let units: Vec<String> = units.map(|unit| unit.file_name().to_string_lossy().into_owned()).collect();
+    assert_eq!(units.len(), 4);
+    let packed = |kind| contents::on_host(&root, &manifest, &programs(), kind, &[]).expect("all is there");
+    for (kind, prefix, libexec) in
+        [(Kind::Archive, "usr/local/lib", "/usr/local/libexec"), (Kind::Deb, "usr/lib", "/usr/libexec")]
+    {
+        let contents = packed(kind);
+        for unit in &units {
+            let member = &contents[&format!("{prefix}/systemd/system/{unit}")];
+            let text = String::from_utf8(member.bytes.clone()).expect("text");
+            let name = unit.trim_end_matches(".service");
+            let starts = text.contains(&format!("ExecStart={libexec}/left4me/{name} /var/lib/{name}"));
+            assert_eq!(starts, unit.ends_with(".service"), "{text}");
+        }
+    }
+    // Nothing of it is in the servers' package, so that one is the same with and without it.
+    let names: Vec<_> = contents(&root, Kind::Deb).into_keys().collect();
+    assert!(!names.iter().any(|name| packed(Kind::Deb).contains_key(name)), "{names:?}");
 }
