@@ -105,7 +105,7 @@ async fn round(workspace: &Workspace, args: &WatchArgs, mode: Mode, saved: Optio
             machines: Machines { mode, ..args.machine.machines().await? },
             bounds: Bounds { cycles: Some(args.cycles), ..Bounds::default() },
             results: Some(workspace.target.join("vm-watch")),
-            again: Again::Some(0),
+            again: Again::Never,
             ..Options::default()
         };
         suite::run(workspace, &scenarios, &options, cancel.clone()).await

@@ -14,6 +14,8 @@ use crate::scenario::Scenario;
 /// Which runs whose recording is remembered are run all the same, and compared with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Again {
+    /// None: of a run that is wanted for something else than its verdict, as for the way to an instant of it.
+    Never,
     /// So many, those first whose turn it is. No fewer than one: what is remembered is tried by every suite.
     Some(u32),
     /// All.

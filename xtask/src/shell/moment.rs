@@ -61,7 +61,7 @@ pub(super) async fn run(
     let options = suite::Options {
         machines,
         results: Some(workspace.target.join("vm-shell/run")),
-        again: Again::Some(0),
+        again: Again::Never,
         ..suite::Options::default()
     };
     let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
