@@ -1,8 +1,10 @@
 //! The database (SQLite), and the jobs in it: a row for each, kept over restarts of the page. That an instance has one open job at
 //! a time is an index. `users.rs` has the users and their sessions.
 
+use std::fs::File;
 use std::path::Path;
 
+use anyhow::Context as _;
 use left4me_broker::jobs::{Job, State};
 use left4me_broker::verbs::{Deed, Ticket};
 use left4me_ctl::report::Report;
@@ -84,11 +86,16 @@ impl Store {
     /// # Errors
     /// SQLite's own; or it is of a newer version.
     pub fn open(path: &Path) -> anyhow::Result<Self> {
+        // The page and `left4me-web passwd` may open a new one at once: whoever is second waits, and finds all done. A lock of our
+        // own, on the directory, as SQLite's does not wait here: of two that have read a new file's head and want to write `wal`
+        // there, one gets SQLITE_BUSY at once. Each has it for the milliseconds that this takes.
+        let beside = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let beside = File::open(beside).with_context(|| format!("open {}", beside.display()))?;
+        beside.lock().context("wait for another left4me-web that opens the database")?;
         let mut connection = Connection::open(path)?;
         connection.execute_batch(
             "PRAGMA journal_mode = wal; PRAGMA synchronous = full; PRAGMA foreign_keys = on;",
         )?;
-        // The page and `left4me-web passwd` may open a new one at once: whoever is second waits, and finds all done.
         let steps = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let done: i64 = steps.query_row("PRAGMA user_version", [], |row| row.get(0))?;
         let done = usize::try_from(done).unwrap_or(usize::MAX);
