@@ -155,7 +155,7 @@ impl Explored {
             self.outcomes.iter_mut().skip(class).take(1).for_each(|outcome| outcome.runs += 1);
             return (class, false);
         }
-        let first_run = self.tried.values().sum();
+        let first_run = self.lines_tried();
         self.outcomes.push(Outcome {
             shape: tried.shape.clone(),
             client: tried.report.client,
@@ -182,6 +182,11 @@ impl Explored {
             outcome.story.clone_from(&tried.story);
             outcome.recording_sha256.clone_from(&tried.recording_sha256);
         }
+    }
+
+    /// How many lines were tried.
+    pub(super) fn lines_tried(&self) -> usize {
+        self.tried.values().sum()
     }
 
     /// Whether a run was not as the manifest expects.

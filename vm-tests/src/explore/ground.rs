@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use vm_agent::recording::{Plan, Recording};
 use vm_agent::wire::{Put, Session};
 use vm_perturb::{Line, ORDER, Order, PROGRAM, REPORT, Report};
@@ -147,20 +147,15 @@ impl Ground {
     /// # Errors
     /// Whatever keeps it from having a result; a run whose report is missing, or in which nothing was held.
     pub(super) async fn run(&mut self, line: Option<&Line>) -> Result<Tried> {
-        let tried = self.attempt(line).await?;
-        if let Some(line) = line.filter(|line| !line.holds.is_empty()) {
-            ensure!(tried.held() > 0, "nothing was held: no task came to a point of '{line}'");
-        }
-        Ok(tried)
+        let tried = self.try_to_run(line).await?;
+        tried.with_context(|| {
+            let line = line.map(Line::to_string).unwrap_or_default();
+            format!("nothing was held: no task came to a point of '{line}'")
+        })
     }
 
-    /// As [`Ground::run`]; `None` if nothing was held.
-    pub(super) async fn try_to_run(&mut self, line: &Line) -> Result<Option<Tried>> {
-        let tried = self.attempt(Some(line)).await?;
-        Ok((line.holds.is_empty() || tried.held() > 0).then_some(tried))
-    }
-
-    async fn attempt(&mut self, line: Option<&Line>) -> Result<Tried> {
+    /// As [`Ground::run`]; `None` if the line has holds and none took place.
+    pub(super) async fn try_to_run(&mut self, line: Option<&Line>) -> Result<Option<Tried>> {
         self.runs += 1;
         let session = self.session(line)?;
         let (moment, directory) = (&self.moment, &self.directory);
@@ -171,14 +166,16 @@ impl Ground {
         let text = serde_json::to_string(&recording).context("a recording as JSON")?;
         let judgement = judge(&recording, &self.scenario, &self.baselines);
         cache::remove_tree(directory)?;
-        Ok(Tried {
+        let tried = Tried {
             why: judgement.deviations.iter().map(ToString::to_string).collect(),
             shape: judgement.shape(),
             story: judgement.story,
             recording_sha256: cache::hash_bytes(text.as_bytes()),
             text,
             report,
-        })
+        };
+        let is_idle = line.is_some_and(|line| !line.holds.is_empty()) && tried.held() == 0;
+        Ok((!is_idle).then_some(tried))
     }
 
     async fn outcome(&self, machine: &mut Machine, is_traced: bool) -> Result<(Recording, Report)> {
@@ -210,7 +207,7 @@ impl Ground {
         let phase = match manifest.explore.phase {
             Phase::Start => start,
             Phase::Reset => {
-                *start = ending(&["true".to_owned()], manifest.expect.start_exit);
+                *start = status(manifest.expect.start_exit);
                 reset
             }
         };
@@ -226,17 +223,20 @@ fn file(path: &str, mode: u32, bytes: Vec<u8>) -> Put {
     Put { path: path.to_owned(), mode, symlink: false, offset: 0, last: true, bytes }
 }
 
-/// A command that ends as another one is expected to, in the set-up; of one that succeeds, that one.
-fn ending(argv: &[String], status: i32) -> Vec<String> {
-    match (status, argv) {
-        (0, argv) => argv.to_vec(),
-        (status, [word]) if word == "true" => {
-            ["sh", "-c", &format!("exit {status}")].map(str::to_owned).to_vec()
-        }
-        (status, argv) => {
-            let script = format!("\"$@\"; test $? = {status}");
-            ["sh", "-c", &script, "sh"].into_iter().map(str::to_owned).chain(argv.iter().cloned()).collect()
-        }
+/// A command of the set-up, which has to succeed, for one that is expected to end with this status.
+fn ending(argv: &[String], expected: i32) -> Vec<String> {
+    if expected == 0 {
+        return argv.to_vec();
+    }
+    let script = format!("\"$@\"; test $? = {expected}");
+    ["sh", "-c", &script, "sh"].into_iter().map(str::to_owned).chain(argv.iter().cloned()).collect()
+}
+
+/// A command that does nothing and ends with a status.
+fn status(code: i32) -> Vec<String> {
+    match code {
+        0 => vec!["true".to_owned()],
+        code => ["sh", "-c", &format!("exit {code}")].map(str::to_owned).to_vec(),
     }
 }
 

@@ -109,7 +109,7 @@ impl Search<'_> {
     /// Tries a line; false if there is no time for it.
     async fn one(&mut self, strategy: Strategy, line: &Line) -> Result<bool> {
         let Options { time, runs, .. } = self.options;
-        let tried: usize = self.found.tried.values().sum();
+        let tried = self.found.lines_tried();
         if time.is_some_and(|time| self.begun.elapsed() >= time) || runs.is_some_and(|runs| tried >= runs) {
             return Ok(false);
         }
@@ -133,7 +133,7 @@ impl Search<'_> {
 
     fn tell(&self) {
         let Options { time, runs, .. } = self.options;
-        let tried: usize = self.found.tried.values().sum();
+        let tried = self.found.lines_tried();
         let left = runs.map_or(self.left, |runs| self.left.min(runs.saturating_sub(tried)));
         let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
         let needed = self.since.elapsed() / number(tried).max(1) * number(left);
@@ -206,7 +206,7 @@ async fn minimal(ground: &mut Ground, line: &Line, tried: &Tried) -> Result<(Lin
     loop {
         let mut smaller = None;
         for candidate in strategy::smaller(&line) {
-            let tried = match ground.try_to_run(&candidate).await? {
+            let tried = match ground.try_to_run(Some(&candidate)).await? {
                 Some(tried) if tried.outcome() == best.outcome() => tried,
                 _another => continue,
             };

@@ -48,7 +48,7 @@ fn all(explored: &Explored) -> String {
     if !explored.offsets.is_empty() {
         text.push_str(&format!("  second client: {}\n", axis(explored)));
     }
-    let tried: usize = explored.tried.values().sum();
+    let tried = explored.lines_tried();
     let (all, secs) = (explored.runs_with_controls, explored.took_secs);
     text.push_str(&format!(
         "{tried} schedules and {} runs beside them in {secs:.0} s: {orders} orders of points, {} outcomes\n",

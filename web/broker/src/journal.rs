@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use holders::shown;
 use left4me_helper::instance::Instance;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
@@ -137,13 +138,8 @@ fn text(value: &Value) -> String {
         Value::Array(several) => return several.first().map(self::text).unwrap_or_default(),
         _ => "(too long to be shown)".into(),
     };
-    let mut shown = String::new();
-    for character in text.trim_end().chars().take(LONGEST_LINE) {
-        match character {
-            '\'' | '"' | '\\' => shown.push(character),
-            other => shown.extend(other.escape_debug()),
-        }
-    }
+    let kept: String = text.trim_end().chars().take(LONGEST_LINE).collect();
+    let mut shown = shown(Path::new(&kept));
     if text.chars().nth(LONGEST_LINE).is_some() {
         shown.push('…');
     }
