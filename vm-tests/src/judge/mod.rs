@@ -28,6 +28,7 @@ use crate::scenario::{Manifest, Reset, Scenario};
 use baselines::{Baselines, Durations, Outcome};
 use cycle::Cycle;
 pub use expect::Deviation;
+pub(crate) use shutdown::without_time;
 
 /// The verdict on a run, and all that it is made of.
 #[derive(Debug, Clone)]

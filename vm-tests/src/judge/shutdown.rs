@@ -33,9 +33,14 @@ pub(super) fn complaints(events: &[&Event]) -> Option<Vec<String>> {
     Some(found)
 }
 
+/// A line of the kernel's log without its time: `[   12.345678] reboot: Power down`.
+pub(crate) fn without_time(line: &str) -> &str {
+    line.split_once("] ").filter(|(time, _)| time.starts_with('[')).map_or(line, |(_, text)| text)
+}
+
 /// `[   12.345678] systemd-shutdown[1]: Sending SIGKILL to PID 77 (sleep).` without what differs from run to run.
 fn words_of(line: &str) -> String {
-    let text = line.split_once("] ").filter(|(time, _)| time.starts_with('[')).map_or(line, |(_, text)| text);
+    let text = without_time(line);
     let text = text.split_once("]: ").map_or(text, |(_, text)| text);
     match text.split_once(" PID ") {
         Some((before, after)) => {

@@ -297,6 +297,7 @@ impl ScenarioReport {
             inputs_sha256: run
                 .inputs
                 .as_ref()
+                .filter(|inputs| inputs.repeat())
                 .and_then(|inputs| inputs.key().ok())
                 .map_or_else(String::new, |key| key.as_str().to_owned()),
             remembered_s: run.remembered.map(|age| age.as_secs()),

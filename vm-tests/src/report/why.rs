@@ -143,10 +143,7 @@ fn some_of(names: &[String]) -> String {
 fn reason(one: &Results, other: &Results, guest: &str, name: &str) -> Result<String> {
     let inputs = (one.inputs(guest, name)?, other.inputs(guest, name)?);
     let (Some(here), Some(there)) = inputs else {
-        return Ok(
-            "no result, or one that does not repeat (real time, a shutdown): there are no inputs to compare"
-                .to_owned(),
-        );
+        return Ok("no result, or one in real time: there are no inputs to compare".to_owned());
     };
     if let Some(reason) = of_inputs(&here.differences(&there)) {
         return Ok(reason);

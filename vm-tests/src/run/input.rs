@@ -26,6 +26,8 @@ pub enum Kind {
     SetUp,
     /// A part of its plan: what is run and watched.
     Plan,
+    /// What the host does with the machine after the plan, at a moment of the host's.
+    End,
 }
 
 impl Kind {
@@ -48,6 +50,7 @@ impl fmt::Display for Kind {
             Self::File => "file",
             Self::SetUp => "set-up",
             Self::Plan => "plan",
+            Self::End => "what the host does at the end",
         })
     }
 }

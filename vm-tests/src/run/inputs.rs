@@ -67,6 +67,26 @@ impl Inputs {
         Ok(all)
     }
 
+    /// And an end that the host makes, with these words of its own.
+    ///
+    /// # Errors
+    /// None that is known: what has a form has a JSON.
+    pub(super) fn ended_by_the_host(mut self, guest: &Guest, name: &str, words: &[&str]) -> Result<Self> {
+        // The initramfs of the boot after a shutdown, which is in no saved RAM.
+        let programs: Vec<&Input> = guest.explained.iter().filter(|one| one.kind == Kind::Program).collect();
+        let argv = guest.base.neutral_argv(Ram::Fresh);
+        let all = serde_json::to_string(&(words, programs, argv))?;
+        self.add(Kind::End, name, &cache::hash_bytes(all.as_bytes()));
+        Ok(self)
+    }
+
+    /// Whether two runs of these inputs are the same to the last event. One that the host ends is the same up to there: at which
+    /// instant of the guest's time the host gets round to it is in no input.
+    #[must_use]
+    pub fn repeat(&self) -> bool {
+        self.0.iter().all(|one| one.kind != Kind::End)
+    }
+
     /// The number of cycles in the plan.
     #[must_use]
     pub fn cycles(&self) -> Option<u32> {

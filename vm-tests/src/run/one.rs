@@ -19,7 +19,7 @@ use crate::host::events::{self, Event};
 use crate::judge::baselines::Baselines;
 use crate::judge::{Judgement, judge};
 use crate::machine::{Cancel, Machine, MachineError};
-use crate::scenario::{Reset, Scenario};
+use crate::scenario::{GO_ON, Reset, Scenario};
 
 /// What bounds a run.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
@@ -67,7 +67,7 @@ impl Run {
 
     /// Where to look first if it is not as expected, as [`At`] reads it; `None` if no moment of it can be had.
     pub(super) fn look(&self) -> Option<String> {
-        self.inputs.as_ref()?;
+        self.inputs.as_ref().filter(|inputs| inputs.repeat())?;
         let cycle = self.judgement.deviations.iter().find_map(|deviation| deviation.cycle).unwrap_or(1);
         At::of_failure(&self.recording, cycle).map(|at| at.to_string())
     }
@@ -86,24 +86,28 @@ pub fn wanted(guest: &Guest, scenario: &Scenario, bounds: Bounds) -> Result<Sess
     Ok(Session { plan: Some(scenario.plan(bounds.cycles)), ..preparation(guest, scenario)? })
 }
 
-/// What a scenario's run is made of; `None` if that is not all: in real time, and of a machine that is shut down, to which
-/// the host speaks at its end.
+/// What a scenario's run is made of; `None` in real time, where that is not all.
 ///
 /// # Errors
 /// As [`wanted`].
 pub fn inputs(guest: &Guest, scenario: &Scenario, bounds: Bounds) -> Result<Option<Inputs>> {
-    match repeats(guest, scenario) {
-        true => of_session(guest, scenario, &wanted(guest, scenario, bounds)?).map(Some),
-        false => Ok(None),
+    of_session(guest, scenario, &wanted(guest, scenario, bounds)?)
+}
+
+fn of_session(guest: &Guest, scenario: &Scenario, wanted: &Session) -> Result<Option<Inputs>> {
+    if guest.base.clock != Clock::Virtual {
+        return Ok(None);
     }
-}
-
-fn repeats(guest: &Guest, scenario: &Scenario) -> bool {
-    guest.base.clock == Clock::Virtual && scenario.manifest.reset != Reset::Shutdown
-}
-
-fn of_session(guest: &Guest, scenario: &Scenario, wanted: &Session) -> Result<Inputs> {
-    Inputs::of(&guest.of_size(scenario.manifest.memory_mib), wanted)
+    let sized = guest.of_size(scenario.manifest.memory_mib);
+    let inputs = Inputs::of(&sized, wanted)?;
+    match scenario.manifest.reset {
+        Reset::Shutdown => {
+            let boots_again = !scenario.manifest.boot_check.is_empty();
+            let words = GO_ON.into_iter().chain(boots_again.then_some(reboot::KEEP)).collect::<Vec<_>>();
+            inputs.ended_by_the_host(&sized, "shutdown", &words).map(Some)
+        }
+        _ => Ok(Some(inputs)),
+    }
 }
 
 /// Wall time of the stages of a run, in milliseconds.
@@ -162,7 +166,7 @@ pub async fn run(
     let planned = scenario.plan(bounds.cycles).cycles;
     let wanted = wanted(guest, scenario, bounds)?;
     // Of the very bytes that the guest gets: a file may have changed since somebody asked for the inputs.
-    let inputs = repeats(guest, scenario).then(|| of_session(guest, scenario, &wanted)).transpose()?;
+    let inputs = of_session(guest, scenario, &wanted)?;
     let sized = guest.of_size(scenario.manifest.memory_mib);
     let boots_again = !scenario.manifest.boot_check.is_empty();
     let mut machine = match boots_again {

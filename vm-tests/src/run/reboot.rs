@@ -31,7 +31,7 @@ const DIRECTORY: &str = "next-boot";
 /// At `final.target` nothing writes but the journal. The file system is made in RAM and copied to the device, as one that is
 /// mounted there flushes it, for which a guest in virtual time waits for ever (seen with Linux 6.12 in mkfs.ext4, after 1300 s
 /// of its time).
-const KEEP: &str = r#"set -e
+pub(super) const KEEP: &str = r#"set -e
 journalctl --sync
 kept=/run/vm-test/kept
 mkdir -p $kept/upper

@@ -9,6 +9,7 @@ use super::guest::Guest;
 use super::inputs::Inputs;
 use super::one::{self, Bounds, Run};
 use super::remembered::{self, Remembered, Store};
+use crate::host::events::{self, Event};
 use crate::scenario::Scenario;
 
 /// Which runs whose recording is remembered are run all the same, and compared with it.
@@ -99,7 +100,8 @@ fn choose(known: &mut [Option<Known>], number: usize) {
 /// Keeps a run's recording, and compares it with what is known of the same inputs.
 ///
 /// # Errors
-/// Two recordings of the same inputs: nothing is remembered from then on, and both are kept in `directory`.
+/// Two recordings of the same inputs: nothing is remembered from then on, and both are kept in `directory`. Of a machine that is
+/// shut down only what was before the host had it go on.
 pub(super) fn remember(
     store: &Store,
     known: Option<&Known>,
@@ -109,11 +111,19 @@ pub(super) fn remember(
 ) -> Result<()> {
     let Some(inputs) = &run.inputs else { return Ok(()) };
     // A file that has changed since it was recalled makes it another run.
-    let known = known.filter(|known| known.inputs == *inputs).map(|known| &known.remembered);
-    if let Some(known) = known
-        && let Err(difference) = remembered::compare(&known.recording, &run.recording)
+    let mut known = known.filter(|known| known.inputs == *inputs).map(|known| &known.remembered);
+    if let Some(before) = known
+        && let Err(difference) = remembered::compare(&before.recording, &run.recording)
     {
-        return Err(contradiction(store, known, &run.text, &difference, name, directory));
+        if inputs.repeat() || remembered::compare_without_end(&before.recording, &run.recording).is_err() {
+            return Err(contradiction(store, before, &run.text, &difference, name, directory));
+        }
+        // Judged anew, as each is; and it is new, so it has the age of this run.
+        events::tell(Event::Note(format!(
+            "{name} had another end than {}, which the host makes at a moment of its own: {difference}",
+            before.ago()
+        )));
+        known = None;
     }
     store.keep(&inputs.key()?, &run.text, run.stages.restore_ms + run.stages.session_ms, known)
 }
@@ -151,6 +161,17 @@ mod tests {
     use vm_agent::recording::{Event, Recording, What};
     use vm_agent::wire::Session;
 
+    fn event(at: u64) -> Event {
+        Event { at, cycle: 1, what: What::StartsForgotten }
+    }
+
+    fn run(recording: Recording, inputs: Option<Inputs>, cache: &Path) -> Run {
+        let load = || Baselines::load(cache, "trixie", Clock::Virtual);
+        let judgement = crate::run::accept::tests::judgement(load, Vec::new());
+        let text = serde_json::to_string(&recording).expect("json");
+        Run { recording, text, judgement, stages: one::Stages::default(), inputs, remembered: None }
+    }
+
     fn known(store: &Store, number: u32, took_ms: u64) -> Option<Known> {
         let setup = vec![vec![number.to_string()]];
         let inputs = Inputs::of(&guest(), &Session { setup, ..Session::default() }).expect("inputs");
@@ -183,14 +204,8 @@ mod tests {
         let store = Store::open(cache.path()).expect("open").expect("on");
         let known = known(&store, 1, 10);
         let inputs = known.as_ref().map(|known| known.inputs.clone());
-        let run = |events: Vec<Event>, inputs: Option<Inputs>| {
-            let recording = Recording { events, ..Recording::default() };
-            let load = || Baselines::load(cache.path(), "trixie", Clock::Virtual);
-            let judgement = crate::run::accept::tests::judgement(load, Vec::new());
-            let text = serde_json::to_string(&recording).expect("json");
-            Run { recording, text, judgement, stages: one::Stages::default(), inputs, remembered: None }
-        };
-        let event = Event { at: 7, cycle: 1, what: What::Console { lines: Vec::new() } };
+        let run = |events, inputs| run(Recording { events, ..Recording::default() }, inputs, cache.path());
+        let event = event(7);
         let remember = |run: &Run| remember(&store, known.as_ref(), run, "trixie/x", cache.path());
         remember(&run(Vec::new(), inputs.clone())).expect("the same once more");
         // Of another run, since a file has changed meanwhile: no contradiction.
@@ -206,6 +221,35 @@ mod tests {
         for file in ["remembered.json", "recording.json"] {
             assert!(cache.path().join(file).exists(), "{file}");
         }
+        assert!(Store::open(cache.path()).expect("open").is_none(), "it is off");
+    }
+
+    #[test]
+    fn an_end_that_the_host_makes_is_remembered_and_may_be_another_and_what_is_before_it_may_not() {
+        let cache = tempfile::tempdir().expect("tempdir");
+        let store = Store::open(cache.path()).expect("open").expect("on");
+        let ended = |guest: &Guest, words: &[&str]| {
+            let inputs = Inputs::of(guest, &Session::default()).expect("inputs");
+            inputs.ended_by_the_host(guest, "shutdown", words).expect("inputs")
+        };
+        let inputs = ended(&guest(), &["go"]);
+        assert!(!inputs.repeat() && Inputs::of(&guest(), &Session::default()).expect("inputs").repeat());
+        let key = |inputs: &Inputs| inputs.key().expect("key").as_str().to_owned();
+        assert_ne!(key(&inputs), key(&ended(&guest(), &["go on"])));
+        let end =
+            |line: &str| Event { at: 9, cycle: 1, what: What::Console { lines: vec![line.to_owned()] } };
+        let ran =
+            |events| run(Recording { events, ..Recording::default() }, Some(inputs.clone()), cache.path());
+        let key = inputs.key().expect("key");
+        let recall =
+            || store.recall(&key).map(|remembered| Known { inputs: inputs.clone(), remembered, again: true });
+        let remember = |run: &Run| remember(&store, recall().as_ref(), run, "trixie/x", cache.path());
+
+        remember(&ran(vec![event(7), end("waiting")])).expect("the first");
+        remember(&ran(vec![event(7), end("power down")])).expect("another end");
+        let known = recall().expect("known").remembered.recording;
+        assert_eq!(known.events[1], end("power down"), "the last that was seen");
+        remember(&ran(vec![event(8), end("power down")])).expect_err("another run");
         assert!(Store::open(cache.path()).expect("open").is_none(), "it is off");
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
-use vm_agent::recording::Recording;
+use vm_agent::recording::{Recording, What};
 
 use crate::cache::{self, Key};
 use crate::host::events::{self, Event};
@@ -205,6 +205,21 @@ pub fn compare(known: &Recording, recording: &Recording) -> Result<()> {
     bail!("event {at} was {} and is {}", event(known), event(recording))
 }
 
+/// Compares two recordings up to where the host ended the run: what a machine's console says after that is the first that it
+/// has part in.
+///
+/// # Errors
+/// As [`compare`].
+pub fn compare_without_end(known: &Recording, recording: &Recording) -> Result<()> {
+    let without = |all: &Recording| {
+        let mut all = all.clone();
+        let end = all.events.iter().position(|event| matches!(event.what, What::Console { .. }));
+        all.events.truncate(end.unwrap_or(all.events.len()));
+        all
+    };
+    compare(&without(known), &without(recording))
+}
+
 /// The number of the first event that two recordings do not share.
 #[must_use]
 pub fn first_difference(one: &Recording, other: &Recording) -> Option<usize> {
@@ -226,7 +241,7 @@ pub fn ago(age: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vm_agent::recording::{Event, What};
+    use vm_agent::recording::Event;
 
     fn key(name: &str) -> Key {
         cache::Inputs::new("test", 1).text("name", name).key()

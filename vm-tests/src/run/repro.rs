@@ -313,7 +313,7 @@ pub(super) fn write(
     commit: &str,
     directory: &Path,
 ) -> Result<Option<PathBuf>> {
-    let Some(inputs) = &run.inputs else { return Ok(None) };
+    let Some(inputs) = run.inputs.as_ref().filter(|inputs| inputs.repeat()) else { return Ok(None) };
     let session = one::wanted(guest, scenario, bounds)?;
     if Inputs::of(&guest.of_size(scenario.manifest.memory_mib), &session)?.key()? != inputs.key()? {
         let (guest, scenario) = (&guest.name, &scenario.name);
