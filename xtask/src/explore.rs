@@ -21,6 +21,7 @@ use vm_tests::workspace::Workspace;
 use crate::exit::{FAILED, PASSED};
 use crate::left4me;
 use crate::machine::MachineArgs;
+use crate::vm_test::jobs;
 
 /// Searches a scenario for races: runs one phase again and again, each time with tasks held at other points.
 ///
@@ -48,8 +49,12 @@ pub(crate) struct ExploreArgs {
     #[arg(long, value_name = "STRATEGY", value_delimiter = ',')]
     strategy: Vec<Strategy>,
 
+    /// How many machines run at once; what is found is the same [default: as many as cores and memory bear]
+    #[arg(long, value_name = "N", value_parser = jobs)]
+    jobs: Option<usize>,
+
     /// Make one run, with these holds, as a failure tells them
-    #[arg(long, value_name = "LINE", conflicts_with_all = ["time", "runs", "strategy"])]
+    #[arg(long, value_name = "LINE", conflicts_with_all = ["time", "runs", "strategy", "jobs"])]
     holds: Option<Line>,
 
     #[command(flatten)]
@@ -96,7 +101,8 @@ async fn all(
     cancel: Cancel,
 ) -> Result<u8> {
     remove_failures(directory)?;
-    let options = Options { time: args.time, runs: args.runs, strategies: args.strategy.clone() };
+    let options =
+        Options { time: args.time, runs: args.runs, strategies: args.strategy.clone(), jobs: args.jobs };
     let explored = explore::explore(workspace, guest, scenario, &options, directory, cancel).await?;
     let path = directory.join("explore.json");
     let json = serde_json::to_vec_pretty(&explored).context("what was explored as JSON")?;

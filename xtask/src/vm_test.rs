@@ -96,7 +96,7 @@ pub(crate) struct VmTestArgs {
     results: Option<PathBuf>,
 }
 
-fn jobs(text: &str) -> Result<usize, String> {
+pub(crate) fn jobs(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(0) => Err("at least one machine has to run".to_owned()),
         Ok(jobs) => Ok(jobs),

@@ -42,6 +42,10 @@ pub struct Explored {
     pub runs_with_controls: usize,
     /// Wall time of all.
     pub took_secs: f64,
+    /// Processor time of the host for all.
+    pub processor_secs: f64,
+    /// How many machines ran at once.
+    pub jobs: usize,
     /// Whether it was ended before it was done.
     pub is_interrupted: bool,
     #[serde(skip)]
@@ -122,6 +126,8 @@ impl Explored {
             offsets: BTreeMap::new(),
             runs_with_controls: 0,
             took_secs: 0.0,
+            processor_secs: 0.0,
+            jobs: 1,
             is_interrupted: false,
             seen: BTreeSet::new(),
         };

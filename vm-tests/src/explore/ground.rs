@@ -1,6 +1,7 @@
 //! What runs begin with: a scenario's machine up to the phase, saved; and the run of one line from there.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -36,7 +37,8 @@ pub(super) struct Ground {
     moment: Moment,
     directory: PathBuf,
     cancel: Cancel,
-    runs: usize,
+    /// How many runs were begun: each has a directory of its own.
+    runs: AtomicUsize,
 }
 
 /// A run of a line.
@@ -128,7 +130,7 @@ impl Ground {
             moment,
             directory: results.join("run"),
             cancel,
-            runs: 0,
+            runs: AtomicUsize::new(0),
         })
     }
 
@@ -137,17 +139,22 @@ impl Ground {
         cache::remove_tree(&self.directory)
     }
 
-    /// How many runs there were.
-    pub(super) fn runs(&self) -> usize {
-        self.runs
+    /// What ends all runs.
+    pub(super) const fn cancel(&self) -> &Cancel {
+        &self.cancel
     }
 
     /// Makes a run: with the tracer and a line, or without either.
     ///
     /// # Errors
     /// Whatever keeps it from having a result; a run whose report is missing, or in which nothing was held.
-    pub(super) async fn run(&mut self, line: Option<&Line>) -> Result<Tried> {
-        let tried = self.try_to_run(line).await?;
+    pub(super) async fn run(&self, line: Option<&Line>) -> Result<Tried> {
+        self.run_until(line, &self.cancel).await
+    }
+
+    /// The same, with an end of its own.
+    pub(super) async fn run_until(&self, line: Option<&Line>, cancel: &Cancel) -> Result<Tried> {
+        let tried = self.try_to_run(line, cancel).await?;
         tried.with_context(|| {
             let line = line.map(Line::to_string).unwrap_or_default();
             format!("nothing was held: no task came to a point of '{line}'")
@@ -155,17 +162,17 @@ impl Ground {
     }
 
     /// As [`Ground::run`]; `None` if the line has holds and none took place.
-    pub(super) async fn try_to_run(&mut self, line: Option<&Line>) -> Result<Option<Tried>> {
-        self.runs += 1;
+    pub(super) async fn try_to_run(&self, line: Option<&Line>, cancel: &Cancel) -> Result<Option<Tried>> {
+        let number = self.runs.fetch_add(1, Ordering::Relaxed);
+        let directory = self.directory.join(number.to_string());
         let session = self.session(line)?;
-        let (moment, directory) = (&self.moment, &self.directory);
         let mut machine =
-            moment::restore_to(&self.guest, moment, session, directory, self.cancel.clone()).await?;
+            moment::restore_to(&self.guest, &self.moment, session, &directory, cancel.clone()).await?;
         let ran = self.outcome(&mut machine, line.is_some()).await;
         let (recording, report) = machine.finish(ran).await?;
         let text = serde_json::to_string(&recording).context("a recording as JSON")?;
         let judgement = judge(&recording, &self.scenario, &self.baselines);
-        cache::remove_tree(directory)?;
+        cache::remove_tree(&directory)?;
         let tried = Tried {
             why: judgement.deviations.iter().map(ToString::to_string).collect(),
             shape: judgement.shape(),

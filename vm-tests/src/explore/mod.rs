@@ -2,8 +2,9 @@
 //!
 //! In virtual time a scenario gives the same run for ever, so a race that does not show in that one never shows. Here tasks are
 //! held at points of their run, on purpose ([`vm_perturb`]): [`strategy`] says which lines are tried, `ground` makes a run of
-//! one, [`found`] collects what came, and `told` says it. docs/explore.md describes it.
+//! one, `ahead` makes some at once, [`found`] collects what came, and `told` says it. docs/explore.md describes it.
 
+mod ahead;
 pub mod found;
 mod ground;
 pub mod strategy;
@@ -18,12 +19,15 @@ use vm_perturb::{Line, Report};
 
 use crate::host::events::{self, Event, Progress};
 use crate::host::process::is_interrupt;
+use crate::host::{cores, processor};
 use crate::machine::Cancel;
 use crate::run::guest::Guest;
+use crate::run::jobs::jobs;
 use crate::run::pace::about;
 use crate::scenario::{Scenario, WrongInput};
 use crate::workspace::Workspace;
 
+use ahead::{Ahead, Runs};
 use found::{Explored, Found};
 pub use ground::check;
 use ground::{Ground, Tried};
@@ -47,31 +51,35 @@ pub async fn explore(
     cancel: Cancel,
 ) -> Result<Explored> {
     let begun = Instant::now();
-    let mut ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
+    let ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
+    let size = u64::from(scenario.manifest.memory_mib);
+    let jobs = options.jobs.unwrap_or_else(|| jobs(vec![size; cores()]));
+    let mut runs = Runs::new(ground, jobs);
     let progress = Progress::start(&format!("exploring {}/{}", guest.name, scenario.name));
-    let (null, took_us) = controls(&mut ground, scenario).await?;
+    let (prepared, used) = (Instant::now(), processor::used()?);
+    let (null, took_us) = controls(&mut runs, scenario).await?;
     let found = Explored::new(workspace, guest, scenario, took_us, &null);
     let lines = lines(options, &found.points, took_us, !scenario.manifest.explore.client.is_empty());
     let now = Instant::now();
     let mut search =
-        Search { ground, found, options, results, progress, left: lines.len(), begun, since: now, told: now };
+        Search { runs, found, options, results, progress, left: lines.len(), begun, since: now, told: now };
     let went = search.all(&lines).await;
-    let Search { ground, mut found, .. } = search;
+    let Search { runs, mut found, .. } = search;
+    runs.clear()?;
     match went {
-        Err(error) if is_interrupt(&error) => {
-            found.is_interrupted = true;
-            ground.clear()?;
-        }
+        Err(error) if is_interrupt(&error) => found.is_interrupted = true,
         went => went?,
     }
-    found.took_secs = begun.elapsed().as_secs_f64();
-    found.runs_with_controls = ground.runs();
+    found.took_secs = prepared.elapsed().as_secs_f64();
+    found.processor_secs = processor::used()?.saturating_sub(used).as_secs_f64();
+    found.jobs = jobs;
+    found.runs_with_controls = runs.taken();
     Ok(found)
 }
 
 /// A search that goes on.
 struct Search<'a> {
-    ground: Ground,
+    runs: Runs,
     found: Explored,
     options: &'a Options,
     results: &'a Path,
@@ -86,39 +94,61 @@ struct Search<'a> {
 impl Search<'_> {
     /// Tries lines until they, the time or the number of runs are over.
     async fn all(&mut self, lines: &[(Strategy, Line)]) -> Result<()> {
-        for (strategy, line) in lines {
-            let goes_on = *strategy == Strategy::Offsets || self.closer().await?;
-            if !goes_on || !self.one(*strategy, line).await? {
+        for of_one in lines.chunk_by(|(one, _), (other, _)| one == other) {
+            let strategy = of_one.first().map_or(Strategy::OneHold, |(strategy, _)| *strategy);
+            self.batch(strategy, of_one.iter().map(|(_, line)| line.clone()).collect()).await?;
+            if strategy == Strategy::Offsets {
+                self.closer().await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks where between two offsets the outcome changes: all such places in turn, until none is left.
+    async fn closer(&mut self) -> Result<()> {
+        loop {
+            let between = strategy::between(&self.found.offsets);
+            if between.is_empty() || self.is_over() {
                 return Ok(());
             }
+            self.left += between.len();
+            let line = |client_us| Line { client_us, holds: Vec::new() };
+            self.batch(Strategy::Offsets, between.into_iter().map(line).collect()).await?;
         }
-        self.closer().await.map(drop)
     }
 
-    /// With all offsets known: looks where between two of them the outcome changes. False if there is no time for it.
-    async fn closer(&mut self) -> Result<bool> {
-        while let Some(client_us) = strategy::between(&self.found.offsets) {
-            self.left += 1;
-            if !self.one(Strategy::Offsets, &Line { client_us, holds: Vec::new() }).await? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Tries a line; false if there is no time for it.
-    async fn one(&mut self, strategy: Strategy, line: &Line) -> Result<bool> {
+    fn is_over(&self) -> bool {
         let Options { time, runs, .. } = self.options;
-        let tried = self.found.lines_tried();
-        if time.is_some_and(|time| self.begun.elapsed() >= time) || runs.is_some_and(|runs| tried >= runs) {
-            return Ok(false);
+        time.is_some_and(|time| self.begun.elapsed() >= time)
+            || runs.is_some_and(|runs| self.found.lines_tried() >= runs)
+    }
+
+    /// Tries these lines, as far as there are time and runs.
+    async fn batch(&mut self, strategy: Strategy, mut lines: Vec<Line>) -> Result<()> {
+        if let Some(runs) = self.options.runs {
+            lines.truncate(runs.saturating_sub(self.found.lines_tried()));
         }
-        let what = || format!("the run with --holds '{line}'");
-        let tried = self.ground.run(Some(line)).await.with_context(what)?;
-        if let Found::Failure(class) = self.found.add(strategy, line, &tried) {
+        let mut ahead = self.runs.ahead(lines);
+        let went = self.one_by_one(strategy, &mut ahead).await;
+        ahead.end().await;
+        went
+    }
+
+    async fn one_by_one(&mut self, strategy: Strategy, ahead: &mut Ahead) -> Result<()> {
+        let (time, begun) = (self.options.time, self.begun);
+        let goes_on = || time.is_none_or(|time| begun.elapsed() < time);
+        while let Some((line, tried)) = self.runs.next(ahead, goes_on).await? {
+            self.take(strategy, &line, &tried).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes the result of a line.
+    async fn take(&mut self, strategy: Strategy, line: &Line, tried: &Tried) -> Result<()> {
+        if let Found::Failure(class) = self.found.add(strategy, line, tried) {
             let first = self.found.told_of(class);
             events::tell(Event::Note(format!("{first}\n  making it smaller")));
-            let (line, tried) = minimal(&mut self.ground, line, &tried).await?;
+            let (line, tried) = minimal(&mut self.runs, line, tried).await?;
             self.found.minimised(class, &line, &tried);
             let directory = self.results.join(format!("failure-{}", class + 1));
             keep(&self.found.told_of(class), &directory, &tried)?;
@@ -128,7 +158,7 @@ impl Search<'_> {
             self.told = Instant::now();
             self.tell();
         }
-        Ok(true)
+        Ok(())
     }
 
     fn tell(&self) {
@@ -167,7 +197,7 @@ pub async fn replay(
     results: &Path,
     cancel: Cancel,
 ) -> Result<Replayed> {
-    let mut ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
+    let ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
     let tried = ground.run(Some(line)).await?;
     let recording = results.join("recording.json");
     std::fs::write(&recording, &tried.text).with_context(|| format!("write {}", recording.display()))?;
@@ -176,8 +206,8 @@ pub async fn replay(
 }
 
 /// Two runs in which nothing is held: without the tracer, which must be as expected, and with it, which must give the same.
-async fn controls(ground: &mut Ground, scenario: &Scenario) -> Result<(Tried, u64)> {
-    let plain = ground.run(None).await.context("the run that nothing perturbs")?;
+async fn controls(runs: &mut Runs, scenario: &Scenario) -> Result<(Tried, u64)> {
+    let plain = runs.run(None).await.context("the run that nothing perturbs")?;
     if !plain.shape.is_empty() {
         return Err(WrongInput::new(format!(
             "{} is not explored: its run from where exploring begins is not as its manifest expects, although nothing perturbs it: {}",
@@ -186,8 +216,7 @@ async fn controls(ground: &mut Ground, scenario: &Scenario) -> Result<(Tried, u6
         ))
         .into());
     }
-    let null =
-        ground.run(Some(&Line::default())).await.context("the run that is traced, and nothing held")?;
+    let null = runs.run(Some(&Line::default())).await.context("the run that is traced, and nothing held")?;
     if null.shape != plain.shape {
         bail!(
             "{}: a run that is traced gives another outcome although nothing is held, so nothing can be said of held ones: {}",
@@ -201,12 +230,12 @@ async fn controls(ground: &mut Ground, scenario: &Scenario) -> Result<(Tried, u6
 }
 
 /// The least of a line that gives the same outcome: holds are left out, then lengths halved, one after the other.
-async fn minimal(ground: &mut Ground, line: &Line, tried: &Tried) -> Result<(Line, Tried)> {
+async fn minimal(runs: &mut Runs, line: &Line, tried: &Tried) -> Result<(Line, Tried)> {
     let (mut line, mut best) = (line.clone(), tried.clone());
     loop {
         let mut smaller = None;
         for candidate in strategy::smaller(&line) {
-            let tried = match ground.try_to_run(Some(&candidate)).await? {
+            let tried = match runs.try_to_run(&candidate).await? {
                 Some(tried) if tried.outcome() == best.outcome() => tried,
                 _another => continue,
             };

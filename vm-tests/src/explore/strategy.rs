@@ -56,6 +56,8 @@ pub struct Options {
     pub runs: Option<usize>,
     /// Those alone; empty: [`Strategy::USUAL`], and if there is a bound, all.
     pub strategies: Vec<Strategy>,
+    /// How many machines run at once; `None` is what cores and memory bear. It changes nothing in what is found.
+    pub jobs: Option<usize>,
 }
 
 /// How long a task is held, as parts of what the phase takes when nothing is: numerator and denominator.
@@ -116,14 +118,15 @@ fn offsets(took_us: u64) -> Vec<Line> {
     (1..=OFFSETS).flat_map(|part| [at(part), at(-part)]).filter(|line| line.client_us != 0).collect()
 }
 
-/// An offset between two that gave different outcomes, where it is not known yet between which; the widest gap first. `offsets`
-/// has the outcome of each.
+/// Offsets in the middle between two that gave different outcomes, where it is not known yet between which; the widest gap first.
+/// `offsets` has the outcome of each.
 #[must_use]
-pub fn between(offsets: &BTreeMap<i64, usize>) -> Option<i64> {
+pub fn between(offsets: &BTreeMap<i64, usize>) -> Vec<i64> {
     let pairs = offsets.iter().zip(offsets.iter().skip(1));
     let open = pairs.filter(|((from, here), (to, there))| here != there && *to - *from > NEAR_US);
-    let widest = open.max_by_key(|((from, _), (to, _))| (*to - *from, -*from));
-    widest.map(|((from, _), (to, _))| (from + to).div_euclid(200) * 100)
+    let mut open: Vec<(i64, i64)> = open.map(|((from, _), (to, _))| (*from, *to)).collect();
+    open.sort_by_key(|(from, to)| (from - to, *from));
+    open.into_iter().map(|(from, to)| (from + to).div_euclid(200) * 100).collect()
 }
 
 fn one_hold(points: &[Point], lengths: &[u64]) -> Vec<Line> {
@@ -230,14 +233,22 @@ mod tests {
         let outcome = |us: i64| usize::from((30_000..71_500).contains(&us));
         let mut offsets: BTreeMap<i64, usize> =
             (0..10).map(|part| (part * 16_000, outcome(part * 16_000))).collect();
-        while let Some(us) = between(&offsets) {
-            assert!(offsets.insert(us, outcome(us)).is_none(), "{us} again");
+        loop {
+            let between = between(&offsets);
+            if between.is_empty() {
+                break;
+            }
+            for us in between {
+                assert!(offsets.insert(us, outcome(us)).is_none(), "{us} again");
+            }
         }
         let inside: Vec<i64> = offsets.iter().filter(|(_, class)| **class == 1).map(|(us, _)| *us).collect();
         let (first, last) = (inside[0], inside[inside.len() - 1]);
         assert!((30_000..31_000).contains(&first) && (70_500..71_500).contains(&last), "{inside:?}");
         assert!(offsets.len() < 22, "{} tried", offsets.len());
-        assert_eq!(between(&BTreeMap::new()), None);
+        assert!(between(&BTreeMap::new()).is_empty());
+        let wide = BTreeMap::from([(0, 0), (10_000, 1), (30_000, 0)]);
+        assert_eq!(between(&wide), [20_000, 5_000], "the widest first");
     }
 
     #[test]

@@ -51,10 +51,14 @@ fn all(explored: &Explored) -> String {
     let tried = explored.lines_tried();
     let (all, secs) = (explored.runs_with_controls, explored.took_secs);
     text.push_str(&format!(
-        "{tried} schedules and {} runs beside them in {secs:.0} s: {orders} orders of points, {} outcomes\n",
+        "{tried} schedules and {} runs beside them in {secs:.0} s, {} at once: {orders} orders of points, {} outcomes\n",
         all.saturating_sub(tried),
+        explored.jobs,
         explored.outcomes.len()
     ));
+    #[expect(clippy::cast_precision_loss, reason = "a search has far fewer runs than 2^52")]
+    let each = explored.processor_secs / all.max(1) as f64;
+    text.push_str(&format!("  a run took {each:.1} s of a processor\n"));
     for outcome in &explored.outcomes {
         match outcome.shape.is_empty() {
             true => {

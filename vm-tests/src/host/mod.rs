@@ -5,6 +5,7 @@ pub mod events;
 mod kvm_access;
 pub mod memory;
 pub mod process;
+pub mod processor;
 pub mod signals;
 pub mod tools;
 

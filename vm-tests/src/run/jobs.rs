@@ -4,7 +4,7 @@ use crate::host::{cores, memory};
 
 /// A machine is one busy thread and what its guest has written to its RAM: a quarter of a gigabyte for most, and never
 /// more than all of it.
-pub(super) fn jobs(sizes: Vec<u64>) -> usize {
+pub(crate) fn jobs(sizes: Vec<u64>) -> usize {
     let available_mib = memory::available_bytes().map_or(0, |bytes| bytes >> 20);
     cores().min(fitting(sizes, available_mib)).max(1)
 }

@@ -11,7 +11,7 @@ pub mod guest;
 pub mod input;
 pub mod inputs;
 pub mod installed;
-mod jobs;
+pub(crate) mod jobs;
 mod left_out;
 pub mod moment;
 pub mod now;
