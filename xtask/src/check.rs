@@ -1,5 +1,7 @@
 //! `cargo xtask check`: exactly what CI runs.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::fs::File;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -139,34 +141,34 @@ fn suite(shell: &Shell, all: bool) -> Step<'_> {
     (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES} {breadth...}"))
 }
 
-/// Tests that boot one machine after the other, in two lanes that run side by side: the reports of a machine's death, from a
-/// panic to a killed QEMU, scenarios on a guest of NixOS' shape, and what the deployed software finds after a power cut; the
-/// programs built twice, machines and recordings once more, the pages of two runs and the
-/// operator's page, in a browser, moments of two runs, planted races, and deploys.
-/// Each step's name and its test.
-const LANES: [&[(&str, &str)]; 2] = [
-    &[("faults", "faults"), ("a guest that is no FHS system", "store_guest"), ("power cuts", "power_cut")],
-    &[
-        ("the same once more", "repeatable"),
-        ("pages", "report"),
-        ("the operator's page", "page"),
-        ("moments", "moments"),
-        ("races that are planted", "explore"),
-        (DEPLOYS, "deploy"),
-    ],
+/// Tests that boot one machine after the other: the reports of a machine's death, from a panic to a killed QEMU; the programs built
+/// twice, machines and recordings once more; the operator's page, in a browser; moments of two runs; what the deployed software
+/// finds after a power cut; planted races; scenarios on a guest of NixOS' shape; deploys; the pages of two runs.
+/// Each step's name and its test, the longest first: two are under way at a time, and a long one that began last would have a
+/// processor to itself.
+const MACHINES: [(&str, &str); 9] = [
+    ("faults", "faults"),
+    ("the same once more", "repeatable"),
+    ("the operator's page", "page"),
+    ("moments", "moments"),
+    ("power cuts", "power_cut"),
+    ("races that are planted", "explore"),
+    ("a guest that is no FHS system", "store_guest"),
+    (DEPLOYS, "deploy"),
+    ("pages", "report"),
 ];
 
 /// Deploys that are harmed: two of its steps' harms, or with `--all` each at each step, the command over ssh, and every image.
 const DEPLOYS: &str = "deploys";
 
-fn lanes(shell: &Shell, all: bool) -> [Vec<Step<'_>>; 2] {
+fn on_machines(shell: &Shell, all: bool) -> impl Iterator<Item = Step<'_>> {
     let cargo = tools::cargo();
-    let test = |test: &str| {
+    let test = move |test: &str| {
         let part = if test == "deploy" && !all { vec!["--", "matrix-trixie"] } else { Vec::new() };
         let step = cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {test} {part...}");
         if all { step.env("VM_TESTS_ALL", "1") } else { step }
     };
-    LANES.map(|lane| lane.iter().map(|(name, its)| (*name, test(its))).collect())
+    MACHINES.into_iter().map(move |(name, its)| (name, test(its)))
 }
 
 /// The command that runs the VM suite.
@@ -198,22 +200,24 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
     let made = if args.no_vm { Vec::new() } else { vec![machines(&shell)?] };
     let mut beside = Tally::default();
-    let (first, second) = tokio::join!(in_turn(steps(&shell), &mut tally), lane(made, &logs, &mut beside));
+    let (first, second) =
+        tokio::join!(in_turn(steps(&shell), &mut tally), logged_in_turn(made, &logs, &mut beside));
     first.and(second)?;
     tally.add(beside);
-    let (mut first, mut second) = (Vec::from(packages(&shell)), Vec::new());
+    let [flake, package] = packages(&shell);
     if args.no_vm {
-        in_turn(first, &mut tally).await?;
+        in_turn([flake, package], &mut tally).await?;
     } else {
-        first.extend(packages_installed(&shell, &logs));
-        second.push(example(&shell));
-        two_lanes([first, second], &logs, &mut tally).await?;
         if !args.no_suite {
             in_turn([suite(&shell, args.all)], &mut tally).await?;
         }
-        // Built before, as the lanes would wait for each other in cargo.
-        in_turn([("build of the machines' tests", build_of_lanes(&shell))], &mut tally).await?;
-        two_lanes(lanes(&shell, args.all), &logs, &mut tally).await?;
+        // Built before, as those that are under way would wait for each other in cargo.
+        in_turn([("build of the machines' tests", build_for_machines(&shell))], &mut tally).await?;
+        // The package is made before it is installed.
+        let packages = [package].into_iter().chain(packages_installed(&shell, &logs)).collect();
+        let mut rows: Vec<Vec<Step<'_>>> = on_machines(&shell, args.all).map(|step| vec![step]).collect();
+        rows.splice(2..2, [packages, vec![example(&shell)], vec![flake]]);
+        two_at_a_time(rows, &logs, &mut tally).await?;
     }
     if !tally.failed.is_empty() {
         println!("check: failed: {}", tally.failed.join(", "));
@@ -236,10 +240,10 @@ impl Tally {
     }
 }
 
-/// Builds what the lanes run.
-fn build_of_lanes(shell: &Shell) -> Cmd<'_> {
+/// Builds what [`on_machines`] runs.
+fn build_for_machines(shell: &Shell) -> Cmd<'_> {
     let cargo = tools::cargo();
-    let tests = LANES.concat().into_iter().flat_map(|(_name, test)| ["--test", test]);
+    let tests = MACHINES.into_iter().flat_map(|(_name, test)| ["--test", test]);
     cmd!(shell, "{cargo} test --quiet --locked -p xtask --no-run {tests...}")
 }
 
@@ -251,16 +255,24 @@ async fn in_turn<'a>(steps: impl IntoIterator<Item = Step<'a>>, tally: &mut Tall
     Ok(())
 }
 
-/// Runs two lanes side by side.
-async fn two_lanes([one, other]: [Vec<Step<'_>>; 2], logs: &Path, tally: &mut Tally) -> Result<()> {
+/// Runs rows of steps, two at a time: whichever is through with one takes the next.
+async fn two_at_a_time(rows: Vec<Vec<Step<'_>>>, logs: &Path, tally: &mut Tally) -> Result<()> {
+    let waiting = RefCell::new(VecDeque::from(rows));
+    let take = async |tally: &mut Tally| {
+        // By itself, or it would stay borrowed while the row is under way.
+        while let Some(row) = { waiting.borrow_mut().pop_front() } {
+            logged_in_turn(row, logs, tally).await?;
+        }
+        Ok(())
+    };
     let mut beside = Tally::default();
-    let (first, second) = tokio::join!(lane(one, logs, tally), lane(other, logs, &mut beside));
+    let (first, second) = tokio::join!(take(tally), take(&mut beside));
     tally.add(beside);
     first.and(second)
 }
 
-/// Runs steps one after the other, and shows what each has written when it is over: another lane writes meanwhile.
-async fn lane(steps: Vec<Step<'_>>, logs: &Path, tally: &mut Tally) -> Result<()> {
+/// Runs steps one after the other, and shows what each has written when it is over: another writes meanwhile.
+async fn logged_in_turn(steps: Vec<Step<'_>>, logs: &Path, tally: &mut Tally) -> Result<()> {
     for (name, command) in steps {
         let log = logs.join(format!("{name}.log"));
         let work = async {
