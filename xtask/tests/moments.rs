@@ -117,12 +117,12 @@ async fn the_refused_umount(scratch: &Path) -> Result<()> {
     let ran = run("936c8bb", scratch).await?;
     let (first, at_ns) = ran.moment("umount fails", &scratch.join("one")).await?;
     let (second, _) = ran.moment("umount fails", &scratch.join("two")).await?;
-    ensure!(first.is_new && second.is_new, "they were not made");
+    ensure!(first.made.is_some() && second.made.is_some(), "they were not made");
     if first.hash()? != second.hash()? {
         bail!("two moments of one instant differ: {}", first.differences(&second)?.join("; "));
     }
     let (again, _) = ran.moment("umount fails", &scratch.join("one")).await?;
-    ensure!(!again.is_new, "it was made anew");
+    ensure!(again.made.is_none(), "it was made anew");
 
     let mount = ran.scenario.mount_or_root();
     // Without how long each has been there, which a look makes longer.

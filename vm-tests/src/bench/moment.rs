@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result};
 use vm_agent::wire::Until;
 
 use super::samples::Samples;
@@ -19,7 +19,9 @@ use crate::scenario::Scenario;
 /// Times of the host, in seconds.
 #[derive(Debug, Clone, Default)]
 pub struct Moments {
-    /// To make one: the run up to it, and the machine saved.
+    /// The run up to it.
+    pub run: Samples,
+    /// To make one, beyond that run.
     pub made: Samples,
     /// From its files to the first answer of a guest that stands still.
     pub opened: Samples,
@@ -45,10 +47,10 @@ pub async fn moments(
     let mut moments = Moments::default();
     for _ in 0..rounds {
         let own = directory.join("cache");
-        let begun = Instant::now();
         let moment = moment::ensure(guest, &given, at_ns, &own, cancel.clone()).await?;
-        moments.made.0.push(begun.elapsed().as_secs_f64());
-        ensure!(moment.is_new, "a moment was there already in {}", own.display());
+        let made = moment.made.with_context(|| format!("a moment was there already in {}", own.display()))?;
+        moments.run.0.push(made.run.as_secs_f64());
+        moments.made.0.push((made.whole - made.run).as_secs_f64());
         let begun = Instant::now();
         let mut standing =
             Standing::restore(&sized, &moment, &directory.join("look"), cancel.clone()).await?;

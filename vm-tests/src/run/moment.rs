@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -56,8 +56,17 @@ pub struct Moment {
     directory: PathBuf,
     saved: Saved,
     pause_us: u64,
-    /// Whether it was made now, and not found.
-    pub is_new: bool,
+    /// What it took to make it; `None` if it was found.
+    pub made: Option<Made>,
+}
+
+/// Times of the host.
+#[derive(Debug, Clone, Copy)]
+pub struct Made {
+    /// The run up to the instant, from the restored machine on.
+    pub run: Duration,
+    /// All of it.
+    pub whole: Duration,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -190,13 +199,12 @@ async fn ensure_wanted(guest: &Guest, wanted: &Wanted<'_>, cache: &Path, cancel:
         return Ok(moment);
     }
     let mut tries = Tries::default();
+    let begun = Instant::now();
     loop {
         let pause_us = tries.pause_us()?;
         let staging = Staging::begin(&directory, &lock, |_dead: &Path| async { Ok(()) }).await?;
         let made = make(guest, wanted, pause_us, staging.path(), cancel.clone()).await;
-        if !tries.is_made(made)? {
-            continue;
-        }
+        let Some(run) = tries.made(made)? else { continue };
         let at_ns = match wanted.up_to {
             UpTo::Instant(at_ns) => at_ns,
             UpTo::Done => 0,
@@ -208,7 +216,7 @@ async fn ensure_wanted(guest: &Guest, wanted: &Wanted<'_>, cache: &Path, cancel:
         staging.commit()?;
         saved::tidy_to(&moments, KEPT, UNUSED)?;
         let moment = find(&directory, key.as_str()).context("a moment that was just made")?;
-        return Ok(Moment { is_new: true, ..moment });
+        return Ok(Moment { made: Some(Made { run, whole: begun.elapsed() }), ..moment });
     }
 }
 
@@ -228,15 +236,15 @@ impl Tries {
             .context("the guest is busy for a second after this instant: choose one before or after it")
     }
 
-    /// Whether a moment was made with it; the next one is to be tried if the guest was not at rest, as a pause at any other
+    /// The moment that was made with it, if one was; the next one is to be tried if the guest was not at rest, as a pause at any other
     /// instant would be the host's.
-    fn is_made(&mut self, made: Result<()>) -> Result<bool> {
+    fn made<T>(&mut self, made: Result<T>) -> Result<Option<T>> {
         match made {
             Err(error) if error.is::<NotAtRest>() => {
                 self.done += 1;
-                Ok(false)
+                Ok(None)
             }
-            made => made.map(|()| true),
+            made => made.map(Some),
         }
     }
 }
@@ -249,20 +257,20 @@ fn find(directory: &Path, key: &str) -> Option<Moment> {
     let _cannot = file.set_modified(std::time::SystemTime::now()).is_err();
     let saved = Saved { ram: directory.join(RAM), state: directory.join(STATE), hash: manifest.key.clone() };
     let pause_us = manifest.pause_us;
-    (manifest.key == key).then(|| Moment { directory: directory.to_owned(), saved, pause_us, is_new: false })
+    (manifest.key == key).then(|| Moment { directory: directory.to_owned(), saved, pause_us, made: None })
 }
 
 /// The request of a session after which the machine is paused; those of the channel count up from 1.
 const DONE_ID: u64 = 1 << 32;
 
-/// Runs a session up to there, and saves the machine.
+/// Runs a session up to there, and saves the machine. Returns how long the run took.
 async fn make(
     guest: &Guest,
     wanted: &Wanted<'_>,
     pause_us: u64,
     directory: &Path,
     cancel: Cancel,
-) -> Result<()> {
+) -> Result<Duration> {
     let given = wanted.given;
     let progress = Progress::start(&format!("moment of {}", given.name));
     progress.now("running up to it");
@@ -298,6 +306,7 @@ async fn make(
         UpTo::Done => machine.guest().unasked_answer(DONE_ID),
     };
     let stood = async {
+        let begun = Instant::now();
         machine.ring().await?;
         machine.resume().await?;
         match wanted.up_to {
@@ -309,16 +318,20 @@ async fn make(
                 machine.answered_and_paused("the set-up", DEADLINE, &mut pending, |_, _| ()).await?;
             }
         }
+        let run = begun.elapsed();
         progress.now("saving it");
         let file = File::create(&state).with_context(|| format!("create {}", state.display()))?;
-        machine.save(file).await.context("save the machine")
+        machine.save(file).await.context("save the machine")?;
+        anyhow::Ok(run)
     }
     .await;
-    match stood {
-        Ok(()) => machine.stop().await?,
+    let run = match stood {
+        Ok(run) => run,
         Err(error) => return end_with(machine, error, &given.units, given.mount_or_root()).await,
-    }
-    make_steady(&state)
+    };
+    machine.stop().await?;
+    make_steady(&state)?;
+    Ok(run)
 }
 
 /// A restored moment: paused, whenever it is not asked for something.
@@ -443,10 +456,10 @@ mod tests {
     #[test]
     fn a_pause_that_the_host_disturbed_is_tried_again_and_is_the_same_moment() {
         let mut tries = Tries::default();
-        assert!(!tries.is_made(not_at_rest()).expect("to be tried again"));
+        assert!(tries.made(not_at_rest()).expect("to be tried again").is_none());
         assert_eq!(tries.pause_us().expect("one"), PAUSES_US[0]);
-        assert!(tries.is_made(Ok(())).expect("made"));
-        assert!(tries.is_made(Err(anyhow::anyhow!("no room"))).is_err());
+        assert!(tries.made(Ok(())).expect("made").is_some());
+        assert!(tries.made::<()>(Err(anyhow::anyhow!("no room"))).is_err());
     }
 
     #[test]
@@ -455,7 +468,7 @@ mod tests {
         let mut tried = Vec::new();
         while let Ok(pause_us) = tries.pause_us() {
             tried.push(pause_us);
-            assert!(!tries.is_made(not_at_rest()).expect("to be tried again"));
+            assert!(tries.made(not_at_rest()).expect("to be tried again").is_none());
         }
         tried.dedup();
         assert_eq!(tried, PAUSES_US);

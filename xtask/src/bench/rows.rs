@@ -142,10 +142,11 @@ pub(super) fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Ro
 }
 
 /// A look at an instant of a run: its machine, and the whole of the command.
-pub(super) fn moment_rows(moments: Moments, first: Samples, again: Samples) -> [Row; 4] {
+pub(super) fn moment_rows(moments: Moments, first: Samples, again: Samples) -> [Row; 5] {
     let row = |what: &str, samples, target| Row::new("moment", what, Unit::Seconds, samples).target(target);
     [
-        row("made: the run up to it, and saved", moments.made, target::MOMENT),
+        Row::new("moment", "the run up to it", Unit::Seconds, moments.run),
+        row("made, beyond that run", moments.made, target::MOMENT),
         row("opened, to the first answer", moments.opened, target::RESTORE),
         row("shell --at and its end, the moment is there", again, target::SHELL),
         row("shell --at and its end, with the run first", first, target::SHELL_AND_RUN),
