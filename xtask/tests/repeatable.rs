@@ -7,6 +7,7 @@
 mod support;
 
 use std::ffi::OsString;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -122,8 +123,8 @@ async fn a_wrong_recording_is_not_believed(scratch: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A red run leaves a bundle, by which another checkout makes it again: here one whose programs were built in another directory, with
-/// machines of its own. Then one whose agent is another, which is named.
+/// A red run leaves a bundle, by which another user makes it again, with programs that were built in another directory, and with
+/// machines, results and a working directory of its own. Then with another agent, which is named.
 async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
     let workspace = Workspace::find(env!("CARGO_MANIFEST_DIR"))?;
     let usual = workspace.cache()?;
@@ -147,16 +148,19 @@ async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
     let bundle = bundle.to_str().context("a path in UTF-8")?;
 
     let programs = built_elsewhere().await?;
-    let own = own_cache(scratch)?;
+    let stranger = Stranger::new(scratch).await?;
     let again = |programs: String| async {
         let programs = programs;
-        xtask(&[&["repro", bundle], &flags[..], &["--programs", &programs]].concat(), Some(&own)).await
+        let arguments = [&["repro", bundle], &flags[..], &["--programs", &programs]].concat();
+        said_by(stranger.runs(env!("CARGO_BIN_EXE_xtask")).args(&arguments), &arguments).await
     };
     let said = again(programs.clone()).await?;
     ensure!(said.contains("trixie/red") && said.contains("\nthe same recording: "), "{said}");
+    stranger.has_booted()?;
     let look = format!("to look into it, at 'cycle 1: reset done': cargo xtask repro {bundle} --shell");
     ensure!(said.contains(&look), "{said}");
-    a_shell_at_what_failed(bundle, &programs, &own).await?;
+    // As this user: the shell's `holders` is built, and another one may have no Rust.
+    a_shell_at_what_failed(bundle, &programs, &stranger.directory.join("cache")).await?;
 
     let changed = scratch.join("changed");
     std::fs::create_dir(&changed)?;
@@ -196,6 +200,72 @@ async fn a_shell_at_what_failed(bundle: &str, programs: &str, cache: &Path) -> R
     }
     ensure!(!said.contains("trixie/red: recording"), "it was run again:\n{said}");
     Ok(())
+}
+
+/// Who is handed a bundle: another user, if this one is root.
+struct Stranger {
+    directory: PathBuf,
+    is_another_user: bool,
+}
+
+impl Stranger {
+    /// nobody and nogroup, as Debian and others have them.
+    const ID: u32 = 65534;
+
+    /// # Errors
+    /// If its directory can't be made.
+    async fn new(scratch: &Path) -> Result<Self> {
+        let directory = scratch.join("stranger");
+        std::fs::create_dir(&directory)?;
+        let cache = own_cache(&directory)?;
+        let mut stranger = Self { directory, is_another_user: std::fs::metadata("/proc/self")?.uid() == 0 };
+        if stranger.is_another_user {
+            // A temporary directory is its owner's alone.
+            std::fs::set_permissions(scratch, std::fs::Permissions::from_mode(0o755))?;
+            for own in [&stranger.directory, &cache] {
+                std::os::unix::fs::chown(own, Some(Self::ID), Some(Self::ID))?;
+            }
+            let reached =
+                process::output(stranger.runs(env!("CARGO_BIN_EXE_xtask")).arg("--help"), DEADLINE).await;
+            if let Err(why) = reached {
+                eprintln!("as the same user, since another one can't have this checkout: {why}");
+                stranger.is_another_user = false;
+            }
+        }
+        Ok(stranger)
+    }
+
+    /// That the machine is one of its own.
+    fn has_booted(&self) -> Result<()> {
+        let machine = only_machine(&self.directory.join("cache"))?;
+        let owner = std::fs::metadata(&machine)?.uid();
+        let is_its_own = !self.is_another_user || owner == Self::ID;
+        ensure!(is_its_own, "{} is of user {owner}", machine.display());
+        Ok(())
+    }
+
+    /// A program in an environment with nothing of ours but where programs are.
+    fn runs(&self, program: &str) -> Program {
+        let own = |name: &str| self.directory.join(name).into_os_string();
+        let line = "cd \"$HOME\" && exec \"$@\"";
+        let ran = match self.is_another_user {
+            true => {
+                let id = Self::ID;
+                let words = [
+                    &format!("--reuid={id}"),
+                    &format!("--regid={id}"),
+                    "--clear-groups",
+                    "--pdeathsig=KILL",
+                ];
+                Program::new("setpriv").args(words).args(["sh", "-c", line, "sh", program])
+            }
+            false => Program::new("sh").args(["-c", line, "sh", program]),
+        };
+        ran.env(cache::CACHE_VAR, own("cache"))
+            .env("CARGO_TARGET_DIR", own("target"))
+            .env("CARGO_HOME", own("cargo"))
+            .env("HOME", own(""))
+    }
 }
 
 /// Where the same programs are, built in another directory. The first of these tests builds them, the others find them there.
@@ -249,6 +319,11 @@ async fn xtask(arguments: &[&str], cache: Option<&Path>) -> Result<String> {
     if let Some(cache) = cache {
         program = program.env(cache::CACHE_VAR, OsString::from(cache));
     }
+    said_by(program, arguments).await
+}
+
+/// What an xtask says, and an error with that if it fails.
+async fn said_by(program: Program, arguments: &[&str]) -> Result<String> {
     let mut said = String::new();
     let ended = process::run(program, DEADLINE, |_, line| {
         said.push_str(line);

@@ -73,6 +73,19 @@ pub(super) struct Place {
     pub(super) _ours: Option<Lock>,
 }
 
+/// Deletes what was built for a tree of another path: a test that was moved with its target directory is fresh for cargo, and runs
+/// the programs of the old place, in which there is no mutant (seen with one that was not caught then).
+fn forget_if_moved(mark: &Path, tree: &Path, target: &Path) -> Result<()> {
+    let here = tree.display().to_string();
+    let built = fs::read_to_string(mark);
+    if built.is_ok_and(|built| built == here) {
+        return Ok(());
+    }
+    cache::remove_tree(target)?;
+    fs::create_dir_all(target).with_context(|| format!("create {}", target.display()))?;
+    fs::write(mark, here).with_context(|| format!("write {}", mark.display()))
+}
+
 impl Place {
     pub(super) async fn prepare() -> Result<Self> {
         let workspace = left4me::workspace()?;
@@ -87,6 +100,7 @@ impl Place {
         })
         .await?;
         let files = copied::files_of(&from).await?;
+        forget_if_moved(&place.join("built-in"), &tree, &target)?;
         Ok(Self { from, tree, target, logs, cache, files, _ours: Some(ours) })
     }
 
@@ -232,4 +246,24 @@ enum Ended {
 pub(super) fn tests_passed(output: &str) -> u32 {
     let results = output.lines().filter_map(|line| line.trim().strip_prefix("test result: ok. "));
     results.filter_map(|rest| rest.split_once(" passed")?.0.parse::<u32>().ok()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_built_for_another_place_is_forgotten_and_what_was_built_here_is_not() {
+        let directory = tempfile::tempdir().expect("tempdir");
+        let (mark, target) = (directory.path().join("built-in"), directory.path().join("target"));
+        let forget = |tree: &str| {
+            fs::create_dir_all(&target).expect("target");
+            fs::write(target.join("built"), "x").expect("built");
+            forget_if_moved(&mark, Path::new(tree), &target).expect("forget");
+            !target.join("built").exists()
+        };
+        let forgotten = ["/one/tree", "/one/tree", "/other/tree", "/other/tree"].map(forget);
+        assert_eq!(forgotten, [true, false, true, false]);
+        assert!(target.is_dir());
+    }
 }
