@@ -7,6 +7,7 @@ mod counts;
 mod edit;
 mod program;
 mod rows;
+mod watch;
 
 #[cfg(test)]
 mod tests;
@@ -36,7 +37,7 @@ use edit::Edits;
 use program::Ended;
 use rows::{
     boot_rows, channel_rows, cpu, edit_notes, edit_rows, line, load, moment_rows, restore_rows, spread_rows,
-    target,
+    target, watch_rows,
 };
 
 use crate::copied::remove_if_there;
@@ -64,7 +65,7 @@ const RUN: Bounds = Bounds { cycles: Some(CYCLES), deadline_secs: 900 };
 /// meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// What to measure [default: everything except `holders` and `edit`]
+    /// What to measure [default: everything except `holders`, `edit` and `watch`]
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
 
@@ -114,8 +115,11 @@ pub(crate) async fn run(args: BenchArgs, cancel: Cancel) -> Result<u8> {
         }
         return accuracy(&workspace, &args, &results, cancel).await;
     }
-    if args.what.contains(&What::Edit) && args.machine.programs.is_some() {
-        return Err(WrongInput::new("bench edit: without --programs, as it edits and builds them").into());
+    if [What::Edit, What::Watch].iter().any(|what| args.what.contains(what))
+        && args.machine.programs.is_some()
+    {
+        let what = "bench edit and bench watch: without --programs, as they edit and build them";
+        return Err(WrongInput::new(what).into());
     }
     let mut bench = Bench::prepare(&workspace, args, results, cancel).await?;
     let measured = bench.all().await;
@@ -143,7 +147,9 @@ impl Bench {
         for clock in [Clock::Real, Clock::Virtual] {
             let wanted = args.machine.clock.is_none_or(|only| only == clock);
             // Edits are measured in virtual time alone, and KVM has none.
-            let is_for_edits = clock == Clock::Real && args.what == [What::Edit];
+            let in_a_copy = |what: &What| matches!(what, What::Edit | What::Watch);
+            let is_for_edits =
+                clock == Clock::Real && !args.what.is_empty() && args.what.iter().all(in_a_copy);
             if !wanted || is_for_edits || (clock == Clock::Virtual && args.machine.accel == Wish::Kvm) {
                 continue;
             }
@@ -169,7 +175,7 @@ impl Bench {
         };
         let mut what = args.what;
         if what.is_empty() {
-            let named_only = [What::Holders, What::Edit];
+            let named_only = [What::Holders, What::Edit, What::Watch];
             what.extend(What::value_variants().iter().filter(|what| !named_only.contains(what)));
         }
         let machine = args.machine;
@@ -227,6 +233,12 @@ impl Bench {
                 None => self.report.notes.push("Edit: not measured: it is about virtual time".to_owned()),
             }
             self.show()?;
+        }
+        if self.wants(What::Watch) {
+            match self.clock(Clock::Virtual) {
+                Some(_) => self.watch().await.context("measure watch")?,
+                None => self.report.notes.push("Watch: not measured: it is about virtual time".to_owned()),
+            }
         }
         Ok(())
     }
@@ -477,6 +489,16 @@ impl Bench {
         // It takes half an hour: what is measured is shown.
         self.show()?;
         measured
+    }
+
+    /// In the same copy.
+    async fn watch(&mut self) -> Result<()> {
+        let machine = MachineArgs { clock: Some(Clock::Virtual), ..self.machine.clone() };
+        let (workspace, place) = (left4me::workspace()?, self.results.join("edit"));
+        let (rounds, cancel) = (self.counts.edits, self.cancel.clone());
+        let saves = watch::measure(&workspace, &place, machine.flags()?, rounds, cancel).await?;
+        self.report.rows.extend(watch_rows(&saves));
+        self.show()
     }
 
     /// Where a measurement's machines have their logs; removed when it is done, left when it fails.

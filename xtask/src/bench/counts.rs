@@ -47,6 +47,8 @@ pub(super) enum What {
     /// From an edit of judge, helper and agent to the verdict; the suite of one image, nothing changed and all run anew.
     /// In a copy of the checkout, which is built first; takes half an hour; only if named
     Edit,
+    /// From a save of a unit and of the helper to the verdict of `cargo xtask watch`. In the same copy; only if named
+    Watch,
     /// Accuracy of holders, fuser, lsof and lsns for a mount that is held in 75 ways; cost of a scan; latency of the
     /// watch. On each --image; only if named
     Holders,

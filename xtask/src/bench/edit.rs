@@ -129,20 +129,20 @@ fn remembered(report: &Report) -> usize {
 }
 
 /// The copy of the checkout.
-struct Copy {
-    tree: PathBuf,
+pub(super) struct Copy {
+    pub(super) tree: PathBuf,
     target: PathBuf,
     cache: PathBuf,
     results: PathBuf,
-    log: PathBuf,
+    pub(super) log: PathBuf,
     /// The flags for machines.
-    machine: Vec<OsString>,
+    pub(super) machine: Vec<OsString>,
     cancel: Cancel,
 }
 
 impl Copy {
     /// Makes the copy what the checkout is now. It stays: the next benchmark builds what has changed.
-    async fn prepare(
+    pub(super) async fn prepare(
         workspace: &Workspace,
         place: &Path,
         machine: Vec<OsString>,
@@ -234,12 +234,12 @@ impl Copy {
         Ok(samples)
     }
 
-    fn read(&self, edit: &Edit) -> Result<String> {
+    pub(super) fn read(&self, edit: &Edit) -> Result<String> {
         let path = self.tree.join(edit.file);
         fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
     }
 
-    fn write(&self, edit: &Edit, text: &str) -> Result<()> {
+    pub(super) fn write(&self, edit: &Edit, text: &str) -> Result<()> {
         let path = self.tree.join(edit.file);
         fs::write(&path, text).with_context(|| format!("write {}", path.display()))
     }
@@ -280,14 +280,18 @@ impl Copy {
     }
 
     async fn cargo(&self, arguments: &[OsString]) -> Result<program::Ended> {
-        let program = Program::new(tools::cargo())
+        program::run(self.program(arguments), &self.log, &self.cancel).await
+    }
+
+    /// Cargo in the copy.
+    pub(super) fn program(&self, arguments: &[OsString]) -> Program {
+        Program::new(tools::cargo())
             .args(arguments)
             .current_dir(&self.tree)
             .env("CARGO_TARGET_DIR", &self.target)
             .env(cache::CACHE_VAR, &self.cache)
             // An edit's outcome is nobody's snapshot.
-            .env("INSTA_UPDATE", "no");
-        program::run(program, &self.log, &self.cancel).await
+            .env("INSTA_UPDATE", "no")
     }
 }
 
@@ -298,7 +302,7 @@ fn inputs(report: &Report) -> Result<&str> {
 }
 
 /// A word that no edit before had, here or in another benchmark: a machine of the same edit would be there already.
-fn word() -> Result<String> {
+pub(super) fn word() -> Result<String> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?;
     Ok(format!("(edit {})", now.as_nanos()))
 }

@@ -10,6 +10,7 @@ use vm_tests::run::guest::Guest;
 
 use super::counts::SIDE_BY_SIDE;
 use super::edit::{self, Edits};
+use super::watch::{self, Saves};
 
 /// The targets, of the medians: seconds, but for those whose name says otherwise.
 pub(super) mod target {
@@ -30,6 +31,8 @@ pub(super) mod target {
     pub(crate) const PURGE_RATIO: f64 = 1.2;
     pub(crate) const MOMENT: f64 = 1.0;
     pub(crate) const SHELL: f64 = 2.0;
+    pub(crate) const WATCH_UNIT: f64 = 5.0;
+    pub(crate) const WATCH_PROGRAM: f64 = 10.0;
     pub(crate) const SHELL_AND_RUN: f64 = 10.0;
     pub(crate) const UNCHANGED: f64 = 4.0;
     /// 360 s for the 111 runs of three images, on two cores.
@@ -176,6 +179,14 @@ pub(super) fn edit_rows(edits: &Edits) -> Vec<Row> {
             .target(target::ONE),
     ];
     rows.into_iter().filter(|row| !row.samples.0.is_empty()).collect()
+}
+
+pub(super) fn watch_rows(saves: &Saves) -> [Row; 2] {
+    let row = |what: &str, samples: &Samples, target| {
+        let what = format!("save of {what}, to {}'s verdict", watch::SCENARIO);
+        Row::new("watch", what, Unit::Seconds, samples.clone()).target(target)
+    };
+    [row("a unit", &saves.unit, target::WATCH_UNIT), row("the helper", &saves.helper, target::WATCH_PROGRAM)]
 }
 
 /// What has another duration, and what else has a target and is measured elsewhere.

@@ -60,7 +60,7 @@ fn the_table_of_edits_has_the_targets() {
 #[test]
 fn each_edit_finds_its_text_in_the_checkout_once() {
     let root = left4me::workspace().expect("the workspace").root;
-    for edit in [edit::JUDGE, edit::HELPER, edit::AGENT] {
+    for edit in [edit::JUDGE, edit::HELPER, edit::AGENT, watch::UNIT] {
         let text = std::fs::read_to_string(root.join(edit.file)).expect(edit.file);
         let edited = edit.of(&text, "(edit 1)").expect("once");
         assert_eq!(edited.replace(" (edit 1)", ""), text);

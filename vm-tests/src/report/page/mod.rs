@@ -150,7 +150,8 @@ fn head(shown: Shown<'_>) -> String {
 fn who(verdict: MountVerdict) -> String {
     let words = verdict.words().to_owned();
     match verdict {
-        MountVerdict::HeldByYourself => format!("{words}, by a command of the stop"),
+        // Not by the reader.
+        MountVerdict::HeldByYourself => format!("a command of the stop itself ({words})"),
         _said => words,
     }
 }
