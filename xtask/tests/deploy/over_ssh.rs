@@ -22,6 +22,9 @@ use crate::left4me;
 /// The argument by which this test is its own ProxyCommand; the socket's path follows it.
 pub(crate) const PROXY: &str = "--proxy";
 
+/// Where the machine has an sshd of its own, for a host that is reached by way of another one.
+const BEHIND: u16 = 2222;
+
 const BUILD: Duration = Duration::from_secs(1200);
 
 /// A user of the guest who is not root.
@@ -88,8 +91,11 @@ impl Client {
         let this = std::env::current_exe().context("find this program")?;
         let config = format!(
             "Host guest\n User root\n ControlMaster auto\nHost by-sudo\n User {MENDER}\n HostKeyAlias guest\n ControlMaster no\n\
-             Host guest by-sudo\n ProxyCommand {} {PROXY} {}\n IdentityFile {}\n IdentitiesOnly yes\n \
-             UserKnownHostsFile {}\n ControlPath {}-%r\n ControlPersist yes\n",
+             Host behind\n HostName 127.0.0.1\n Port {BEHIND}\n User root\n HostKeyAlias guest\n ProxyJump guest\n \
+             ControlMaster auto\n\
+             Host guest by-sudo\n ProxyCommand {} {PROXY} {}\n\
+             Host guest by-sudo behind\n IdentityFile {}\n IdentitiesOnly yes\n \
+             UserKnownHostsFile {}\n ControlPath {}-%r-%p\n ControlPersist yes\n",
             this.display(),
             socket.display(),
             at("user").display(),
@@ -167,6 +173,7 @@ async fn all(lab: &Lab, host: &mut Host) -> Result<()> {
 
         allowed.store(u32::MAX, Ordering::Relaxed);
         by_sudo(&client, host).await?;
+        by_a_jump(&client, host).await?;
         let (code, said) = client.deploy(&["--history"]).await?;
         ensure!(code == Some(0) && said.contains("put back"), "{code:?}: {said}");
         Ok(())
@@ -186,10 +193,28 @@ async fn all(lab: &Lab, host: &mut Host) -> Result<()> {
         failed = serve => failed,
     };
     // Nobody is there any more whom the shared connection leads to.
-    let end = Program::new("ssh").arg("-F").arg(&client.config).args(["-O", "exit", "guest"]);
-    let ended = process::output(end, Duration::from_secs(60)).await;
-    done?;
-    ended.context("end the shared connection").map(drop)
+    let mut ended = Ok(());
+    for shared in ["behind", "guest"] {
+        let end = Program::new("ssh").arg("-F").arg(&client.config).args(["-O", "exit", shared]);
+        let output = process::output(end, Duration::from_secs(60)).await;
+        ended = ended.and(output.with_context(|| format!("end the connection to {shared}")).map(drop));
+    }
+    done.and(ended)
+}
+
+/// A host behind another one, which is this one, too: what was put back is deployed once more.
+async fn by_a_jump(client: &Client, host: &mut Host) -> Result<()> {
+    let sshd = "/usr/sbin/sshd -f /run/ssh-test/config -E /run/ssh-test/log -o ListenAddress=127.0.0.1";
+    host.sh(&format!("{sshd} -p {BEHIND}")).await?;
+    let (code, said) = client.deploy_to(&["behind"], &["--yes"]).await?;
+    ensure!(
+        code == Some(0) && said.ends_with("behind: changed, and confirmed over a new connection\n"),
+        "{code:?}: {said}"
+    );
+    let log = host.sh("cat /run/ssh-test/log").await?;
+    let came = log.matches("Accepted publickey for root from 127.0.0.1").count();
+    ensure!(came == 2, "{came} connections by way of the jump: {log}");
+    host.is_settled().await
 }
 
 /// As a user who is not root: not at all without sudo, not by a sudo that asks, and by one that does not.
