@@ -1,5 +1,6 @@
 //! `cargo xtask shell`: a terminal inside a booted machine.
 
+mod forward;
 pub(crate) mod moment;
 mod terminal;
 
@@ -19,6 +20,7 @@ use vm_tests::run::guest::prepare_shell;
 use vm_tests::run::prepare::prepare_one;
 use vm_tests::scenario::{DEFAULT_MEMORY_MIB, Manifest, Reset, Wanted};
 
+use self::forward::Forward;
 pub(crate) use self::terminal::quoted;
 use self::terminal::{DEADLINE, talk};
 use crate::left4me;
@@ -43,6 +45,11 @@ pub(crate) struct ShellArgs {
     /// So much earlier: 50ms
     #[arg(long, value_name = "TIME", requires = "at", value_parser = span)]
     before: Option<Duration>,
+
+    /// Have a port of this machine's loopback lead to one of the guest's, or to a Unix socket in it: 8080:80,
+    /// 8080:/run/left4me-web/socket; 0 is any free port. The guest needs perl
+    #[arg(long, value_name = "PORT:WHERE", conflicts_with = "at")]
+    forward: Vec<Forward>,
 
     #[command(flatten)]
     machine: MachineArgs,
@@ -74,8 +81,14 @@ pub(crate) async fn run(args: &ShellArgs, cancel: Cancel) -> Result<u8> {
     let directory = results.join(std::process::id().to_string());
     let mut machine = prepare_shell(&guest, scenarios.first(), Some(&holders), &directory, cancel).await?;
     scenarios.iter().for_each(|scenario| eprint!("{}", commands(&scenario.manifest)));
-    eprintln!("ready; exit or Ctrl-D ends the machine");
     let guest = machine.guest();
+    for forward in &args.forward {
+        match forward::begin(forward, guest.clone()).await {
+            Ok(address) => eprintln!("forward: http://{address} leads to {forward} of the guest"),
+            Err(error) => return machine.finish(Err(error)).await,
+        }
+    }
+    eprintln!("ready; exit or Ctrl-D ends the machine");
     let ended = machine.race("the shell's end", DEADLINE, talk(guest)).await;
     let ended = machine.finish(ended.map_err(Into::into)).await;
     cache::remove_tree(&directory)?;
