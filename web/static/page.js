@@ -6,13 +6,32 @@ const stale = document.getElementById('stale');
 const dialog = document.getElementById('ask');
 
 // The live part, whenever it has changed. Whoever has something of it in the keyboard's focus keeps that.
+function show(part) {
+  const focused = live.contains(document.activeElement) ? document.activeElement.id : '';
+  live.innerHTML = part;
+  if (focused) document.getElementById(focused)?.focus();
+}
+
+// A button that is replaced between its press and its release is not clicked: meanwhile the newest part waits.
+let isPressed = false;
+let waiting = null;
+function press() { isPressed = true; }
+function release() {
+  // The click itself comes first.
+  setTimeout(() => {
+    isPressed = false;
+    if (waiting !== null) show(waiting);
+    waiting = null;
+  });
+}
+document.addEventListener('pointerdown', press);
+document.addEventListener('keydown', (event) => { if (event.key === ' ') press(); });
+for (const end of ['pointerup', 'pointercancel', 'keyup']) document.addEventListener(end, release);
+window.addEventListener('blur', release);
+
 function follow() {
   const stream = new EventSource('/live?page=' + encodeURIComponent(live.dataset.live));
-  stream.addEventListener('part', (event) => {
-    const focused = live.contains(document.activeElement) ? document.activeElement.id : '';
-    live.innerHTML = event.data;
-    if (focused) document.getElementById(focused)?.focus();
-  });
+  stream.addEventListener('part', (event) => { if (isPressed) waiting = event.data; else show(event.data); });
   stream.addEventListener('open', () => { stale.hidden = true; });
   // The session has ended: the page itself leads to the login.
   stream.addEventListener('over', () => { stream.close(); location.reload(); });

@@ -125,11 +125,16 @@ impl Browser {
         let kinds: &[&str] =
             if click { &["mouseMoved", "mousePressed", "mouseReleased"] } else { &["mouseMoved"] };
         for kind in kinds {
-            let button = if *kind == "mouseMoved" { "none" } else { "left" };
-            let event = json!({ "type": kind, "x": x, "y": y, "button": button, "clickCount": 1 });
-            self.ask("Input.dispatchMouseEvent", event).await?;
+            self.mouse(kind, x, y).await?;
         }
         Ok(())
+    }
+
+    /// One event of the pointer: `mouseMoved`, `mousePressed`, `mouseReleased`.
+    pub(crate) async fn mouse(&mut self, kind: &str, x: f64, y: f64) -> Result<()> {
+        let button = if kind == "mouseMoved" { "none" } else { "left" };
+        let event = json!({ "type": kind, "x": x, "y": y, "button": button, "clickCount": 1 });
+        self.ask("Input.dispatchMouseEvent", event).await.map(drop)
     }
 
     /// Presses a key: `ArrowRight`, `f`, `Enter`.
