@@ -26,6 +26,15 @@
           ];
           deployed = true;
         };
+        # The operator's page, and its broker.
+        left4me-web = program pkgs.pkgsStatic {
+          name = "left4me-web";
+          crates = [
+            "left4me-broker"
+            "left4me-web"
+          ];
+          deployed = true;
+        };
         holders = program pkgs.pkgsStatic {
           name = "holders";
           crates = [ "holders" ];
@@ -58,8 +67,14 @@
       nixosModules = {
         default = self.nixosModules.left4me;
         left4me = {
-          imports = [ ./nix/module.nix ];
-          services.left4me.package = lib.mkDefault own.left4me;
+          imports = [
+            ./nix/module.nix
+            ./nix/page.nix
+          ];
+          services.left4me = {
+            package = lib.mkDefault own.left4me;
+            page.package = lib.mkDefault own.left4me-web;
+          };
         };
       };
 
@@ -68,6 +83,7 @@
           guest-programs
           holders
           left4me
+          left4me-web
           xtask
           ;
 

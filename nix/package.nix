@@ -38,7 +38,7 @@ rustPlatform.buildRustPackage {
   # The tests want namespaces, a proc of their own and machines: `cargo xtask check`.
   doCheck = false;
 
-  postInstall = lib.optionalString deployed (import ./tree.nix { inherit lib; }).install;
+  postInstall = lib.optionalString deployed (import ./tree.nix { inherit lib name; }).install;
 
   meta = {
     description = "Left 4 Dead 2 servers as systemd units that run from an overlay";

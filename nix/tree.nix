@@ -1,8 +1,12 @@
-# What NixOS gets of deploy/manifest.toml, the list of everything that a host gets: the package's files at their places in the
-# store, and the files that the module reads.
-{ lib }:
+# What NixOS gets of a list of everything that a host gets, deploy/manifest.toml or, of the operator's page, web/manifest.toml: the
+# package's files at their places in the store, and the files that the module reads.
+{
+  lib,
+  name ? "left4me",
+}:
 let
-  manifest = builtins.fromTOML (builtins.readFile ../deploy/manifest.toml);
+  list = if name == "left4me" then "deploy/manifest.toml" else "web/manifest.toml";
+  manifest = builtins.fromTOML (builtins.readFile (../. + "/${list}"));
 
   # Below the package's directory. What is null the module has, in NixOS' own way.
   places = {
@@ -12,7 +16,7 @@ let
     bash = "share/bash-completion/completions";
     fish = "share/fish/vendor_completions.d";
     zsh = "share/zsh/site-functions";
-    doc = "share/doc/left4me";
+    doc = "share/doc/${name}";
     units = null;
     sysusers = null;
     tmpfiles = null;
@@ -26,7 +30,7 @@ let
       place = lib.head parts;
     in
     if parts == null || !(places ? ${place}) then
-      throw "deploy/manifest.toml: ${key}: NixOS has no such place; say in nix/tree.nix where it belongs"
+      throw "${list}: ${key}: NixOS has no such place; say in nix/tree.nix where it belongs"
     else
       {
         inherit place;
@@ -48,7 +52,7 @@ let
         deb = entry.only or "" == "deb";
       }
     else
-      throw "deploy/manifest.toml: ${key}: no such file: ${toString source}";
+      throw "${list}: ${key}: no such file: ${toString source}";
 
   files = lib.filter (one: !one.deb) (lib.mapAttrsToList file manifest.files);
   programs = lib.mapAttrsToList (key: entry: parse key // entry) manifest.programs;
@@ -66,6 +70,16 @@ let
       name = builtins.match "g +([a-z0-9-]+) +-" line;
     in
     if name == null then throw "sysusers.d: nix/tree.nix knows groups only: ${line}" else lib.head name;
+
+  account =
+    line:
+    let
+      parts = builtins.match "u +([a-z0-9-]+) +- +\"([^\"]*)\"" line;
+    in
+    if parts == null then
+      throw "sysusers.d: nix/tree.nix knows users with a description only: ${line}"
+    else
+      lib.nameValuePair (lib.head parts) (lib.elemAt parts 1);
 in
 {
   # The units' shipped text, by their names.
@@ -81,7 +95,9 @@ in
   # Lines of tmpfiles.d(5).
   directories = lines "tmpfiles";
 
+  # What sysusers.d(5) declares: groups and no user, of the page a user and no group of another name.
   groups = map group (lines "sysusers");
+  users = lib.listToAttrs (map account (lines "sysusers"));
 
   # The shell that puts everything in its place, after cargo's programs are in $out/bin. In what names a program's path it is
   # the one in the store.

@@ -1,15 +1,17 @@
-# The text of the two units: what a Debian host gets, byte for byte, but for the programs that NixOS has in its store.
+# The text of the units, or of the operator's page's: what a Debian host gets, byte for byte, but for the programs that NixOS has in
+# its store.
 {
   lib,
   package,
   systemd,
+  name ? "left4me",
 }:
 let
-  tree = import ./tree.nix { inherit lib; };
+  tree = import ./tree.nix { inherit lib name; };
   shipped = tree.units;
 
   # Where a Debian host has a program, and where NixOS has it.
-  programs = {
+  programs = lib.optionalAttrs (name == "left4me") {
     "/usr/bin/systemd-sysusers" = "${systemd}/bin/systemd-sysusers";
   }
   // lib.filterAttrs (path: _: isNamed path) (

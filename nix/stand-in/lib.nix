@@ -98,6 +98,7 @@ let
     mapAttrs' = f: set: listToAttrs (map (name: f name set.${name}) (attrNames set));
     mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
     nameValuePair = name: value: { inherit name value; };
+    optionalAttrs = condition: set: if condition then set else { };
     optionalString = condition: text: if condition then text else "";
     splitString = separator: text: filter isString (split (lib.escapeRegex separator) text);
 

@@ -23,7 +23,10 @@ in
       kernelPackages = of types.raw pkgs.linuxPackages;
       loader.grub.enable = of types.bool true;
     };
-    environment.systemPackages = of (types.listOf types.package) [ ];
+    environment = {
+      pathsToLink = strings;
+      systemPackages = of (types.listOf types.package) [ ];
+    };
     fileSystems = submodules {
       device = of (types.nullOr types.str) null;
       fsType = mkOption { type = types.str; };

@@ -17,6 +17,9 @@ use tempfile::TempDir;
 use vm_tests::host::process::{self, Program};
 use vm_tests::host::tools::{self, Need};
 
+#[path = "flake/page.rs"]
+mod page;
+
 /// Of one evaluation, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(120);
 
@@ -37,6 +40,8 @@ fn main() -> ExitCode {
         trial("three-servers", three_servers),
         trial("outputs", outputs),
         trial("the-package-has-what-the-manifest-lists", package),
+        trial("the-operators-page-if-it-is-enabled", page::enabled),
+        trial("the-pages-package-has-what-its-manifest-lists", page::package),
     ];
     trials.extend(
         MISTAKES.iter().map(|mistake| trial(mistake.name, async |tree: &Tree| mistake.is_seen(tree).await)),
@@ -152,12 +157,13 @@ async fn outputs(tree: &Tree) -> Result<()> {
     let expected = json!({
         "apps": ["vm-test"],
         "checks": [
-            "clippy", "format", "guest-programs", "harness", "holders", "left4me", "unit-tests", "units", "vm", "xtask",
+            "clippy", "format", "guest-programs", "harness", "holders", "left4me", "left4me-web", "unit-tests", "units", "vm",
+            "xtask",
         ],
         "devShells": ["default"],
         "nixosConfigurations": ["guest"],
         "nixosModules": ["default", "left4me"],
-        "packages": ["default", "guest", "guest-programs", "holders", "left4me", "xtask"],
+        "packages": ["default", "guest", "guest-programs", "holders", "left4me", "left4me-web", "xtask"],
     });
     ensure!(seen["outputs"] == expected, "{:#}", seen["outputs"]);
     // What CI builds and runs is there.
@@ -190,9 +196,20 @@ const PLACES: &[(&str, &str)] = &[
     ("{doc}", "share/doc/left4me"),
 ];
 
-/// The package's last step is run, with programs that are none.
 async fn package(tree: &Tree) -> Result<()> {
-    let text = fs::read_to_string(root().join("deploy/manifest.toml")).context("read the manifest")?;
+    let out = installed(tree, "deploy/manifest.toml", "install", PLACES).await?;
+    let page = fs::read_to_string(out.join("share/man/man8/left4me-overlay.8"))?;
+    let helper = format!("{}/libexec/left4me/", out.display());
+    ensure!(
+        page.contains(&helper) && !page.contains("/usr/local/"),
+        "the page's paths are not the package's: {page}"
+    );
+    Ok(())
+}
+
+/// A package's last step is run, with programs that are none; where it has put the files, which are those of the list.
+async fn installed(tree: &Tree, list_of_it: &str, step: &str, places: &[(&str, &str)]) -> Result<PathBuf> {
+    let text = fs::read_to_string(root().join(list_of_it)).context("read the manifest")?;
     let manifest: toml::Table = text.parse().context("parse the manifest")?;
     let table = |name: &str| manifest[name].as_table().cloned().with_context(|| format!("no {name}"));
     let (programs, files) = (table("programs")?, table("files")?);
@@ -208,7 +225,7 @@ async fn package(tree: &Tree) -> Result<()> {
     let substitute = "substituteInPlace() { files=; \
                       while [ \"$1\" != --replace-quiet ]; do files=\"$files $1\"; shift; done; \
                       sed -i \"s|$2|$3|g\" $files; }";
-    let script = format!("set -eu\n{substitute}\n{}", seen["install"].as_str().context("no script")?);
+    let script = format!("set -eu\n{substitute}\n{}", seen[step].as_str().context("no script")?);
     process::output(Program::new("sh").arg("-c").arg(script).env("out", &out), DEADLINE).await?;
 
     let of_nixos =
@@ -216,7 +233,7 @@ async fn package(tree: &Tree) -> Result<()> {
     let keys = programs.keys().chain(of_nixos.map(|(key, _)| key));
     let mut expected: Vec<String> = keys
         .filter_map(|key| {
-            PLACES.iter().find_map(|(place, here)| Some(format!("{here}{}", key.strip_prefix(place)?)))
+            places.iter().find_map(|(place, here)| Some(format!("{here}{}", key.strip_prefix(place)?)))
         })
         .collect();
     expected.sort();
@@ -224,14 +241,7 @@ async fn package(tree: &Tree) -> Result<()> {
     list(&out, &out, &mut there)?;
     there.sort();
     ensure!(there == expected, "{there:#?}\nnot:\n{expected:#?}");
-
-    let page = fs::read_to_string(out.join("share/man/man8/left4me-overlay.8"))?;
-    let helper = format!("{}/libexec/left4me/", out.display());
-    ensure!(
-        page.contains(&helper) && !page.contains("/usr/local/"),
-        "the page's paths are not the package's: {page}"
-    );
-    Ok(())
+    Ok(out)
 }
 
 /// The files below a directory, by their paths from `root`.
@@ -321,6 +331,7 @@ const MISTAKES: &[Mistake] = &[
     Mistake::new("a-check-without-a-command", "flake.nix", "command = \"cargo clippy", "comand = \"cargo clippy", "required argument 'command'"),
     Mistake::new("lints-that-are-warnings", "flake.nix", " -- --deny warnings\";", "\";", "the check clippy has no"),
     Mistake::new("an-argument-that-nixpkgs-has-not", "nix/cargo-check.nix", "nativeBuildInputs = tools;", "nativeBuildInput = tools;", "buildRustPackage has no nativeBuildInput"),
+    Mistake::new("a-program-of-the-page-elsewhere", "web/units/left4me-broker.service", "ExecStart=/usr/local/libexec/", "ExecStart=/usr/local/bin/", "names a path that NixOS does not have"),
     Mistake::new("a-member-that-is-not-there", "Cargo.toml", "\nmembers = [", "\nmembers = [\"nobody\", ", "no such file"),
 ];
 
@@ -351,6 +362,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "{ services.left4me = { enable = true; instances.a.arguments = \"+map x\\nL4D2_IP=::\"; }; }",
         "instances.a.arguments is not of type string that matches",
     ),
+    (
+        "a-page-without-servers",
+        "{ services.left4me.page.enable = true; }",
+        "it is of no use without services.left4me.enable",
+    ),
+    (
+        "a-page-with-a-name-of-two-words",
+        "{ services.left4me = { enable = true; page = { enable = true; hostName = \"a --name b\"; }; }; }",
+        "page.hostName is not of type",
+    ),
 ];
 
 /// A copy of what the flake is made of, and a store for its evaluation.
@@ -375,6 +396,7 @@ impl Tree {
             "docs",
             "nix",
             "deploy",
+            "web",
         ] {
             copy(&root().join(name), &tree.flake().join(name))?;
         }
@@ -483,26 +505,32 @@ fn checks_run_something(seen: &Value) -> Result<()> {
 
 /// The two units are those of a Debian host, byte for byte, once the programs' paths in the store are Debian's.
 fn units_are_the_shipped_ones(seen: &Value, scratch: &Path) -> Result<()> {
-    let store = format!("{}/store/", scratch.display());
     for name in ["left4me-server@.service", "left4me-overlay@.service"] {
-        let unit = &seen["units"][name];
-        ensure!(unit["overrideStrategy"] == "asDropinIfExists", "{name} is a drop-in");
-        let text = unit["text"].as_str().with_context(|| format!("no {name}"))?;
-        let mut pieces = text.split(store.as_str());
-        let mut debians = pieces.next().unwrap_or_default().to_owned();
-        for piece in pieces {
-            // hash-name/directory/...
-            let (_package, rest) = piece.split_once('/').unwrap_or((piece, ""));
-            let place = if rest.starts_with("libexec/") { "/usr/local/" } else { "/usr/" };
-            debians.push_str(place);
-            debians.push_str(rest);
-        }
+        let debians = debians(seen, name, scratch)?;
         let shipped =
             fs::read_to_string(root().join(UNITS).join(name)).with_context(|| format!("read {name}"))?;
         let differ = debians.lines().zip(shipped.lines()).find(|(one, other)| one != other);
         ensure!(debians == shipped, "{name} is not the shipped one: {differ:?}");
     }
     Ok(())
+}
+
+/// A unit's text, with Debian's paths in place of those in the store.
+fn debians(seen: &Value, name: &str, scratch: &Path) -> Result<String> {
+    let unit = &seen["units"][name];
+    ensure!(unit["overrideStrategy"] == "asDropinIfExists", "{name} is a drop-in");
+    let text = unit["text"].as_str().with_context(|| format!("no {name}"))?;
+    let store = format!("{}/store/", scratch.display());
+    let mut pieces = text.split(store.as_str());
+    let mut debians = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        // hash-name/directory/...
+        let (_package, rest) = piece.split_once('/').unwrap_or((piece, ""));
+        let place = if rest.starts_with("libexec/") { "/usr/local/" } else { "/usr/" };
+        debians.push_str(place);
+        debians.push_str(rest);
+    }
+    Ok(debians)
 }
 
 /// The instances' drop-ins.

@@ -19,12 +19,14 @@ in
 builtins.seq machine.config.system.build.toplevel.outPath {
   units = builtins.mapAttrs (_: unit: { inherit (unit) overrideStrategy text; }) systemd.units;
   inherit (systemd.targets.multi-user) wants;
+  sockets = systemd.targets.sockets.wants or [ ];
   inherit (systemd.tmpfiles) rules;
   ports = networking.firewall.allowedUDPPorts;
   accounts = builtins.mapAttrs (_: user: { inherit (user) uid group extraGroups; }) users.users;
   groups = builtins.mapAttrs (_: group: group.gid) users.groups;
   programs = builtins.mapAttrs (_: app: app.program) self.apps.${system};
   install = own.left4me.postInstall;
+  installPage = own.left4me-web.postInstall;
   script = self.checks.${system}.vm.driver.testScript;
   # The harness reads these of a guest.
   guest = own.guest.parts;
