@@ -242,6 +242,10 @@ impl Config {
             // The TSC counts instructions here: it needs no watchdog, and there is no jitter to collect.
             words.extend(["tsc=reliable", "no_timer_check", "random.trust_cpu=off"]);
             words.push(&seed);
+        } else {
+            // It panics if a timer of its own host comes late (check_timer of arch/x86/kernel/apic/io_apic.c: "IO-APIC + timer doesn't
+            // work!"), which it does on a busy one, seen in a boot after a power cut. Under KVM the kernel leaves it out by itself.
+            words.push("no_timer_check");
         }
         if self.pauses_itself() {
             words.push(PAUSE);
