@@ -209,6 +209,35 @@ fn a_job_is_a_row_and_the_second_one_is_told_of_the_first() {
     assert!(status == 200 && text.contains("EBUSY: held by &#60;b&#62;196"), "{text}");
 }
 
+/// Its request was given up between the job's row and the broker's answer, and the row was queued for ever: nobody could touch the server.
+#[test]
+fn a_browser_that_leaves_as_it_presses_leaves_no_job_behind_that_nobody_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    page.until("/servers", "row-3");
+    for number in 1..=20 {
+        let body = format!("token={}", page.anna.token);
+        let sent = format!(
+            "POST /servers/3/start HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
+             Content-Type: application/x-www-form-urlencoded\r\n{OURS}{}\r\n{body}",
+            body.len(),
+            page.anna.cookie
+        );
+        UnixStream::connect(&page.socket).unwrap().write_all(sent.as_bytes()).unwrap();
+        // One that left before it was heard has pressed nothing.
+        page.until("/jobs", "event: part");
+        if page.get(&format!("/jobs/{number}")).0 == 404 {
+            break;
+        }
+        page.until(&format!("/jobs/{number}"), "succeeded");
+    }
+    assert_eq!(page.press("/servers/3/reset").0, 303);
+    while work.host.done().last().map(String::as_str) != Some("reset 3") {
+        page.until("/jobs", "event: part");
+    }
+}
+
 #[test]
 fn a_job_goes_on_without_the_page_and_its_outcome_is_there_when_it_is_back() {
     let directory = tempfile::tempdir().unwrap();
