@@ -1,6 +1,6 @@
 //! `cargo xtask explore`: one phase of a scenario, each time with another schedule.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -21,6 +21,8 @@ use vm_tests::workspace::Workspace;
 use crate::exit::{FAILED, PASSED};
 use crate::left4me;
 use crate::machine::MachineArgs;
+use crate::repro::commit;
+use crate::shell::quoted;
 use crate::vm_test::jobs;
 
 /// Searches a scenario for races: runs one phase again and again, each time with tasks held at other points.
@@ -57,6 +59,10 @@ pub(crate) struct ExploreArgs {
     #[arg(long, value_name = "LINE", conflicts_with_all = ["time", "runs", "strategy", "jobs"])]
     holds: Option<Line>,
 
+    /// Make a scenario of its own of the line, in this directory: a test that fails until what is wrong is mended
+    #[arg(long, value_name = "DIR", requires = "holds")]
+    keep: Option<PathBuf>,
+
     #[command(flatten)]
     machine: MachineArgs,
 }
@@ -87,7 +93,7 @@ pub(crate) async fn run(args: &ExploreArgs, cancel: Cancel) -> Result<u8> {
     std::fs::create_dir_all(&directory).with_context(|| format!("create {}", directory.display()))?;
     let results = Results::at(&directory).await?;
     match &args.holds {
-        Some(line) => replay(&workspace, &guest, scenario, line, &results.directory, cancel).await,
+        Some(line) => replay(args, &workspace, &guest, scenario, line, &results.directory, cancel).await,
         None => all(args, &workspace, &guest, scenario, &results.directory, cancel).await,
     }
 }
@@ -101,14 +107,18 @@ async fn all(
     cancel: Cancel,
 ) -> Result<u8> {
     remove_failures(directory)?;
-    let options =
-        Options { time: args.time, runs: args.runs, strategies: args.strategy.clone(), jobs: args.jobs };
+    let ExploreArgs { time, runs, strategy, jobs, .. } = args;
+    let (strategies, commit) = (strategy.clone(), commit(&workspace.root).await);
+    let options = Options { time: *time, runs: *runs, strategies, jobs: *jobs, commit };
     let explored = explore::explore(workspace, guest, scenario, &options, directory, cancel).await?;
     let path = directory.join("explore.json");
     let json = serde_json::to_vec_pretty(&explored).context("what was explored as JSON")?;
     std::fs::write(&path, json).with_context(|| format!("write {}", path.display()))?;
     print!("{}", explored.told());
     println!("all of it: {}", path.display());
+    if explored.ended_by.is_some() {
+        return Ok(Verdict::Infrastructure.exit_code());
+    }
     Ok(match (explored.has_failed(), explored.is_interrupted) {
         (_, true) => Verdict::Interrupted.exit_code(),
         (true, false) => FAILED,
@@ -117,6 +127,7 @@ async fn all(
 }
 
 async fn replay(
+    args: &ExploreArgs,
     workspace: &Workspace,
     guest: &Guest,
     scenario: &Scenario,
@@ -124,18 +135,32 @@ async fn replay(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<u8> {
-    let replayed = explore::replay(workspace, guest, scenario, line, directory, cancel).await?;
-    let Replayed { why, recording_sha256, report, recording } = replayed;
+    let replayed = explore::replay(workspace, guest, scenario, line, directory, cancel.clone()).await?;
+    let Replayed { why, allowed, recording_sha256, report, recording, .. } = &replayed;
     for passed in report.passed.iter().filter(|passed| passed.held_us > 0) {
         let (at, held) = (passed.at_us, passed.held_us);
         println!("{} {} held for {held} us from {at} us on", passed.point, passed.of);
     }
     println!("recording {}: {}", recording_sha256.get(..12).unwrap_or_default(), recording.display());
-    for line in &why {
+    for line in why {
         println!("{line}");
     }
-    println!("{}", if why.is_empty() { "as expected" } else { "FAILED" });
-    Ok(if why.is_empty() { PASSED } else { FAILED })
+    let is_right = why.is_empty() || allowed.is_some();
+    println!(
+        "{}",
+        match allowed {
+            Some(reason) => format!("allowed, as {reason}"),
+            None if is_right => "as expected".to_owned(),
+            None => "FAILED".to_owned(),
+        }
+    );
+    let Some(keep) = &args.keep else { return Ok(if is_right { PASSED } else { FAILED }) };
+    if explore::keep(workspace, guest, scenario, line, &replayed, keep, cancel).await? {
+        println!("kept, and it fails as here: cargo xtask vm-test {}", quoted(&keep.display().to_string()));
+        return Ok(PASSED);
+    }
+    println!("not kept: a whole run with this line goes another way, so as a scenario it would test nothing");
+    Ok(FAILED)
 }
 
 /// Removes what an earlier search has found.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 use vm_agent::wire::Exit;
+use vm_perturb::Line;
 use vm_tests::cache;
 use vm_tests::host::accel::Clock;
 use vm_tests::image::programs;
@@ -42,6 +43,10 @@ pub(crate) struct ShellArgs {
     #[arg(long, value_name = "INSTANT", requires = "scenario")]
     at: Option<At>,
 
+    /// With tasks held in the run, as `cargo xtask explore` tells a failure
+    #[arg(long, value_name = "LINE", requires = "at")]
+    holds: Option<Line>,
+
     /// So much earlier: 50ms
     #[arg(long, value_name = "TIME", requires = "at", value_parser = span)]
     before: Option<Duration>,
@@ -63,7 +68,7 @@ pub(crate) async fn run(args: &ShellArgs, cancel: Cancel) -> Result<u8> {
     remove_what_the_dead_left(&results)?;
     if let (Some(at), Some(scenario)) = (&args.at, &args.scenario) {
         let before = args.before.unwrap_or_default();
-        return moment::run(scenario, at, before, &args.machine, cancel).await;
+        return moment::run(scenario, args.holds.as_ref(), at, before, &args.machine, cancel).await;
     }
     let names: Vec<String> = args.scenario.iter().cloned().collect();
     let scenarios = match names.is_empty() {

@@ -20,6 +20,7 @@ use vm_tests::host::accel::{self, Clock};
 use vm_tests::machine::Cancel;
 use vm_tests::run::guest::Guest;
 use vm_tests::run::prepare::{Machines, prepare_one};
+use vm_tests::run::repro::Repro;
 use vm_tests::scenario::{Scenario, Wanted};
 
 use trial::trial;
@@ -67,8 +68,7 @@ async fn a_child_that_leaves_late(scratch: &Path) -> Result<()> {
     let cancel = Cancel::new();
     let explored =
         explore::explore(&workspace, &planted.guest, &planted.scenario, &options, scratch, cancel).await?;
-    let failures: Vec<&Outcome> =
-        explored.outcomes.iter().filter(|outcome| !outcome.shape.is_empty()).collect();
+    let failures: Vec<&Outcome> = explored.outcomes.iter().filter(|outcome| outcome.has_failed()).collect();
     let [found] = failures.as_slice() else { bail!("it was not found once:\n{}", explored.told()) };
     ensure!(found.why.iter().any(|why| why.contains("EBUSY")), "{:?}", found.why);
     let line: Line = found.line.parse()?;
@@ -84,6 +84,20 @@ async fn a_child_that_leaves_late(scratch: &Path) -> Result<()> {
     let nowhere = planted.replay("nobody:exit=5ms", scratch).await;
     let error = nowhere.err().context("a hold that nobody comes to is no run")?.to_string();
     ensure!(error.contains("nothing was held"), "{error}");
+
+    // A whole run with the line goes wrong in the same way: handed over, and kept as a scenario.
+    let bundle = found.bundle.as_ref().context("no bundle")?;
+    let repro = Repro::read(bundle)?;
+    let replayed = repro.replay(&planted.guest, &scratch.join("repro"), Cancel::new()).await?;
+    ensure!(replayed.recording_sha256 == repro.recording_sha256, "the bundle's run is another");
+    ensure!(
+        found.is_whole == Some(true) && found.look.as_deref().is_some_and(|at| at.contains("umount fails")),
+        "{found:?}"
+    );
+    let kept = scratch.join("kept");
+    let Ground { guest, scenario } = &planted;
+    let same = explore::keep(&workspace, guest, scenario, &line, &again, &kept, Cancel::new()).await?;
+    ensure!(same && Scenario::load(&kept)?.manifest.explore.holds == line, "kept as another");
 
     // Where the main process waits for its child, the same hold does nothing.
     let mended = Ground::of("child-is-waited-for", scratch).await?;

@@ -65,6 +65,14 @@ pub struct NoLine {
 const POINT_FORM: &str = "write it as left4me-overlay#2:umount2@1=80ms, with a task's name, which of that name, what it does, which time, how long";
 const CLIENT_FORM: &str = "write it as client=55ms or client=-20ms";
 
+impl Line {
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.client_us == 0 && self.holds.is_empty()
+    }
+}
+
 impl Point {
     /// A name as it can stand in a line.
     #[must_use]
@@ -194,6 +202,9 @@ pub struct Order {
     pub line: String,
     /// When a report is written although the command has not ended, in microseconds since it began: who waits for it kills it soon.
     pub deadline_us: u64,
+    /// Whether it is an error that no task came to a point of the line.
+    #[serde(default)]
+    pub must_hold: bool,
 }
 
 /// An order that is too long to be given.
@@ -227,6 +238,8 @@ pub struct Passed {
     pub at_us: u64,
     /// How long it was held there, in microseconds; 0 if it was not.
     pub held_us: u64,
+    /// Whether it is a task of the phase's commands, and not of a unit.
+    pub of_client: bool,
 }
 
 /// What the program has seen and done.
@@ -238,6 +251,14 @@ pub struct Report {
     pub took_us: Option<u64>,
     /// How the second client ended, as a shell says it: 128 and the signal's number for a signal. `None` if there is none.
     pub client: Option<i32>,
+}
+
+impl Report {
+    /// How many holds took place.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.passed.iter().filter(|passed| passed.held_us > 0).count()
+    }
 }
 
 #[cfg(test)]

@@ -33,8 +33,11 @@ fn run() -> Result<i32> {
     let text = std::fs::read_to_string(ORDER).with_context(|| format!("read {ORDER}"))?;
     let order: Order = serde_json::from_str(&text).with_context(|| format!("parse {ORDER}"))?;
     let line: Line = order.line.parse()?;
+    let has_holds = !line.holds.is_empty();
     let (status, report) = Tracer::start(&order, line)?.run(&command, &order)?;
     write(&report)?;
+    let is_idle = order.must_hold && has_holds && report.held() == 0;
+    ensure!(!is_idle, "nothing was held: no task came to a point of '{}'", order.line);
     // The end of a tracer lets all that it traces go on: ptrace(2).
     Ok(status)
 }

@@ -39,6 +39,8 @@ enum Kind {
 #[derive(Debug)]
 struct Task {
     kind: Kind,
+    /// Whether a command of ours made it.
+    of_client: bool,
     /// Its name as points have it, with its number among those of that name.
     label: Option<(String, u32)>,
     /// How often each event has come.
@@ -109,7 +111,12 @@ impl Tracer {
     }
 
     fn add(&mut self, tid: pid_t, kind: Kind) {
-        self.tasks.insert(tid, Task { kind, label: None, counts: HashMap::new() });
+        self.tasks.insert(tid, Task { kind, of_client: false, label: None, counts: HashMap::new() });
+    }
+
+    fn add_of_client(&mut self, tid: pid_t) {
+        let task = Task { kind: Kind::Traced, of_client: true, label: None, counts: HashMap::new() };
+        self.tasks.insert(tid, task);
     }
 
     /// Runs the command, and the second client if there is one; returns the command's status when both have ended.
@@ -194,7 +201,7 @@ impl Tracer {
         let child = command.spawn().with_context(|| format!("run {}", argv.join(" ")))?;
         let pid = pid_t::try_from(child.id()).context("a process id")?;
         // It stands at its exec, by SIGTRAP, and is told of by the loop.
-        self.add(pid, Kind::Traced);
+        self.add_of_client(pid);
         Ok(pid)
     }
 
@@ -216,8 +223,10 @@ impl Tracer {
         self.held.remove(&tid);
         let is_new = !self.tasks.contains_key(&tid);
         if is_new && !matches!(status, Status::Exited(_) | Status::Killed(_)) {
-            let kind = self.kind_of_new(tid);
-            self.add(tid, kind);
+            match self.kind_of_new(tid) {
+                (kind, false) => self.add(tid, kind),
+                (_, true) => self.add_of_client(tid),
+            }
             // One that was made by a task that asked to be traced (PTRACE_TRACEME) has no options before; others have.
             let _has_them = raw::set_options(tid).is_err();
         }
@@ -283,8 +292,8 @@ impl Tracer {
         raw::go_on(tid, how, signal).with_context(|| format!("let {tid} go on"))
     }
 
-    /// What a task is that nobody has told of: its maker stands, too.
-    fn kind_of_new(&self, tid: pid_t) -> Kind {
+    /// What a task is that nobody has told of, and whether it comes of a command of ours: its maker stands, too.
+    fn kind_of_new(&self, tid: pid_t) -> (Kind, bool) {
         let status = fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -292,12 +301,12 @@ impl Tracer {
         };
         let (group, parent) = (field("Tgid"), field("PPid"));
         if group == MANAGER {
-            return Kind::Manager;
+            return (Kind::Manager, false);
         }
-        let maker = if group == tid { parent } else { group };
-        match self.tasks.get(&maker).map(|task| task.kind) {
-            Some(Kind::Manager | Kind::Executor) => Kind::Executor,
-            _ => Kind::Traced,
+        let maker = self.tasks.get(&if group == tid { parent } else { group });
+        match maker.map(|task| task.kind) {
+            Some(Kind::Manager | Kind::Executor) => (Kind::Executor, false),
+            _ => (Kind::Traced, maker.is_some_and(|maker| maker.of_client)),
         }
     }
 
@@ -307,7 +316,8 @@ impl Tracer {
         let us = self.line.holds.iter().find(|hold| hold.point == point).map_or(0, |hold| hold.us);
         let at_us = now_us();
         let since = at_us.saturating_sub(self.began_us);
-        self.passed.push(Passed { point: point.to_string(), of, at_us: since, held_us: us });
+        let of_client = self.tasks.get(&tid).is_some_and(|task| task.of_client);
+        self.passed.push(Passed { point: point.to_string(), of, at_us: since, held_us: us, of_client });
         if us == 0 {
             return self.go_on(tid, how, signal);
         }
@@ -320,6 +330,7 @@ impl Tracer {
         let name = Point::task_name(comm.trim_end());
         let task = self.tasks.entry(tid).or_insert_with(|| Task {
             kind: Kind::Traced,
+            of_client: false,
             label: None,
             counts: HashMap::new(),
         });

@@ -2,6 +2,7 @@
 //! once.
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -9,7 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use vm_perturb::Line;
 
-use super::ground::{Ground, Tried};
+use super::ground::{Ground, Tried, Whole};
 use crate::machine::Cancel;
 
 /// Who makes runs, and how many at once.
@@ -49,6 +50,13 @@ impl Runs {
         self.taken += 1;
         let _place = self.places.acquire().await.context("a place for a run")?;
         self.ground.try_to_run(Some(line), self.ground.cancel()).await
+    }
+
+    /// As [`Ground::whole`], when there is a place for it.
+    pub(super) async fn whole(&mut self, line: &Line, directory: &Path) -> Result<Whole> {
+        self.taken += 1;
+        let _place = self.places.acquire().await.context("a place for a run")?;
+        self.ground.whole(line, directory).await
     }
 
     /// Begins lines, as many at once as there may be.

@@ -1,11 +1,13 @@
 //! What came of exploring: points, orders, outcomes. What `explore.json` has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 use serde::Serialize;
 use vm_perturb::{Line, Passed};
 
-use super::ground::Tried;
+use super::ground::{Tried, Whole};
+use super::kept::alike;
 use super::strategy::Strategy;
 use super::words::in_words;
 use crate::image::Suite;
@@ -48,6 +50,8 @@ pub struct Explored {
     pub jobs: usize,
     /// Whether it was ended before it was done.
     pub is_interrupted: bool,
+    /// The error that has ended it before it was done.
+    pub ended_by: Option<String>,
     #[serde(skip)]
     seen: BTreeSet<String>,
 }
@@ -57,6 +61,8 @@ pub struct Explored {
 pub struct Outcome {
     /// What deviates, without numbers; empty if all is as expected.
     pub shape: Vec<String>,
+    /// Why it is right all the same, if the manifest allows it.
+    pub allowed: Option<String>,
     /// How the second client ended.
     pub client: Option<i32>,
     /// How many lines gave it.
@@ -75,6 +81,12 @@ pub struct Outcome {
     pub story: Vec<String>,
     /// The hash of its recording.
     pub recording_sha256: String,
+    /// Whether it goes wrong in the same way in a whole run, which is what a scenario with the line is; `None` if that was not tried.
+    pub is_whole: Option<bool>,
+    /// Where to look first in the whole run.
+    pub look: Option<String>,
+    /// The bundle of the whole run.
+    pub bundle: Option<PathBuf>,
 }
 
 /// How a person names them.
@@ -99,6 +111,14 @@ pub(super) enum Found {
     Other,
     /// The first of a failure; its number among the outcomes.
     Failure(usize),
+}
+
+impl Outcome {
+    /// Whether it is neither as expected nor allowed.
+    #[must_use]
+    pub fn has_failed(&self) -> bool {
+        !self.shape.is_empty() && self.allowed.is_none()
+    }
 }
 
 impl Explored {
@@ -129,6 +149,7 @@ impl Explored {
             processor_secs: 0.0,
             jobs: 1,
             is_interrupted: false,
+            ended_by: None,
             seen: BTreeSet::new(),
         };
         explored.count(&Line::default(), null);
@@ -145,7 +166,7 @@ impl Explored {
         if strategy == Strategy::Offsets {
             self.offsets.insert(line.client_us, class);
         }
-        match (is_new, tried.shape.is_empty()) {
+        match (is_new, !tried.has_failed()) {
             (false, _) => Found::Known,
             (true, true) => Found::Other,
             (true, false) => Found::Failure(class),
@@ -164,6 +185,7 @@ impl Explored {
         let first_run = self.lines_tried();
         self.outcomes.push(Outcome {
             shape: tried.shape.clone(),
+            allowed: tried.allowed.clone(),
             client: tried.report.client,
             runs: 1,
             first_run,
@@ -173,6 +195,9 @@ impl Explored {
             why: Vec::new(),
             story: Vec::new(),
             recording_sha256: String::new(),
+            is_whole: None,
+            look: None,
+            bundle: None,
         });
         let class = self.outcomes.len() - 1;
         self.minimised(class, line, tried);
@@ -190,6 +215,16 @@ impl Explored {
         }
     }
 
+    /// Notes what a whole run of an outcome's line was.
+    pub(super) fn handed_over(&mut self, class: usize, whole: &Whole, bundle: Option<PathBuf>) {
+        for outcome in self.outcomes.iter_mut().skip(class).take(1) {
+            let is_same = alike(&outcome.shape, &whole.shape());
+            outcome.is_whole = Some(is_same);
+            outcome.look = whole.look().filter(|_| is_same);
+            outcome.bundle = bundle.clone();
+        }
+    }
+
     /// How many lines were tried.
     pub(super) fn lines_tried(&self) -> usize {
         self.tried.values().sum()
@@ -198,11 +233,11 @@ impl Explored {
     /// Whether a run was not as the manifest expects.
     #[must_use]
     pub fn has_failed(&self) -> bool {
-        self.outcomes.iter().any(|outcome| !outcome.shape.is_empty())
+        self.outcomes.iter().any(Outcome::has_failed)
     }
 
     pub(super) fn so_far(&self, runs: usize, of: usize) -> String {
-        let failures = self.outcomes.iter().filter(|outcome| !outcome.shape.is_empty()).count();
+        let failures = self.outcomes.iter().filter(|outcome| outcome.has_failed()).count();
         format!("{runs} of {of} runs, {} orders, {failures} ways to fail", self.orders)
     }
 }

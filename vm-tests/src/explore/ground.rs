@@ -7,19 +7,21 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use vm_agent::recording::{Plan, Recording};
 use vm_agent::wire::{Put, Session};
-use vm_perturb::{Line, ORDER, Order, PROGRAM, REPORT, Report};
+use vm_perturb::{Line, ORDER, PROGRAM, REPORT, Report};
 
 use crate::cache;
 use crate::host::accel::Clock;
-use crate::image::programs;
+use crate::image::programs::{self, PERTURBER};
 use crate::judge::baselines::Baselines;
 use crate::judge::judge;
 use crate::machine::{Cancel, Machine};
+use crate::report::ScenarioReport;
 use crate::run::given::Given;
 use crate::run::guest::Guest;
 use crate::run::moment::{self, Moment};
 use crate::run::one::{self, Bounds};
-use crate::scenario::{Phase, Reset, Scenario, WrongInput};
+use crate::run::repro;
+use crate::scenario::{Allowed, Phase, Reset, Scenario, WrongInput};
 use crate::workspace::Workspace;
 
 /// Of one run, in wall time.
@@ -41,6 +43,41 @@ pub(super) struct Ground {
     runs: AtomicUsize,
 }
 
+/// What bounds a whole run.
+const WHOLE: Bounds = Bounds { cycles: Some(1), deadline_secs: DEADLINE.as_secs() };
+
+/// A whole run of a line.
+#[derive(Debug)]
+pub(super) struct Whole {
+    guest: Guest,
+    scenario: Scenario,
+    run: one::Run,
+}
+
+impl Whole {
+    /// What deviates; see [`crate::judge::Judgement::shape`].
+    pub(super) fn shape(&self) -> Vec<String> {
+        self.run.judgement.shape()
+    }
+
+    /// Where to look first.
+    pub(super) fn look(&self) -> Option<String> {
+        self.run.look()
+    }
+
+    /// Writes its bundle into a directory.
+    ///
+    /// # Errors
+    /// If it can't be written.
+    pub(super) fn write(&self, commit: &str, directory: &Path) -> Result<Option<PathBuf>> {
+        let Self { guest, scenario, run } = self;
+        let report = ScenarioReport::of_run(&guest.name, scenario, run, directory);
+        let report = ScenarioReport { look: run.look(), ..report };
+        let report = serde_json::to_string_pretty(&report).context("a report as JSON")?;
+        repro::write(guest, scenario, WHOLE, run, &report, commit, directory)
+    }
+}
+
 /// A run of a line.
 #[derive(Debug, Clone)]
 pub(super) struct Tried {
@@ -48,6 +85,8 @@ pub(super) struct Tried {
     pub(super) why: Vec<String>,
     /// The same without numbers; see [`crate::judge::Judgement::shape`].
     pub(super) shape: Vec<String>,
+    /// Why it is right all the same: the reason of what the manifest allows.
+    pub(super) allowed: Option<String>,
     /// What happened, in lines.
     pub(super) story: Vec<String>,
     /// The recording as JSON.
@@ -69,9 +108,9 @@ impl Tried {
         cache::hash_bytes(points.join("\n").as_bytes())
     }
 
-    /// How many holds took place.
-    fn held(&self) -> usize {
-        self.report.passed.iter().filter(|passed| passed.held_us > 0).count()
+    /// Whether it is neither as expected nor allowed.
+    pub(super) fn has_failed(&self) -> bool {
+        !self.shape.is_empty() && self.allowed.is_none()
     }
 }
 
@@ -113,19 +152,22 @@ impl Ground {
         }
         let mut scenario = scenario.clone();
         scenario.manifest.expect = scenario.manifest.expect.untimed();
+        scenario.manifest.explore.holds = Line::default();
         let program = programs::perturber(workspace).await?;
+        let mut guest = guest.of_size(scenario.manifest.memory_mib);
+        guest.programs.insert(PERTURBER.to_owned(), program.clone());
         let bytes = std::fs::read(&program).with_context(|| format!("read {}", program.display()))?;
-        let mut given = Given::of(guest, &scenario, Bounds::default())?;
+        let mut given = Given::of(&guest, &scenario, Bounds::default())?;
         let session = &mut given.session;
         session.plan = None;
         session.files.push(file(PROGRAM, 0o755, bytes));
         if scenario.manifest.explore.phase == Phase::Reset {
             session.setup.push(ending(&scenario.manifest.start, scenario.manifest.expect.start_exit));
         }
-        let moment = moment::ensure_done(guest, &given, &workspace.cache()?, cancel.clone()).await?;
+        let moment = moment::ensure_done(&guest, &given, &workspace.cache()?, cancel.clone()).await?;
         Ok(Self {
             baselines: Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?,
-            guest: guest.of_size(scenario.manifest.memory_mib),
+            guest,
             scenario,
             moment,
             directory: results.join("run"),
@@ -142,6 +184,17 @@ impl Ground {
     /// What ends all runs.
     pub(super) const fn cancel(&self) -> &Cancel {
         &self.cancel
+    }
+
+    /// Makes a whole run with tasks held in it, from the saved machine on, with its logs in `directory`: as `vm-test` does of a
+    /// scenario that has the line in its manifest.
+    ///
+    /// # Errors
+    /// As [`one::run`].
+    pub(super) async fn whole(&self, line: &Line, directory: &Path) -> Result<Whole> {
+        let scenario = self.scenario.held(line);
+        let run = one::run(&self.guest, &scenario, WHOLE, directory, self.cancel.clone()).await?;
+        Ok(Whole { guest: self.guest.clone(), scenario, run })
     }
 
     /// Makes a run: with the tracer and a line, or without either.
@@ -173,7 +226,12 @@ impl Ground {
         let text = serde_json::to_string(&recording).context("a recording as JSON")?;
         let judgement = judge(&recording, &self.scenario, &self.baselines);
         cache::remove_tree(&directory)?;
+        let allowed = match judgement.deviations.is_empty() {
+            true => None,
+            false => self.allowed(&recording, report.client),
+        };
         let tried = Tried {
+            allowed,
             why: judgement.deviations.iter().map(ToString::to_string).collect(),
             shape: judgement.shape(),
             story: judgement.story,
@@ -181,8 +239,19 @@ impl Ground {
             text,
             report,
         };
-        let is_idle = line.is_some_and(|line| !line.holds.is_empty()) && tried.held() == 0;
+        let is_idle = line.is_some_and(|line| !line.holds.is_empty()) && tried.report.held() == 0;
         Ok((!is_idle).then_some(tried))
+    }
+
+    /// The reason of the first of what the manifest allows that a run is.
+    fn allowed(&self, recording: &Recording, client: Option<i32>) -> Option<String> {
+        let is_one = |allowed: &&Allowed| {
+            let mut scenario = self.scenario.clone();
+            scenario.manifest.expect = self.scenario.manifest.expect.but(allowed);
+            let ends = allowed.client_exit.is_none_or(|exit| client == Some(exit));
+            ends && judge(recording, &scenario, &self.baselines).deviations.is_empty()
+        };
+        self.scenario.manifest.explore.allowed.iter().find(is_one).map(|allowed| allowed.reason.clone())
     }
 
     async fn outcome(&self, machine: &mut Machine, is_traced: bool) -> Result<(Recording, Report)> {
@@ -198,17 +267,7 @@ impl Ground {
 
     fn session(&self, line: Option<&Line>) -> Result<Session> {
         let manifest = &self.scenario.manifest;
-        let order = Order {
-            units: [Some(&manifest.unit), manifest.mount_unit.as_ref()]
-                .into_iter()
-                .flatten()
-                .cloned()
-                .collect(),
-            client: manifest.explore.client.clone(),
-            line: line.map(Line::to_string).unwrap_or_default(),
-            // A command is killed when its time is over.
-            deadline_us: manifest.command_timeout_secs.saturating_mul(1_000_000) / 10 * 9,
-        };
+        let order = manifest.order(line.unwrap_or(&Line::default()), false);
         let mut plan = self.scenario.plan(Some(1));
         let Plan { start, reset, .. } = &mut plan;
         let phase = match manifest.explore.phase {

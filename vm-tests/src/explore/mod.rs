@@ -7,15 +7,16 @@
 mod ahead;
 pub mod found;
 mod ground;
+mod kept;
 pub mod strategy;
 mod told;
 mod words;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use vm_perturb::{Line, Report};
+use vm_perturb::Line;
 
 use crate::host::events::{self, Event, Progress};
 use crate::host::process::is_interrupt;
@@ -31,6 +32,8 @@ use ahead::{Ahead, Runs};
 use found::{Explored, Found};
 pub use ground::check;
 use ground::{Ground, Tried};
+use kept::alike;
+pub use kept::{Replayed, keep};
 pub use strategy::Options;
 use strategy::{Strategy, lines};
 
@@ -40,8 +43,8 @@ const QUIET: Duration = Duration::from_secs(10);
 /// Explores a scenario. What it finds is no error: see [`Explored::has_failed`].
 ///
 /// # Errors
-/// A scenario that can't be explored: [`WrongInput`]. What keeps a run from having a result; a run in which nothing was
-/// perturbed. An interrupt is none: what was found until then is returned.
+/// A scenario that can't be explored: [`WrongInput`]. Of the first two runs, what keeps them from having a result. Later an interrupt,
+/// a run without a result or one in which nothing was perturbed ends the search: what was found until then is returned, with the error.
 pub async fn explore(
     workspace: &Workspace,
     guest: &Guest,
@@ -68,7 +71,9 @@ pub async fn explore(
     runs.clear()?;
     match went {
         Err(error) if is_interrupt(&error) => found.is_interrupted = true,
-        went => went?,
+        // Hours of runs are not lost for one that a busy host has not ended in time.
+        Err(error) => found.ended_by = Some(format!("{error:#}")),
+        Ok(()) => {}
     }
     found.took_secs = prepared.elapsed().as_secs_f64();
     found.processor_secs = processor::used()?.saturating_sub(used).as_secs_f64();
@@ -151,7 +156,11 @@ impl Search<'_> {
             let (line, tried) = minimal(&mut self.runs, line, tried).await?;
             self.found.minimised(class, &line, &tried);
             let directory = self.results.join(format!("failure-{}", class + 1));
-            keep(&self.found.told_of(class), &directory, &tried)?;
+            let whole = self.runs.whole(&line, &directory.join("run")).await?;
+            let is_same = alike(&whole.shape(), &tried.shape);
+            let bundle = if is_same { whole.write(&self.options.commit, &directory)? } else { None };
+            self.found.handed_over(class, &whole, bundle);
+            write(&self.found.told_of(class), &directory, &tried)?;
         }
         self.left = self.left.saturating_sub(1);
         if self.told.elapsed() >= QUIET {
@@ -172,19 +181,6 @@ impl Search<'_> {
     }
 }
 
-/// One line, made once.
-#[derive(Debug)]
-pub struct Replayed {
-    /// What came, in words; empty if all is as expected.
-    pub why: Vec<String>,
-    /// The hash of its recording.
-    pub recording_sha256: String,
-    /// What was held, and where tasks came by.
-    pub report: Report,
-    /// Where the recording is.
-    pub recording: PathBuf,
-}
-
 /// Makes the run of one line.
 ///
 /// # Errors
@@ -201,8 +197,17 @@ pub async fn replay(
     let tried = ground.run(Some(line)).await?;
     let recording = results.join("recording.json");
     std::fs::write(&recording, &tried.text).with_context(|| format!("write {}", recording.display()))?;
-    let why = tried.why.clone();
-    Ok(Replayed { why, recording_sha256: tried.recording_sha256, report: tried.report, recording })
+    let (why, allowed) = (tried.why.clone(), tried.allowed.clone());
+    let words = words::in_words(line, &tried.report.passed);
+    Ok(Replayed {
+        why,
+        shape: tried.shape,
+        words,
+        allowed,
+        recording_sha256: tried.recording_sha256,
+        report: tried.report,
+        recording,
+    })
 }
 
 /// Two runs in which nothing is held: without the tracer, which must be as expected, and with it, which must give the same.
@@ -250,7 +255,7 @@ async fn minimal(runs: &mut Runs, line: &Line, tried: &Tried) -> Result<(Line, T
 }
 
 /// Keeps a failure: as it was told, its recording, and where its tasks came by.
-fn keep(told: &str, directory: &Path, tried: &Tried) -> Result<()> {
+fn write(told: &str, directory: &Path, tried: &Tried) -> Result<()> {
     let what = || format!("write {}", directory.display());
     std::fs::create_dir_all(directory).with_context(what)?;
     std::fs::write(directory.join("recording.json"), &tried.text).with_context(what)?;

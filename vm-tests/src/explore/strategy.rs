@@ -58,6 +58,8 @@ pub struct Options {
     pub strategies: Vec<Strategy>,
     /// How many machines run at once; `None` is what cores and memory bear. It changes nothing in what is found.
     pub jobs: Option<usize>,
+    /// The commit that is run, as a person would check it out; empty if that is not known.
+    pub commit: String,
 }
 
 /// How long a task is held, as parts of what the phase takes when nothing is: numerator and denominator.
@@ -96,7 +98,11 @@ pub fn lines(options: &Options, points: &[Passed], took_us: u64, has_client: boo
         [] => &Strategy::USUAL[..],
         wanted => wanted,
     };
-    let points: Vec<Point> = points.iter().filter_map(|passed| passed.point.parse().ok()).collect();
+    // Those of units first: what a client does alone is seldom what goes wrong.
+    let (of_clients, of_units): (Vec<&Passed>, Vec<&Passed>) =
+        points.iter().partition(|passed| passed.of_client);
+    let points: Vec<Point> =
+        of_units.into_iter().chain(of_clients).filter_map(|passed| passed.point.parse().ok()).collect();
     let lengths = lengths(took_us);
     let mut all = Vec::new();
     for strategy in Strategy::ALL.into_iter().filter(|strategy| wanted.contains(strategy)) {
@@ -190,9 +196,15 @@ pub fn smaller(line: &Line) -> Vec<Line> {
 mod tests {
     use super::*;
 
+    /// Those that begin with a + are a client's.
     fn passed(points: &[&str]) -> Vec<Passed> {
-        let passed =
-            |point: &&str| Passed { point: (*point).to_owned(), of: String::new(), at_us: 0, held_us: 0 };
+        let passed = |point: &&str| Passed {
+            point: point.trim_start_matches('+').to_owned(),
+            of: String::new(),
+            at_us: 0,
+            held_us: 0,
+            of_client: point.starts_with('+'),
+        };
         points.iter().map(passed).collect()
     }
 
@@ -213,6 +225,9 @@ mod tests {
             "one-hold b#2:umount2@3=320ms",
         ];
         assert_eq!(shown(&all), expected);
+        let all = lines(&options, &passed(&["+ctl:exec", "a:exit", "+ctl:send", "b:exit"]), 1_000, false);
+        let order = ["a:exit=1ms", "b:exit=1ms", "ctl:exec=1ms", "ctl:send=1ms"];
+        assert_eq!(shown(&all[..4]), order.map(|line| format!("one-hold {line}")), "the units' first");
         assert_eq!(lengths(2_000), [2_000, 1_000, 8_000]);
         assert_eq!(lengths(100), [1_000]);
         assert_eq!(lengths(60_000_000), [5_000_000]);

@@ -28,6 +28,23 @@ fn failure(explored: &Explored, outcome: &Outcome) -> String {
     let hash = outcome.recording_sha256.get(..12).unwrap_or_default();
     let (again, line) = (&explored.again, &outcome.line);
     text.push_str(&format!("  again: cargo xtask explore {again} --holds '{line}' (recording {hash})"));
+    match outcome.is_whole {
+        None => {}
+        Some(false) => text.push_str("\n  only from the moment: a whole run with this line goes another way"),
+        Some(true) => {
+            for look in outcome.look.iter() {
+                text.push_str(&format!(
+                    "\n  to look into it: cargo xtask shell {again} --holds '{line}' --at '{look}'"
+                ));
+            }
+            text.push_str(&format!(
+                "\n  as a scenario of its own: cargo xtask explore {again} --holds '{line}' --keep ./NAME"
+            ));
+        }
+    }
+    if let Some(bundle) = &outcome.bundle {
+        text.push_str(&format!("\n  to hand it over: {}", bundle.display()));
+    }
     text
 }
 
@@ -60,17 +77,17 @@ fn all(explored: &Explored) -> String {
     let each = explored.processor_secs / all.max(1) as f64;
     text.push_str(&format!("  a run took {each:.1} s of a processor\n"));
     for outcome in &explored.outcomes {
-        match outcome.shape.is_empty() {
-            true => {
-                let client = outcome.client.map(|status| format!(", second client: status {status}"));
-                let client = client.unwrap_or_default();
-                text.push_str(&format!("as expected in {} runs{client}\n", outcome.runs));
-            }
-            false => {
-                let first = format!("in {} runs, first in number {}", outcome.runs, outcome.first_run);
-                text.push_str(&format!("{first}: {}\n", failure(explored, outcome)));
-            }
-        }
+        let client = outcome.client.map(|status| format!(", second client: status {status}"));
+        let client = client.unwrap_or_default();
+        let first = format!("in {} runs, first in number {}", outcome.runs, outcome.first_run);
+        text.push_str(&match &outcome.allowed {
+            None if outcome.shape.is_empty() => format!("as expected in {} runs{client}\n", outcome.runs),
+            None => format!("{first}: {}\n", failure(explored, outcome)),
+            Some(reason) => format!("{first}: allowed, as {reason}{client} ('{}')\n", outcome.line),
+        });
+    }
+    if let Some(error) = &explored.ended_by {
+        text.push_str(&format!("what is above is what was found until an error: {error}\n"));
     }
     if explored.is_interrupted {
         text.push_str("interrupted: what is above is what was found until then\n");
@@ -81,7 +98,7 @@ fn all(explored: &Explored) -> String {
 /// The outcomes along the offsets: a letter each, and from where to where it came.
 fn axis(explored: &Explored) -> String {
     let letter = |class: usize| {
-        let failed = explored.outcomes.get(class).is_some_and(|outcome| !outcome.shape.is_empty());
+        let failed = explored.outcomes.get(class).is_some_and(Outcome::has_failed);
         let first = if failed { b'A' } else { b'a' };
         char::from(first + u8::try_from(class % 26).unwrap_or(0))
     };

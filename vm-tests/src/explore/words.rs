@@ -51,6 +51,7 @@ mod tests {
             of: of.to_owned(),
             at_us: 0,
             held_us: 0,
+            of_client: false,
         };
         let passed = [passed("umount#2:umount2", "/srv/demo"), passed("sh:exit", "")];
         for (line, words) in [

@@ -184,13 +184,16 @@ pub async fn holders(workspace: &Workspace) -> anyhow::Result<PathBuf> {
     Ok(Builder::new(workspace)?.own(&holders).await?.path("holders")?.to_owned())
 }
 
+/// The name of what holds processes of a guest, among a guest's programs if it has it.
+pub const PERTURBER: &str = "vm-perturb";
+
 /// Builds what holds processes of a guest, for `explore` alone: apart from the others, which keep their bytes.
 ///
 /// # Errors
 /// As [`guest_binaries`].
 pub async fn perturber(workspace: &Workspace) -> anyhow::Result<PathBuf> {
-    let what = ["--features", "vm-perturb/guest", "--package", "vm-perturb", "--bin", "vm-perturb"];
-    Ok(Builder::new(workspace)?.own(&what).await?.path("vm-perturb")?.to_owned())
+    let what = ["--features", "vm-perturb/guest", "--package", PERTURBER, "--bin", PERTURBER];
+    Ok(Builder::new(workspace)?.own(&what).await?.path(PERTURBER)?.to_owned())
 }
 
 /// Builds one program of a workspace, apart from the others: features that it asks for are none of theirs.

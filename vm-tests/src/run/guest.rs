@@ -8,11 +8,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use vm_agent::wire::{Body, Session, Stop};
+use vm_perturb::{ORDER, PROGRAM};
 
 use super::input::Input;
 use super::installed::Installed;
 use crate::host::accel::Clock;
 use crate::image::Suite;
+use crate::image::programs::PERTURBER;
 use crate::machine::base::Base;
 use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
 use crate::machine::saved::Saved;
@@ -312,6 +314,13 @@ fn bundle(guest: &Guest, scenario: &Scenario) -> Result<Bundle> {
     }
     deploy.text.iter().for_each(|(to, text)| bundle.text(to, text));
     scenario.manifest.reset.files().iter().for_each(|(to, text)| bundle.text(to, text));
+    let holds = &scenario.manifest.explore.holds;
+    if !holds.is_empty() {
+        let program = guest.programs.get(PERTURBER);
+        let program = program.with_context(|| format!("{}: no {PERTURBER} was built", scenario.name))?;
+        bundle.file(program, PROGRAM, Some(0o755))?;
+        bundle.text(ORDER, &scenario.manifest.order(holds, true).to_text()?);
+    }
     match installed {
         Some(installed) => {
             let what = || format!("{} is for no guest like {}", scenario.name, guest.name);

@@ -66,7 +66,7 @@ impl Run {
     }
 
     /// Where to look first if it is not as expected, as [`At`] reads it; `None` if no moment of it can be had.
-    pub(super) fn look(&self) -> Option<String> {
+    pub(crate) fn look(&self) -> Option<String> {
         self.inputs.as_ref().filter(|inputs| inputs.repeat())?;
         let cycle = self.judgement.deviations.iter().find_map(|deviation| deviation.cycle).unwrap_or(1);
         At::of_failure(&self.recording, cycle).map(|at| at.to_string())

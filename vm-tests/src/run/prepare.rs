@@ -16,7 +16,7 @@ use crate::host::events::{self, Event};
 use crate::host::tools::{self, Need, QEMU_VAR};
 use crate::image::external::{self, External};
 use crate::image::packages::{Lock, Package};
-use crate::image::programs::{GuestBinaries, Mode};
+use crate::image::programs::{GuestBinaries, Mode, PERTURBER};
 use crate::image::{self, Image, NoSuchPackage, Request, Suite, initramfs, programs};
 use crate::machine::Cancel;
 use crate::machine::base::{Base, SEED};
@@ -177,6 +177,10 @@ pub async fn prepare(
     // An image waits for a mirror half of the time, and a build for the processor.
     let (systems, programs) =
         tokio::try_join!(systems(workspace, machines, wanted, &cache), guest_binaries(workspace, machines))?;
+    let perturber = match wanted.iter().any(|one| one.holds) {
+        true => Some((PERTURBER.to_owned(), programs::perturber(workspace).await?)),
+        false => None,
+    };
     let harness = ["vm-init", "vm-agent"].map(|name| program(&programs, name));
     let harness = harness.into_iter().collect::<Result<Vec<Input>>>()?;
     let (mut guests, mut sizes) = (Vec::new(), Vec::new());
@@ -212,7 +216,11 @@ pub async fn prepare(
             explained: [system.lock.map(packages_of).unwrap_or_default(), harness.clone()].concat(),
             choice: choice.to_string(),
             installed: machines.installed(workspace),
-            programs: programs.iter().map(|(name, path)| (name.to_owned(), path.to_owned())).collect(),
+            programs: programs
+                .iter()
+                .map(|(name, path)| (name.to_owned(), path.to_owned()))
+                .chain(perturber.clone())
+                .collect(),
         });
     }
     // One boot is one busy thread.
@@ -405,6 +413,7 @@ mod tests {
             packages: packages.iter().map(|one| (*one).to_owned()).collect(),
             images: images.to_vec(),
             memory_mib,
+            holds: false,
         };
         let all = [
             wanted("a", &[], &[], 512),

@@ -179,6 +179,8 @@ impl Repro {
             packages: self.about.packages.clone(),
             images: Vec::new(),
             memory_mib: self.about.memory_mib,
+            // What holds them is in the session.
+            holds: false,
         }
     }
 
@@ -304,7 +306,7 @@ struct Parts<'a> {
 ///
 /// # Errors
 /// If it can't be written.
-pub(super) fn write(
+pub(crate) fn write(
     guest: &Guest,
     scenario: &Scenario,
     bounds: Bounds,

@@ -1,5 +1,5 @@
 //! The test that docs/scenarios.md has an example and a row for each key of a manifest, and no other key, and that each
-//! example is an excerpt of a scenario that the suite runs.
+//! example is an excerpt of a scenario that the suite runs, or a test explores.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -11,6 +11,8 @@ const DOCUMENT: &str = "docs/scenarios.md";
 
 /// Where the suite's scenarios are.
 const SCENARIOS: &str = "vm-tests/scenarios/";
+/// Where those are that a test explores.
+const EXPLORED: &str = "xtask/tests/explore/";
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace")
@@ -39,7 +41,10 @@ fn blocks(text: &str) -> Vec<(usize, String)> {
 fn not_an_excerpt(block: &str, manifest: impl Fn(&str) -> Option<String>) -> Option<String> {
     let mut lines = block.lines();
     let path = lines.next().and_then(|line| line.strip_prefix("# ")).unwrap_or_default();
-    let whole = Some(path).filter(|path| path.starts_with(SCENARIOS) && path.ends_with("/scenario.toml"));
+    let is_one = |path: &&str| {
+        [SCENARIOS, EXPLORED].iter().any(|root| path.starts_with(root)) && path.ends_with("/scenario.toml")
+    };
+    let whole = Some(path).filter(is_one);
     let Some(whole) = whole.and_then(manifest) else {
         return Some(format!(
             "a block begins with the manifest that it is from: # {SCENARIOS}<name>/scenario.toml"

@@ -8,6 +8,7 @@ use vm_agent::recording::{Kind, Role};
 
 use crate::scenario::execs::{ExecLine, ExpectedExecs, ExpectedExit};
 use crate::scenario::expect_mount::ExpectMount;
+use crate::scenario::explore::Allowed;
 use crate::scenario::outcome::{ExpectedRemount, ExpectedUmount};
 use crate::scenario::problem::instead;
 use crate::scenario::tree::join;
@@ -171,6 +172,24 @@ impl Expect {
         let execs = untimed.exec.values_mut().chain(untimed.mount_unit_exec.values_mut());
         execs.for_each(|exec| exec.max_ms = None);
         untimed
+    }
+
+    /// The same with what is allowed in its place.
+    #[must_use]
+    pub fn but(&self, allowed: &Allowed) -> Self {
+        let Allowed { start_exit, reset_exit, active_state_before, mounted_before, .. } = allowed;
+        let Allowed { active_state, mount_unit_state, mounted, left_processes, .. } = allowed;
+        Self {
+            start_exit: start_exit.unwrap_or(self.start_exit),
+            reset_exit: reset_exit.unwrap_or(self.reset_exit),
+            active_state_before: active_state_before.clone().or(self.active_state_before.clone()),
+            mounted_before: mounted_before.or(self.mounted_before),
+            active_state: active_state.clone().or(self.active_state.clone()),
+            mount_unit_state: mount_unit_state.clone().or(self.mount_unit_state.clone()),
+            mounted: mounted.unwrap_or(self.mounted),
+            left_processes: left_processes.clone().unwrap_or(self.left_processes.clone()),
+            ..self.clone()
+        }
     }
 
     /// What must become of `mount`.

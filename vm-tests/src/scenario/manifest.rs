@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use vm_perturb::{Line, Order};
 
 use super::commands::{Check, During};
 use super::expect::Expect;
-use super::explore::Explore;
+use super::explore::{Explore, Phase};
 use super::reset::Reset;
 use crate::image::suite::Suite;
 
@@ -110,6 +111,32 @@ impl Manifest {
             Reset::Command(_) => 10,
             Reset::Shutdown => 1,
         })
+    }
+}
+
+impl Manifest {
+    /// What the guest's program is told that holds tasks.
+    pub(crate) fn order(&self, line: &Line, must_hold: bool) -> Order {
+        Order {
+            units: [Some(&self.unit), self.mount_unit.as_ref()].into_iter().flatten().cloned().collect(),
+            client: self.explore.client.clone(),
+            line: line.to_string(),
+            // A command is killed when its time is over.
+            deadline_us: self.command_timeout_secs.saturating_mul(1_000_000) / 10 * 9,
+            must_hold,
+        }
+    }
+
+    /// The command of a cycle that is explored.
+    pub(super) const fn explored<'a>(
+        &self,
+        start: &'a mut Vec<String>,
+        reset: &'a mut Vec<String>,
+    ) -> &'a mut Vec<String> {
+        match self.explore.phase {
+            Phase::Start => start,
+            Phase::Reset => reset,
+        }
     }
 }
 

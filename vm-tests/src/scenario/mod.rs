@@ -40,6 +40,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use vm_agent::recording::Plan;
+use vm_perturb::{Line, PROGRAM};
 
 use crate::image::suite::Suite;
 
@@ -48,7 +49,7 @@ use decode::{Decoded, decode};
 pub use execs::{ExecLine, ExpectedEnd, ExpectedExec, ExpectedExecs, ExpectedExit};
 pub use expect::Expect;
 pub use expect_mount::ExpectMount;
-pub use explore::{Explore, Phase};
+pub use explore::{Allowed, Explore, Phase};
 pub use keys::keys;
 pub use manifest::{DEFAULT_MEMORY_MIB, Deploy, History, Manifest};
 pub use outcome::{ExpectedRemount, ExpectedUmount};
@@ -114,10 +115,24 @@ impl Scenario {
         manifest.packages.dedup();
         manifest.expect.unit.clone_from(&manifest.unit);
         manifest.expect.mount_unit.clone_from(&manifest.mount_unit);
+        if !manifest.explore.holds.is_empty() {
+            manifest.expect = manifest.expect.untimed();
+        }
         let directory = directory.canonicalize().map_err(|error| wrong(error.to_string()))?;
         let name =
             directory.file_name().ok_or_else(|| wrong("a scenario's directory has a name".to_owned()))?;
         Ok(Self { name: name.to_string_lossy().into_owned(), directory, manifest, is_changed: false })
+    }
+
+    /// The same with tasks held in its runs, of one cycle each. Nothing of it becomes the scenario's snapshot.
+    #[must_use]
+    pub fn held(&self, line: &Line) -> Self {
+        let mut held = self.clone();
+        held.manifest.explore.holds = line.clone();
+        held.manifest.expect = self.manifest.expect.untimed();
+        held.manifest.cycles = Some(1);
+        held.is_changed = true;
+        held
     }
 
     /// The commands of a shell that show its units, as each manager that has some says.
@@ -137,7 +152,7 @@ impl Scenario {
     #[must_use]
     pub fn plan(&self, cycles: Option<u32>) -> Plan {
         let manifest = &self.manifest;
-        Plan {
+        let mut plan = Plan {
             unit: manifest.unit.clone(),
             user: manifest.user.clone(),
             mount_unit: manifest.mount_unit.clone(),
@@ -156,7 +171,11 @@ impl Scenario {
             recover: manifest.recover.clone(),
             command_timeout_ms: manifest.command_timeout_secs.saturating_mul(1000),
             sample_us: manifest.sample_ms.saturating_mul(1000),
+        };
+        if !manifest.explore.holds.is_empty() {
+            manifest.explored(&mut plan.start, &mut plan.reset).insert(0, PROGRAM.to_owned());
         }
+        plan
     }
 }
 
@@ -195,6 +214,8 @@ pub struct Wanted {
     pub images: Vec<Suite>,
     /// Its RAM, in MiB.
     pub memory_mib: u32,
+    /// Whether tasks are held in it.
+    pub holds: bool,
 }
 
 impl Wanted {
@@ -212,6 +233,7 @@ impl Wanted {
             packages: scenario.manifest.packages.clone(),
             images: scenario.manifest.images.clone(),
             memory_mib: scenario.manifest.memory_mib,
+            holds: !scenario.manifest.explore.holds.is_empty(),
         };
         scenarios.iter().map(wanted).collect()
     }

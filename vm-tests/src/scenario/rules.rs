@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::execs::ExecLine;
 use super::expect::{ACTIVE_STATES, Expect};
+use super::explore::Allowed;
 use super::manifest::{LEAST_MEMORY_MIB, Manifest};
 use super::problem::instead;
 use super::reset::Reset;
@@ -38,6 +39,7 @@ pub(super) fn problems(
     wrong.commands(manifest);
     wrong.moments(manifest);
     wrong.shutdown(manifest);
+    wrong.explored(manifest);
     let least = |value: u64, least: u64| value < least;
     wrong.add(least(manifest.cycles().into(), 1), "cycles", || "0: nothing would be run".to_owned());
     wrong.add(least(manifest.sample_ms, 1), "sample_ms", || "0: give at least 1".to_owned());
@@ -99,6 +101,39 @@ impl Wrong {
         self.add(mount_unit == unit, "mount_unit", || {
             format!("{mount_unit:?} is the unit under test; leave it out where that mounts itself")
         });
+    }
+
+    fn explored(&mut self, manifest: &Manifest) {
+        let is_held = !manifest.explore.holds.is_empty();
+        self.add(is_held && manifest.reset == Reset::Shutdown, "explore.holds", || {
+            "a tracer ends with the machine that it shuts down".to_owned()
+        });
+        self.add(is_held && manifest.user.is_some(), "explore.holds", || {
+            "only what PID 1 starts is traced, and the unit is a user's".to_owned()
+        });
+        for (index, allowed) in manifest.explore.allowed.iter().enumerate() {
+            let key = format!("explore.allowed[{index}]");
+            let Allowed { reason, client_exit, mount_unit_state, .. } = allowed;
+            self.add(reason.trim().is_empty(), &format!("{key}.reason"), || {
+                "why is it right? say it in a sentence".to_owned()
+            });
+            self.add(
+                client_exit.is_some() && manifest.explore.client.is_empty(),
+                &format!("{key}.client_exit"),
+                || "whose? give explore.client, or leave it out".to_owned(),
+            );
+            self.add(
+                mount_unit_state.is_some() && manifest.mount_unit.is_none(),
+                &format!("{key}.mount_unit_state"),
+                || "whose? give mount_unit, or leave it out".to_owned(),
+            );
+            let nothing = Allowed { reason: reason.clone(), client_exit: *client_exit, ..Allowed::default() };
+            self.add(*allowed == nothing, &key, || "it allows nothing that expect does not".to_owned());
+            let wrong = manifest.expect.but(allowed).contradictions();
+            let own = manifest.expect.contradictions();
+            let wrong = wrong.into_iter().filter(|one| !own.contains(one));
+            self.0.extend(wrong.map(|(name, what)| (format!("{key}.{name}"), what)));
+        }
     }
 
     fn user(&mut self, manifest: &Manifest) {

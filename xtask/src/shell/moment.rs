@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 use vm_agent::happening::Happening;
 use vm_agent::recording::{Recording, What};
 use vm_agent::wire::{Command, Exit, Stream, Streams, Until};
+use vm_perturb::Line;
 use vm_tests::cache;
+use vm_tests::explore;
 use vm_tests::host::accel::Clock;
 use vm_tests::image::programs;
 use vm_tests::machine::Cancel;
@@ -47,13 +49,18 @@ Any other line is a command, run in the guest by sh -c. systemctl gets no answer
 /// Returns the exit code of the last command.
 pub(super) async fn run(
     name: &str,
+    holds: Option<&Line>,
     at: &At,
     before: Duration,
     machine: &MachineArgs,
     cancel: Cancel,
 ) -> Result<u8> {
     let workspace = left4me::workspace()?;
-    let scenarios = workspace.scenarios(&[name.to_owned()])?;
+    let mut scenarios = workspace.scenarios(&[name.to_owned()])?;
+    if let Some(line) = holds {
+        scenarios.iter().try_for_each(explore::check)?;
+        scenarios.iter_mut().for_each(|scenario| *scenario = scenario.held(line));
+    }
     let scenario = scenarios.first().context("no scenario")?;
     let machine = MachineArgs { clock: machine.clock.or(Some(Clock::Virtual)), ..machine.clone() };
     let machines = machine.machines().await?;
