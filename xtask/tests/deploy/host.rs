@@ -35,9 +35,7 @@ impl Lab {
         let directory = self.directory(disk);
         let disk = self.scratch.join(disk);
         let machine = guest::with_disk(&self.guest, session, &disk, &directory, Cancel::new()).await?;
-        let mut host = Host { machine, requests: 0, number: 0 };
-        host.put_program(&self.deployer).await?;
-        Ok(host)
+        Host::of(machine, &self.deployer).await
     }
 
     /// A machine that boots from nothing but the disk.
@@ -49,9 +47,7 @@ impl Lab {
         let mut machine = Machine::start(&self.guest.base.qemu, config, &directory, Cancel::new()).await?;
         machine.hello(DEADLINE).await?;
         machine.run(&["systemctl", "is-system-running", "--wait"], DEADLINE).await?;
-        let mut host = Host { machine, requests: 0, number: 0 };
-        host.put_program(&self.deployer).await?;
-        Ok(host)
+        Host::of(machine, &self.deployer).await
     }
 
     fn directory(&self, name: &str) -> PathBuf {
@@ -68,6 +64,13 @@ pub(crate) struct Host {
 }
 
 impl Host {
+    /// A machine, with the program that deploys.
+    pub(crate) async fn of(machine: Machine, deployer: &Path) -> Result<Self> {
+        let mut host = Self { machine, requests: 0, number: 0 };
+        host.put_program(deployer).await?;
+        Ok(host)
+    }
+
     async fn put_program(&mut self, deployer: &Path) -> Result<()> {
         let bytes = std::fs::read(deployer).with_context(|| format!("read {}", deployer.display()))?;
         let guest = self.machine.guest();

@@ -17,8 +17,8 @@ use tokio::time::timeout;
 use vm_tests::host::process::{Child, Program, Sink};
 use vm_tests::host::tools::{self, BROWSER, Need};
 
-/// For one answer. A browser that starts on a busy host takes seconds.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// For one answer. A browser that starts on a busy host takes seconds, and a page in an emulated machine there more.
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// A browser with one page.
 #[derive(Debug)]
