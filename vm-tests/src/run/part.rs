@@ -35,7 +35,7 @@ impl Part {
         let names = machines.names();
         let on = |one: &Scenario| {
             let its: Vec<&String> = names.iter().filter(|guest| one.is_for(guest)).collect();
-            let its = if breadth == Breadth::Two { spread(&one.name, &names, its) } else { its };
+            let its = if breadth == Breadth::Two { spread(&one.name, &names, its, costs) } else { its };
             its.into_iter().map(|guest| (guest.clone(), one.name.clone())).collect::<Vec<_>>()
         };
         let all: BTreeSet<(String, String)> = scenarios.iter().flat_map(on).collect();
@@ -103,14 +103,23 @@ pub enum Breadth {
     /// On each.
     #[default]
     All,
-    /// On the first, and on one of the others: for each scenario always the same one, and not for all scenarios the same.
+    /// On the first, and on one of the others: for each scenario always the same one, and not for all scenarios the same. On none of
+    /// those where it is known to cost more than [`DEAR`].
     Two,
 }
 
-/// Those of a scenario's guests that it is run on if it is run on two at most. By its name alone: another scenario changes
-/// nothing about it.
-fn spread<'a>(name: &str, all: &[String], its: Vec<&'a String>) -> Vec<&'a String> {
-    let (first, others): (Vec<_>, Vec<_>) = its.into_iter().partition(|guest| all.first() == Some(*guest));
+/// What a run costs, in tenths of a second, that is made on the first image alone where not all are made: three such runs are an
+/// eighth of a suite.
+const DEAR: u64 = 250;
+
+/// Those of a scenario's guests that it is run on if it is run on two at most. By its name and its costs alone: another scenario
+/// changes nothing about it.
+fn spread<'a>(name: &str, all: &[String], its: Vec<&'a String>, costs: &Costs) -> Vec<&'a String> {
+    let (first, mut others): (Vec<_>, Vec<_>) =
+        its.into_iter().partition(|guest| all.first() == Some(*guest));
+    if !first.is_empty() {
+        others.retain(|guest| costs.of(guest, name).is_none_or(|tenths| tenths < DEAR));
+    }
     let sum: usize = name.bytes().map(usize::from).sum();
     let other = sum.checked_rem(others.len()).and_then(|place| others.get(place).copied());
     first.into_iter().chain(other).collect()
@@ -215,6 +224,20 @@ mod tests {
         assert_eq!(on("only"), [true, false, false]);
         assert_eq!(on("never-there").into_iter().filter(|runs| *runs).count(), 1);
         assert_eq!(part.runs(), 10);
+        // Where it is dear, it is not run: on the other one, or on none. But somewhere it is.
+        let dear = |costs: &[(&str, &str)]| {
+            let costs = costs.iter().map(|(guest, name)| format!("[{guest}]\n{name} = 25.0\n"));
+            std::fs::write(scratch.path().join("costs.toml"), costs.collect::<String>()).expect("costs");
+            let costs = Costs::load(&[scratch.path().to_owned()]).expect("costs");
+            let part = Part::of(None, Breadth::Two, &machines, &scenarios, &costs);
+            let part = part.expect("no shards").expect("a part");
+            move |name: &str| ["trixie", "bookworm", "sid"].map(|guest| part.has(guest, name))
+        };
+        assert_eq!(dear(&[("sid", "a")])("a"), [true, true, false]);
+        assert_eq!(dear(&[("bookworm", "a"), ("sid", "a")])("a"), [true, false, false]);
+        assert_eq!(dear(&[("trixie", "a")])("a"), [true, false, true]);
+        let nowhere_cheap = dear(&[("bookworm", "never-there"), ("sid", "never-there")])("never-there");
+        assert_eq!(nowhere_cheap.into_iter().filter(|runs| *runs).count(), 1);
         // Whatever else there is, and in whatever order.
         scenarios.reverse();
         assert_eq!(spread(&scenarios), part);
