@@ -90,6 +90,8 @@ const NIX: &[(&str, &str)] = &[
     ("nix::sys::signalfd", "rustix has none"),
     ("nix::sys::socket", "rustix has no groups of the proc connector"),
     ("nix::sys::inotify", "rustix gives the events' bytes"),
+    ("nix::sys::resource", "rustix has no getrusage"),
+    ("nix::sys::time", "the times in what that returns"),
     ("nix::kmod", "rustix has none"),
     ("nix::unistd::fork", "rustix has none"),
     ("nix::unistd::ForkResult", "what it returns"),

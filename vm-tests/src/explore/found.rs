@@ -6,8 +6,7 @@ use std::path::PathBuf;
 use serde::Serialize;
 use vm_perturb::{Line, Passed};
 
-use super::ground::{Tried, Whole};
-use super::kept::alike;
+use super::ground::Tried;
 use super::strategy::Strategy;
 use super::words::in_words;
 use crate::image::Suite;
@@ -215,13 +214,18 @@ impl Explored {
         }
     }
 
-    /// Notes what a whole run of an outcome's line was.
-    pub(super) fn handed_over(&mut self, class: usize, whole: &Whole, bundle: Option<PathBuf>) {
-        for outcome in self.outcomes.iter_mut().skip(class).take(1) {
-            let is_same = alike(&outcome.shape, &whole.shape());
+    /// Notes whether a whole run of an outcome's line goes wrong in the same way, where to look in it, and its bundle.
+    pub(super) fn handed_over(
+        &mut self,
+        class: usize,
+        is_same: bool,
+        look: Option<String>,
+        bundle: Option<PathBuf>,
+    ) {
+        if let Some(outcome) = self.outcomes.get_mut(class) {
             outcome.is_whole = Some(is_same);
-            outcome.look = whole.look().filter(|_| is_same);
-            outcome.bundle = bundle.clone();
+            outcome.look = look;
+            outcome.bundle = bundle;
         }
     }
 

@@ -56,34 +56,25 @@ pub async fn keep(
         return Err(wrong("it is there already: name another directory").into());
     }
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
-    let went = same(workspace, guest, scenario, line, replayed, directory, cancel).await;
+    let went = async {
+        let here = directory.canonicalize().with_context(|| format!("look at {}", directory.display()))?;
+        let base = between(&here, &scenario.directory.join("scenario.toml"));
+        let path = directory.join("scenario.toml");
+        let text = manifest(&base, &scenario.name, line, &replayed.words);
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        let kept = Scenario::load(directory)?;
+        ensure!(kept.manifest.explore.holds == *line, "{}: another line", path.display());
+        let mut guest = guest.of_size(kept.manifest.memory_mib);
+        guest.programs.insert(PERTURBER.to_owned(), programs::perturber(workspace).await?);
+        let scratch = tempfile::tempdir().context("make a directory for a run")?;
+        let run = one::run(&guest, &kept, Bounds::default(), scratch.path(), cancel).await?;
+        Ok(alike(&run.judgement.shape(), &replayed.shape))
+    }
+    .await;
     if !matches!(went, Ok(true)) {
         cache::remove_tree(directory)?;
     }
     went
-}
-
-async fn same(
-    workspace: &Workspace,
-    guest: &Guest,
-    scenario: &Scenario,
-    line: &Line,
-    replayed: &Replayed,
-    directory: &Path,
-    cancel: Cancel,
-) -> Result<bool> {
-    let here = directory.canonicalize().with_context(|| format!("look at {}", directory.display()))?;
-    let base = between(&here, &scenario.directory.join("scenario.toml"));
-    let path = directory.join("scenario.toml");
-    let text = manifest(&base, &scenario.name, line, &replayed.words);
-    std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    let kept = Scenario::load(directory)?;
-    ensure!(kept.manifest.explore.holds == *line, "{}: another line", path.display());
-    let mut guest = guest.of_size(kept.manifest.memory_mib);
-    guest.programs.insert(PERTURBER.to_owned(), programs::perturber(workspace).await?);
-    let scratch = tempfile::tempdir().context("make a directory for a run")?;
-    let run = one::run(&guest, &kept, Bounds::default(), scratch.path(), cancel).await?;
-    Ok(alike(&run.judgement.shape(), &replayed.shape))
 }
 
 /// Whether a whole run went wrong in the same way as one that begins in the middle. That has not seen who started whom, and gives

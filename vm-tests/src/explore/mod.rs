@@ -158,8 +158,11 @@ impl Search<'_> {
             let directory = self.results.join(format!("failure-{}", class + 1));
             let whole = self.runs.whole(&line, &directory.join("run")).await?;
             let is_same = alike(&whole.shape(), &tried.shape);
-            let bundle = if is_same { whole.write(&self.options.commit, &directory)? } else { None };
-            self.found.handed_over(class, &whole, bundle);
+            let (look, bundle) = match is_same {
+                true => (whole.look(), whole.write(&self.options.commit, &directory)?),
+                false => (None, None),
+            };
+            self.found.handed_over(class, is_same, look, bundle);
             write(&self.found.told_of(class), &directory, &tried)?;
         }
         self.left = self.left.saturating_sub(1);

@@ -91,22 +91,23 @@ pub fn wanted(guest: &Guest, scenario: &Scenario, bounds: Bounds) -> Result<Sess
 /// # Errors
 /// As [`wanted`].
 pub fn inputs(guest: &Guest, scenario: &Scenario, bounds: Bounds) -> Result<Option<Inputs>> {
-    of_session(guest, scenario, &wanted(guest, scenario, bounds)?)
+    match guest.base.clock {
+        Clock::Virtual => of_session(guest, scenario, &wanted(guest, scenario, bounds)?).map(Some),
+        Clock::Real => Ok(None),
+    }
 }
 
-fn of_session(guest: &Guest, scenario: &Scenario, wanted: &Session) -> Result<Option<Inputs>> {
-    if guest.base.clock != Clock::Virtual {
-        return Ok(None);
-    }
+/// In virtual time.
+fn of_session(guest: &Guest, scenario: &Scenario, wanted: &Session) -> Result<Inputs> {
     let sized = guest.of_size(scenario.manifest.memory_mib);
     let inputs = Inputs::of(&sized, wanted)?;
     match scenario.manifest.reset {
         Reset::Shutdown => {
             let boots_again = !scenario.manifest.boot_check.is_empty();
             let words = GO_ON.into_iter().chain(boots_again.then_some(reboot::KEEP)).collect::<Vec<_>>();
-            inputs.ended_by_the_host(&sized, "shutdown", &words).map(Some)
+            inputs.ended_by_the_host(&sized, "shutdown", &words)
         }
-        _ => Ok(Some(inputs)),
+        Reset::Command(_) => Ok(inputs),
     }
 }
 
@@ -166,7 +167,10 @@ pub async fn run(
     let planned = scenario.plan(bounds.cycles).cycles;
     let wanted = wanted(guest, scenario, bounds)?;
     // Of the very bytes that the guest gets: a file may have changed since somebody asked for the inputs.
-    let inputs = of_session(guest, scenario, &wanted)?;
+    let inputs = match guest.base.clock {
+        Clock::Virtual => Some(of_session(guest, scenario, &wanted)?),
+        Clock::Real => None,
+    };
     let sized = guest.of_size(scenario.manifest.memory_mib);
     let boots_again = !scenario.manifest.boot_check.is_empty();
     let mut machine = match boots_again {
