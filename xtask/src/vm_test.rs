@@ -173,6 +173,7 @@ pub(crate) async fn run(args: &VmTestArgs, cancel: Cancel) -> Result<u8> {
         shard: args.shard,
         breadth: if args.spread { Breadth::Two } else { Breadth::All },
         keep: Keep { all: args.repro, commit: repro::commit(&workspace.root).await },
+        cycles_of_unknown: None,
     };
     if args.no_run {
         let prepared = suite::prepare_only(&workspace, &scenarios, &options, cancel).await?;

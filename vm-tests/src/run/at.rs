@@ -113,6 +113,12 @@ pub fn in_ms(ns: u64) -> String {
 }
 
 impl At {
+    /// In how many cycles it is sought at least: those up to the one that is named, or one.
+    #[must_use]
+    pub fn cycles(&self) -> u32 {
+        self.cycle.unwrap_or(1)
+    }
+
     /// Where to look first at a cycle that went wrong: the unmount that was refused, else the unit's failure, else the end of its
     /// reset, or of its start if there was none.
     #[must_use]

@@ -4,8 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::cache::Lock;
+use crate::cache::{self, Lock};
 use crate::host::events::{self, Event};
+use crate::report::page::PAGE_FILE;
+
+/// All that was measured, and the verdicts.
+pub(super) const REPORT_FILE: &str = "report.json";
 
 /// How many runs a workspace bears at once before something is wrong.
 const MOST_RUNS: u32 = 16;
@@ -33,6 +37,22 @@ impl Results {
         })
         .await?;
         Ok(Self { directory, _ours: ours })
+    }
+
+    /// Removes what an earlier run left there, lest it be taken for one of this run: its report, and the directories of runs.
+    pub(super) fn forget<'a>(&self, runs: impl Iterator<Item = &'a Path>) -> Result<()> {
+        for run in runs.filter(|run| run.exists()) {
+            cache::remove_tree(run)?;
+        }
+        for file in [REPORT_FILE, PAGE_FILE].map(|name| self.directory.join(name)) {
+            match std::fs::remove_file(&file) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("delete {}", file.display()));
+                }
+                _gone => {}
+            }
+        }
+        Ok(())
     }
 
     /// Takes `vm-test` in a target directory; where another run has it, the next of `vm-test-2`, `vm-test-3`, … that is

@@ -25,9 +25,8 @@ use super::prepare::{Machines, make_sure, prepare};
 use super::recall::{self, Again, Asked, Known};
 use super::remembered::Store;
 use super::repro::{self, Keep};
-use super::results::Results;
+use super::results::{REPORT_FILE, Results};
 use super::shard::Shard;
-use crate::cache;
 use crate::host::events::{self, Event};
 use crate::host::signals::Interrupted;
 use crate::image::Suite;
@@ -64,6 +63,8 @@ pub struct Options {
     pub breadth: Breadth,
     /// Which runs are handed over as a bundle.
     pub keep: Keep,
+    /// How many cycles at most a run has that is not remembered, for whoever wants no verdict on it; `None` is all.
+    pub cycles_of_unknown: Option<u32>,
 }
 
 /// A suite that has run.
@@ -94,12 +95,21 @@ pub async fn run(
     let (mut prepared, results) = ready(workspace, scenarios, options, cancel.clone()).await?;
     let store = Store::open(&workspace.cache()?)?;
     let mut trials = prepared.plan.trials(&prepared.guests, scenarios)?;
-    let asked: Vec<_> = trials.iter().map(Trial::asked).collect();
-    let known = recall::recall(&asked, store.as_ref(), options.again)?;
+    let recall = |trials: &[Trial]| {
+        let asked: Vec<_> = trials.iter().map(Trial::asked).collect();
+        recall::recall(&asked, store.as_ref(), options.again)
+    };
+    let mut known = recall(&trials)?;
+    if let Some(most) = options.cycles_of_unknown {
+        let unknown = trials.iter_mut().zip(&known.of_trials).filter(|(_, known)| known.is_none());
+        unknown.for_each(|(trial, _)| trial.shorten(most));
+        // The shorter run is another one, and may be remembered.
+        known = recall(&trials)?;
+    }
     // What is made anew lies where the trials look for it.
     prepared.make_sure(&known.machines, &workspace.cache()?, cancel.clone()).await?;
     prepared.write()?;
-    let path = results.directory.join("report.json");
+    let path = results.directory.join(REPORT_FILE);
     let costs = Costs::load(&workspace.scenario_roots)?;
     for (trial, known) in trials.iter_mut().zip(known.of_trials) {
         (trial.known, trial.store) = (known, store.clone());
@@ -116,7 +126,7 @@ pub async fn run(
         let took = if known.again { known.remembered.about.took_ms } else { 0 };
         pace.known(number, Duration::from_millis(took));
     }
-    forget(&path, &trials)?;
+    results.forget(trials.iter().map(|trial| trial.directory.as_path()))?;
     let sizes = trials.iter().map(|trial| u64::from(trial.scenario.manifest.memory_mib)).collect();
     let jobs = options.jobs.unwrap_or_else(|| jobs(sizes));
     let mut report = Report::new(&prepared.guests, run_all(trials, pace, jobs, cancel).await)?;
@@ -176,22 +186,6 @@ async fn ready(
         part,
     };
     Ok((Prepared { guests, plan }, results))
-}
-
-/// A result of an earlier run must not be taken for one of this run.
-fn forget(report: &Path, trials: &[Trial]) -> Result<()> {
-    for trial in trials.iter().filter(|trial| trial.directory.exists()) {
-        cache::remove_tree(&trial.directory)?;
-    }
-    for file in [report, &report.with_file_name(PAGE_FILE)] {
-        match std::fs::remove_file(file) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("delete {}", file.display()));
-            }
-            _gone => {}
-        }
-    }
-    Ok(())
 }
 
 /// What a suite runs on its guests.
@@ -325,6 +319,12 @@ pub struct Trial {
 }
 
 impl Trial {
+    /// Has it end after so many cycles, if it would have more.
+    fn shorten(&mut self, most: u32) {
+        let cycles = self.bounds.cycles.unwrap_or_else(|| self.scenario.manifest.cycles());
+        self.bounds.cycles = Some(cycles.min(most));
+    }
+
     fn asked(&self) -> Asked<'_> {
         let Self { guest, number, scenario, bounds, .. } = self;
         Asked { guest, number: *number, scenario, bounds: *bounds }

@@ -25,9 +25,10 @@ use vm_tests::run::given::Given;
 use vm_tests::run::guest::Guest;
 use vm_tests::run::moment::{self, Moment, Standing};
 use vm_tests::run::one::Bounds;
-use vm_tests::run::prepare;
+use vm_tests::run::prepare::{self, Machines};
 use vm_tests::run::recall::Again;
 use vm_tests::run::suite;
+use vm_tests::scenario::Scenario;
 use vm_tests::scenario::bundle::Bundle;
 use vm_tests::workspace::Workspace;
 
@@ -65,31 +66,53 @@ pub(super) async fn run(
     let machine = MachineArgs { clock: machine.clock.or(Some(Clock::Virtual)), ..machine.clone() };
     let machines = machine.machines().await?;
     machines.only_one()?;
-    let options = suite::Options {
-        machines,
-        results: Some(workspace.target.join("vm-shell/run")),
-        again: Again::Never,
-        ..suite::Options::default()
-    };
-    let mut ran = suite::run(&workspace, &scenarios, &options, cancel.clone()).await?;
-    let report = ran.report.scenarios.first().context("no run")?;
-    if matches!(report.verdict, Verdict::Infrastructure | Verdict::Interrupted) {
-        bail!("{}: the run has no result, so no instant: {}", scenario.name, report.why.join("; "));
-    }
-    let recording = ran.path.with_file_name(&report.guest).join(&scenario.name).join("recording.json");
-    let text =
-        std::fs::read_to_string(&recording).with_context(|| format!("read {}", recording.display()))?;
-    let recording: Recording =
-        serde_json::from_str(&text).with_context(|| format!("parse {}", recording.display()))?;
-    let instant = at.find(&recording)?.before(before);
-    let mut guest = ran.guests.pop().context("no guest")?;
+    let (mut guest, instant, remembered) = find(&workspace, scenario, &machines, at, cancel.clone()).await?;
     // A run that is remembered has not looked at its machine.
-    if report.remembered_s.is_some() {
+    if remembered {
         let memory_mib = scenario.manifest.memory_mib;
         prepare::make_sure(&mut guest, memory_mib, &workspace.cache()?, cancel.clone()).await?;
     }
+    let instant = instant.before(before);
     let given = Given::of(&guest, scenario, Bounds::default())?;
     look(&workspace, &guest, &given, instant, cancel).await
+}
+
+/// When the instant is in a run, on which machine, and whether that run was remembered. A run that is not is made up to the end
+/// of the instant's cycle: so far it is the whole one, as each cycle is the same request of the same length
+/// (`xtask/tests/moments.rs` compares them). What has no such instant is made whole.
+async fn find(
+    workspace: &Workspace,
+    scenario: &Scenario,
+    machines: &Machines,
+    at: &At,
+    cancel: Cancel,
+) -> Result<(Guest, Instant, bool)> {
+    let mut most = Some(at.cycles());
+    loop {
+        let options = suite::Options {
+            machines: machines.clone(),
+            results: Some(workspace.target.join("vm-shell/run")),
+            again: Again::Never,
+            cycles_of_unknown: most,
+            ..suite::Options::default()
+        };
+        let mut ran = suite::run(workspace, std::slice::from_ref(scenario), &options, cancel.clone()).await?;
+        let report = ran.report.scenarios.first().context("no run")?;
+        if matches!(report.verdict, Verdict::Infrastructure | Verdict::Interrupted) {
+            bail!("{}: the run has no result, so no instant: {}", scenario.name, report.why.join("; "));
+        }
+        let path = ran.path.with_file_name(&report.guest).join(&scenario.name).join("recording.json");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        let recording: Recording =
+            serde_json::from_str(&text).with_context(|| format!("parse {}", path.display()))?;
+        match at.find(&recording) {
+            Err(_later) if most.take().is_some_and(|most| most < scenario.manifest.cycles()) => {}
+            found => {
+                let remembered = report.remembered_s.is_some();
+                return Ok((ran.guests.pop().context("no guest")?, found?, remembered));
+            }
+        }
+    }
 }
 
 /// Opens an instant of a run, and does what the lines of standard input say. Returns the exit code of the last command.
