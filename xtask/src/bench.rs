@@ -36,8 +36,8 @@ use counts::{ACCURACY_ROUNDS, CYCLES, Counts, PURGES, QUICK_ACCURACY_ROUNDS, SID
 use edit::Edits;
 use program::Ended;
 use rows::{
-    boot_rows, channel_rows, cpu, edit_notes, edit_rows, line, load, moment_rows, restore_rows, spread_rows,
-    target, watch_rows,
+    Shells, boot_rows, channel_rows, cpu, edit_notes, edit_rows, line, load, moment_rows, restore_rows,
+    spread_rows, target, watch_rows,
 };
 
 use crate::copied::remove_if_there;
@@ -429,7 +429,7 @@ impl Bench {
         let moments = bench::moments(guest, &scenario, &at, rounds, &directory, cancel).await?;
         // A cache of its own, where nothing is remembered and no moment is there.
         let (cache, usual) = (directory.join("cache"), left4me::workspace()?.cache()?);
-        let (mut first, mut again) = (Samples::default(), Samples::default());
+        let mut shells = Shells::default();
         for round in 1..=rounds {
             std::fs::create_dir_all(&cache).with_context(|| format!("create {}", cache.display()))?;
             for shared in ["images", "machines"] {
@@ -438,11 +438,13 @@ impl Bench {
                     .with_context(|| format!("link {} to {}", link.display(), to.display()))?;
             }
             eprintln!("moment: {round} of {rounds}, shell --at");
-            first.0.push(self.shell(&cache).await?);
-            again.0.push(self.shell(&cache).await?);
+            shells.first.0.push(self.shell(&cache).await?);
+            cache::remove_tree(&cache.join("moments"))?;
+            shells.recalled.0.push(self.shell(&cache).await?);
+            shells.again.0.push(self.shell(&cache).await?);
             cache::remove_tree(&cache)?;
         }
-        self.report.rows.extend(moment_rows(moments, first, again));
+        self.report.rows.extend(moment_rows(moments, shells));
         cache::remove_tree(&directory)
     }
 

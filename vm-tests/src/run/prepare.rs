@@ -163,13 +163,17 @@ pub async fn prepare(
     let builds = machines.programs.is_none().then_some(Need::GuestBinaries);
     let needs: Vec<Need> = [Need::Machine].into_iter().chain(builds).collect();
     tools::ensure(&needs, machines.qemu.as_deref(), &cache).await?;
-    let choice = accel::decide(machines.accel, machines.clock).await?;
-    events::tell(Event::Note(choice.to_string()));
-    choice.advice().map(Event::Note).into_iter().for_each(events::tell);
     let named = machines.qemu.as_deref().unwrap_or(Path::new(tools::QEMU));
     let qemu = tools::program(named).with_context(|| format!("find {} on PATH", named.display()))?;
     let qemu = std::path::absolute(qemu).context("the path of QEMU")?;
-    let (abilities, build) = (Abilities::ask(&qemu).await?, Build::of(&qemu).await?);
+    // Each of them runs a program or two.
+    let (choice, abilities, build) = tokio::try_join!(
+        accel::decide(machines.accel, machines.clock),
+        Abilities::ask(&qemu),
+        Build::of(&qemu)
+    )?;
+    events::tell(Event::Note(choice.to_string()));
+    choice.advice().map(Event::Note).into_iter().for_each(events::tell);
     // Before anything is compiled, which takes minutes, as it may ask for a password.
     if requests(machines, wanted).iter().any(|request| !request.dir(&cache).exists()) {
         tools::ensure(&[Need::Image], None, &cache).await?;

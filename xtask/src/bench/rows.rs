@@ -144,15 +144,27 @@ pub(super) fn spread_rows(idle: &[Vec<u64>], busy: &[Vec<u64>]) -> Result<Vec<Ro
     Ok(rows)
 }
 
+/// Seconds of the host that `shell --at` takes, its end included.
+#[derive(Debug, Default)]
+pub(super) struct Shells {
+    /// Nothing is known of the run.
+    pub(super) first: Samples,
+    /// The run is remembered, and the moment is not there.
+    pub(super) recalled: Samples,
+    /// The moment is there.
+    pub(super) again: Samples,
+}
+
 /// A look at an instant of a run: its machine, and the whole of the command.
-pub(super) fn moment_rows(moments: Moments, first: Samples, again: Samples) -> [Row; 5] {
+pub(super) fn moment_rows(moments: Moments, shells: Shells) -> [Row; 6] {
     let row = |what: &str, samples, target| Row::new("moment", what, Unit::Seconds, samples).target(target);
     [
         Row::new("moment", "the run up to it", Unit::Seconds, moments.run),
         row("made, beyond that run", moments.made, target::MOMENT),
         row("opened, to the first answer", moments.opened, target::RESTORE),
-        row("shell --at and its end, the moment is there", again, target::SHELL),
-        row("shell --at and its end, with the run first", first, target::SHELL_AND_RUN),
+        row("shell --at and its end, the moment is there", shells.again, target::SHELL),
+        row("shell --at and its end, the run up to it is made", shells.recalled, target::SHELL_AND_RUN),
+        row("shell --at and its end, nothing is known", shells.first, target::SHELL_AND_RUN),
     ]
 }
 
