@@ -2,7 +2,8 @@
 //! each is held there.
 //!
 //! The program (`main.rs`, feature `guest`) runs a phase's command as its child, traces that and what PID 1 starts meanwhile, and
-//! does not let a task go on that has come to a point of its order until the time is over.
+//! does not let a task go on that has come to a point of its order until the time is over. Before it begins, it can have the machine
+//! paused and take another order ([`Anew`]): so a machine that is saved there has all behind it that runs have in common.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,6 +19,9 @@ pub const REPORT: &str = "/run/vm-perturb/report";
 
 /// The length of every order, in bytes: what a run is told must not change what it does by its own length.
 pub const ORDER_BYTES: usize = 16 << 10;
+
+/// The most that a report on a device takes, in bytes: thousands of points.
+pub const REPORT_BYTES: usize = 4 << 20;
 
 /// The name of the second client in a line.
 pub const CLIENT: &str = "client";
@@ -205,6 +209,22 @@ pub struct Order {
     /// Whether it is an error that no task came to a point of the line.
     #[serde(default)]
     pub must_hold: bool,
+    /// Where another order comes from when all is traced and nothing was begun; left out: this one is the last.
+    #[serde(default)]
+    pub anew: Option<Anew>,
+}
+
+/// The machine is paused, to be saved; whoever restores it lays the order of that run down meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anew {
+    /// How long after all is traced the machine is paused, in microseconds.
+    pub pause_us: u64,
+    /// The device that has the other order, and gets the report, before a byte that is 0.
+    pub device: String,
+    /// From which of its bytes on the order is there, [`ORDER_BYTES`] of them.
+    pub order_at: u64,
+    /// From which of its bytes on there is room for the report, [`REPORT_BYTES`].
+    pub report_at: u64,
 }
 
 /// An order that is too long to be given.

@@ -1,19 +1,30 @@
 //! `vm-perturb COMMAND…`: runs a command in the guest and holds tasks at the points of its order ([`vm_perturb::ORDER`]).
 //!
-//! Its status is the command's. It writes what tasks have come to into [`vm_perturb::REPORT`], and nothing if it could not do
+//! Its status is the command's. It writes what tasks have come to into [`vm_perturb::REPORT`], or where it was told to, and nothing if it could not do
 //! what it was told; then it says why on stderr, and its status is [`FAILED`].
 
 mod calls;
+#[path = "../../agent/src/pause.rs"]
+mod pause;
 mod raw;
 mod tracer;
 
+use std::fs::File;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use vm_perturb::{Line, ORDER, Order, REPORT, Report};
+use nix::libc::O_DIRECT;
+use rustix::fs::{Advice, fadvise};
+use vm_perturb::{Anew, Line, ORDER, ORDER_BYTES, Order, REPORT, REPORT_BYTES, Report};
 
 use tracer::Tracer;
 
+/// How much longer than until the pause is waited, in microseconds: what winds the watchdog takes some of it.
+const AFTER_PAUSE_US: u64 = 1_000;
+/// What a write past the page cache is in whole ones of.
+const PAGE: usize = 4096;
 /// As env(1) and timeout(1) have it.
 const FAILED: u8 = 125;
 
@@ -31,18 +42,52 @@ fn run() -> Result<i32> {
     let command: Vec<String> = std::env::args().skip(1).collect();
     ensure!(!command.is_empty(), "usage: vm-perturb COMMAND…");
     let text = std::fs::read_to_string(ORDER).with_context(|| format!("read {ORDER}"))?;
-    let order: Order = serde_json::from_str(&text).with_context(|| format!("parse {ORDER}"))?;
+    let mut order: Order = serde_json::from_str(&text).with_context(|| format!("parse {ORDER}"))?;
+    let mut tracer = Tracer::start(&order)?;
+    let anew = order.anew.take();
+    if let Some(anew) = &anew {
+        order = given_anew(anew, &mut tracer)?;
+    }
     let line: Line = order.line.parse()?;
     let has_holds = !line.holds.is_empty();
-    let (status, report) = Tracer::start(&order, line)?.run(&command, &order)?;
-    write(&report)?;
+    let (status, report) = tracer.run(&command, &order, line, anew.as_ref())?;
+    write(&report, anew.as_ref())?;
     let is_idle = order.must_hold && has_holds && report.held() == 0;
     ensure!(!is_idle, "nothing was held: no task came to a point of '{}'", order.line);
     // The end of a tracer lets all that it traces go on: ptrace(2).
     Ok(status)
 }
 
-fn write(report: &Report) -> Result<()> {
+/// Has the machine paused, and reads the order that is there when it goes on.
+fn given_anew(anew: &Anew, tracer: &mut Tracer) -> Result<Order> {
+    let Anew { pause_us, device, order_at, .. } = anew;
+    pause::prepare()?;
+    pause::after(Duration::from_micros(*pause_us))?;
+    tracer.wait_for(Duration::from_micros(pause_us + AFTER_PAUSE_US))?;
+    let what = || format!("read an order from {device}");
+    let file = File::open(device).with_context(what)?;
+    // The machine that was saved had another device here.
+    fadvise(&file, 0, None, Advice::DontNeed).with_context(what)?;
+    let mut bytes = vec![0; ORDER_BYTES];
+    file.read_exact_at(&mut bytes, *order_at).with_context(what)?;
+    serde_json::from_slice(&bytes).with_context(what)
+}
+
+/// Writes a report: to a device past the page cache, as the machine is gone before that is written back.
+fn write(report: &Report, to: Option<&Anew>) -> Result<()> {
     let text = serde_json::to_string(report).context("the report as JSON")?;
-    std::fs::write(REPORT, text).with_context(|| format!("write {REPORT}"))
+    let Some(Anew { device, report_at, .. }) = to else {
+        return std::fs::write(REPORT, text).with_context(|| format!("write {REPORT}"));
+    };
+    let what = || format!("write {device}");
+    // One byte more, which ends it.
+    let pages = text.len() / PAGE + 1;
+    ensure!(pages * PAGE <= REPORT_BYTES, "a report of {} bytes, more than {REPORT_BYTES}", text.len());
+    let mut bytes = vec![0; (pages + 1) * PAGE];
+    // What such a write is of has to begin at a page.
+    let begin = bytes.as_ptr().align_offset(PAGE);
+    let room = bytes.get_mut(begin..begin + pages * PAGE).context("no room for a report")?;
+    room.iter_mut().zip(text.bytes()).for_each(|(to, from)| *to = from);
+    let file = File::options().write(true).custom_flags(O_DIRECT).open(device).with_context(what)?;
+    file.write_all_at(room, *report_at).with_context(what)
 }

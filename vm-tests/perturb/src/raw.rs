@@ -1,10 +1,11 @@
-//! ptrace(2), waitpid(2) and sched_setscheduler(2) as the kernel has them: what wraps them knows no real-time signals, and loses
+//! ptrace(2), waitpid(2), setitimer(2) and sched_setscheduler(2) as the kernel has them: what wraps them knows no real-time signals, and loses
 //! the task that stops with one.
 
 use std::io;
 
 use nix::errno::Errno;
 use nix::libc::{self, c_int, c_uint, c_void, pid_t};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
 /// The options of all that is traced; a task that is made inherits its maker's.
 const OPTIONS: c_int = libc::PTRACE_O_TRACESYSGOOD
@@ -78,17 +79,43 @@ pub(crate) fn trace_me() -> io::Result<()> {
     ptrace(libc::PTRACE_TRACEME, 0, 0).map_err(Into::into)
 }
 
-/// The next task that has something to tell; `None` if none has, or there is none.
+/// Waits for the next task that has something to tell; `None` if a signal came first, see [`alarm_after`].
 pub(crate) fn wait() -> nix::Result<Option<(pid_t, Status)>> {
     let mut status = 0;
     #[expect(unsafe_code, reason = "a system call")]
     // SAFETY: the kernel writes one integer through the pointer, which outlives the call.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG | libc::__WALL) };
+    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::__WALL) };
     match Errno::result(pid) {
-        Ok(0) | Err(Errno::ECHILD) => Ok(None),
+        Err(Errno::EINTR) => Ok(None),
         Ok(pid) => Ok(Some((pid, decoded(status)))),
         Err(errno) => Err(errno),
     }
+}
+
+/// Has [`wait`] end after so many microseconds, and again each millisecond, since the first can come before it has begun; 0: not at
+/// all. One system call a wait, in place of three by poll(2): a task that is traced makes a thousand stops.
+pub(crate) fn alarm_after(us: u64) -> nix::Result<()> {
+    let time = |us: u64| libc::timeval {
+        tv_sec: i64::try_from(us / 1_000_000).unwrap_or(i64::MAX),
+        // Below a million.
+        tv_usec: i64::try_from(us % 1_000_000).unwrap_or(0),
+    };
+    let timer = libc::itimerval { it_interval: time(if us == 0 { 0 } else { 1_000 }), it_value: time(us) };
+    let none = std::ptr::null_mut::<libc::itimerval>();
+    #[expect(unsafe_code, reason = "a system call")]
+    // SAFETY: the kernel reads one `struct itimerval` from the pointer, which outlives the call, and writes to none.
+    let result = unsafe { libc::syscall(libc::SYS_setitimer, libc::ITIMER_REAL, &raw const timer, none) };
+    Errno::result(result).map(drop)
+}
+
+/// Has the alarm end a wait and do nothing else.
+pub(crate) fn hear_alarms() -> nix::Result<()> {
+    extern "C" fn nothing(_signal: c_int) {}
+    // Without SA_RESTART: what waits is to end.
+    let action = SigAction::new(SigHandler::Handler(nothing), SaFlags::empty(), SigSet::empty());
+    #[expect(unsafe_code, reason = "a handler of a signal")]
+    // SAFETY: the handler does nothing, and there was none before it.
+    unsafe { sigaction(Signal::SIGALRM, &action) }.map(drop)
 }
 
 fn decoded(status: c_int) -> Status {

@@ -7,18 +7,16 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::libc::{self, c_int, pid_t};
 use nix::sys::ptrace;
-use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::{ClockId, clock_gettime};
-use vm_perturb::{Line, Order, Passed, Point, Report};
+use vm_perturb::{Anew, Line, Order, Passed, Point, Report};
 
 use crate::calls;
 use crate::raw::{self, Go, Status};
@@ -58,8 +56,8 @@ struct Held {
 #[derive(Debug)]
 pub(crate) struct Tracer {
     line: Line,
-    /// What a child's end and stop is told by.
-    children: OwnedFd,
+    /// When a wait ends that nothing else has ended.
+    alarm: Option<u64>,
     tasks: HashMap<pid_t, Task>,
     /// How many tasks of each name have come to a point.
     instances: HashMap<String, u32>,
@@ -76,19 +74,12 @@ fn now_us() -> u64 {
 
 impl Tracer {
     /// Begins to trace what is there.
-    pub(crate) fn start(order: &Order, line: Line) -> Result<Self> {
+    pub(crate) fn start(order: &Order) -> Result<Self> {
         raw::become_fifo().context("become SCHED_FIFO")?;
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGCHLD);
-        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&mask), None).context("block SIGCHLD")?;
-        let children = nix::sys::signalfd::SignalFd::with_flags(
-            &mask,
-            nix::sys::signalfd::SfdFlags::SFD_NONBLOCK | nix::sys::signalfd::SfdFlags::SFD_CLOEXEC,
-        )
-        .context("signalfd")?;
+        raw::hear_alarms().context("sigaction SIGALRM")?;
         let mut tracer = Self {
-            line,
-            children: children.into(),
+            line: Line::default(),
+            alarm: None,
             tasks: HashMap::new(),
             instances: HashMap::new(),
             held: BTreeMap::new(),
@@ -97,11 +88,11 @@ impl Tracer {
         };
         for tid in threads(MANAGER) {
             raw::seize(tid).with_context(|| format!("PTRACE_SEIZE {tid}, of PID 1"))?;
-            tracer.add(tid, Kind::Manager);
+            tracer.add(tid, Kind::Manager, false);
         }
         for tid in of_units(&order.units)? {
             match raw::seize(tid) {
-                Ok(()) => tracer.add(tid, Kind::Traced),
+                Ok(()) => tracer.add(tid, Kind::Traced, false),
                 // It has ended since it was listed.
                 Err(nix::errno::Errno::ESRCH) => {}
                 Err(errno) => return Err(errno).with_context(|| format!("PTRACE_SEIZE {tid}")),
@@ -110,17 +101,33 @@ impl Tracer {
         Ok(tracer)
     }
 
-    fn add(&mut self, tid: pid_t, kind: Kind) {
-        self.tasks.insert(tid, Task { kind, of_client: false, label: None, counts: HashMap::new() });
+    fn add(&mut self, tid: pid_t, kind: Kind, of_client: bool) {
+        self.tasks.insert(tid, Task { kind, of_client, label: None, counts: HashMap::new() });
     }
 
-    fn add_of_client(&mut self, tid: pid_t) {
-        let task = Task { kind: Kind::Traced, of_client: true, label: None, counts: HashMap::new() };
-        self.tasks.insert(tid, task);
+    /// Lets what is traced go on for so long, before anything is begun.
+    pub(crate) fn wait_for(&mut self, time: Duration) -> Result<()> {
+        let until_us = now_us() + u64::try_from(time.as_micros()).context("a time")?;
+        while now_us() < until_us {
+            if let Some((tid, status)) = self.next(Some(until_us))? {
+                self.take(tid, status)?;
+            }
+        }
+        Ok(())
     }
 
-    /// Runs the command, and the second client if there is one; returns the command's status when both have ended.
-    pub(crate) fn run(mut self, command: &[String], order: &Order) -> Result<(i32, Report)> {
+    /// Runs the command, and the second client if there is one, and holds tasks as the line has it; returns the command's status
+    /// when both have ended.
+    pub(crate) fn run(
+        mut self,
+        command: &[String],
+        order: &Order,
+        line: Line,
+        to: Option<&Anew>,
+    ) -> Result<(i32, Report)> {
+        self.line = line;
+        // What came before can't be held.
+        self.passed.clear();
         self.began_us = now_us();
         let offset = self.line.client_us;
         let due = |first: bool| {
@@ -132,18 +139,7 @@ impl Tracer {
             commands.push(Client::new(&order.client, due(false)));
         }
         let mut deadline_us = Some(self.began_us.saturating_add(order.deadline_us));
-        loop {
-            while let Some((tid, status)) = raw::wait().context("waitpid")? {
-                match (status, commands.iter_mut().find(|one| one.pid == Some(tid))) {
-                    (Status::Exited(code), Some(one)) => one.ended = Some((code, now_us())),
-                    (Status::Killed(signal), Some(one)) => one.ended = Some((128 + signal, now_us())),
-                    _ => {}
-                }
-                self.take(tid, status)?;
-            }
-            if commands.iter().all(|one| one.ended.is_some()) {
-                break;
-            }
+        while !commands.iter().all(|one| one.ended.is_some()) {
             let now = now_us();
             for one in commands.iter_mut().filter(|one| one.pid.is_none() && one.due_us <= now) {
                 one.pid = Some(self.spawn(&one.argv)?);
@@ -151,11 +147,19 @@ impl Tracer {
             self.release(now)?;
             if deadline_us.is_some_and(|deadline| deadline <= now) {
                 deadline_us = None;
-                crate::write(&self.report(&commands))?;
+                crate::write(&self.report(&commands), to)?;
             }
             let waiting = commands.iter().filter(|one| one.pid.is_none()).map(|one| one.due_us);
             let held = self.held.values().map(|held| held.until_us);
-            self.wait(waiting.chain(held).chain(deadline_us).min())?;
+            let Some((tid, status)) = self.next(waiting.chain(held).chain(deadline_us).min())? else {
+                continue;
+            };
+            match (status, commands.iter_mut().find(|one| one.pid == Some(tid))) {
+                (Status::Exited(code), Some(one)) => one.ended = Some((code, now_us())),
+                (Status::Killed(signal), Some(one)) => one.ended = Some((128 + signal, now_us())),
+                _ => {}
+            }
+            self.take(tid, status)?;
         }
         let (status, _) = commands.first().and_then(|one| one.ended).context("no command")?;
         Ok((status, self.report(&commands)))
@@ -170,19 +174,14 @@ impl Tracer {
         }
     }
 
-    /// Waits for a child, up to a time.
-    fn wait(&self, until_us: Option<u64>) -> Result<()> {
-        let left = until_us.map(|until| Duration::from_micros(until.saturating_sub(now_us())));
-        let left = left.map(rustix::time::Timespec::try_from).transpose().context("a time")?;
-        let mut sources = [PollFd::new(&self.children, PollFlags::IN)];
-        match poll(&mut sources, left.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(errno) => return Err(errno).context("poll"),
+    /// The next task that has something to tell; `None` if that time has come first.
+    fn next(&mut self, until_us: Option<u64>) -> Result<Option<(pid_t, Status)>> {
+        if self.alarm != until_us {
+            let us = until_us.map_or(0, |until| until.saturating_sub(now_us()).max(1));
+            raw::alarm_after(us).context("setitimer")?;
+            self.alarm = until_us;
         }
-        // One signal stands for all that have come; who it was is asked of waitpid(2).
-        let mut buffer = [0; 128];
-        let _nothing_left = rustix::io::read(&self.children, &mut buffer).is_err();
-        Ok(())
+        raw::wait().context("waitpid")
     }
 
     fn spawn(&mut self, argv: &[String]) -> Result<pid_t> {
@@ -191,17 +190,14 @@ impl Tracer {
         let mut command = std::process::Command::new(program);
         command.args(arguments);
         #[expect(unsafe_code, reason = "a tracee asks to be traced between fork and exec")]
-        // SAFETY: two bare system calls: no allocation, no lock.
+        // SAFETY: a bare system call: no allocation, no lock.
         unsafe {
-            command.pre_exec(|| {
-                sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)?;
-                raw::trace_me()
-            });
+            command.pre_exec(raw::trace_me);
         }
         let child = command.spawn().with_context(|| format!("run {}", argv.join(" ")))?;
         let pid = pid_t::try_from(child.id()).context("a process id")?;
         // It stands at its exec, by SIGTRAP, and is told of by the loop.
-        self.add_of_client(pid);
+        self.add(pid, Kind::Traced, true);
         Ok(pid)
     }
 
@@ -223,10 +219,8 @@ impl Tracer {
         self.held.remove(&tid);
         let is_new = !self.tasks.contains_key(&tid);
         if is_new && !matches!(status, Status::Exited(_) | Status::Killed(_)) {
-            match self.kind_of_new(tid) {
-                (kind, false) => self.add(tid, kind),
-                (_, true) => self.add_of_client(tid),
-            }
+            let (kind, of_client) = self.kind_of_new(tid);
+            self.add(tid, kind, of_client);
             // One that was made by a task that asked to be traced (PTRACE_TRACEME) has no options before; others have.
             let _has_them = raw::set_options(tid).is_err();
         }

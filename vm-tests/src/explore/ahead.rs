@@ -39,8 +39,14 @@ impl Runs {
         self.ground.clear()
     }
 
+    /// As [`Ground::plain`].
+    pub(super) async fn plain(&mut self) -> Result<Tried> {
+        self.taken += 1;
+        self.ground.plain().await
+    }
+
     /// As [`Ground::run`].
-    pub(super) async fn run(&mut self, line: Option<&Line>) -> Result<Tried> {
+    pub(super) async fn run(&mut self, line: &Line) -> Result<Tried> {
         self.taken += 1;
         self.ground.run(line).await
     }
@@ -49,7 +55,7 @@ impl Runs {
     pub(super) async fn try_to_run(&mut self, line: &Line) -> Result<Option<Tried>> {
         self.taken += 1;
         let _place = self.places.acquire().await.context("a place for a run")?;
-        self.ground.try_to_run(Some(line), self.ground.cancel()).await
+        self.ground.try_to_run(line, self.ground.cancel()).await
     }
 
     /// As [`Ground::whole`], when there is a place for it.
@@ -107,7 +113,7 @@ impl Ahead {
         let (cancel, its) = (self.cancel.clone(), line.clone());
         let run = tokio::spawn(async move {
             let _place = places.acquire_owned().await.context("a place for a run")?;
-            ground.run_until(Some(&its), &cancel).await
+            ground.run_until(&its, &cancel).await
         });
         self.running.push_back((line, run));
     }

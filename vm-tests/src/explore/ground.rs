@@ -1,13 +1,14 @@
-//! What runs begin with: a scenario's machine up to the phase, saved; and the run of one line from there.
+//! What runs begin with: a scenario's machine up to the phase's command, all of it traced already, saved; and the run of one line
+//! from there.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use vm_agent::recording::{Plan, Recording};
-use vm_agent::wire::{Put, Session};
-use vm_perturb::{Line, ORDER, PROGRAM, REPORT, Report};
+use anyhow::{Context as _, Result, bail};
+use vm_agent::recording::Recording;
+use vm_agent::wire::{Body, Put, Session};
+use vm_perturb::{Line, PROGRAM, Report};
 
 use crate::cache;
 use crate::host::accel::Clock;
@@ -17,7 +18,7 @@ use crate::judge::judge;
 use crate::machine::{Cancel, Machine};
 use crate::report::ScenarioReport;
 use crate::run::given::Given;
-use crate::run::guest::Guest;
+use crate::run::guest::{Guest, restore};
 use crate::run::moment::{self, Moment};
 use crate::run::one::{self, Bounds};
 use crate::run::repro;
@@ -26,8 +27,6 @@ use crate::workspace::Workspace;
 
 /// Of one run, in wall time.
 const DEADLINE: Duration = Duration::from_secs(300);
-/// Of a question to a guest whose run is over.
-const ASK_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Where runs begin.
 #[derive(Debug)]
@@ -35,6 +34,8 @@ pub(super) struct Ground {
     guest: Guest,
     /// Without bounds of time.
     scenario: Scenario,
+    /// What the run is given that nobody traces.
+    untraced: Session,
     baselines: Baselines,
     moment: Moment,
     directory: PathBuf,
@@ -157,18 +158,28 @@ impl Ground {
         let mut guest = guest.of_size(scenario.manifest.memory_mib);
         guest.programs.insert(PERTURBER.to_owned(), program.clone());
         let bytes = std::fs::read(&program).with_context(|| format!("read {}", program.display()))?;
+        let path = PROGRAM.to_owned();
+        let program = Put { path, mode: 0o755, symlink: false, offset: 0, last: true, bytes };
         let mut given = Given::of(&guest, &scenario, Bounds::default())?;
         let session = &mut given.session;
-        session.plan = None;
-        session.files.push(file(PROGRAM, 0o755, bytes));
+        session.files.push(program);
+        let mut plan = scenario.plan(Some(1));
         if scenario.manifest.explore.phase == Phase::Reset {
             session.setup.push(ending(&scenario.manifest.start, scenario.manifest.expect.start_exit));
+            plan.start = status(scenario.manifest.expect.start_exit);
         }
-        let moment = moment::ensure_done(&guest, &given, &workspace.cache()?, cancel.clone()).await?;
+        session.plan = Some(plan.clone());
+        let untraced = session.clone();
+        scenario.manifest.explored(&mut plan.start, &mut plan.reset).insert(0, PROGRAM.to_owned());
+        session.plan = Some(plan);
+        let order = scenario.manifest.order(&Line::default(), false);
+        let cache = workspace.cache()?;
+        let moment = moment::ensure_for_orders(&guest, &given, &order, &cache, cancel.clone()).await?;
         Ok(Self {
             baselines: Baselines::load(&scenario.directory, &guest.name, guest.base.clock)?,
             guest,
             scenario,
+            untraced,
             moment,
             directory: results.join("run"),
             cancel,
@@ -197,40 +208,62 @@ impl Ground {
         Ok(Whole { guest: self.guest.clone(), scenario, run })
     }
 
-    /// Makes a run: with the tracer and a line, or without either.
+    /// Makes the run that nobody traces, from the saved machine on.
+    ///
+    /// # Errors
+    /// Whatever keeps it from having a result.
+    pub(super) async fn plain(&self) -> Result<Tried> {
+        let (directory, cancel) = (self.next_directory(), self.cancel.clone());
+        let guest = self.guest.of_size(self.scenario.manifest.memory_mib);
+        let mut machine = restore(&guest, Some(self.untraced.clone()), &directory, cancel).await?;
+        let recorded = one::recorded(&mut machine, self.guest.base.clock, DEADLINE).await;
+        let recording = machine.finish(recorded).await?;
+        cache::remove_tree(&directory)?;
+        self.tried(&recording, Report::default())
+    }
+
+    /// Makes the run of a line.
     ///
     /// # Errors
     /// Whatever keeps it from having a result; a run whose report is missing, or in which nothing was held.
-    pub(super) async fn run(&self, line: Option<&Line>) -> Result<Tried> {
+    pub(super) async fn run(&self, line: &Line) -> Result<Tried> {
         self.run_until(line, &self.cancel).await
     }
 
     /// The same, with an end of its own.
-    pub(super) async fn run_until(&self, line: Option<&Line>, cancel: &Cancel) -> Result<Tried> {
+    pub(super) async fn run_until(&self, line: &Line, cancel: &Cancel) -> Result<Tried> {
         let tried = self.try_to_run(line, cancel).await?;
-        tried.with_context(|| {
-            let line = line.map(Line::to_string).unwrap_or_default();
-            format!("nothing was held: no task came to a point of '{line}'")
-        })
+        tried.with_context(|| format!("nothing was held: no task came to a point of '{line}'"))
     }
 
     /// As [`Ground::run`]; `None` if the line has holds and none took place.
-    pub(super) async fn try_to_run(&self, line: Option<&Line>, cancel: &Cancel) -> Result<Option<Tried>> {
-        let number = self.runs.fetch_add(1, Ordering::Relaxed);
-        let directory = self.directory.join(number.to_string());
-        let session = self.session(line)?;
+    pub(super) async fn try_to_run(&self, line: &Line, cancel: &Cancel) -> Result<Option<Tried>> {
+        let directory = self.next_directory();
+        let order = self.scenario.manifest.order(line, false);
         let mut machine =
-            moment::restore_to(&self.guest, &self.moment, session, &directory, cancel.clone()).await?;
-        let ran = self.outcome(&mut machine, line.is_some()).await;
-        let (recording, report) = machine.finish(ran).await?;
-        let text = serde_json::to_string(&recording).context("a recording as JSON")?;
-        let judgement = judge(&recording, &self.scenario, &self.baselines);
+            moment::restore_to(&self.guest, &self.moment, &order, &directory, cancel.clone()).await?;
+        let recorded = outcome(&mut machine).await;
+        let recording = machine.finish(recorded).await?;
+        let report = moment::report_of(&directory)?;
+        let report = report.with_context(|| format!("the report is missing: {}", stderr_of(&recording)))?;
         cache::remove_tree(&directory)?;
+        let is_idle = !line.holds.is_empty() && report.held() == 0;
+        let tried = self.tried(&recording, report)?;
+        Ok((!is_idle).then_some(tried))
+    }
+
+    fn next_directory(&self) -> PathBuf {
+        self.directory.join(self.runs.fetch_add(1, Ordering::Relaxed).to_string())
+    }
+
+    fn tried(&self, recording: &Recording, report: Report) -> Result<Tried> {
+        let text = serde_json::to_string(recording).context("a recording as JSON")?;
+        let judgement = judge(recording, &self.scenario, &self.baselines);
         let allowed = match judgement.deviations.is_empty() {
             true => None,
-            false => self.allowed(&recording, report.client),
+            false => self.allowed(recording, report.client),
         };
-        let tried = Tried {
+        Ok(Tried {
             allowed,
             why: judgement.deviations.iter().map(ToString::to_string).collect(),
             shape: judgement.shape(),
@@ -238,9 +271,7 @@ impl Ground {
             recording_sha256: cache::hash_bytes(text.as_bytes()),
             text,
             report,
-        };
-        let is_idle = line.is_some_and(|line| !line.holds.is_empty()) && tried.report.held() == 0;
-        Ok((!is_idle).then_some(tried))
+        })
     }
 
     /// The reason of the first of what the manifest allows that a run is.
@@ -253,40 +284,16 @@ impl Ground {
         };
         self.scenario.manifest.explore.allowed.iter().find(is_one).map(|allowed| allowed.reason.clone())
     }
-
-    async fn outcome(&self, machine: &mut Machine, is_traced: bool) -> Result<(Recording, Report)> {
-        let recording = one::recorded(machine, self.guest.base.clock, DEADLINE).await?;
-        if !is_traced {
-            return Ok((recording, Report::default()));
-        }
-        let text = machine.run(&["cat", REPORT], ASK_DEADLINE).await?;
-        let said = || format!("{REPORT} is missing: {}", stderr_of(&recording));
-        let report = serde_json::from_slice(&text.stdout).with_context(said)?;
-        Ok((recording, report))
-    }
-
-    fn session(&self, line: Option<&Line>) -> Result<Session> {
-        let manifest = &self.scenario.manifest;
-        let order = manifest.order(line.unwrap_or(&Line::default()), false);
-        let mut plan = self.scenario.plan(Some(1));
-        let Plan { start, reset, .. } = &mut plan;
-        let phase = match manifest.explore.phase {
-            Phase::Start => start,
-            Phase::Reset => {
-                *start = status(manifest.expect.start_exit);
-                reset
-            }
-        };
-        if line.is_some() {
-            phase.insert(0, PROGRAM.to_owned());
-        }
-        let files = vec![file(ORDER, 0o644, order.to_text()?.into_bytes())];
-        Ok(Session { files, plan: Some(plan), ..Session::default() })
-    }
 }
 
-fn file(path: &str, mode: u32, bytes: Vec<u8>) -> Put {
-    Put { path: path.to_owned(), mode, symlink: false, offset: 0, last: true, bytes }
+/// What comes of a machine that was restored with an order.
+async fn outcome(machine: &mut Machine) -> Result<Recording> {
+    let mut pending = machine.guest().deployed_session();
+    machine.resume().await?;
+    match machine.race("the recording", DEADLINE, pending.next()).await? {
+        Body::Recorded(recording) => Ok(*recording),
+        other => bail!("unexpected answer from the guest: {other:?}"),
+    }
 }
 
 /// A command of the set-up, which has to succeed, for one that is expected to end with this status.

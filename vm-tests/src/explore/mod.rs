@@ -197,7 +197,7 @@ pub async fn replay(
     cancel: Cancel,
 ) -> Result<Replayed> {
     let ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
-    let tried = ground.run(Some(line)).await?;
+    let tried = ground.run(line).await?;
     let recording = results.join("recording.json");
     std::fs::write(&recording, &tried.text).with_context(|| format!("write {}", recording.display()))?;
     let (why, allowed) = (tried.why.clone(), tried.allowed.clone());
@@ -215,16 +215,16 @@ pub async fn replay(
 
 /// Two runs in which nothing is held: without the tracer, which must be as expected, and with it, which must give the same.
 async fn controls(runs: &mut Runs, scenario: &Scenario) -> Result<(Tried, u64)> {
-    let plain = runs.run(None).await.context("the run that nothing perturbs")?;
+    let plain = runs.plain().await.context("the run that nothing perturbs")?;
     if !plain.shape.is_empty() {
         return Err(WrongInput::new(format!(
-            "{} is not explored: its run from where exploring begins is not as its manifest expects, although nothing perturbs it: {}",
+            "{} is not explored: its run is not as its manifest expects, although nothing perturbs it: {}",
             scenario.name,
             plain.why.join("; ")
         ))
         .into());
     }
-    let null = runs.run(Some(&Line::default())).await.context("the run that is traced, and nothing held")?;
+    let null = runs.run(&Line::default()).await.context("the run that is traced, and nothing held")?;
     if null.shape != plain.shape {
         bail!(
             "{}: a run that is traced gives another outcome although nothing is held, so nothing can be said of held ones: {}",

@@ -5,13 +5,15 @@
 //! moment that is restored is paused; no time of the guest passes but for what it is asked to do.
 
 use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
-use vm_agent::recording::Recording;
-use vm_agent::wire::{Body, Call, Command, Exit, Put, Request, Session, Stop, Stream, Until};
+use vm_agent::recording::{Recording, What};
+use vm_agent::wire::{Body, Call, Command, DEPLOY_DEVICE, Exit, Put, Request, Session, Stop, Stream, Until};
+use vm_perturb::{Anew, ORDER, ORDER_BYTES, Order, REPORT_BYTES, Report};
 
 use super::given::Given;
 use super::guest::{Guest, end_with, restore_from};
@@ -19,7 +21,7 @@ use super::inputs::Inputs;
 use crate::cache::{self, Key, Lock, Staging};
 use crate::host::accel::Clock;
 use crate::host::events::{self, Event, Progress};
-use crate::machine::config::Ram;
+use crate::machine::config::{DEPLOY_BYTES, Ram};
 use crate::machine::guest::Pending;
 use crate::machine::saved::{self, MANIFEST, Saved, TRIES, copy_without_zeros};
 use crate::machine::state::{NotAtRest, make_steady};
@@ -133,51 +135,77 @@ pub async fn ensure(
     ensure_wanted(&guest, &wanted, cache, cancel).await
 }
 
-/// The moment at which a session without a plan is done, made if it is not in the cache, whose root is `cache`. Nothing is stopped
-/// there: what is restored goes on by a session of its own, see [`restore_to`].
+/// The moment at which a run's guest has the machine paused by itself, in the middle of its plan, to take another order (see
+/// [`vm_perturb::Anew`]); made if it is not in the cache, whose root is `cache`. Nothing is stopped there: what is restored goes
+/// on with the order that it is given, see [`restore_to`].
 ///
 /// # Errors
-/// As [`ensure`]; a command of the set-up that fails.
-pub async fn ensure_done(guest: &Guest, given: &Given, cache: &Path, cancel: Cancel) -> Result<Moment> {
+/// As [`ensure`]; a command of the set-up that fails; a run that ends before.
+pub async fn ensure_for_orders(
+    guest: &Guest,
+    given: &Given,
+    order: &Order,
+    cache: &Path,
+    cancel: Cancel,
+) -> Result<Moment> {
     ensure!(
         guest.base.clock == Clock::Virtual,
         "a run from a moment is the same each time in virtual time only: leave out --clock real and --accel kvm"
     );
     let guest = guest.of_size(given.memory_mib);
     let inputs = Inputs::of(&guest, &given.session)?.key()?;
-    let key = cache::Inputs::new("moment done", RECIPE).text("run", inputs.as_str()).key();
-    ensure_wanted(&guest, &Wanted { up_to: UpTo::Done, given, key }, cache, cancel).await
+    let key = cache::Inputs::new("moment for orders", RECIPE)
+        .text("run", inputs.as_str())
+        .text("order", &order.to_text()?)
+        .key();
+    ensure_wanted(&guest, &Wanted { up_to: UpTo::Order(order), given, key }, cache, cancel).await
 }
 
-/// Restores such a moment, paused, with a session on its deploy device.
+/// Restores such a moment, paused, with an order; see [`report_of`].
 ///
 /// # Errors
 /// As [`super::guest::restore`].
 pub async fn restore_to(
     guest: &Guest,
     moment: &Moment,
-    session: Session,
+    order: &Order,
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Machine> {
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let deploy = directory.join(DEPLOY);
-    write_deploy_image(&deploy, Some(session))?;
+    write_deploy_image(&deploy, None)?;
+    let what = || format!("write {}", deploy.display());
+    let file = File::options().write(true).open(&deploy).with_context(what)?;
+    file.write_all_at(order.to_text()?.as_bytes(), ORDER_AT).with_context(what)?;
     let (ram, state) = (Ram::Restoring(moment.saved.ram.clone()), &moment.saved.state);
-    restore_from(guest, ram, state, deploy, false, directory, cancel).await
+    restore_from(guest, ram, state, deploy, true, directory, cancel).await
+}
+
+/// What such a machine has reported; `None` if it has not.
+///
+/// # Errors
+/// If it can't be read, or is none.
+pub fn report_of(directory: &Path) -> Result<Option<Report>> {
+    let deploy = directory.join(DEPLOY);
+    let what = || format!("read a report from {}", deploy.display());
+    let mut bytes = vec![0; REPORT_BYTES];
+    File::open(&deploy).and_then(|file| file.read_exact_at(&mut bytes, REPORT_AT)).with_context(what)?;
+    let text = bytes.split(|byte| *byte == 0).next().filter(|text| !text.is_empty());
+    text.map(serde_json::from_slice).transpose().with_context(what)
 }
 
 /// Up to where a machine runs that is saved.
 #[derive(Debug, Clone, Copy)]
-enum UpTo {
+enum UpTo<'a> {
     /// So many nanoseconds after its plan began.
     Instant(u64),
-    /// The answer to its session.
-    Done,
+    /// To where it has the machine paused by itself, with this order.
+    Order(&'a Order),
 }
 
 struct Wanted<'a> {
-    up_to: UpTo,
+    up_to: UpTo<'a>,
     given: &'a Given,
     key: Key,
 }
@@ -207,7 +235,7 @@ async fn ensure_wanted(guest: &Guest, wanted: &Wanted<'_>, cache: &Path, cancel:
         let Some(run) = tries.made(made)? else { continue };
         let at_ns = match wanted.up_to {
             UpTo::Instant(at_ns) => at_ns,
-            UpTo::Done => 0,
+            UpTo::Order(_) => 0,
         };
         let manifest = Manifest { key: key.as_str().to_owned(), at_ns, pause_us };
         let path = staging.path().join(MANIFEST);
@@ -260,8 +288,9 @@ fn find(directory: &Path, key: &str) -> Option<Moment> {
     (manifest.key == key).then(|| Moment { directory: directory.to_owned(), saved, pause_us, made: None })
 }
 
-/// The request of a session after which the machine is paused; those of the channel count up from 1.
-const DONE_ID: u64 = 1 << 32;
+/// Where on the deploy device an order lies that is given to a restored machine: at its end. And where its report.
+const ORDER_AT: u64 = DEPLOY_BYTES - ORDER_BYTES as u64;
+const REPORT_AT: u64 = ORDER_AT - REPORT_BYTES as u64;
 
 /// Runs a session up to there, and saves the machine. Returns how long the run took.
 async fn make(
@@ -286,37 +315,29 @@ async fn make(
         cache::CACHE_VAR
     );
     copy_without_zeros(&before.ram, &ram)?;
-    let session = given.session.clone();
+    let mut session = given.session.clone();
     match wanted.up_to {
-        UpTo::Instant(at_ns) => {
-            let stop = Stop::at(at_ns, pause_us);
-            write_deploy_image(&deploy, Some(Session { stop, ..session }))?;
-        }
-        UpTo::Done => {
-            let session = Box::new(Call::Session(Box::new(session)));
-            let call = Call::ThenPause { after_us: pause_us, call: session };
-            write_request(&deploy, Some(Request { id: DONE_ID, call }))?;
+        UpTo::Instant(at_ns) => session.stop = Stop::at(at_ns, pause_us),
+        UpTo::Order(order) => {
+            let device = DEPLOY_DEVICE.to_owned();
+            let anew = Some(Anew { pause_us, device, order_at: ORDER_AT, report_at: REPORT_AT });
+            let bytes = Order { anew, ..order.clone() }.to_text()?.into_bytes();
+            let path = ORDER.to_owned();
+            session.files.push(Put { path, mode: 0o644, symlink: false, offset: 0, last: true, bytes });
         }
     }
+    write_deploy_image(&deploy, Some(session))?;
     let logs = directory.join(LOGS);
     let mut machine =
         restore_from(guest, Ram::Continuing(ram), &before.state, deploy, false, &logs, cancel).await?;
-    let mut pending = match wanted.up_to {
-        UpTo::Instant(_) => machine.guest().deployed_session(),
-        UpTo::Done => machine.guest().unasked_answer(DONE_ID),
-    };
+    let mut pending = machine.guest().deployed_session();
     let stood = async {
         let begun = Instant::now();
         machine.ring().await?;
         machine.resume().await?;
-        match wanted.up_to {
-            UpTo::Instant(_) => {
-                let early = machine.paused_or_answered("the moment", DEADLINE, &mut pending).await?;
-                ensure!(early.is_none(), "the run ended before that instant");
-            }
-            UpTo::Done => {
-                machine.answered_and_paused("the set-up", DEADLINE, &mut pending, |_, _| ()).await?;
-            }
+        let early = machine.paused_or_answered("the moment", DEADLINE, &mut pending).await?;
+        if let Some(early) = early {
+            bail!("the run ended before that instant{}", said(&early));
         }
         let run = begun.elapsed();
         progress.now("saving it");
@@ -332,6 +353,16 @@ async fn make(
     machine.stop().await?;
     make_steady(&state)?;
     Ok(run)
+}
+
+/// What the commands of a plan said that has ended.
+fn said(answer: &Body) -> String {
+    let Body::Recorded(recording) = answer else { return String::new() };
+    let lines = recording.events.iter().filter_map(|event| match &event.what {
+        What::StepEnds(end) => Some(end.stderr.trim()),
+        _ => None,
+    });
+    lines.filter(|said| !said.is_empty()).map(|said| format!("; {said}")).collect()
 }
 
 /// A restored moment: paused, whenever it is not asked for something.

@@ -124,11 +124,12 @@ impl Manifest {
             // A command is killed when its time is over.
             deadline_us: self.command_timeout_secs.saturating_mul(1_000_000) / 10 * 9,
             must_hold,
+            anew: None,
         }
     }
 
     /// The command of a cycle that is explored.
-    pub(super) const fn explored<'a>(
+    pub(crate) const fn explored<'a>(
         &self,
         start: &'a mut Vec<String>,
         reset: &'a mut Vec<String>,
