@@ -67,20 +67,15 @@ fn steps(shell: &Shell, all: bool) -> Vec<Step<'_>> {
                 "{cargo} clippy --quiet --workspace --test * --all-features --locked -- --deny warnings"
             ),
         ),
-        // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
-        // the lock file that they have, is what is asked. Their corpus is a test of `ctl`.
-        (
-            "lints of the fuzz targets",
-            cmd!(
-                shell,
-                "{cargo} clippy --quiet --manifest-path helper/fuzz/Cargo.toml --no-default-features
-                 --locked -- --deny warnings"
-            ),
-        ),
         ("format of the example", cmd!(shell, "{cargo} fmt --manifest-path {ELSEWHERE} --check")),
     ];
-    // It is built and run all the same, with the lock file that it has.
     if all {
+        // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
+        // the lock file that they have, is what is asked. Their corpus is a test of `ctl`.
+        let fuzz = "clippy --quiet --manifest-path helper/fuzz/Cargo.toml --no-default-features --locked";
+        let fuzz = fuzz.split(' ');
+        steps.push(("lints of the fuzz targets", cmd!(shell, "{cargo} {fuzz...} -- --deny warnings")));
+        // It is built and run without them, with the lock file that it has.
         let lints =
             cmd!(shell, "{cargo} clippy --quiet --manifest-path {ELSEWHERE} --locked -- --deny warnings");
         steps.push(("lints of the example", lints));

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 
 use crate::host::cores;
 
-/// Threads that keep every core of the host busy until this is dropped.
+/// Threads that keep cores of the host busy until this is dropped.
 #[derive(Debug)]
 pub struct BusyHost {
     over: Arc<AtomicBool>,
@@ -21,8 +21,16 @@ impl BusyHost {
     /// # Errors
     /// When a thread can't be started.
     pub fn start() -> Result<Self> {
+        Self::with(cores())
+    }
+
+    /// Starts so many threads.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub fn with(threads: usize) -> Result<Self> {
         let mut busy = Self { over: Arc::default(), threads: Vec::new() };
-        for number in 0..cores() {
+        for number in 0..threads {
             let over = Arc::clone(&busy.over);
             let spin = move || {
                 while !over.load(Ordering::Relaxed) {
