@@ -142,6 +142,18 @@ fn spoken(ms: &i64) -> String {
     if *ms < 10_000 { format!("{}.{:03} s", ms / 1000, ms % 1000) } else { format!("{} s", ms / 1000) }
 }
 
+/// The longest error of a job's row, characters. All of it is on the job's page.
+const ROW: usize = 800;
+
+/// What a row says of an error.
+fn shortened(error: &str) -> String {
+    let mut shown: String = error.chars().take(ROW).collect();
+    if error.chars().nth(ROW).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 /// Who plays, in words.
 pub(crate) fn players(players: &Option<Players>) -> String {
     let Some(Players { people, places, bots, map }) = players else {
@@ -255,6 +267,13 @@ mod tests {
         assert!(!html.contains("<script>alert"), "{html}");
         assert!(html.contains("alert(1)"), "{html}");
         assert!(html.contains(&page.as_live().render().unwrap()), "the live part is a part");
+    }
+
+    #[test]
+    fn an_error_in_a_row_is_as_long_as_may_be() {
+        assert_eq!(shortened("umount: EBUSY"), "umount: EBUSY");
+        assert_eq!(shortened(&"x".repeat(ROW)), "x".repeat(ROW));
+        assert_eq!(shortened(&"é".repeat(ROW + 1)), "é".repeat(ROW) + "…");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod journal;
 pub mod kept;
 pub mod real;
+mod refused;
 pub mod serve;
 pub mod verbs;
 pub mod wire;

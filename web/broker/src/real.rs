@@ -22,6 +22,7 @@ use zbus::blocking::{Connection, MessageIterator};
 use crate::game::{self, Players};
 use crate::host::{Diagnoses, Host, Loss, Server, Servers};
 use crate::journal;
+use crate::refused::Watched;
 use crate::verbs::Deed;
 
 /// What questions may take on top of a job, and alone.
@@ -40,14 +41,21 @@ pub struct Machine(actions::Host);
 impl Host for Machine {
     fn act(&self, deed: Deed, instance: &Instance) -> Report {
         let action = deed.action();
-        block_on(async {
+        let merged = instance.paths(&self.0.state_dir).merged;
+        let watched = (deed != Deed::Start).then(|| Watched::begin(instance, merged)).flatten();
+        let mut report = block_on(async {
             match connect(DEFAULT_TIMEOUT).await {
                 Ok(mut systemd) => {
                     control::run(&mut systemd, &self.0, action, instance, DEFAULT_TIMEOUT).await
                 }
                 Err(error) => control::not_begun(action, instance, &error),
             }
-        })
+        });
+        let held = watched.and_then(|watched| watched.end(!report.still_mounted.is_empty()));
+        if let (Some(error), Some(held)) = (&mut report.error, held) {
+            error.push_str(&format!("; while its unit unmounted it, it was {held}"));
+        }
+        report
     }
 
     fn servers(&self) -> Servers {

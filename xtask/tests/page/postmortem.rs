@@ -109,13 +109,23 @@ async fn of_936c8bb_in(machine: &mut Booted, scratch: &Path) -> Result<()> {
     let page = format!("{}/servers/3", machine.address);
     browser.go(&page).await?;
     flow(&mut browser, "failed").await?;
-    // The helper that held it is gone by then: the page names the line that was refused, and the mount that is left.
+    // The helper that held it is gone by then: the row names it all the same, and the line that was refused, and the mount that is left.
     ensure!(!browser.text("#held").await?.is_empty(), "the mount is left");
+    let row = browser.text("table tbody tr.error").await?;
+    eprintln!("{row}");
     click_to(&mut browser, "table tbody tr a", "/jobs/2").await?;
     let error = browser.text("pre.problem").await?;
-    for words in ["ExecStopPost ended with status 32", "/runtime/3/merged is still mounted"] {
-        ensure!(error.contains(words), "no {words:?} in {error}");
+    let held = "(left4me-overlay) of left4me-server@3.service: ";
+    for words in
+        ["ExecStopPost ended with status 32", "/runtime/3/merged is still mounted", held, "working directory"]
+    {
+        for text in [&row, &error] {
+            ensure!(text.contains(words), "no {words:?} in {text}");
+        }
     }
+    let (_, held) = row.split_once("it was held by ").context("no holder")?;
+    ensure!(held.starts_with(|first: char| first.is_ascii_digit()), "no process id: {held}");
+    ensure!(held.contains("working directory"), "not how: {held}");
 
     let root = left4me::workspace()?.root;
     let files = deployed::product(&root, &machine.guest, &machine.deployer)?;
