@@ -14,6 +14,8 @@ mod forward;
 #[path = "deploy/host.rs"]
 #[expect(dead_code, reason = "that of the tests of deploys, which need more of it")]
 mod host;
+#[path = "page/kept.rs"]
+mod kept;
 #[path = "../src/left4me.rs"]
 mod left4me;
 #[path = "page/packaged.rs"]
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
     ];
     if all_is_wanted() {
         trials.push(trial("the-unit-of-936c8bb-and-a-deploy", postmortem::of_936c8bb));
+        trials.push(trial("a-mount-that-somebody-keeps", kept::run));
         trials.push(trial("the-package-on-a-booted-machine", packaged::run));
         trials.push(trial("what-is-shown-is-systemds-within-a-second", truth));
     }

@@ -13,7 +13,7 @@ use crate::deployed;
 use crate::{OPEN, all_is_wanted, click, click_to, come_in, left4me, until};
 
 /// What is in the machine: a scenario and, if it is wanted, a server of a real one's size.
-fn manifest(base: &str, is_heavy: bool) -> Result<String> {
+pub(crate) fn manifest(base: &str, is_heavy: bool) -> Result<String> {
     let root = left4me::workspace()?.root;
     let heavy = "[deploy.text]\n\"/var/lib/left4me/instances/3.env\" = \"L4D2_ARGS=--memory-mib 300\\n\"\n";
     let (memory, heavy) = if is_heavy { ("memory_mib = 2048\n", heavy) } else { ("", "") };
@@ -25,7 +25,7 @@ fn manifest(base: &str, is_heavy: bool) -> Result<String> {
 }
 
 /// That the newest job on a server's page is this one, and how it is.
-fn newest(verb: &str, state: &str) -> String {
+pub(crate) fn newest(verb: &str, state: &str) -> String {
     format!(
         "(() => {{ const row = document.querySelector('table tbody tr'); \
          return row?.cells[2].innerText === '{verb}' && row.querySelector('.{state}'); }})()"
