@@ -52,6 +52,12 @@ async fn from_another_directory(scratch: &Path) -> Result<()> {
     let busy = BusyHost::with(cores().saturating_sub(1).max(1))?;
     let there = vm_test(&scratch.join("there"), &own, &["--programs", &programs]).await?;
     drop(busy);
+    for place in ["here", "there"] {
+        // QEMU puts the host's time into each event.
+        let log = scratch.join(place).join("trixie").join(SCENARIOS[0]).join("qmp.log");
+        let log = std::fs::read_to_string(&log).with_context(|| format!("read {}", log.display()))?;
+        ensure!(log.contains("\"seconds\": 1700000000,"), "the host's clock goes on for QEMU:\n{log}");
+    }
     for (one, other) in here.iter().zip(&there) {
         let names = |report: &ScenarioReport| (report.inputs_sha256.clone(), report.recording_sha256.clone());
         ensure!(one.remembered_s.is_none() && other.remembered_s.is_none(), "{} did not run", one.name);

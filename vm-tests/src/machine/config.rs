@@ -11,6 +11,7 @@ use xshell::{Shell, cmd};
 
 use crate::host::accel::{Accel, Clock};
 use crate::host::process;
+use crate::machine::still;
 
 /// The file descriptor on which QEMU finds its end of the agent's channel.
 pub const AGENT_FD: i32 = 3;
@@ -60,6 +61,8 @@ pub struct Abilities {
     pub private_readonly: bool,
     /// Its processors can have [`FAST_STRINGS`] (QEMU 8.1 and newer).
     pub fast_strings: bool,
+    /// It loads a library that is named to ld.so, and so sees a clock of the host's that stands still (`machine/still.rs`).
+    pub still_clock: bool,
 }
 
 impl Abilities {
@@ -71,9 +74,11 @@ impl Abilities {
         let shell = Shell::new()?;
         let backend = cmd!(shell, "{qemu} -object memory-backend-file,help").into();
         let processors = cmd!(shell, "{qemu} -cpu help").into();
-        let backend = process::output(backend, Duration::from_secs(10)).await?.text();
-        let processors = process::output(processors, Duration::from_secs(10)).await?.text();
-        Ok(Self::parse(&backend, &processors))
+        let deadline = Duration::from_secs(10);
+        let still_clock = still::is_seen_by(qemu).await?;
+        let backend = process::output(backend, deadline).await?.text();
+        let processors = process::output(processors, deadline).await?.text();
+        Ok(Self { still_clock, ..Self::parse(&backend, &processors) })
     }
 
     /// From the list of a memory backend's properties, one a line (`  rom=<OnOffAuto>  - …`), and that of the flags which
@@ -84,6 +89,7 @@ impl Abilities {
             fast_strings: FAST_STRINGS
                 .iter()
                 .all(|flag| processors.split_ascii_whitespace().any(|word| word == *flag)),
+            still_clock: false,
         }
     }
 }
@@ -208,6 +214,12 @@ impl Config {
         self.clock == Clock::Virtual && self.ram != Ram::Fresh
     }
 
+    /// Whether QEMU sees a clock of the host's that stands still: where no time of the host's may get into the guest, if it can.
+    #[must_use]
+    pub fn has_a_still_clock(&self) -> bool {
+        self.clock == Clock::Virtual && self.abilities.still_clock
+    }
+
     /// The kernel's command line.
     fn command_line(&self) -> String {
         let seed = format!("{SEED}{}", self.seed);
@@ -318,7 +330,8 @@ mod tests {
         let list = |last: &str| format!("memory-backend-file options:\n  readonly=<bool>\n  {last}\n");
         let rom = list("rom=<OnOffAuto>        - Whether to create Read Only Memory (ROM)");
         let flags = "Recognized CPUID flags:\n  fsgsbase fsrc fsrm\n  fsrs fzrm\n";
-        let abilities = |private_readonly, fast_strings| Abilities { private_readonly, fast_strings };
+        let abilities =
+            |private_readonly, fast_strings| Abilities { private_readonly, fast_strings, still_clock: false };
         assert_eq!(Abilities::parse(&rom, flags), abilities(true, true));
         assert_eq!(Abilities::parse(&list("prom=<bool>"), "  fsrc fsrm fsrs\n"), abilities(false, false));
     }
@@ -340,7 +353,7 @@ mod tests {
             golden(Accel::Tcg, Clock::Real, Ram::Restoring("/saved/ram".into()))
         );
         let able = Config {
-            abilities: Abilities { private_readonly: true, fast_strings: true },
+            abilities: Abilities { private_readonly: true, fast_strings: true, still_clock: true },
             ..config(Accel::Tcg, Clock::Virtual, Ram::Restoring("/saved/ram".into()))
         };
         let argv: Vec<_> = able.argv().iter().map(|word| word.to_string_lossy().into_owned()).collect();

@@ -13,6 +13,7 @@ pub mod qmp;
 pub mod saved;
 mod standing;
 pub(crate) mod state;
+mod still;
 
 use std::fs::File;
 use std::future::Future;
@@ -136,7 +137,9 @@ impl Machine {
         let (agent, agent_fd) = socket_pair()?;
         let (monitor, monitor_fd) = socket_pair()?;
         let (doorbell, doorbell_fd) = socket_pair()?;
-        let child = Program::new(qemu)
+        let program = Program::new(qemu);
+        let program = if config.has_a_still_clock() { still::give(program)? } else { program };
+        let child = program
             .args(config.argv())
             .stdout(Sink::File(log("qemu.stdout")?))
             .stderr(Sink::File(log("qemu.stderr")?))

@@ -29,6 +29,8 @@ impl Inputs {
         for (name, hash) in &base.build.files {
             all.add(Kind::Qemu, name, hash);
         }
+        let clock = if base.abilities.still_clock { "stands still" } else { "is the host's" };
+        all.add(Kind::Qemu, "its clock", clock);
         for (number, word) in base.neutral_argv(Ram::Restoring("ram".into())).iter().enumerate() {
             all.add(Kind::Argument, &number.to_string(), word);
         }
@@ -163,7 +165,7 @@ pub(super) mod tests {
                 version: "QEMU 7.2".to_owned(),
                 files: BTreeMap::from([("bios.bin".to_owned(), "b105".to_owned())]),
             },
-            abilities: Abilities { private_readonly: true, fast_strings: true },
+            abilities: Abilities { private_readonly: true, fast_strings: true, still_clock: true },
             root: "root".into(),
             root_key: "root of trixie".to_owned(),
             root_bytes: 0,

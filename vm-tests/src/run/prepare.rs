@@ -173,6 +173,13 @@ pub async fn prepare(
         Build::of(&qemu)
     )?;
     events::tell(Event::Note(choice.to_string()));
+    if choice.clock == Clock::Virtual && !abilities.still_clock {
+        events::tell(Event::Note(format!(
+            "{} takes no library from LD_PRELOAD, since it is static, has capabilities of its own, or this host is no x86-64: the \
+             host's clock gets into a guest that is short of memory, and its recording may differ by nanoseconds",
+            qemu.display()
+        )));
+    }
     choice.advice().map(Event::Note).into_iter().for_each(events::tell);
     // Before anything is compiled, which takes minutes, as it may ask for a password.
     if requests(machines, wanted).iter().any(|request| !request.dir(&cache).exists()) {
