@@ -5,6 +5,7 @@
 
 mod counts;
 mod edit;
+mod explore;
 mod program;
 mod rows;
 mod watch;
@@ -65,11 +66,11 @@ const RUN: Bounds = Bounds { cycles: Some(CYCLES), deadline_secs: 900 };
 /// meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// What to measure [default: everything except `holders`, `edit` and `watch`]
+    /// What to measure [default: everything except `holders`, `edit`, `watch` and `explore`]
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
 
-    /// Number of samples, except of single requests [default: 20 runs of the scenario, 3 edits, 5 of the rest]
+    /// Number of samples, except of single requests [default: 20 runs of the scenario and of a failing line, 3 edits, 5 of the rest]
     #[arg(long, value_name = "N", value_parser = runs, conflicts_with = "quick")]
     runs: Option<usize>,
 
@@ -147,9 +148,9 @@ impl Bench {
         for clock in [Clock::Real, Clock::Virtual] {
             let wanted = args.machine.clock.is_none_or(|only| only == clock);
             // Edits are measured in virtual time alone, and KVM has none.
-            let in_a_copy = |what: &What| matches!(what, What::Edit | What::Watch);
+            let in_virtual_time = |what: &What| matches!(what, What::Edit | What::Watch | What::Explore);
             let is_for_edits =
-                clock == Clock::Real && !args.what.is_empty() && args.what.iter().all(in_a_copy);
+                clock == Clock::Real && !args.what.is_empty() && args.what.iter().all(in_virtual_time);
             if !wanted || is_for_edits || (clock == Clock::Virtual && args.machine.accel == Wish::Kvm) {
                 continue;
             }
@@ -175,7 +176,7 @@ impl Bench {
         };
         let mut what = args.what;
         if what.is_empty() {
-            let named_only = [What::Holders, What::Edit, What::Watch];
+            let named_only = [What::Holders, What::Edit, What::Watch, What::Explore];
             what.extend(What::value_variants().iter().filter(|what| !named_only.contains(what)));
         }
         let machine = args.machine;
@@ -199,8 +200,19 @@ impl Bench {
             self.channel().await.context("measure channel")?;
             self.show()?;
         }
-        for what in [What::Idle, What::Spread, What::Reset, What::Helper, What::Purge] {
-            if !self.wants(what) {
+        let before = [What::Idle, What::Spread, What::Reset, What::Helper, What::Purge, What::Moment];
+        self.in_virtual_time(&before).await?;
+        if self.wants(What::Suite) {
+            self.suite().await.context("measure suite")?;
+            self.show()?;
+        }
+        self.in_virtual_time(&[What::Edit, What::Watch, What::Explore]).await
+    }
+
+    /// Those of these that are asked for.
+    async fn in_virtual_time(&mut self, these: &[What]) -> Result<()> {
+        for what in these {
+            if !self.wants(*what) {
                 continue;
             }
             let Some(guest) = self.clock(Clock::Virtual) else {
@@ -212,33 +224,13 @@ impl Bench {
                 What::Spread => self.spread(&guest).await.context("measure spread")?,
                 What::Helper => self.helper(&guest).await.context("measure helper")?,
                 What::Purge => self.purge(&guest).await.context("measure purge")?,
+                What::Moment => self.moment(&guest).await.context("measure moment")?,
+                What::Edit => self.edit().await.context("measure edit")?,
+                What::Watch => self.watch().await.context("measure watch")?,
+                What::Explore => self.explore(&guest).await.context("measure explore")?,
                 _ => self.reset(&guest).await.context("measure reset")?,
             }
             self.show()?;
-        }
-        if self.wants(What::Moment) {
-            match self.clock(Clock::Virtual) {
-                Some(guest) => self.moment(&guest).await.context("measure moment")?,
-                None => self.report.notes.push("Moment: not measured: it is about virtual time".to_owned()),
-            }
-            self.show()?;
-        }
-        if self.wants(What::Suite) {
-            self.suite().await.context("measure suite")?;
-            self.show()?;
-        }
-        if self.wants(What::Edit) {
-            match self.clock(Clock::Virtual) {
-                Some(_) => self.edit().await.context("measure edit")?,
-                None => self.report.notes.push("Edit: not measured: it is about virtual time".to_owned()),
-            }
-            self.show()?;
-        }
-        if self.wants(What::Watch) {
-            match self.clock(Clock::Virtual) {
-                Some(_) => self.watch().await.context("measure watch")?,
-                None => self.report.notes.push("Watch: not measured: it is about virtual time".to_owned()),
-            }
         }
         Ok(())
     }
@@ -501,6 +493,13 @@ impl Bench {
         let saves = watch::measure(&workspace, &place, machine.flags()?, rounds, cancel).await?;
         self.report.rows.extend(watch_rows(&saves));
         self.show()
+    }
+
+    async fn explore(&mut self, guest: &Guest) -> Result<()> {
+        let directory = self.machines("explore");
+        let (workspace, count, cancel) = (left4me::workspace()?, self.counts.replays, self.cancel.clone());
+        self.report.rows.extend(explore::measure(&workspace, guest, count, &directory, cancel).await?);
+        cache::remove_tree(&directory)
     }
 
     /// Where a measurement's machines have their logs; removed when it is done, left when it fails.

@@ -1,21 +1,23 @@
 //! `cargo xtask explore`: one phase of a scenario, each time with another schedule.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
 use vm_perturb::Line;
 use vm_tests::cache;
+use vm_tests::explore::page::page;
 use vm_tests::explore::strategy::Strategy;
 use vm_tests::explore::{self, Options, Replayed};
 use vm_tests::host::accel::Clock;
 use vm_tests::machine::Cancel;
 use vm_tests::report::Verdict;
+use vm_tests::report::page::PAGE_FILE;
 use vm_tests::run::guest::Guest;
 use vm_tests::run::prepare::prepare_one;
 use vm_tests::run::results::Results;
-use vm_tests::scenario::{Scenario, Wanted};
+use vm_tests::scenario::{Scenario, Wanted, WrongInput};
 use vm_tests::workspace::Workspace;
 
 use crate::exit::{FAILED, PASSED};
@@ -30,7 +32,7 @@ use crate::vm_test::jobs;
 /// The machine is saved before the phase (the reset; or what [explore] of the manifest says), and each run begins there. The second
 /// client, if the manifest has one, is moved along the phase; then each task is held at each point of its run (before it
 /// mounts, unmounts, renames, forks, exits, ...), as long as the phase takes, a quarter, and four times as long; then, if there is
-/// --for or --runs, two points together. Each run is judged by the manifest's `expect`, times apart. A failure is made as small as it can be and
+/// --for or --runs, two points together, and draws of one to three. Each run is judged by the manifest's `expect`, times apart. A failure is made as small as it can be and
 /// told with a line for --holds, which makes that run again, the same each time. In virtual time. Results are in target/vm-explore.
 /// Exit status 0 if all runs were as expected, 1 if one was not.
 #[derive(Debug, Args)]
@@ -47,16 +49,20 @@ pub(crate) struct ExploreArgs {
     #[arg(long, value_name = "N")]
     runs: Option<usize>,
 
-    /// Only these: offsets, one-hold, pairs; with commas
+    /// Only these: offsets, one-hold, pairs, random; with commas
     #[arg(long, value_name = "STRATEGY", value_delimiter = ',')]
     strategy: Vec<Strategy>,
+
+    /// What random draws come from: a number that an earlier search has said [default: another one each time]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
 
     /// How many machines run at once; what is found is the same [default: as many as cores and memory bear]
     #[arg(long, value_name = "N", value_parser = jobs)]
     jobs: Option<usize>,
 
     /// Make one run, with these holds, as a failure tells them
-    #[arg(long, value_name = "LINE", conflicts_with_all = ["time", "runs", "strategy", "jobs"])]
+    #[arg(long, value_name = "LINE", conflicts_with_all = ["time", "runs", "strategy", "seed", "jobs"])]
     holds: Option<Line>,
 
     /// Make a scenario of its own of the line, in this directory: a test that fails until what is wrong is mended
@@ -107,15 +113,26 @@ async fn all(
     cancel: Cancel,
 ) -> Result<u8> {
     remove_failures(directory)?;
-    let ExploreArgs { time, runs, strategy, jobs, .. } = args;
+    let ExploreArgs { time, runs, strategy, seed, jobs, .. } = args;
+    let seed = seed.unwrap_or_else(another);
+    if strategy.contains(&Strategy::Random) {
+        if time.is_none() && runs.is_none() {
+            return Err(
+                WrongInput::new("--strategy random has no last draw: say --runs or --for, too").into()
+            );
+        }
+        eprintln!("random draws: --seed {seed}");
+    }
     let (strategies, commit) = (strategy.clone(), commit(&workspace.root).await);
-    let options = Options { time: *time, runs: *runs, strategies, jobs: *jobs, commit };
+    let options = Options { time: *time, runs: *runs, strategies, jobs: *jobs, seed, commit };
     let explored = explore::explore(workspace, guest, scenario, &options, directory, cancel).await?;
     let path = directory.join("explore.json");
     let json = serde_json::to_vec_pretty(&explored).context("what was explored as JSON")?;
     std::fs::write(&path, json).with_context(|| format!("write {}", path.display()))?;
+    let picture = directory.join(PAGE_FILE);
+    std::fs::write(&picture, page(&explored)).with_context(|| format!("write {}", picture.display()))?;
     print!("{}", explored.told());
-    println!("all of it: {}", path.display());
+    println!("all of it: {}; drawn: {}", path.display(), picture.display());
     if explored.ended_by.is_some() {
         return Ok(Verdict::Infrastructure.exit_code());
     }
@@ -124,6 +141,12 @@ async fn all(
         (true, false) => FAILED,
         (false, false) => PASSED,
     })
+}
+
+/// A seed of few digits.
+fn another() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs() % 1_000_000
 }
 
 async fn replay(

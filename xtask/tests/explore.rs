@@ -1,6 +1,7 @@
 //! A planted race is found that repetition never shows, told with a line that makes it again, and not found where it is mended.
 //!
-//! `xtask/tests/explore` has more of them, which docs/explore.md has measurements of: here is what a check has time for.
+//! A check has time for one of them. `VM_TESTS_ALL=1` has all those of docs/explore.md's table found, each by its strategy and within
+//! its budget, prints that table, and repeats one of them as often as its text says.
 
 #[path = "../src/left4me.rs"]
 mod left4me;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Arguments;
 use vm_perturb::Line;
-use vm_tests::explore::found::Outcome;
+use vm_tests::explore::found::{Explored, Outcome};
 use vm_tests::explore::strategy::Strategy;
 use vm_tests::explore::{self, Options, Replayed};
 use vm_tests::host::accel::{self, Clock};
@@ -28,11 +29,46 @@ use trial::trial;
 /// Enough for the first hold that shows it, with a few to spare: points come in the order of the run.
 const RUNS: usize = 10;
 
+/// Set, trials that take minutes are made, too: `cargo xtask check --all` sets it.
+const ALL_VAR: &str = "VM_TESTS_ALL";
+
+/// The planted races, what finds each, and within how many runs.
+const PLANTED: &[(&str, Strategy, usize)] = &[
+    ("late-child", Strategy::OneHold, RUNS),
+    ("check-then-rm", Strategy::OneHold, 15),
+    ("pid-file", Strategy::OneHold, 25),
+    ("socket-and-stop", Strategy::Offsets, 20),
+    ("naive-lock", Strategy::OneHold, 45),
+    ("notify-early", Strategy::OneHold, 10),
+    ("post-and-late", Strategy::OneHold, 10),
+    ("missing-after", Strategy::OneHold, 10),
+    ("reload-returns-early", Strategy::OneHold, 10),
+    ("stop-in-start", Strategy::Offsets, 20),
+    ("bind-then-listen", Strategy::OneHold, 10),
+    ("exec-stop-does-not-wait", Strategy::OneHold, 15),
+    ("fifo-writer", Strategy::OneHold, 20),
+    ("flag-file", Strategy::OneHold, 20),
+    ("kill-process-left", Strategy::OneHold, 10),
+    ("lost-update", Strategy::Offsets, 20),
+    ("mount-seen-early", Strategy::OneHold, 20),
+    ("rename-in-two", Strategy::OneHold, 25),
+    ("restart-old-pid", Strategy::OneHold, 20),
+    ("type-simple", Strategy::OneHold, 20),
+    ("two-savers", Strategy::Pairs, 80),
+];
+
+/// How often one of them is repeated with nothing held.
+const REPETITIONS: usize = 100;
+
 fn main() -> ExitCode {
     accel::child_main_if_asked();
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
-    let cases = vec![trial("a-child-that-leaves-late", a_child_that_leaves_late)];
+    let mut cases = vec![trial("a-child-that-leaves-late", a_child_that_leaves_late)];
+    if std::env::var_os(ALL_VAR).is_some() {
+        cases.push(trial("all-that-is-planted", all_that_is_planted));
+        cases.push(trial("repetition-finds-nothing", repetition_finds_nothing));
+    }
     libtest_mimic::run(&arguments, cases).exit_code()
 }
 
@@ -54,6 +90,12 @@ impl Ground {
         Ok(Self { guest, scenario })
     }
 
+    async fn explored(&self, strategy: Strategy, runs: usize, scratch: &Path) -> Result<Explored> {
+        let options = Options { runs: Some(runs), strategies: vec![strategy], ..Options::default() };
+        let (workspace, Self { guest, scenario }) = (left4me::workspace()?, self);
+        explore::explore(&workspace, guest, scenario, &options, scratch, Cancel::new()).await
+    }
+
     async fn replay(&self, line: &str, scratch: &Path) -> Result<Replayed> {
         let line: Line = line.parse()?;
         let workspace = left4me::workspace()?;
@@ -63,11 +105,8 @@ impl Ground {
 
 async fn a_child_that_leaves_late(scratch: &Path) -> Result<()> {
     let planted = Ground::of("late-child", scratch).await?;
-    let options = Options { runs: Some(RUNS), strategies: vec![Strategy::OneHold], ..Options::default() };
     let workspace = left4me::workspace()?;
-    let cancel = Cancel::new();
-    let explored =
-        explore::explore(&workspace, &planted.guest, &planted.scenario, &options, scratch, cancel).await?;
+    let explored = planted.explored(Strategy::OneHold, RUNS, scratch).await?;
     let failures: Vec<&Outcome> = explored.outcomes.iter().filter(|outcome| outcome.has_failed()).collect();
     let [found] = failures.as_slice() else { bail!("it was not found once:\n{}", explored.told()) };
     ensure!(found.why.iter().any(|why| why.contains("EBUSY")), "{:?}", found.why);
@@ -103,5 +142,48 @@ async fn a_child_that_leaves_late(scratch: &Path) -> Result<()> {
     let mended = Ground::of("child-is-waited-for", scratch).await?;
     let same = mended.replay(&line.to_string(), scratch).await?;
     ensure!(same.why.is_empty(), "the mended one fails: {:?}", same.why);
+    Ok(())
+}
+
+async fn all_that_is_planted(scratch: &Path) -> Result<()> {
+    let mut not_found = Vec::new();
+    for (name, strategy, runs) in PLANTED {
+        let planted = Ground::of(name, scratch).await?;
+        let explored = planted.explored(*strategy, *runs, scratch).await?;
+        ensure!(explored.ended_by.is_none(), "{name}: {:?}", explored.ended_by);
+        let found = explored.outcomes.iter().find(|outcome| outcome.has_failed());
+        match found {
+            Some(found) => eprintln!("{}", row(&explored, *strategy, found)),
+            None => not_found.push(format!("{name}: not within {runs} runs: {}", explored.told())),
+        }
+    }
+    ensure!(not_found.is_empty(), "{}", not_found.join("\n"));
+    Ok(())
+}
+
+/// As the table of docs/explore.md has it.
+fn row(explored: &Explored, strategy: Strategy, found: &Outcome) -> String {
+    let Explored { scenario, phase, phase_us, points, outcomes, .. } = explored;
+    let failed: usize = outcomes.iter().filter(|one| one.has_failed()).map(|one| one.runs).sum();
+    let tried: usize = explored.tried.values().sum();
+    let (ms, first, line) = (phase_us / 1000, found.first_run, &found.line);
+    format!(
+        "| `{scenario}` | {phase} {ms} ms, {} | {} | {first} | {failed} of {tried} | `{line}` |",
+        points.len(),
+        strategy.word()
+    )
+}
+
+async fn repetition_finds_nothing(scratch: &Path) -> Result<()> {
+    let planted = Ground::of("late-child", scratch).await?;
+    let (workspace, line) = (left4me::workspace()?, Line::default());
+    let Ground { guest, scenario } = &planted;
+    // Each is made twice: by itself, and beside others.
+    let half = REPETITIONS / 2;
+    let cancel = Cancel::new();
+    let replays = explore::replays(&workspace, guest, scenario, &line, half, scratch, cancel).await?;
+    ensure!(replays.recordings == 1, "{} recordings of {REPETITIONS} runs", replays.recordings);
+    let one = planted.replay("", scratch).await?;
+    ensure!(one.why.is_empty(), "the one run of {REPETITIONS} fails: {:?}", one.why);
     Ok(())
 }

@@ -77,12 +77,13 @@ impl Runs {
         }
     }
 
-    /// The next result of these, in the order of the lines; none is begun if `goes_on` says no. `None` when there is none left.
+    /// The next result of these, in the order of the lines; none is begun if `goes_on` says no. `None` when there is none left. Of a
+    /// line by which nothing was held there is no result.
     pub(super) async fn next(
         &mut self,
         ahead: &mut Ahead,
         goes_on: impl Fn() -> bool,
-    ) -> Result<Option<(Line, Tried)>> {
+    ) -> Result<Option<(Line, Option<Tried>)>> {
         while ahead.running.len() < ahead.jobs
             && goes_on()
             && let Some(line) = ahead.waiting.pop_front()
@@ -104,7 +105,7 @@ pub(super) struct Ahead {
     places: Arc<Semaphore>,
     cancel: Cancel,
     waiting: VecDeque<Line>,
-    running: VecDeque<(Line, JoinHandle<Result<Tried>>)>,
+    running: VecDeque<(Line, JoinHandle<Result<Option<Tried>>>)>,
 }
 
 impl Ahead {
@@ -113,7 +114,7 @@ impl Ahead {
         let (cancel, its) = (self.cancel.clone(), line.clone());
         let run = tokio::spawn(async move {
             let _place = places.acquire_owned().await.context("a place for a run")?;
-            ground.run_until(&its, &cancel).await
+            ground.try_to_run(&its, &cancel).await
         });
         self.running.push_back((line, run));
     }

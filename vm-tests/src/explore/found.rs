@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Serialize;
 use vm_perturb::{Line, Passed};
@@ -15,7 +16,7 @@ use crate::scenario::{Phase, Scenario};
 use crate::workspace::Workspace;
 
 /// What was explored, and what came.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Explored {
     /// The guest.
     pub guest: String,
@@ -33,6 +34,12 @@ pub struct Explored {
     pub tried: BTreeMap<Strategy, usize>,
     /// How many points were held alone, by the length in microseconds.
     pub held: BTreeMap<u64, usize>,
+    /// What each of those gave.
+    pub alone: Vec<Alone>,
+    /// What random draws came from; the same seed gives the same lines.
+    pub seed: u64,
+    /// In how many draws no task came to a point that was to be held.
+    pub idle: usize,
     /// How many orders of points came, that of the run that nothing perturbs included.
     pub orders: usize,
     /// The outcomes, the expected one first.
@@ -55,8 +62,21 @@ pub struct Explored {
     seen: BTreeSet<String>,
 }
 
-/// Runs that went the same way.
+/// A hold alone.
 #[derive(Debug, Clone, Serialize)]
+pub struct Alone {
+    /// The point.
+    pub point: String,
+    /// When it comes where nothing is held, in microseconds since the phase began.
+    pub at_us: u64,
+    /// How long it was held, in microseconds.
+    pub us: u64,
+    /// The number of the outcome.
+    pub outcome: usize,
+}
+
+/// Runs that went the same way.
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Outcome {
     /// What deviates, without numbers; empty if all is as expected.
     pub shape: Vec<String>,
@@ -80,6 +100,8 @@ pub struct Outcome {
     pub story: Vec<String>,
     /// The hash of its recording.
     pub recording_sha256: String,
+    /// Wall time in which a failure's line was made smaller.
+    pub smaller_secs: f64,
     /// Whether it goes wrong in the same way in a whole run, which is what a scenario with the line is; `None` if that was not tried.
     pub is_whole: Option<bool>,
     /// Where to look first in the whole run.
@@ -126,6 +148,7 @@ impl Explored {
         guest: &Guest,
         scenario: &Scenario,
         phase_us: u64,
+        seed: u64,
         null: &Tried,
     ) -> Self {
         let mut explored = Self {
@@ -140,6 +163,9 @@ impl Explored {
             points: null.report.passed.clone(),
             tried: BTreeMap::new(),
             held: BTreeMap::new(),
+            alone: Vec::new(),
+            seed,
+            idle: 0,
             orders: 0,
             outcomes: Vec::new(),
             offsets: BTreeMap::new(),
@@ -158,10 +184,14 @@ impl Explored {
     /// Adds the run of a line.
     pub(super) fn add(&mut self, strategy: Strategy, line: &Line, tried: &Tried) -> Found {
         *self.tried.entry(strategy).or_default() += 1;
+        let (class, is_new) = self.count(line, tried);
         if let (Strategy::OneHold, [hold]) = (strategy, line.holds.as_slice()) {
             *self.held.entry(hold.us).or_default() += 1;
+            let point = hold.point.to_string();
+            let at_us =
+                self.points.iter().find(|passed| passed.point == point).map_or(0, |passed| passed.at_us);
+            self.alone.push(Alone { point, at_us, us: hold.us, outcome: class });
         }
-        let (class, is_new) = self.count(line, tried);
         if strategy == Strategy::Offsets {
             self.offsets.insert(line.client_us, class);
         }
@@ -194,6 +224,7 @@ impl Explored {
             why: Vec::new(),
             story: Vec::new(),
             recording_sha256: String::new(),
+            smaller_secs: 0.0,
             is_whole: None,
             look: None,
             bundle: None,
@@ -211,6 +242,13 @@ impl Explored {
             outcome.why.clone_from(&tried.why);
             outcome.story.clone_from(&tried.story);
             outcome.recording_sha256.clone_from(&tried.recording_sha256);
+        }
+    }
+
+    /// Notes how long it took to make a failure's line smaller.
+    pub(super) fn took_to_minimise(&mut self, class: usize, time: Duration) {
+        for outcome in self.outcomes.iter_mut().skip(class).take(1) {
+            outcome.smaller_secs = time.as_secs_f64();
         }
     }
 

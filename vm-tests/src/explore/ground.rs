@@ -227,16 +227,10 @@ impl Ground {
     /// # Errors
     /// Whatever keeps it from having a result; a run whose report is missing, or in which nothing was held.
     pub(super) async fn run(&self, line: &Line) -> Result<Tried> {
-        self.run_until(line, &self.cancel).await
+        self.try_to_run(line, &self.cancel).await?.with_context(|| idle(line))
     }
 
-    /// The same, with an end of its own.
-    pub(super) async fn run_until(&self, line: &Line, cancel: &Cancel) -> Result<Tried> {
-        let tried = self.try_to_run(line, cancel).await?;
-        tried.with_context(|| format!("nothing was held: no task came to a point of '{line}'"))
-    }
-
-    /// As [`Ground::run`]; `None` if the line has holds and none took place.
+    /// As [`Ground::run`], with an end of its own; `None` if the line has holds and none took place.
     pub(super) async fn try_to_run(&self, line: &Line, cancel: &Cancel) -> Result<Option<Tried>> {
         let directory = self.next_directory();
         let order = self.scenario.manifest.order(line, false);
@@ -284,6 +278,11 @@ impl Ground {
         };
         self.scenario.manifest.explore.allowed.iter().find(is_one).map(|allowed| allowed.reason.clone())
     }
+}
+
+/// What is said of a line whose run nothing was held in.
+pub(super) fn idle(line: &Line) -> String {
+    format!("nothing was held: no task came to a point of '{line}'")
 }
 
 /// What comes of a machine that was restored with an order.

@@ -2,16 +2,18 @@
 //!
 //! In virtual time a scenario gives the same run for ever, so a race that does not show in that one never shows. Here tasks are
 //! held at points of their run, on purpose ([`vm_perturb`]): [`strategy`] says which lines are tried, `ground` makes a run of
-//! one, `ahead` makes some at once, [`found`] collects what came, and `told` says it. docs/explore.md describes it.
+//! one, `ahead` makes some at once, [`found`] collects what came, `told` says it and [`page`] draws it. docs/explore.md describes it.
 
 mod ahead;
 pub mod found;
 mod ground;
 mod kept;
+pub mod page;
 pub mod strategy;
 mod told;
 mod words;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -61,7 +63,7 @@ pub async fn explore(
     let progress = Progress::start(&format!("exploring {}/{}", guest.name, scenario.name));
     let (prepared, used) = (Instant::now(), processor::used()?);
     let (null, took_us) = controls(&mut runs, scenario).await?;
-    let found = Explored::new(workspace, guest, scenario, took_us, &null);
+    let found = Explored::new(workspace, guest, scenario, took_us, options.seed, &null);
     let lines = lines(options, &found.points, took_us, !scenario.manifest.explore.client.is_empty());
     let now = Instant::now();
     let mut search =
@@ -143,7 +145,12 @@ impl Search<'_> {
         let (time, begun) = (self.options.time, self.begun);
         let goes_on = || time.is_none_or(|time| begun.elapsed() < time);
         while let Some((line, tried)) = self.runs.next(ahead, goes_on).await? {
-            self.take(strategy, &line, &tried).await?;
+            match tried {
+                Some(tried) => self.take(strategy, &line, &tried).await?,
+                // Where the second client is moved or somebody else held, tasks go other ways.
+                None if strategy == Strategy::Random => self.found.idle += 1,
+                None => bail!(ground::idle(&line)),
+            }
         }
         Ok(())
     }
@@ -153,8 +160,10 @@ impl Search<'_> {
         if let Found::Failure(class) = self.found.add(strategy, line, tried) {
             let first = self.found.told_of(class);
             events::tell(Event::Note(format!("{first}\n  making it smaller")));
+            let begun = Instant::now();
             let (line, tried) = minimal(&mut self.runs, line, tried).await?;
             self.found.minimised(class, &line, &tried);
+            self.found.took_to_minimise(class, begun.elapsed());
             let directory = self.results.join(format!("failure-{}", class + 1));
             let whole = self.runs.whole(&line, &directory.join("run")).await?;
             let is_same = alike(&whole.shape(), &tried.shape);
@@ -211,6 +220,52 @@ pub async fn replay(
         report: tried.report,
         recording,
     })
+}
+
+/// The runs of one line, so many, as [`replays`] makes them.
+#[derive(Debug, Clone, Default)]
+pub struct Replays {
+    /// Processor time of each, in seconds.
+    pub processor_secs: Vec<f64>,
+    /// How many recordings came that are not each other's.
+    pub recordings: usize,
+    /// Wall time of as many, as many at once as the host bears.
+    pub at_once_secs: f64,
+}
+
+/// Makes the run of one line so many times, one after the other, and as many again side by side.
+///
+/// # Errors
+/// As [`explore`].
+pub async fn replays(
+    workspace: &Workspace,
+    guest: &Guest,
+    scenario: &Scenario,
+    line: &Line,
+    count: usize,
+    results: &Path,
+    cancel: Cancel,
+) -> Result<Replays> {
+    let ground = Ground::prepare(workspace, guest, scenario, results, cancel).await?;
+    let size = u64::from(scenario.manifest.memory_mib);
+    let mut runs = Runs::new(ground, jobs(vec![size; cores()]));
+    let mut recordings = BTreeSet::new();
+    let mut processor_secs = Vec::new();
+    for _ in 0..count {
+        let before = processor::used()?;
+        recordings.insert(runs.run(line).await?.recording_sha256);
+        processor_secs.push(processor::used()?.saturating_sub(before).as_secs_f64());
+    }
+    let begun = Instant::now();
+    let mut ahead = runs.ahead(vec![line.clone(); count]);
+    while let Some((line, tried)) = runs.next(&mut ahead, || true).await? {
+        let tried = tried.with_context(|| ground::idle(&line))?;
+        recordings.insert(tried.recording_sha256);
+    }
+    let at_once_secs = begun.elapsed().as_secs_f64();
+    ahead.end().await;
+    runs.clear()?;
+    Ok(Replays { processor_secs, recordings: recordings.len(), at_once_secs })
 }
 
 /// Two runs in which nothing is held: without the tracer, which must be as expected, and with it, which must give the same.

@@ -17,13 +17,15 @@ pub enum Strategy {
     Offsets,
     /// One task is held at one point: each point, each length.
     OneHold,
-    /// Two points, in an order that depends on nothing.
+    /// Two points: those of units first, otherwise in an order that depends on nothing.
     Pairs,
+    /// One to three points and lengths, drawn by a seed.
+    Random,
 }
 
 impl Strategy {
     /// All of them, in the order in which they are tried.
-    pub const ALL: [Self; 3] = [Self::Offsets, Self::OneHold, Self::Pairs];
+    pub const ALL: [Self; 4] = [Self::Offsets, Self::OneHold, Self::Pairs, Self::Random];
     /// Those that end soon.
     pub const USUAL: [Self; 2] = [Self::Offsets, Self::OneHold];
 
@@ -34,6 +36,7 @@ impl Strategy {
             Self::Offsets => "offsets",
             Self::OneHold => "one-hold",
             Self::Pairs => "pairs",
+            Self::Random => "random",
         }
     }
 }
@@ -58,6 +61,8 @@ pub struct Options {
     pub strategies: Vec<Strategy>,
     /// How many machines run at once; `None` is what cores and memory bear. It changes nothing in what is found.
     pub jobs: Option<usize>,
+    /// What draws come from: the same seed gives the same lines.
+    pub seed: u64,
     /// The commit that is run, as a person would check it out; empty if that is not known.
     pub commit: String,
 }
@@ -72,6 +77,8 @@ const MOST_US: u64 = 5_000_000;
 const OFFSETS: i64 = 16;
 /// How near two offsets are between which no other is tried, in microseconds.
 const NEAR_US: i64 = 1_000;
+/// The most draws of one search.
+const MOST_DRAWS: usize = 20_000;
 /// Lengths are halved down to this, in microseconds.
 const SMALLEST_US: u64 = 250;
 
@@ -101,16 +108,24 @@ pub fn lines(options: &Options, points: &[Passed], took_us: u64, has_client: boo
     // Those of units first: what a client does alone is seldom what goes wrong.
     let (of_clients, of_units): (Vec<&Passed>, Vec<&Passed>) =
         points.iter().partition(|passed| passed.of_client);
+    let clients = of_clients.len();
     let points: Vec<Point> =
         of_units.into_iter().chain(of_clients).filter_map(|passed| passed.point.parse().ok()).collect();
-    let lengths = lengths(took_us);
+    let (lengths, units) = (lengths(took_us), points.len().saturating_sub(clients));
     let mut all = Vec::new();
     for strategy in Strategy::ALL.into_iter().filter(|strategy| wanted.contains(strategy)) {
         let lines = match strategy {
             Strategy::Offsets if has_client => offsets(took_us),
             Strategy::Offsets => Vec::new(),
             Strategy::OneHold => one_hold(&points, &lengths),
-            Strategy::Pairs => pairs(&points, &lengths),
+            Strategy::Pairs => pairs(&points, units, &lengths),
+            // Without a bound there would be no last one.
+            Strategy::Random => {
+                let most = options.runs.unwrap_or(MOST_DRAWS).min(MOST_DRAWS);
+                (0..most)
+                    .filter_map(|number| drawn(options.seed, number, &points, took_us, has_client))
+                    .collect()
+            }
         };
         all.extend(lines.into_iter().map(|line| (strategy, line)));
     }
@@ -140,21 +155,67 @@ fn one_hold(points: &[Point], lengths: &[u64]) -> Vec<Line> {
     lengths.iter().flat_map(|us| at(*us)).collect()
 }
 
-fn pairs(points: &[Point], lengths: &[u64]) -> Vec<Line> {
+/// The first `units` points are those of units. Pairs of these come first, and then those of a unit and a client.
+fn pairs(points: &[Point], units: usize, lengths: &[u64]) -> Vec<Line> {
     let two = lengths.iter().take(2);
-    let mut all: Vec<(String, Line)> = Vec::new();
+    let mut all: Vec<(u8, String, Line)> = Vec::new();
     for us in two {
         for (number, first) in points.iter().enumerate() {
             // Two holds of one task in a row are a longer one.
-            let others = points.iter().skip(number + 1);
+            let others = points.iter().enumerate().skip(number + 1);
             let others =
-                others.filter(|point| (&point.task, point.instance) != (&first.task, first.instance));
-            let lines = others.map(|second| held(&[(first, *us), (second, *us)]));
-            all.extend(lines.map(|line| (cache::hash_bytes(line.to_string().as_bytes()), line)));
+                others.filter(|(_, point)| (&point.task, point.instance) != (&first.task, first.instance));
+            all.extend(others.map(|(other, second)| {
+                let line = held(&[(first, *us), (second, *us)]);
+                let clients = u8::from(number >= units) + u8::from(other >= units);
+                (clients, cache::hash_bytes(line.to_string().as_bytes()), line)
+            }));
         }
     }
     all.sort();
-    all.into_iter().map(|(_, line)| line).collect()
+    all.into_iter().map(|(_, _, line)| line).collect()
+}
+
+/// A draw: as many points as a bug may need, one to three, each for a length of its own; and the second client, if there is one, at
+/// another time in every second one. Short and long are as likely: lengths are even in their logarithm.
+fn drawn(seed: u64, number: usize, points: &[Point], took_us: u64, has_client: bool) -> Option<Line> {
+    let mut draws = Draws { seed, number, drawn: 0 };
+    let took_us = took_us.max(LEAST_US);
+    let mut line = Line::default();
+    for _ in 0..=draws.below(2) {
+        let place = usize::try_from(draws.below(points.len().checked_sub(1)? as u64)).ok()?;
+        let point = points.get(place)?.clone();
+        // From an eighth of the phase to four times as long.
+        let shortest = (took_us / 8) << draws.below(4);
+        let us = (shortest + draws.below(shortest)).clamp(LEAST_US, MOST_US) / 100 * 100;
+        if !line.holds.iter().any(|hold| hold.point == point) {
+            line.holds.push(Hold { point, us });
+        }
+    }
+    if has_client && draws.below(1) == 1 {
+        let took = i64::try_from(took_us).ok()?;
+        line.client_us = (i64::try_from(draws.below(2 * took_us)).ok()? - took) / 100 * 100;
+    }
+    Some(line)
+}
+
+/// Numbers that a seed gives, one after the other, each draw's its own.
+#[derive(Debug)]
+struct Draws {
+    seed: u64,
+    number: usize,
+    drawn: u32,
+}
+
+impl Draws {
+    /// From 0 to this one.
+    fn below(&mut self, most: u64) -> u64 {
+        self.drawn += 1;
+        let text = format!("{} {} {}", self.seed, self.number, self.drawn);
+        let hash = cache::hash_bytes(text.as_bytes());
+        let number = hash.get(..15).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
+        number % (most + 1)
+    }
 }
 
 fn held(holds: &[(&Point, u64)]) -> Line {
@@ -280,6 +341,33 @@ mod tests {
         ];
         assert_eq!(sorted, expected);
         assert_eq!(all, lines(&options, &passed(&["a:exit", "a:open", "b:exit"]), 80_000, false));
+        let all = lines(&options, &passed(&["+c:exit", "a:exit", "+d:exit", "b:exit"]), 80_000, false);
+        let clients = |line: &Line| line.holds.iter().filter(|hold| "cd".contains(&hold.point.task)).count();
+        assert!(all.is_sorted_by_key(|(_, line)| clients(line)), "{all:?}");
+    }
+
+    #[test]
+    fn draws_are_those_of_their_seed() {
+        let strategies = vec![Strategy::Random];
+        let options = Options { strategies, runs: Some(200), seed: 7, ..Options::default() };
+        let points = passed(&["a:exit", "b:exit", "c:open"]);
+        let all = lines(&options, &points, 80_000, true);
+        assert_eq!(all.len(), 200);
+        assert_eq!(all, lines(&options, &points, 80_000, true));
+        assert_ne!(all, lines(&Options { seed: 8, ..options.clone() }, &points, 80_000, true));
+        assert!(lines(&options, &[], 80_000, true).is_empty());
+        for count in 1..=3 {
+            assert!(all.iter().any(|(_, line)| line.holds.len() == count), "none of {count} holds");
+        }
+        let lengths = all.iter().flat_map(|(_, line)| line.holds.iter().map(|hold| hold.us));
+        assert!(lengths.clone().any(|us| us < 15_000) && lengths.clone().any(|us| us > 160_000));
+        assert!(lengths.clone().all(|us| (10_000..=320_000).contains(&us)));
+        let moved = all.iter().filter(|(_, line)| line.client_us != 0).count();
+        assert!((50..150).contains(&moved), "{moved} of 200");
+        assert!(lines(&options, &points, 80_000, false).iter().all(|(_, line)| line.client_us == 0));
+        for (_, line) in all {
+            assert_eq!(line.to_string().parse(), Ok(line), "a draw is a line as any other");
+        }
     }
 
     #[test]

@@ -62,6 +62,13 @@ fn all(explored: &Explored) -> String {
     if let Some(pairs) = explored.tried.get(&Strategy::Pairs) {
         text.push_str(&format!("  two holds: {pairs} pairs\n"));
     }
+    if let Some(draws) = explored.tried.get(&Strategy::Random) {
+        let idle = match explored.idle {
+            0 => String::new(),
+            idle => format!(", and {idle} in which no task came to what was to be held"),
+        };
+        text.push_str(&format!("  one to three holds: {draws} draws of --seed {}{idle}\n", explored.seed));
+    }
     if !explored.offsets.is_empty() {
         text.push_str(&format!("  second client: {}\n", axis(explored)));
     }

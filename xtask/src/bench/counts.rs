@@ -49,6 +49,8 @@ pub(super) enum What {
     Edit,
     /// From a save of a unit and of the helper to the verdict of `cargo xtask watch`. In the same copy; only if named
     Watch,
+    /// `explore`: a run, a failing line again and again (--runs) and made smaller, a whole sweep; takes some minutes; only if named
+    Explore,
     /// Accuracy of holders, fuser, lsof and lsns for a mount that is held in 75 ways; cost of a scan; latency of the
     /// watch. On each --image; only if named
     Holders,
@@ -60,17 +62,24 @@ pub(super) struct Counts {
     pub(super) machines: usize,
     pub(super) spread: usize,
     pub(super) edits: usize,
+    pub(super) replays: usize,
     pub(super) requests: Requests,
 }
 
 impl Counts {
     pub(super) fn of(quick: bool, runs: Option<usize>) -> Self {
-        let (machines, spread, edits) = match (quick, runs) {
-            (true, _) => (2, 3, 1),
-            (false, Some(runs)) => (runs, runs, runs),
-            (false, None) => (5, 20, 3),
+        let (machines, spread, edits, replays) = match (quick, runs) {
+            (true, _) => (2, 3, 1, 3),
+            (false, Some(runs)) => (runs, runs, runs, runs),
+            (false, None) => (5, 20, 3, 20),
         };
-        Self { machines, spread, edits, requests: Requests { pings: 1000, commands: 30, puts: machines } }
+        Self {
+            machines,
+            spread,
+            edits,
+            replays,
+            requests: Requests { pings: 1000, commands: 30, puts: machines },
+        }
     }
 }
 

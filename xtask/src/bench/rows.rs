@@ -35,6 +35,11 @@ pub(super) mod target {
     pub(crate) const WATCH_PROGRAM: f64 = 10.0;
     pub(crate) const SHELL_AND_RUN: f64 = 10.0;
     pub(crate) const UNCHANGED: f64 = 4.0;
+    /// 1.5 runs a second on two cores.
+    pub(crate) const EXPLORED: f64 = 2.0 / 1.5;
+    pub(crate) const EXPLORED_AT_ONCE: f64 = 1.0 / 1.5;
+    pub(crate) const SMALLER: f64 = 60.0;
+    pub(crate) const SWEEP: f64 = 120.0;
     /// 360 s for the 111 runs of three images, on two cores.
     pub(crate) const FRESH_RUN: f64 = 360.0 / 111.0;
     pub(crate) const ONE: f64 = 3.5;

@@ -39,8 +39,13 @@ pub(super) fn filled(title: &str, body: &str, data: &str) -> String {
     text
 }
 
+/// A page of a body that a script has nothing to draw in.
+pub(crate) fn drawn(title: &str, body: &str) -> String {
+    filled(title, body, "null")
+}
+
 /// Text as text of HTML, and of an attribute in double quotes.
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 

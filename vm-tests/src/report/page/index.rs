@@ -1,7 +1,7 @@
 //! The index of a suite: what failed first, then what is new or has no result, then the slowest; what passed is folded.
 
 use super::super::{Report, ScenarioReport, Verdict, durations};
-use super::html::{PAGE_FILE, class, escaped, filled};
+use super::html::{PAGE_FILE, class, drawn, escaped};
 
 /// How many of those that passed are shown unfolded, the slowest first.
 const SLOWEST: usize = 5;
@@ -35,7 +35,7 @@ pub fn index(report: &Report) -> String {
             table("", &passed)
         ));
     }
-    filled("vm-test", &text, "null")
+    drawn("vm-test", &text)
 }
 
 fn longest(one: &ScenarioReport) -> u64 {

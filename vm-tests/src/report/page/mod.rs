@@ -18,10 +18,11 @@ use vm_agent::recording::Recording;
 use vm_agent::wire::Exit;
 
 pub use html::PAGE_FILE;
+pub(crate) use html::{drawn, escaped};
 pub use index::index;
 pub use trace::trace;
 
-use self::html::{class, escaped, filled, json};
+use self::html::{class, filled, json};
 use self::rows::CycleView;
 use super::{ScenarioReport, Verdict};
 use crate::run::at::At;
