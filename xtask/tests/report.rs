@@ -12,6 +12,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Arguments;
 use serde_json::Value;
+use vm_tests::explore::found::{Alone, Explored, Outcome};
+use vm_tests::explore::page::page as explored_page;
 use vm_tests::host::process::{self, Program};
 
 use browser::Browser;
@@ -48,6 +50,7 @@ async fn pages(scratch: &Path) -> Result<()> {
     one(&mut browser, &bug).await?;
     both(&mut browser, &two).await?;
     index(&mut browser, &results).await?;
+    search(&mut browser, scratch).await?;
     browser.end().await
 }
 
@@ -157,6 +160,54 @@ async fn index(browser: &mut Browser, results: &Path) -> Result<()> {
         let file = link.as_str().and_then(|link| link.strip_prefix("file://")).context("a link to a file")?;
         ensure!(Path::new(file).is_file(), "{file} is not there");
     }
+    Ok(())
+}
+
+/// The page of a search for races: a mark for each run, in the colour of its outcome, in the dark and on paper.
+async fn search(browser: &mut Browser, scratch: &Path) -> Result<()> {
+    let failure = Outcome {
+        shape: vec!["umount#: EBUSY".to_owned()],
+        words: "hold sleep for 50.0 ms before it gets SIGTERM".to_owned(),
+        line: "sleep:SIGTERM=50ms".to_owned(),
+        ..Outcome::default()
+    };
+    let mut explored = Explored::default();
+    explored.scenario = "late-child".to_owned();
+    explored.phase_us = 100_000;
+    explored.outcomes = vec![Outcome::default(), failure];
+    explored.offsets = (-16..16).map(|part| (part * 6_000, usize::from((3..9).contains(&part)))).collect();
+    for us in [25_000, 100_000, 400_000] {
+        explored.alone.extend((0..20).map(|number| Alone {
+            point: format!("sleep:open@{}", number + 1),
+            at_us: number * 5_000,
+            us,
+            outcome: usize::from(number == 7),
+        }));
+    }
+    let results = scratch.join("explored");
+    std::fs::create_dir_all(&results).context("make a directory")?;
+    std::fs::write(results.join("report.html"), explored_page(&explored)).context("write a page")?;
+    open(browser, &page(&results)?, "").await?;
+    ensure!(browser.text("h1").await?.contains("one way to fail"), "{}", browser.text("body").await?);
+    for (selector, expected) in [
+        ("#offsets .mark", 32),
+        ("#offsets .bad", 6),
+        ("#alone .mark", 60),
+        ("#alone [data-failed='3'] .bad", 1),
+    ] {
+        let drawn = browser.value(&format!("document.querySelectorAll(\"{selector}\").length")).await?;
+        ensure!(drawn == expected, "{selector}: {drawn} drawn, not {expected}");
+    }
+    let colour = "getComputedStyle(document.querySelector('#offsets .bad')).fill";
+    browser.show("screen", "dark").await?;
+    let dark = browser.value(colour).await?;
+    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("explored.png");
+    browser.picture(&kept).await?;
+    browser.show("print", "light").await?;
+    ensure!(dark != browser.value(colour).await?, "a failure is {dark} in the dark, and in the light");
+    browser.show("screen", "light").await?;
+    browser.picture(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("explored-light.png")).await?;
+    eprintln!("the picture: {}", kept.display());
     Ok(())
 }
 

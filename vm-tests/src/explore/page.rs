@@ -11,7 +11,7 @@ use crate::report::page::{drawn, escaped};
 /// The picture's width, where its axis begins and ends, and the height of a row, in pixels of its own.
 const WIDTH: f64 = 1000.0;
 const LEFT: f64 = 150.0;
-const RIGHT: f64 = 980.0;
+const RIGHT: f64 = 950.0;
 const ROW: f64 = 22.0;
 /// The height of the bar that stands for a failure in each run.
 const BAR: f64 = 60.0;
