@@ -214,7 +214,7 @@ pub(super) mod tests {
     #[test]
     fn a_change_of_any_input_is_another_run() {
         type Change = fn(&mut Guest, &mut Session);
-        let changes: [(Kind, Change); 17] = [
+        let changes: [(Kind, Change); 18] = [
             (Kind::SetUp, |_, session| session.user = Some("u".to_owned())),
             (Kind::File, |_, session| session.files[0].bytes[0] ^= 1),
             (Kind::File, |_, session| session.files[0].mode = 0o755),
@@ -230,6 +230,7 @@ pub(super) mod tests {
             (Kind::Image, |guest, _| guest.base.root_key.push('x')),
             (Kind::Argument, |guest, _| guest.base.seed += 1),
             (Kind::Argument, |guest, _| guest.base.abilities.fast_strings = false),
+            (Kind::Qemu, |guest, _| guest.base.abilities.still_clock = false),
             (Kind::Qemu, |guest, _| guest.base.build.version.push('x')),
             (Kind::Qemu, |guest, _| guest.base.build.files.values_mut().for_each(|hash| hash.push('x'))),
         ];
