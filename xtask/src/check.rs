@@ -85,20 +85,25 @@ fn steps(shell: &Shell, all: bool) -> Vec<Step<'_>> {
 }
 
 /// What needs the guest's programs, or installs what is needed for it.
-fn packages(shell: &Shell) -> [Step<'_>; 2] {
-    let cargo = tools::cargo();
+fn packages<'a>(shell: &'a Shell, xtask: &Path) -> [Step<'a>; 2] {
     [
         // With Nix, which it installs, and a stand-in for nixpkgs.
-        ("flake", cmd!(shell, "{cargo} test --quiet --locked -p xtask --test flake")),
-        ("packages", cmd!(shell, "{cargo} run --quiet --locked -p xtask -- dist")),
+        ("flake", test(shell, &["flake"])),
+        ("packages", cmd!(shell, "{xtask} dist")),
     ]
+}
+
+/// Tests that are run by their names alone, of the whole workspace: built with the features that all others have.
+fn test<'a>(shell: &'a Shell, names: &[&str]) -> Cmd<'a> {
+    let cargo = tools::cargo();
+    let names = names.iter().flat_map(|name| ["--test", name]);
+    cmd!(shell, "{cargo} test --quiet --workspace --all-features --locked {names...}")
 }
 
 /// Machines of every image, made beside [`steps`]: a compiler at work on a last crate and mmdebstrap both leave a core
 /// alone. Not by cargo, whose lock the steps have; the guest's programs are built in a target directory of their own.
-fn machines(shell: &Shell) -> Result<Step<'_>> {
-    let xtask = std::env::current_exe().context("find this program's file")?;
-    Ok(("machines", cmd!(shell, "{xtask} {SUITE} --image {IMAGES} --no-run")))
+fn machines<'a>(shell: &'a Shell, xtask: &Path) -> Step<'a> {
+    ("machines", cmd!(shell, "{xtask} {SUITE} --image {IMAGES} --no-run"))
 }
 
 /// A workspace that uses the harness from outside: its scenario.
@@ -108,8 +113,7 @@ fn example(shell: &Shell) -> Step<'_> {
 }
 
 /// The .deb, installed; and one run with it, and one with the archive's files. Their results are where nobody else's are.
-fn packages_installed<'a>(shell: &'a Shell, logs: &Path) -> [Step<'a>; 2] {
-    let cargo = tools::cargo();
+fn packages_installed<'a>(shell: &'a Shell, xtask: &Path, logs: &Path) -> [Step<'a>; 2] {
     let results = |name: &str| logs.join(name);
     let (installed, both) = (results("installed"), results("in-place"));
     [
@@ -117,7 +121,7 @@ fn packages_installed<'a>(shell: &'a Shell, logs: &Path) -> [Step<'a>; 2] {
             "the package, installed",
             cmd!(
                 shell,
-                "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie --results {installed}
+                "{xtask} {SUITE} --image trixie --results {installed}
                  xtask/tests/installed"
             ),
         ),
@@ -125,7 +129,7 @@ fn packages_installed<'a>(shell: &'a Shell, logs: &Path) -> [Step<'a>; 2] {
             "the package in place of the archive",
             cmd!(
                 shell,
-                "{cargo} run --quiet --locked -p xtask -- {SUITE} --image trixie --results {both} --deploy both
+                "{xtask} {SUITE} --image trixie --results {both} --deploy both
                  product-environment"
             ),
         ),
@@ -133,10 +137,9 @@ fn packages_installed<'a>(shell: &'a Shell, logs: &Path) -> [Step<'a>; 2] {
 }
 
 /// The scenarios of this repository.
-fn suite(shell: &Shell, all: bool) -> Step<'_> {
-    let cargo = tools::cargo();
+fn suite<'a>(shell: &'a Shell, xtask: &Path, all: bool) -> Step<'a> {
     let breadth = if all { None } else { Some("--spread") };
-    (SUITE, cmd!(shell, "{cargo} run --quiet --locked -p xtask -- {SUITE} --image {IMAGES} {breadth...}"))
+    (SUITE, cmd!(shell, "{xtask} {SUITE} --image {IMAGES} {breadth...}"))
 }
 
 /// Tests that boot one machine after the other: the reports of a machine's death, from a panic to a killed QEMU; the programs built
@@ -160,13 +163,12 @@ const MACHINES: [(&str, &str); 9] = [
 const DEPLOYS: &str = "deploys";
 
 fn on_machines(shell: &Shell, all: bool) -> impl Iterator<Item = Step<'_>> {
-    let cargo = tools::cargo();
-    let test = move |test: &str| {
-        let part = if test == "deploy" && !all { vec!["--", "matrix-trixie"] } else { Vec::new() };
-        let step = cmd!(shell, "{cargo} test --quiet --locked -p xtask --test {test} {part...}");
+    let step = move |its: &str| {
+        let part: &[&str] = if its == "deploy" && !all { &["--", "matrix-trixie"] } else { &[] };
+        let step = test(shell, &[its]).args(part);
         if all { step.env("VM_TESTS_ALL", "1") } else { step }
     };
-    MACHINES.into_iter().map(move |(name, its)| (name, test(its)))
+    MACHINES.into_iter().map(move |(name, its)| (name, step(its)))
 }
 
 /// The command that runs the VM suite.
@@ -188,6 +190,9 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     let mut tally = Tally::default();
     step("docs", async { docs::check(&commands) }, &mut tally).await?;
     let shell = Shell::new()?;
+    // Ourselves, by the path that cargo may put another build to meanwhile. By cargo, a step of one package would have other features than
+    // the tests of all, and most of it would be compiled once more.
+    let xtask = std::env::current_exe().context("find this program's file")?;
     let workspace = left4me::workspace()?;
     shell.change_dir(workspace.root);
     // Of the example too: what it needs for machines is there then.
@@ -196,23 +201,23 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     // A snapshot is never accepted by a check.
     shell.set_var("INSTA_UPDATE", "no");
     std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
-    let made = if args.no_vm { Vec::new() } else { vec![machines(&shell)?] };
+    let made = if args.no_vm { Vec::new() } else { vec![machines(&shell, &xtask)] };
     let mut beside = Tally::default();
     let (first, second) =
         tokio::join!(in_turn(steps(&shell, args.all), &mut tally), logged_in_turn(made, &logs, &mut beside));
     first.and(second)?;
     tally.add(beside);
-    let [flake, package] = packages(&shell);
+    let [flake, package] = packages(&shell, &xtask);
     if args.no_vm {
         in_turn([flake, package], &mut tally).await?;
     } else {
         if !args.no_suite {
-            in_turn([suite(&shell, args.all)], &mut tally).await?;
+            in_turn([suite(&shell, &xtask, args.all)], &mut tally).await?;
         }
         // Built before, as those that are under way would wait for each other in cargo.
         in_turn([("build of the machines' tests", build_for_machines(&shell))], &mut tally).await?;
         // The package is made before it is installed.
-        let packages = [package].into_iter().chain(packages_installed(&shell, &logs)).collect();
+        let packages = [package].into_iter().chain(packages_installed(&shell, &xtask, &logs)).collect();
         let mut rows: Vec<Vec<Step<'_>>> = on_machines(&shell, args.all).map(|step| vec![step]).collect();
         rows.splice(2..2, [packages, vec![example(&shell)], vec![flake]]);
         two_at_a_time(rows, &logs, &mut tally).await?;
@@ -240,9 +245,7 @@ impl Tally {
 
 /// Builds what [`on_machines`] runs.
 fn build_for_machines(shell: &Shell) -> Cmd<'_> {
-    let cargo = tools::cargo();
-    let tests = MACHINES.into_iter().flat_map(|(_name, test)| ["--test", test]);
-    cmd!(shell, "{cargo} test --quiet --locked -p xtask --no-run {tests...}")
+    test(shell, &MACHINES.map(|(_name, test)| test)).arg("--no-run")
 }
 
 /// Runs steps one after the other.
