@@ -170,7 +170,7 @@ async fn one_cycle_is_a_beginning(ran: &Ran, results: &Path) -> Result<()> {
     let longer = one::run(&ran.guest, &ran.scenario, bounds, results, Cancel::new()).await?.recording;
     let of_the_first = |recording: &Recording| {
         let events = recording.events.iter().filter(|event| event.cycle == 1);
-        events.map(|event| serde_json::to_string(event)).collect::<Result<Vec<_>, _>>()
+        events.map(serde_json::to_string).collect::<Result<Vec<_>, _>>()
     };
     let (short, long) = (of_the_first(&ran.recording)?, of_the_first(&longer)?);
     ensure!(short.len() > 50 && longer.events.last().is_some_and(|event| event.cycle > 1), "too few events");
