@@ -498,7 +498,12 @@ impl Bench {
     async fn explore(&mut self, guest: &Guest) -> Result<()> {
         let directory = self.machines("explore");
         let (workspace, count, cancel) = (left4me::workspace()?, self.counts.replays, self.cancel.clone());
-        self.report.rows.extend(explore::measure(&workspace, guest, count, &directory, cancel).await?);
+        let mut rows = Vec::new();
+        let measured = explore::measure(&workspace, guest, count, &directory, cancel, &mut rows).await;
+        self.report.rows.extend(rows);
+        // It takes minutes: what is measured is shown.
+        self.show()?;
+        measured?;
         cache::remove_tree(&directory)
     }
 

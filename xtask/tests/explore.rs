@@ -49,7 +49,7 @@ const PLANTED: &[(&str, Strategy, usize)] = &[
     ("fifo-writer", Strategy::OneHold, 6),
     ("flag-file", Strategy::OneHold, 8),
     ("kill-process-left", Strategy::OneHold, 6),
-    ("lost-update", Strategy::Offsets, 20),
+    ("lost-update", Strategy::OneHold, 25),
     ("mount-seen-early", Strategy::OneHold, 8),
     ("rename-in-two", Strategy::OneHold, 20),
     ("restart-old-pid", Strategy::OneHold, 20),

@@ -38,7 +38,7 @@ pub struct Explored {
     pub alone: Vec<Alone>,
     /// What random draws came from; the same seed gives the same lines.
     pub seed: u64,
-    /// In how many draws no task came to a point that was to be held.
+    /// In how many runs no task came to a point that was to be held; they are not among those tried.
     pub idle: usize,
     /// How many orders of points came, that of the run that nothing perturbs included.
     pub orders: usize,

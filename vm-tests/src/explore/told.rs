@@ -63,11 +63,13 @@ fn all(explored: &Explored) -> String {
         text.push_str(&format!("  two holds: {pairs} pairs\n"));
     }
     if let Some(draws) = explored.tried.get(&Strategy::Random) {
-        let idle = match explored.idle {
-            0 => String::new(),
-            idle => format!(", and {idle} in which no task came to what was to be held"),
-        };
-        text.push_str(&format!("  one to three holds: {draws} draws of --seed {}{idle}\n", explored.seed));
+        text.push_str(&format!("  one to three holds: {draws} draws of --seed {}\n", explored.seed));
+    }
+    if explored.idle > 0 {
+        let idle = explored.idle;
+        text.push_str(&format!(
+            "  and {idle} runs beside these in which no task came to what was to be held\n"
+        ));
     }
     if !explored.offsets.is_empty() {
         text.push_str(&format!("  second client: {}\n", axis(explored)));

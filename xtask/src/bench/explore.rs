@@ -21,7 +21,7 @@ const FAILS: &str = "sleep:SIGTERM=60ms";
 /// Whose reset is swept: the units as they are shipped.
 const SHIPPED: &str = "overlay-unit";
 
-/// Takes all samples; a failing line is made again `count` times one by one, and as often side by side.
+/// Takes all samples, a failing line being made again `count` times one by one and as often side by side; gives rows as far as it comes.
 ///
 /// # Errors
 /// Those of a search; a race that is not found.
@@ -31,7 +31,8 @@ pub(super) async fn measure(
     count: usize,
     directory: &Path,
     cancel: Cancel,
-) -> Result<Vec<Row>> {
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     std::fs::create_dir_all(directory).with_context(|| format!("create {}", directory.display()))?;
     let planted = scenario(workspace, PLANTED)?;
     let line: Line = FAILS.parse()?;
@@ -40,7 +41,13 @@ pub(super) async fn measure(
         explore::replays(workspace, guest, &planted, &line, count, directory, cancel.clone()).await?;
     #[expect(clippy::cast_precision_loss, reason = "a benchmark has far fewer runs than 2^52")]
     let [count, recordings] = [count, replays.recordings].map(|number| number as f64);
-    let one = |value: f64| Samples(vec![value]);
+    let made = format!("recordings of a failing line, made {} times", 2.0 * count);
+    rows.extend([
+        of("a run (processor time)", Unit::Seconds, Samples(replays.processor_secs)).target(target::EXPLORED),
+        of("runs at once, / their number", Unit::Seconds, one(replays.at_once_secs / count))
+            .target(target::EXPLORED_AT_ONCE),
+        of(&made, Unit::Count, one(recordings)).target(1.0),
+    ]);
 
     eprintln!("explore: the search for it");
     let options = Options { runs: Some(RUNS), strategies: vec![Strategy::OneHold], ..Options::default() };
@@ -52,6 +59,7 @@ pub(super) async fn measure(
         .map(|outcome| outcome.smaller_secs)
         .collect();
     ensure!(!smaller.0.is_empty(), "{PLANTED}: not found:\n{}", found.told());
+    rows.push(of("a failing line made smaller", Unit::Seconds, smaller).target(target::SMALLER));
 
     let shipped = scenario(workspace, SHIPPED)?;
     eprintln!("explore: a sweep of {SHIPPED}");
@@ -59,22 +67,17 @@ pub(super) async fn measure(
     let swept = explore::explore(workspace, guest, &shipped, &options, directory, cancel).await?;
     ensure!(swept.ended_by.is_none() && !swept.is_interrupted, "{SHIPPED}: {}", swept.told());
     let tried: usize = swept.tried.values().sum();
-    let what = format!("sweep of {SHIPPED}'s reset, {tried} runs");
+    let row = of(&format!("sweep of {SHIPPED}'s reset, {tried} runs"), Unit::Seconds, one(swept.took_secs));
+    rows.push(row.target(target::SWEEP));
+    Ok(())
+}
 
-    let row = |what: &str, unit, samples, most| Row::new("explore", what, unit, samples).target(most);
-    let all = 2.0 * count;
-    Ok(vec![
-        row("a run (processor time)", Unit::Seconds, Samples(replays.processor_secs), target::EXPLORED),
-        row(
-            "runs at once, / their number",
-            Unit::Seconds,
-            one(replays.at_once_secs / count),
-            target::EXPLORED_AT_ONCE,
-        ),
-        row(&format!("recordings of a failing line, made {all} times"), Unit::Count, one(recordings), 1.0),
-        row("a failing line made smaller", Unit::Seconds, smaller, target::SMALLER),
-        row(&what, Unit::Seconds, one(swept.took_secs), target::SWEEP),
-    ])
+fn of(what: &str, unit: Unit, samples: Samples) -> Row {
+    Row::new("explore", what, unit, samples)
+}
+
+fn one(value: f64) -> Samples {
+    Samples(vec![value])
 }
 
 fn scenario(workspace: &Workspace, name: &str) -> Result<Scenario> {
