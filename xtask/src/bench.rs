@@ -6,6 +6,7 @@
 mod counts;
 mod edit;
 mod explore;
+mod page;
 mod program;
 mod rows;
 mod watch;
@@ -66,7 +67,7 @@ const RUN: Bounds = Bounds { cycles: Some(CYCLES), deadline_secs: 900 };
 /// meanwhile.
 #[derive(Debug, Args)]
 pub(crate) struct BenchArgs {
-    /// What to measure [default: everything except `holders`, `edit`, `watch` and `explore`]
+    /// What to measure [default: everything except `holders`, `edit`, `watch`, `explore` and `page`]
     #[arg(value_name = "WHAT", value_enum)]
     what: Vec<What>,
 
@@ -147,11 +148,14 @@ impl Bench {
         let mut clocks = Vec::new();
         for clock in [Clock::Real, Clock::Virtual] {
             let wanted = args.machine.clock.is_none_or(|only| only == clock);
-            // Edits are measured in virtual time alone, and KVM has none.
-            let in_virtual_time = |what: &What| matches!(what, What::Edit | What::Watch | What::Explore);
-            let is_for_edits =
-                clock == Clock::Real && !args.what.is_empty() && args.what.iter().all(in_virtual_time);
-            if !wanted || is_for_edits || (clock == Clock::Virtual && args.machine.accel == Wish::Kvm) {
+            // Edits are measured in virtual time alone, which KVM has not, and the page in real time alone.
+            let are_all =
+                |of: &[What]| !args.what.is_empty() && args.what.iter().all(|what| of.contains(what));
+            let is_for_others = match clock {
+                Clock::Real => are_all(&[What::Edit, What::Watch, What::Explore]),
+                Clock::Virtual => are_all(&[What::Page]) || args.machine.accel == Wish::Kvm,
+            };
+            if !wanted || is_for_others {
                 continue;
             }
             let machine = MachineArgs { clock: Some(clock), ..args.machine.clone() };
@@ -176,7 +180,7 @@ impl Bench {
         };
         let mut what = args.what;
         if what.is_empty() {
-            let named_only = [What::Holders, What::Edit, What::Watch, What::Explore];
+            let named_only = [What::Holders, What::Edit, What::Watch, What::Explore, What::Page];
             what.extend(What::value_variants().iter().filter(|what| !named_only.contains(what)));
         }
         let machine = args.machine;
@@ -202,6 +206,10 @@ impl Bench {
         }
         let before = [What::Idle, What::Spread, What::Reset, What::Helper, What::Purge, What::Moment];
         self.in_virtual_time(&before).await?;
+        if self.wants(What::Page) {
+            self.page().await.context("measure page")?;
+            self.show()?;
+        }
         if self.wants(What::Suite) {
             self.suite().await.context("measure suite")?;
             self.show()?;

@@ -107,7 +107,22 @@ pub(crate) async fn package(workspace: &Workspace) -> Result<Vec<u8>> {
 pub(crate) async fn on_host(workspace: &Workspace) -> Result<BTreeMap<String, (u32, Vec<u8>)>> {
     let manifest = Manifest::read(&workspace.root)?;
     let programs = build(workspace, &manifest).await?;
-    let contents = contents::on_host(&workspace.root, &manifest, &programs, Kind::Archive, &[])?;
+    in_archive(workspace, &manifest, &programs)
+}
+
+/// The same of the page's archive.
+pub(crate) async fn page_on_host(workspace: &Workspace) -> Result<BTreeMap<String, (u32, Vec<u8>)>> {
+    let manifest = Manifest::page(&workspace.root)?;
+    let programs = build_page(workspace, &manifest).await?;
+    in_archive(workspace, &manifest, &programs)
+}
+
+fn in_archive(
+    workspace: &Workspace,
+    manifest: &Manifest,
+    programs: &BTreeMap<String, Vec<u8>>,
+) -> Result<BTreeMap<String, (u32, Vec<u8>)>> {
+    let contents = contents::on_host(&workspace.root, manifest, programs, Kind::Archive, &[])?;
     Ok(contents.into_iter().map(|(path, member)| (format!("/{path}"), (member.mode, member.bytes))).collect())
 }
 

@@ -339,8 +339,10 @@ async fn recorded(scratch: &Path, directory: &str, scripts: &[&str]) -> Result<(
     let snapshot = here.join("outcome.snap");
     let scenario =
         booted::scenario(scratch, &text, snapshot.exists().then_some(snapshot.clone()).as_slice()).await?;
-    for script in scripts {
-        let [from, to] = [&here, &scenario].map(|place| place.join("files").join(script));
+    let shared = root.join("xtask/tests/page/files/http.pl");
+    let scripts = scripts.iter().map(|script| here.join("files").join(script));
+    for from in scripts.chain([shared]) {
+        let to = scenario.join("files").join(from.file_name().context("a script")?);
         std::fs::copy(&from, &to).with_context(|| format!("copy {}", from.display()))?;
     }
     // Durations are not compared: the programs are another build on each host. So what came out is accepted there, and compared here.

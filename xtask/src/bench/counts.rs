@@ -51,6 +51,8 @@ pub(super) enum What {
     Watch,
     /// `explore`: a run, a failing line again and again (--runs) and made smaller, a whole sweep; takes some minutes; only if named
     Explore,
+    /// The operator's page in real time: a page, an answer to Start and Reset, memory; builds it; only if named
+    Page,
     /// Accuracy of holders, fuser, lsof and lsns for a mount that is held in 75 ways; cost of a scan; latency of the
     /// watch. On each --image; only if named
     Holders,

@@ -34,6 +34,10 @@ pub(super) mod target {
     pub(crate) const WATCH_UNIT: f64 = 5.0;
     pub(crate) const WATCH_PROGRAM: f64 = 10.0;
     pub(crate) const SHELL_AND_RUN: f64 = 10.0;
+    pub(crate) const PAGE: f64 = 0.1;
+    pub(crate) const PAGE_KIB: f64 = 50.0;
+    pub(crate) const ANSWER: f64 = 0.1;
+    pub(crate) const PAGE_MIB: f64 = 30.0;
     pub(crate) const UNCHANGED: f64 = 4.0;
     /// 1.5 runs a second on two cores.
     pub(crate) const EXPLORED: f64 = 2.0 / 1.5;

@@ -1,53 +1,11 @@
-# What the page shows is what systemd says, within a second, whatever happens to the server, the page, the broker and the browser. Over the
-# page's Unix socket, as press.pl does it. Says each case with its longest delay.
+# What the page shows is what systemd says, within a second, whatever happens to the server, the page, the broker and the browser. Says each
+# case with its longest delay.
 use strict;
-use Socket;
+require "/http.pl";
 
 my $unit = "left4me-server\@3.service";
 my $most = 1_000_000;
 
-sub now {
-    my $time = "\0" x 16;
-    syscall(228, 1, $time) == 0 or die "clock_gettime: $!";
-    my ($seconds, $nanos) = unpack("qq", $time);
-    return $seconds * 1_000_000 + int($nanos / 1000);
-}
-
-sub request {
-    my ($what, $headers, $body) = @_;
-    socket(my $stream, AF_UNIX, SOCK_STREAM, 0) or die "socket: $!";
-    connect($stream, pack_sockaddr_un("/run/left4me-web/socket")) or die "connect: $!";
-    syswrite($stream, "$what HTTP/1.1\r\nHost: localhost\r\n$headers\r\n$body") or die "write: $!";
-    return $stream;
-}
-
-sub posted {
-    my ($path, $cookie, $body) = @_;
-    my $form = "Content-Type: application/x-www-form-urlencoded\r\nContent-Length: " . length($body);
-    return request("POST $path", "Connection: close\r\nSec-Fetch-Site: same-origin\r\n$form\r\n$cookie", $body);
-}
-
-sub whole { my ($stream) = @_; local $/; return scalar(<$stream>) // ""; }
-
-sub login {
-    my ($user) = @_;
-    my $answer = whole(posted("/login", "", "user=$user&password=correct+horse+battery"));
-    $answer =~ m{^HTTP/1.1 303 .*set-cookie: (left4me=[0-9a-f]{64});}s or die $answer;
-    my $cookie = "Cookie: $1\r\n";
-    my $page = whole(request("GET /jobs", "Connection: close\r\n$cookie", ""));
-    $page =~ m{name="token" value="([0-9a-f]{64})"} or die $page;
-    return { cookie => $cookie, token => $1 };
-}
-
-sub press { my ($who, $verb) = @_; return posted("/servers/3/$verb", $who->{cookie}, "token=$who->{token}"); }
-sub follow { my ($who, $page) = @_; return request("GET /live?page=$page", $who->{cookie}, ""); }
-
-# Reads a page's stream until it shows something.
-sub shown {
-    my ($stream, $words) = @_;
-    while (<$stream>) { return if /$words/ }
-    die "a stream has ended before it showed $words";
-}
 sub systemd { my ($what) = @_; my $said = `systemctl show --value --property=$what $unit`; chomp $said; return $said; }
 sub run { system(@_) == 0 or die "@_: $?" }
 
@@ -141,24 +99,20 @@ case("two at once");
 # The page, the broker, and then the browser go away in the middle of a job; it has its outcome all the same.
 for my $who ("left4me-web", "left4me-broker", "") {
     my $verb = systemd("ActiveState") eq "active" ? "reset" : "start";
+    my ($before) = newest($anna);
     my $answer = press($anna, $verb);
-    # Of a browser that is gone nobody reads.
     if ($who) {
         whole($answer) =~ m{^HTTP/1.1 303 } or die "$verb was not begun";
         run("systemctl", "restart", "$who.service");
     } else {
+        # One that leaves before the page has heard it has pressed nothing; of one that leaves then nobody reads the answer.
+        my $next = $before + 1;
+        shown(follow($anna, "/jobs"), qr{href="/jobs/$next"});
         close($answer);
         kill("TERM", $_->{pid}) for @tabs;
     }
-    my $jobs = follow($anna, "/jobs");
-    my $newest = 0;
-    while (<$jobs>) {
-        $newest = 1 if /event: part/;
-        next unless $newest && /class="state (\w+)"/;
-        die "after a restart of $who: $1" if $1 eq "failed" || $1 eq "interrupted";
-        last if $1 eq "succeeded";
-        $newest = 0;
-    }
+    my (undef, $outcome) = newest($anna, $before);
+    die "after a restart of $who: $outcome" if $outcome ne "succeeded";
     my $back = tab($anna, "/servers/3");
     wait_for($back, $verb eq "start" ? "active" : "inactive");
     is_right($verb eq "start" ? "active" : "inactive", $back) if !$who;
