@@ -208,7 +208,6 @@ impl Bench {
         self.in_virtual_time(&before).await?;
         if self.wants(What::Page) {
             self.page().await.context("measure page")?;
-            self.show()?;
         }
         if self.wants(What::Suite) {
             self.suite().await.context("measure suite")?;

@@ -35,7 +35,7 @@ impl Bench {
     pub(super) async fn page(&mut self) -> Result<()> {
         let Some(guest) = self.clock(Clock::Real) else {
             self.report.notes.push("Page: not measured: it is about real time".to_owned());
-            return Ok(());
+            return self.show();
         };
         eprintln!("page");
         let (directory, rounds) = (self.machines("page"), self.counts.machines);
@@ -45,6 +45,7 @@ impl Bench {
             let slow = "page: an emulated processor is several times slower than the host's";
             self.report.notes.push(slow.to_owned());
         }
+        self.show()?;
         cache::remove_tree(&directory)
     }
 }
