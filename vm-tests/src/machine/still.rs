@@ -2,10 +2,13 @@
 //!
 //! QEMU asks gettimeofday(2) when it empties the guest's TLB, and makes it smaller if it was little used for 100 ms of the host's
 //! time (`accel/tcg/cputlb.c`: `tlb_mmu_resize_locked`, from 4.0 on). Which entries a TLB still has is nothing that a program
-//! sees, but a kernel does: Linux takes the accessed bit from a page without emptying the TLB on x86
-//! (`arch/x86/mm/pgtable.c`: `ptep_clear_flush_young`), so whether it is set again by the next access depends on the size. Seen
-//! as a run that was 2 ns, two instructions, shorter than all others; and planted: one server of 1000 MiB has another recording
-//! where that clock stands still, and another one where it jumps.
+//! sees, but a kernel can: a processor sets a page's accessed bit when it walks the page table, which it does for what is not in the
+//! TLB. Linux' khugepaged, which looks at each process every 10 s, counts such pages one by one (`mm/khugepaged.c`:
+//! `hpage_collapse_scan_pmd`).
+//!
+//! Seen as a run that was 2 ns, two instructions, shorter than all others. Planted: ten cycles of a server of 1000 MiB (20 s of guest
+//! time) have one recording where that clock stands still, each time, and another one where it jumps by a second at each look; with
+//! transparent huge pages off (`/sys/kernel/mm/transparent_hugepage/enabled`) they have the same with both.
 //!
 //! No option of QEMU's has it leave its TLB alone. So it gets a library of one function in `LD_PRELOAD` (ld.so(8)), whose
 //! answer is always the same. That is 4 KiB which are put together here: a library that a compiler made for this host need not

@@ -176,7 +176,7 @@ pub async fn prepare(
     if choice.clock == Clock::Virtual && !abilities.still_clock {
         events::tell(Event::Note(format!(
             "{} takes no library from LD_PRELOAD, since it is static, has capabilities of its own, or this host is no x86-64: the \
-             host's clock gets into a guest that is short of memory, and its recording may differ by nanoseconds",
+             host's clock gets into a guest that runs for 10 s of its time or more, and its recording may differ by nanoseconds",
             qemu.display()
         )));
     }
