@@ -164,7 +164,11 @@ pub(crate) fn players(players: &Option<Players>) -> String {
         1 => "1 person".into(),
         many => format!("{many} people"),
     };
-    let bots = if *bots > 0 { format!(", and {bots} bots") } else { String::new() };
+    let bots = match bots {
+        0 => String::new(),
+        1 => ", and 1 bot".into(),
+        many => format!(", and {many} bots"),
+    };
     format!("{who} of {places}{bots}, on {map}")
 }
 
@@ -282,7 +286,7 @@ mod tests {
             |people, bots| players(&Some(Players { people, places: 8, bots, map: "c1m1_hotel".into() }));
         assert_eq!(some(0, 0), "nobody of 8, on c1m1_hotel");
         assert_eq!(some(1, 0), "1 person of 8, on c1m1_hotel");
-        assert_eq!(some(3, 1), "3 people of 8, and 1 bots, on c1m1_hotel");
+        assert_eq!(some(3, 1), "3 people of 8, and 1 bot, on c1m1_hotel");
         assert_eq!(players(&None), "not known, the game does not answer");
     }
 

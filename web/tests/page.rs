@@ -498,7 +498,7 @@ fn a_servers_page_says_who_plays_who_holds_it_and_what_it_said() {
     let page = Page::start(directory.path(), "page");
     page.until("/servers/3", "not known, the game does not answer");
     work.host.players(3, "c1m1_<b>hotel");
-    page.until("/servers/3", "3 people of 8, and 1 bots, on c1m1_&#60;b&#62;hotel");
+    page.until("/servers/3", "3 people of 8, and 1 bot, on c1m1_&#60;b&#62;hotel");
     work.host.say("<script>throw 1</script>");
     page.until("/servers/3", "&#60;script&#62;throw 1&#60;/script&#62;");
     work.host.held("held by 196 (<b>bash</b>): end it");

@@ -22,6 +22,8 @@ mod left4me;
 mod packaged;
 #[path = "page/postmortem.rs"]
 mod postmortem;
+#[path = "page/seen.rs"]
+mod seen;
 #[path = "support/trial.rs"]
 mod trial;
 
@@ -66,10 +68,12 @@ fn main() -> ExitCode {
         trial("all-of-it-by-keyboard", keyboard),
         trial("what-changes-is-shown-at-once", changes),
         trial("who-leaves-is-out-and-who-looks-cannot-press", roles),
-        trial("pictures", pictures),
+        trial("pictures", seen::pictures),
         trial("on-a-booted-machine", machine),
         trial("in-a-browser-on-a-booted-machine", postmortem::today),
     ];
+    let axe = trial("nothing-that-axe-core-finds-serious", seen::axe);
+    trials.push(axe.with_ignored_flag(std::env::var_os(seen::AXE_VAR).is_none()));
     if all_is_wanted() {
         trials.push(trial("the-unit-of-936c8bb-and-a-deploy", postmortem::of_936c8bb));
         trials.push(trial("a-mount-that-somebody-keeps", kept::run));
@@ -419,47 +423,6 @@ async fn roles(scratch: &Path) -> Result<()> {
     }
     ensure!(browser.value(OPEN).await? == false, "a question that is not for who looks");
     ensure!(page.play("done").await?.is_empty(), "nothing was done");
-    browser.end().await?;
-    page.end().await
-}
-
-/// Each page, light and dark, for people to look at.
-async fn pictures(scratch: &Path) -> Result<()> {
-    let (mut page, mut browser) = started(scratch).await?;
-    let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join("page");
-    std::fs::create_dir_all(&kept).context("make a directory for pictures")?;
-    page.play("set 4 active").await?;
-    page.play("set eu-1 failed").await?;
-    browser.go(&format!("{}/servers/3", page.address)).await?;
-    until(&mut browser, "document.getElementById('start-3')").await?;
-    click_to(&mut browser, "#start-3", "/servers/3").await?;
-    until(&mut browser, "document.querySelector('td .succeeded')").await?;
-    browser.size(1000, 700).await?;
-    for scheme in ["light", "dark"] {
-        browser.show("screen", scheme).await?;
-        for (name, path) in [
-            ("servers", "/servers"),
-            ("server", "/servers/3"),
-            ("reset", "/servers/4/reset"),
-            ("jobs", "/jobs"),
-            ("job", "/jobs/1"),
-            ("doctor", "/doctor"),
-        ] {
-            browser.go(&format!("{}{path}", page.address)).await?;
-            browser.picture(&kept.join(format!("{name}-{scheme}.png"))).await?;
-        }
-        browser.go(&format!("{}/servers", page.address)).await?;
-        click(&mut browser, "#reset-4").await?;
-        until(&mut browser, OPEN).await?;
-        browser.picture(&kept.join(format!("dialog-{scheme}.png"))).await?;
-    }
-    browser.go(&format!("{}/servers", page.address)).await?;
-    click_to(&mut browser, "#logout", "/login").await?;
-    for scheme in ["light", "dark"] {
-        browser.show("screen", scheme).await?;
-        browser.picture(&kept.join(format!("login-{scheme}.png"))).await?;
-    }
-    eprintln!("the pictures: {}", kept.display());
     browser.end().await?;
     page.end().await
 }
