@@ -71,10 +71,15 @@ fn steps(shell: &Shell, all: bool) -> Vec<Step<'_>> {
     ];
     if all {
         // A workspace of its own, so that neither step above sees them. Without libFuzzer, which is C++: that they compile, by
-        // the lock file that they have, is what is asked. Their corpus is a test of `ctl`.
-        let fuzz = "clippy --quiet --manifest-path helper/fuzz/Cargo.toml --no-default-features --locked";
-        let fuzz = fuzz.split(' ');
-        steps.push(("lints of the fuzz targets", cmd!(shell, "{cargo} {fuzz...} -- --deny warnings")));
+        // the lock file that they have, is what is asked. Their corpora are tests of `ctl` and of the broker.
+        for (name, manifest) in [
+            ("lints of the fuzz targets", "helper/fuzz/Cargo.toml"),
+            ("lints of the page's fuzz target", "web/fuzz/Cargo.toml"),
+        ] {
+            let fuzz = format!("clippy --quiet --manifest-path {manifest} --no-default-features --locked");
+            let fuzz = fuzz.split(' ');
+            steps.push((name, cmd!(shell, "{cargo} {fuzz...} -- --deny warnings")));
+        }
         // It is built and run without them, with the lock file that it has.
         let lints =
             cmd!(shell, "{cargo} clippy --quiet --manifest-path {ELSEWHERE} --locked -- --deny warnings");

@@ -1,6 +1,6 @@
 //! Connections: who may have one, a thread for each, and calls answered in their order.
 
-use std::io::{self, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -107,10 +107,23 @@ fn connection<H: Host>(stream: UnixStream, work: &Arc<Work<H>>, uid: u32) -> io:
     stream.set_write_timeout(Some(UNREAD))?;
     let mut from = BufReader::new(stream.try_clone()?);
     let mut to = stream;
-    while let Some(bytes) = wire::read(&mut from, wire::MOST)? {
+    conversation(&mut from, &mut to, work, uid)
+}
+
+/// Answers all calls of a connection, in their order.
+///
+/// # Errors
+/// What came is no call, or nobody reads an answer.
+pub fn conversation<H: Host>(
+    from: &mut impl BufRead,
+    to: &mut impl Write,
+    work: &Arc<Work<H>>,
+    uid: u32,
+) -> io::Result<()> {
+    while let Some(bytes) = wire::read(from, wire::MOST)? {
         let call: Call = serde_json::from_slice(&bytes)
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, format!("not a call: {error}")))?;
-        answer(&call, work, uid, &mut to)?;
+        answer(&call, work, uid, to)?;
     }
     Ok(())
 }
