@@ -40,13 +40,13 @@ in
       type = types.nullOr (types.strMatching "[a-z0-9]([a-z0-9.-]*[a-z0-9])?");
       default = null;
       example = "panel.example.org";
-      description = "The name by which a proxy's users know the page: `--name`.";
+      description = "The name by which a proxy's users know the page: `--name`. Unless it is set: localhost alone.";
     };
     proxyGroup = mkOption {
       type = types.nullOr (types.strMatching "[a-z_][a-z0-9_-]*");
       default = null;
       example = "nginx";
-      description = "The group that may connect to the page's socket, a proxy's. Unless it is set, root alone.";
+      description = "The group that may connect to the page's socket, a proxy's: `SocketGroup=`. Unless it is set: root alone.";
     };
     unitText = mkOption {
       type = types.attrsOf types.str;
