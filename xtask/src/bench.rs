@@ -160,7 +160,11 @@ impl Bench {
             }
             let machine = MachineArgs { clock: Some(clock), ..args.machine.clone() };
             let machines = machine.machines().await?;
-            let wanted = [DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib].map(Wanted::of_size);
+            let mut sizes = vec![DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib];
+            if args.what.contains(&What::Explore) {
+                sizes.push(named(explore::SHIPPED)?.manifest.memory_mib);
+            }
+            let wanted: Vec<Wanted> = sizes.into_iter().map(Wanted::of_size).collect();
             let directory = results.join(word(clock));
             let guest = prepare_one(workspace, &machines, &wanted, &directory, cancel.clone()).await?;
             clocks.push(Arc::new(guest));

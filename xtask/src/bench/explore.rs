@@ -19,7 +19,7 @@ const PLANTED: &str = "xtask/tests/explore/late-child";
 const RUNS: usize = 10;
 const FAILS: &str = "sleep:SIGTERM=60ms";
 /// Whose reset is swept: the units as they are shipped.
-const SHIPPED: &str = "overlay-unit";
+pub(super) const SHIPPED: &str = "overlay-unit";
 
 /// Takes all samples, a failing line being made again `count` times one by one and as often side by side; gives rows as far as it comes.
 ///
