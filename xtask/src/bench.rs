@@ -160,11 +160,8 @@ impl Bench {
             }
             let machine = MachineArgs { clock: Some(clock), ..args.machine.clone() };
             let machines = machine.machines().await?;
-            let mut sizes = vec![DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib];
-            if args.what.contains(&What::Explore) {
-                sizes.push(named(explore::SHIPPED)?.manifest.memory_mib);
-            }
-            let wanted: Vec<Wanted> = sizes.into_iter().map(Wanted::of_size).collect();
+            let sizes = [DEFAULT_MEMORY_MIB, scenario()?.manifest.memory_mib];
+            let wanted = explore::and_its(&sizes, &args.what)?;
             let directory = results.join(word(clock));
             let guest = prepare_one(workspace, &machines, &wanted, &directory, cancel.clone()).await?;
             clocks.push(Arc::new(guest));
@@ -509,9 +506,8 @@ impl Bench {
     async fn explore(&mut self, guest: &Guest) -> Result<()> {
         let directory = self.machines("explore");
         let (workspace, count, cancel) = (left4me::workspace()?, self.counts.replays, self.cancel.clone());
-        let mut rows = Vec::new();
-        let measured = explore::measure(&workspace, guest, count, &directory, cancel, &mut rows).await;
-        self.report.rows.extend(rows);
+        let rows = &mut self.report.rows;
+        let measured = explore::measure(&workspace, guest, count, &directory, cancel, rows).await;
         // It takes minutes: what is measured is shown.
         self.show()?;
         measured?;

@@ -9,17 +9,19 @@ use vm_tests::explore::strategy::Strategy;
 use vm_tests::explore::{self, Options};
 use vm_tests::machine::Cancel;
 use vm_tests::run::guest::Guest;
-use vm_tests::scenario::Scenario;
+use vm_tests::scenario::{Scenario, Wanted};
 use vm_tests::workspace::Workspace;
 
+use super::counts::What;
 use super::rows::target;
+use crate::left4me;
 
 /// A planted race, how many lines are tried until it is found, and one that fails.
 const PLANTED: &str = "xtask/tests/explore/late-child";
 const RUNS: usize = 10;
 const FAILS: &str = "sleep:SIGTERM=60ms";
 /// Whose reset is swept: the units as they are shipped.
-pub(super) const SHIPPED: &str = "overlay-unit";
+const SHIPPED: &str = "overlay-unit";
 
 /// Takes all samples, a failing line being made again `count` times one by one and as often side by side; gives rows as far as it comes.
 ///
@@ -70,6 +72,14 @@ pub(super) async fn measure(
     let row = of(&format!("sweep of {SHIPPED}'s reset, {tried} runs"), Unit::Seconds, one(swept.took_secs));
     rows.push(row.target(target::SWEEP));
     Ok(())
+}
+
+/// These sizes of machines, and that of the sweep's if it is asked for.
+pub(super) fn and_its(sizes: &[u32], what: &[What]) -> Result<Vec<Wanted>> {
+    let is_asked_for = what.contains(&What::Explore);
+    let own = is_asked_for.then(|| scenario(&left4me::workspace()?, SHIPPED)).transpose()?;
+    let own = own.map(|scenario| scenario.manifest.memory_mib);
+    Ok(sizes.iter().copied().chain(own).map(Wanted::of_size).collect())
 }
 
 fn of(what: &str, unit: Unit, samples: Samples) -> Row {
