@@ -323,7 +323,8 @@ async fn logged_to_its_end(name: &str, command: Cmd<'_>, log: &Path) -> Result<(
     ends(name, Program::from(command).stdout(Sink::File(file)).stderr(Sink::File(both))).await
 }
 
-async fn ends(name: &str, program: Program) -> Result<()> {
+/// Runs a program to its end, and says every half minute that it is still at it. A status that is not 0 is an error.
+pub(crate) async fn ends(name: &str, program: Program) -> Result<()> {
     let mut child = program.spawn()?;
     let mut interrupts = Interrupts::listen().context("listen for signals")?;
     let begun = Instant::now();

@@ -3,8 +3,8 @@
 use clap::{Parser, Subcommand};
 
 use crate::{
-    bench, check, costs, deploy, dist, doctor, explore, image, new, programs, report, repro, shell, vm_test,
-    watch, why,
+    bench, check, costs, deploy, dist, doctor, explore, image, new, page_test, programs, report, repro,
+    shell, vm_test, watch, why,
 };
 
 /// Tests left4me's units in virtual machines with systemd, and checks and measures this repository.
@@ -35,6 +35,7 @@ pub(crate) enum Command {
     Dist(dist::DistArgs),
     Deploy(deploy::DeployArgs),
     Doctor(doctor::DoctorArgs),
+    PageTest(page_test::PageTestArgs),
     Check(check::CheckArgs),
     Bench(bench::BenchArgs),
 }

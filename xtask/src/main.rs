@@ -24,6 +24,7 @@ mod mutants;
 mod new;
 mod nixos;
 mod packaged;
+mod page_test;
 mod programs;
 mod report;
 mod repro;
@@ -75,6 +76,7 @@ async fn run(cli: Cli, cancel: Cancel) -> anyhow::Result<u8> {
         Command::Dist(args) => dist::run(&args).await.map(|()| PASSED),
         Command::Deploy(args) => deploy::run(&args, cancel).await,
         Command::Doctor(args) => doctor::run(&args).await.map(|well| if well { PASSED } else { FAILED }),
+        Command::PageTest(args) => page_test::run(&args).await,
         Command::Check(args) => check::run(&args, Cli::command()).await,
         Command::Bench(args) => bench::run(args, cancel).await,
     }

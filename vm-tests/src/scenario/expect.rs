@@ -178,7 +178,7 @@ impl Expect {
     #[must_use]
     pub fn but(&self, allowed: &Allowed) -> Self {
         let Allowed { start_exit, reset_exit, active_state_before, mounted_before, .. } = allowed;
-        let Allowed { active_state, mount_unit_state, mounted, left_processes, .. } = allowed;
+        let Allowed { active_state, mount_unit_state, mounted, left_processes, holders, .. } = allowed;
         Self {
             start_exit: start_exit.unwrap_or(self.start_exit),
             reset_exit: reset_exit.unwrap_or(self.reset_exit),
@@ -188,6 +188,7 @@ impl Expect {
             mount_unit_state: mount_unit_state.clone().or(self.mount_unit_state.clone()),
             mounted: mounted.unwrap_or(self.mounted),
             left_processes: left_processes.clone().unwrap_or(self.left_processes.clone()),
+            holders: holders.clone().unwrap_or(self.holders.clone()),
             ..self.clone()
         }
     }

@@ -55,6 +55,9 @@ pub struct Allowed {
     /// In place of `left_processes` of `expect`.
     #[serde(default)]
     pub left_processes: Option<Vec<String>>,
+    /// In place of `holders` of `expect`: a reset that was cancelled unmounts nothing, and is asked all the same who is in the mount.
+    #[serde(default)]
+    pub holders: Option<Vec<String>>,
 }
 
 fn line<'de, D: Deserializer<'de>>(from: D) -> Result<Line, D::Error> {
