@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::found::{Alone, Explored, Outcome};
+use super::told;
 use crate::report::page::{drawn, escaped};
 
 /// The picture's width, where its axis begins and ends, and the height of a row, in pixels of its own.
@@ -224,8 +225,7 @@ fn micros(us: u64) -> i64 {
 
 fn ms(us: i64) -> String {
     let sign = if us < 0 { "-" } else { "" };
-    let us = us.unsigned_abs();
-    format!("{sign}{}.{} ms", us / 1000, us % 1000 / 100)
+    format!("{sign}{}", told::ms(us.unsigned_abs()))
 }
 
 #[cfg(test)]

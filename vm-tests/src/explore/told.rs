@@ -126,6 +126,7 @@ fn axis(explored: &Explored) -> String {
     format!("{} (a letter is an outcome, a capital a failure)", shown.collect::<Vec<_>>().join(", "))
 }
 
-fn ms(us: u64) -> String {
+/// Microseconds as a person reads them.
+pub(super) fn ms(us: u64) -> String {
     format!("{}.{} ms", us / 1000, us % 1000 / 100)
 }
