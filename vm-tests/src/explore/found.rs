@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde::Serialize;
 use vm_perturb::{Line, Passed};
 
-use super::ground::Tried;
+use super::ground::{Tried, Whole};
+use super::least::Least;
 use super::strategy::Strategy;
 use super::words::in_words;
 use crate::image::Suite;
@@ -90,8 +91,10 @@ pub struct Outcome {
     pub first_run: usize,
     /// The first line that gave it; empty for the one that nothing perturbs.
     pub first: String,
-    /// The least line that gives it, for a failure.
+    /// The least line that gives it, for a failure: in the search, and as a whole run if one that was tried does.
     pub line: String,
+    /// A smaller one, which gives it in the search alone; empty if there is none.
+    pub in_search: String,
     /// The same in words.
     pub words: String,
     /// What deviates in that one.
@@ -100,10 +103,12 @@ pub struct Outcome {
     pub story: Vec<String>,
     /// The hash of its recording.
     pub recording_sha256: String,
-    /// Wall time in which a failure's line was made smaller.
+    /// Wall time in which a failure's line was made smaller, whole runs included.
     pub smaller_secs: f64,
     /// Whether it goes wrong in the same way in a whole run, which is what a scenario with the line is; `None` if that was not tried.
     pub is_whole: Option<bool>,
+    /// How many whole runs were made to find that out.
+    pub whole_runs: usize,
     /// Where to look first in the whole run.
     pub look: Option<String>,
     /// The bundle of the whole run.
@@ -220,12 +225,14 @@ impl Explored {
             first_run,
             first: line.to_string(),
             line: String::new(),
+            in_search: String::new(),
             words: String::new(),
             why: Vec::new(),
             story: Vec::new(),
             recording_sha256: String::new(),
             smaller_secs: 0.0,
             is_whole: None,
+            whole_runs: 0,
             look: None,
             bundle: None,
         });
@@ -256,12 +263,16 @@ impl Explored {
     pub(super) fn handed_over(
         &mut self,
         class: usize,
-        is_same: bool,
+        least: &Least<Tried, Whole>,
         look: Option<String>,
         bundle: Option<PathBuf>,
     ) {
         if let Some(outcome) = self.outcomes.get_mut(class) {
-            outcome.is_whole = Some(is_same);
+            if least.in_search != least.line {
+                outcome.in_search = least.in_search.to_string();
+            }
+            outcome.is_whole = Some(least.whole.is_some());
+            outcome.whole_runs = least.whole_runs;
             outcome.look = look;
             outcome.bundle = bundle;
         }

@@ -8,18 +8,20 @@ mod ahead;
 pub mod found;
 mod ground;
 mod kept;
+mod least;
 pub mod page;
 pub mod strategy;
 mod told;
 mod words;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use vm_perturb::Line;
 
+use crate::cache;
 use crate::host::events::{self, Event, Progress};
 use crate::host::process::is_interrupt;
 use crate::host::{cores, processor};
@@ -33,9 +35,10 @@ use crate::workspace::Workspace;
 use ahead::{Ahead, Runs};
 use found::{Explored, Found};
 pub use ground::check;
-use ground::{Ground, Tried};
+use ground::{Ground, Tried, Whole};
 use kept::alike;
 pub use kept::{Replayed, keep};
+use least::{Runner, least};
 pub use strategy::Options;
 use strategy::{Strategy, lines};
 
@@ -171,18 +174,18 @@ impl Search<'_> {
             let first = self.found.told_of(class);
             events::tell(Event::Note(format!("{first}\n  making it smaller")));
             let begun = Instant::now();
-            let (line, tried) = minimal(&mut self.runs, line, tried).await?;
-            self.found.minimised(class, &line, &tried);
-            self.found.took_to_minimise(class, begun.elapsed());
             let directory = self.results.join(format!("failure-{}", class + 1));
-            let whole = self.runs.whole(&line, &directory.join("run")).await?;
-            let is_same = alike(&whole.shape(), &tried.shape);
-            let (look, bundle) = match is_same {
-                true => (whole.look(), whole.write(&self.options.commit, &directory)?),
-                false => (None, None),
+            let failure = tried.clone();
+            let mut like = Like { runs: &mut self.runs, failure, directory: directory.join("run") };
+            let least = least(&mut like, line.clone(), tried.clone()).await?;
+            let (look, bundle) = match &least.whole {
+                Some(whole) => (whole.look(), whole.write(&self.options.commit, &directory)?),
+                None => (None, None),
             };
-            self.found.handed_over(class, is_same, look, bundle);
-            write(&self.found.told_of(class), &directory, &tried)?;
+            self.found.minimised(class, &least.line, &least.tried);
+            self.found.took_to_minimise(class, begun.elapsed());
+            self.found.handed_over(class, &least, look, bundle);
+            write(&self.found.told_of(class), &directory, &least.tried)?;
         }
         self.left = self.left.saturating_sub(1);
         if self.told.elapsed() >= QUIET {
@@ -302,23 +305,27 @@ async fn controls(runs: &mut Runs, scenario: &Scenario) -> Result<(Tried, u64)> 
     Ok((null, took_us))
 }
 
-/// The least of a line that gives the same outcome: holds are left out, then lengths halved, one after the other.
-async fn minimal(runs: &mut Runs, line: &Line, tried: &Tried) -> Result<(Line, Tried)> {
-    let (mut line, mut best) = (line.clone(), tried.clone());
-    loop {
-        let mut smaller = None;
-        for candidate in strategy::smaller(&line) {
-            let tried = match runs.try_to_run(&candidate).await? {
-                Some(tried) if tried.outcome() == best.outcome() => tried,
-                _another => continue,
-            };
-            smaller = Some((candidate, tried));
-            break;
-        }
-        match smaller {
-            Some((candidate, tried)) => (line, best) = (candidate, tried),
-            None => return Ok((line, best)),
-        }
+/// Runs that are compared with a failure.
+struct Like<'a> {
+    runs: &'a mut Runs,
+    failure: Tried,
+    /// Where a whole run's machine leaves its logs.
+    directory: PathBuf,
+}
+
+impl Runner for Like<'_> {
+    type Tried = Tried;
+    type Whole = Whole;
+
+    async fn search(&mut self, line: &Line) -> Result<Option<Tried>> {
+        let tried = self.runs.try_to_run(line).await?;
+        Ok(tried.filter(|tried| tried.outcome() == self.failure.outcome()))
+    }
+
+    async fn whole(&mut self, line: &Line) -> Result<Option<Whole>> {
+        cache::remove_tree(&self.directory)?;
+        let whole = self.runs.whole(line, &self.directory).await?;
+        Ok(Some(whole).filter(|whole| alike(&whole.shape(), &self.failure.shape)))
     }
 }
 

@@ -30,8 +30,15 @@ fn failure(explored: &Explored, outcome: &Outcome) -> String {
     text.push_str(&format!("  again: cargo xtask explore {again} --holds '{line}' (recording {hash})"));
     match outcome.is_whole {
         None => {}
-        Some(false) => text.push_str("\n  only from the moment: a whole run with this line goes another way"),
+        Some(false) => text.push_str(match outcome.whole_runs {
+            0 | 1 => "\n  only from the moment: a whole run with this line goes another way",
+            _ => "\n  only from the moment: whole runs with this line and with larger ones go another way",
+        }),
         Some(true) => {
+            if !outcome.in_search.is_empty() {
+                let least = &outcome.in_search;
+                text.push_str(&format!("\n  least in the search: '{least}'; as a whole run, too: '{line}'"));
+            }
             for look in outcome.look.iter() {
                 text.push_str(&format!(
                     "\n  to look into it: cargo xtask shell {again} --holds '{line}' --at '{look}'"
