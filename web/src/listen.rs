@@ -1,6 +1,7 @@
 //! How somebody comes in: a Unix socket, whose file's mode says who may, or a port of loopback, where everybody on this machine
-//! may, servers too.
+//! may, servers too; and what becomes of a request whose connection ends.
 
+use std::future;
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::path::PathBuf;
@@ -8,6 +9,18 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::http::{Request, StatusCode};
+use axum::response::IntoResponse as _;
+use axum::serve::Listener;
+use futures_util::FutureExt as _;
+use futures_util::future::Either;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, UnixListener};
 
 use crate::app::App;
@@ -50,7 +63,6 @@ impl Listen {
     /// # Errors
     /// It cannot be listened there.
     pub async fn serve(self, router: Router, ready: impl FnOnce(&str)) -> Result<()> {
-        let service = router.into_make_service_with_connect_info::<Who>();
         match self {
             Self::Stdin => {
                 let socket =
@@ -58,21 +70,51 @@ impl Listen {
                 let listener = std::os::unix::net::UnixListener::from(socket);
                 listener.set_nonblocking(true).context("the standard input, which is to be a socket")?;
                 ready("the socket that was given");
-                Ok(axum::serve(UnixListener::from_std(listener)?, service).await?)
+                connections(UnixListener::from_std(listener)?, Who::at_unix, router).await
             }
             Self::Path(path) => {
                 let shown = path.display().to_string();
                 let listener = UnixListener::bind(path).with_context(|| format!("listen at {shown}"))?;
                 ready(&shown);
-                Ok(axum::serve(listener, service).await?)
+                connections(listener, Who::at_unix, router).await
             }
             Self::Loopback(address) => {
                 let listener = TcpListener::bind(address).await;
                 let listener = listener.with_context(|| format!("listen at {address}"))?;
                 ready(&format!("http://{}", listener.local_addr()?));
-                Ok(axum::serve(listener, service).await?)
+                connections(listener, |_| Who::Loopback, router).await
             }
         }
+    }
+}
+
+/// Serves all connections, for ever.
+async fn connections<L: Listener>(mut listener: L, who: fn(&L::Io) -> Who, router: Router) -> Result<()> {
+    loop {
+        let (stream, _) = listener.accept().await;
+        let who = who(&stream);
+        let router = TowerToHyperService::new(router.clone());
+        let answered = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(who.clone()));
+            let is_safe = request.method().is_safe();
+            let answer = router.call(request.map(Body::new));
+            if is_safe {
+                return Either::Left(answer);
+            }
+            // A connection that ends takes its requests with it, also those that are whole and not looked at yet. Who pressed and left
+            // has pressed: that goes on in a task of its own.
+            Either::Right(tokio::spawn(answer).map(|answer| {
+                answer.unwrap_or_else(|fault| {
+                    eprintln!("an answer has a fault: {fault}");
+                    let why = "this went wrong, the page's journal has more\n";
+                    Ok((StatusCode::INTERNAL_SERVER_ERROR, why).into_response())
+                })
+            }))
+        });
+        // Not `half_close`: a page's stream ends with its tab, and not when something is written to it.
+        let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), answered);
+        // How a client left is its own affair.
+        tokio::spawn(connection.then(|_| future::ready(())));
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use askama::Template;
 use axum::extract::rejection::FormRejection;
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Form, Path, Query, Request, State};
@@ -182,12 +181,7 @@ async fn act(
             job: None,
         });
     }
-    // A browser that leaves takes its request with it, wherever that is: what was pressed goes on in a task of its own.
-    let pressed = tokio::spawn({
-        let (app, instance) = (Arc::clone(&app), instance.clone());
-        async move { app.press(deed, &instance, &asker).await }
-    });
-    match pressed.await.context("a press has a fault, the page's journal has more")?? {
+    match app.press(deed, &instance, &asker).await? {
         Pressed::Job(_) => Ok(Redirect::to(&format!("/servers/{instance}"))),
         Pressed::Busy(job) => Err(Failed {
             status: StatusCode::CONFLICT,

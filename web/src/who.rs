@@ -2,10 +2,8 @@
 
 use std::net::IpAddr;
 
-use axum::extract::connect_info::Connected;
 use axum::http::HeaderMap;
-use axum::serve::IncomingStream;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixStream;
 
 /// Who is connected.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,23 +23,16 @@ pub struct Peer {
     pub is_by_tls: bool,
 }
 
-impl Connected<IncomingStream<'_, UnixListener>> for Who {
-    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
-        // Of who connected: with `ssh -L`, the user of that session.
-        let peer = stream.io().peer_cred();
+impl Who {
+    /// Who has connected: with `ssh -L`, the user of that session.
+    #[must_use]
+    pub fn at_unix(stream: &UnixStream) -> Self {
+        let peer = stream.peer_cred();
         Self::Unix(
             peer.map_or_else(|error| format!("unknown ({error})"), |peer| format!("uid {}", peer.uid())),
         )
     }
-}
 
-impl Connected<IncomingStream<'_, TcpListener>> for Who {
-    fn connect_info(_stream: IncomingStream<'_, TcpListener>) -> Self {
-        Self::Loopback
-    }
-}
-
-impl Who {
     /// Who asks, by a request's headers. Proxies add to what a client has made up, so only the last is theirs.
     #[must_use]
     pub fn peer(&self, headers: &HeaderMap) -> Peer {

@@ -4,6 +4,7 @@
 mod played;
 
 use std::io::{Read as _, Write as _};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
@@ -23,6 +24,9 @@ use played::Played;
 /// For what is to be shown. The broker tells at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// Shorter than what comes in a stream by itself, every 15 s.
+const KEPT_ALIVE: Duration = Duration::from_secs(10);
+
 fn broker(directory: &Path) -> Arc<Work<Played>> {
     std::fs::create_dir_all(directory.join("jobs")).unwrap();
     let listener = UnixListener::bind(directory.join("broker")).unwrap();
@@ -36,11 +40,15 @@ fn broker(directory: &Path) -> Arc<Work<Played>> {
 /// Their password.
 const PASSWORD: &str = "correct horse battery";
 
+/// Says that the page's thread is held, and until it is dropped holds it.
+type Hold = (mpsc::Sender<()>, mpsc::Receiver<()>);
+
 /// A page with a user who operates, `anna`, who is in, and one who looks, `otto`. It ends when this is dropped.
 struct Page {
     socket: PathBuf,
     database: PathBuf,
     anna: Browser,
+    hold: tokio::sync::mpsc::UnboundedSender<Hold>,
     end: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -58,6 +66,7 @@ impl Page {
         }
         drop(store);
         let (end, ended) = tokio::sync::oneshot::channel();
+        let (hold, mut holds) = tokio::sync::mpsc::unbounded_channel::<Hold>();
         let (ready, is_ready) = mpsc::channel();
         let (place, directory) = (socket.clone(), directory.to_owned());
         let thread = std::thread::spawn(move || {
@@ -69,14 +78,29 @@ impl Page {
                 tokio::select! {
                     served = page => served.unwrap(),
                     _ = ended => {}
+                    () = async { while let Some((begun, over)) = holds.recv().await {
+                        begun.send(()).unwrap();
+                        over.recv().unwrap_err();
+                    } } => {}
                 }
             });
         });
         is_ready.recv().unwrap();
         let mut page =
-            Self { socket, database, anna: Browser::default(), end: Some(end), thread: Some(thread) };
+            Self { socket, database, anna: Browser::default(), hold, end: Some(end), thread: Some(thread) };
         page.anna = page.comes_in("anna", "").1;
         page
+    }
+
+    /// Does something while the page, which has one thread, hears nothing.
+    fn unheard<T>(&self, act: impl FnOnce() -> T) -> T {
+        let (begin, begun) = mpsc::channel();
+        let (end, over) = mpsc::channel();
+        self.hold.send((begin, over)).unwrap();
+        begun.recv().unwrap();
+        let done = act();
+        drop(end);
+        done
     }
 
     /// The status and the rest.
@@ -209,33 +233,101 @@ fn a_job_is_a_row_and_the_second_one_is_told_of_the_first() {
     assert!(status == 200 && text.contains("EBUSY: held by &#60;b&#62;196"), "{text}");
 }
 
-/// Its request was given up between the job's row and the broker's answer, and the row was queued for ever: nobody could touch the server.
+/// How a browser leaves.
+#[derive(Debug, Clone, Copy)]
+enum Leave {
+    /// The tab is closed: nobody reads an answer.
+    Closed,
+    /// It says no more, and reads on.
+    Silent,
+    /// Something that was sent to it before is unread, so that its end is an error (ECONNRESET).
+    Unread,
+}
+
+/// Its request was given up as its connection ended: before it was looked at, so that nothing was begun and nobody was told; and, once,
+/// between the job's row and the broker's answer, so that the row was queued for ever, and nobody could touch the server.
 #[test]
-fn a_browser_that_leaves_as_it_presses_leaves_no_job_behind_that_nobody_does() {
+fn a_browser_that_leaves_as_it_presses_has_pressed() {
     let directory = tempfile::tempdir().unwrap();
     let work = broker(directory.path());
     let page = Page::start(directory.path(), "page");
     page.until("/servers", "row-3");
-    for number in 1..=20 {
+    let mut pressed = Vec::new();
+    for leave in [Leave::Closed, Leave::Silent, Leave::Unread].repeat(7) {
+        let verb = if pressed.len() % 2 == 0 { "start" } else { "reset" };
+        let mut stream = UnixStream::connect(&page.socket).unwrap();
+        // A connection that is used again, as browsers do, is watched already: what it says last comes with its end.
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        let (mut answer, whole) = (Vec::new(), !matches!(leave, Leave::Unread));
+        while answer.is_empty() || whole && !answer.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).unwrap();
+            answer.extend(byte);
+        }
         let body = format!("token={}", page.anna.token);
         let sent = format!(
-            "POST /servers/3/start HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
+            "POST /servers/3/{verb} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
              Content-Type: application/x-www-form-urlencoded\r\n{OURS}{}\r\n{body}",
             body.len(),
             page.anna.cookie
         );
-        UnixStream::connect(&page.socket).unwrap().write_all(sent.as_bytes()).unwrap();
-        // One that left before it was heard has pressed nothing.
-        page.until("/jobs", "event: part");
-        if page.get(&format!("/jobs/{number}")).0 == 404 {
-            break;
+        // When it is heard, its end is there, too.
+        let left = page.unheard(|| {
+            stream.write_all(sent.as_bytes()).unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            matches!(leave, Leave::Silent).then_some(stream)
+        });
+        if let Some(mut stream) = left {
+            stream.read_to_string(&mut String::new()).unwrap();
         }
-        page.until(&format!("/jobs/{number}"), "succeeded");
+        pressed.push(format!("{verb} 3"));
+        page.until("/jobs", &format!("href=\"/jobs/{}\"", pressed.len()));
+        page.until(&format!("/jobs/{}", pressed.len()), "succeeded");
     }
-    assert_eq!(page.press("/servers/3/reset").0, 303);
-    while work.host.done().last().map(String::as_str) != Some("reset 3") {
-        page.until("/jobs", "event: part");
+    assert_eq!(work.host.done(), pressed);
+}
+
+/// It would be made for nobody at each change, until something is written to it.
+#[test]
+fn a_stream_ends_with_its_tab() {
+    let directory = tempfile::tempdir().unwrap();
+    let _work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    page.until("/servers", "row-3");
+    let mut stream = page.follow(&page.anna, "/servers");
+    stream.set_read_timeout(Some(KEPT_ALIVE)).unwrap();
+    let mut bytes = [0; 4096];
+    while !String::from_utf8_lossy(&bytes).contains("event: part") {
+        assert!(stream.read(&mut bytes).unwrap() > 0, "it has ended at once");
     }
+    stream.shutdown(Shutdown::Write).unwrap();
+    stream.read_to_end(&mut Vec::new()).unwrap();
+}
+
+/// Each has 19 MiB for as long as it is compared, whether somebody waits for it or not.
+#[test]
+fn who_leaves_while_a_password_is_compared_makes_no_room_for_another() {
+    let directory = tempfile::tempdir().unwrap();
+    let _work = broker(directory.path());
+    let page = Page::start(directory.path(), "page");
+    let left: Vec<_> = (0..24)
+        .map(|number| {
+            let body = format!("user=user{number}&password=wrong+horse&to=/");
+            let mut stream = UnixStream::connect(&page.socket).unwrap();
+            let sent = format!(
+                "POST /login HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\
+                 Content-Type: application/x-www-form-urlencoded\r\n{OURS}X-Forwarded-For: 192.0.2.{number}\r\n\r\n{body}",
+                body.len()
+            );
+            stream.write_all(sent.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    drop(left);
+    // It has heard that they have left.
+    page.until("/servers", "row-3");
+    let (status, text) = page.tries("anna", PASSWORD, "X-Forwarded-For: 192.0.2.200\r\n");
+    assert!(status == 503 && text.contains("Many others are coming in just now"), "{text}");
 }
 
 #[test]
