@@ -8,14 +8,17 @@
 use std::ffi::{CStr, CString};
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
 use nix::kmod::{ModuleInitFlags, finit_module};
 use nix::libc;
-use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, socket,
+};
 use nix::unistd::execv;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{MountFlags, mount, mount_move};
@@ -125,20 +128,38 @@ fn load_modules() -> Result<()> {
     Ok(())
 }
 
-/// A virtio-pmem device becomes a block device in a thread of the kernel's own (nd_async_device_register), so this
-/// one can be late; devtmpfs makes its node, which inotify sees.
+/// A virtio-pmem device becomes a block device in a thread of the kernel's own (nd_async_device_register), so this one can be late.
+/// Its node comes before the disk can be opened (block/genhd.c:device_add_disk), and its uevent when it can.
 fn wait_for_device(name: &str) -> Result<()> {
-    let events = Inotify::init(InitFlags::IN_CLOEXEC).context("inotify_init")?;
-    events.add_watch("/dev", AddWatchFlags::IN_CREATE).context("watch /dev")?;
-    while !Path::new("/dev").join(name).exists() {
-        let mut polled = [PollFd::new(&events, PollFlags::IN)];
-        if poll(&mut polled, Some(&DEVICE_DEADLINE)).context("poll inotify")? == 0 {
-            let limit = DEVICE_DEADLINE.tv_sec;
-            bail!("no /dev/{name} after {limit} s: has the machine a virtio-pmem device?");
+    let events = uevents().context("listen to the kernel's uevents")?;
+    let device = Path::new("/dev").join(name);
+    let what = || format!("open {}", device.display());
+    while let Err(error) = File::open(&device) {
+        if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENXIO | libc::ENODEV)) {
+            return Err(error).with_context(what);
         }
-        events.read_events().context("read inotify")?;
+        let mut polled = [PollFd::new(&events, PollFlags::IN)];
+        if poll(&mut polled, Some(&DEVICE_DEADLINE)).context("poll uevents")? == 0 {
+            let limit = DEVICE_DEADLINE.tv_sec;
+            return Err(error)
+                .with_context(what)
+                .with_context(|| format!("no disk after {limit} s: has the machine a virtio-pmem device?"));
+        }
+        match recv(events.as_raw_fd(), &mut [0; 4096], MsgFlags::empty()) {
+            // Some were lost, and all that is wanted of any is to look again.
+            Ok(_) | Err(Errno::ENOBUFS) => {}
+            Err(error) => return Err(error).context("read uevents"),
+        }
     }
     Ok(())
+}
+
+/// What the kernel says of devices (netlink(7), NETLINK_KOBJECT_UEVENT): its own group, 1.
+fn uevents() -> nix::Result<OwnedFd> {
+    let protocol = SockProtocol::NetlinkKObjectUEvent;
+    let events = socket(AddressFamily::Netlink, SockType::Datagram, SockFlag::SOCK_CLOEXEC, protocol)?;
+    bind(events.as_raw_fd(), &NetlinkAddr::new(0, 1))?;
+    Ok(events)
 }
 
 /// A tmpfs over the read-only root: the machine may write anywhere and the image stays what it is. With [`KEPT`] it is what
