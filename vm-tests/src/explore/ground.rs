@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use vm_agent::recording::Recording;
+use vm_agent::recording::{Recording, Step, What};
 use vm_agent::wire::{Body, Put, Session};
 use vm_perturb::{Line, PROGRAM, Report};
 
@@ -90,6 +90,8 @@ pub(super) struct Tried {
     pub(super) allowed: Option<String>,
     /// What happened, in lines.
     pub(super) story: Vec<String>,
+    /// How long the phase's commands took, in microseconds of the guest's time.
+    pub(super) phase_us: u64,
     /// The recording as JSON.
     pub(super) text: String,
     pub(super) recording_sha256: String,
@@ -262,6 +264,7 @@ impl Ground {
             why: judgement.deviations.iter().map(ToString::to_string).collect(),
             shape: judgement.shape(),
             story: judgement.story,
+            phase_us: took_us(recording, self.scenario.manifest.explore.phase),
             recording_sha256: cache::hash_bytes(text.as_bytes()),
             text,
             report,
@@ -278,6 +281,19 @@ impl Ground {
         };
         self.scenario.manifest.explore.allowed.iter().find(is_one).map(|allowed| allowed.reason.clone())
     }
+}
+
+/// How long a phase's commands took, in microseconds of the guest's time.
+fn took_us(recording: &Recording, phase: Phase) -> u64 {
+    let ends = recording.events.iter().filter_map(|event| match &event.what {
+        What::StepEnds(end) => Some(end),
+        _ => None,
+    });
+    let of_phase = ends.filter(|end| match phase {
+        Phase::Start => end.step == Step::Start,
+        Phase::Reset => end.step == Step::Reset,
+    });
+    of_phase.map(|end| end.duration_ns).sum::<u64>() / 1000
 }
 
 /// What is said of a line whose run nothing was held in.
@@ -315,8 +331,35 @@ fn status(code: i32) -> Vec<String> {
 /// What the tracer said, if it is the one that did.
 fn stderr_of(recording: &Recording) -> String {
     let ends = recording.events.iter().filter_map(|event| match &event.what {
-        vm_agent::recording::What::StepEnds(end) => Some(end.stderr.trim()),
+        What::StepEnds(end) => Some(end.stderr.trim()),
         _ => None,
     });
     ends.filter(|stderr| !stderr.is_empty()).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_agent::recording::{Event, StepEnd};
+    use vm_agent::wire::Exit;
+
+    use super::*;
+
+    #[test]
+    fn a_phase_takes_as_long_as_its_commands() {
+        let end = |step, duration_ns| {
+            let (exit, text) = (Some(Exit::Code(0)), String::new);
+            let end = StepEnd { step, index: 0, exit, duration_ns, stdout: text(), stderr: text() };
+            Event { at: 0, cycle: 0, what: What::StepEnds(end) }
+        };
+        let ends = [
+            (Step::Start, 7_000_000),
+            (Step::Reset, 2_000_900),
+            (Step::Reset, 1_000_200),
+            (Step::Check, 9_000_000),
+        ];
+        let events = ends.map(|(step, ns)| end(step, ns)).to_vec();
+        let recording = Recording { events, ..Recording::default() };
+        assert_eq!(took_us(&recording, Phase::Start), 7000);
+        assert_eq!(took_us(&recording, Phase::Reset), 3001);
+    }
 }
