@@ -1,5 +1,5 @@
 //! A mount that somebody keeps: the failed job and the server's page say who, by what, and what to do; and once that is done, the next
-//! Reset succeeds.
+//! Reset succeeds. It fails with a page of the server that says only that a mount is left, and with a row that ends before the advice.
 
 use std::path::Path;
 
