@@ -206,7 +206,7 @@ struct Asked {
 
 async fn live_part(State(app): State<Arc<App>>, Extension(me): Me, Query(asked): Query<Asked>) -> Response {
     match asked.page.parse() {
-        Ok(place) => live::stream(app, me, place).into_response(),
+        Ok(place) => live::stream(app, me, place),
         Err(()) => nothing().into_response(),
     }
 }

@@ -287,13 +287,14 @@ fn a_browser_that_leaves_as_it_presses_has_pressed() {
     assert_eq!(work.host.done(), pressed);
 }
 
-/// It would be made for nobody at each change, until something is written to it.
+/// It would be made for nobody at each change, until something is written to it. And a proxy passes on what comes.
 #[test]
 fn a_stream_ends_with_its_tab() {
     let directory = tempfile::tempdir().unwrap();
     let _work = broker(directory.path());
     let page = Page::start(directory.path(), "page");
-    page.until("/servers", "row-3");
+    let all = page.until("/servers", "row-3");
+    assert!(all.contains("x-accel-buffering: no\r\n"), "{all}");
     let mut stream = page.follow(&page.anna, "/servers");
     stream.set_read_timeout(Some(KEPT_ALIVE)).unwrap();
     let mut bytes = [0; 4096];

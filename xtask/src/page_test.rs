@@ -20,7 +20,8 @@ pub(crate) struct PageTestArgs {
     #[arg(value_name = "TRIAL")]
     trial: Option<String>,
 
-    /// Those that take minutes, too: the unit of 936c8bb and a deploy, a mount that somebody keeps, the package, and how late the page is
+    /// Those that take minutes, too: the unit of 936c8bb and a deploy, a mount that somebody keeps, the package, two proxies with TLS, and
+    /// how late the page is
     #[arg(long)]
     all: bool,
 

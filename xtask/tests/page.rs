@@ -22,6 +22,8 @@ mod left4me;
 mod packaged;
 #[path = "page/postmortem.rs"]
 mod postmortem;
+#[path = "page/proxied.rs"]
+mod proxied;
 #[path = "page/seen.rs"]
 mod seen;
 #[path = "support/trial.rs"]
@@ -78,6 +80,8 @@ fn main() -> ExitCode {
         trials.push(trial("the-unit-of-936c8bb-and-a-deploy", postmortem::of_936c8bb));
         trials.push(trial("a-mount-that-somebody-keeps", kept::run));
         trials.push(trial("the-package-on-a-booted-machine", packaged::run));
+        trials.push(trial("behind-nginx-as-the-document-has-it", proxied::nginx));
+        trials.push(trial("behind-caddy-as-the-document-has-it", proxied::caddy));
         trials.push(trial("what-is-shown-is-systemds-within-a-second", truth));
     }
     libtest_mimic::run(&arguments, trials).exit_code()

@@ -1,6 +1,7 @@
 //! A booted machine that has the page, with a port of loopback that leads to it.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -38,7 +39,7 @@ impl Booted {
         let scenario = Scenario::load(scenario)?;
         let machines =
             Machines { suites: vec![Suite::Trixie], clock: Some(Clock::Real), ..Machines::default() };
-        let wanted = [Wanted::of_size(scenario.manifest.memory_mib)];
+        let wanted = Wanted::by(std::slice::from_ref(&scenario));
         let results = scratch.join("results");
         let guest = prepare_one(&workspace, &machines, &wanted, &results, Cancel::new()).await?;
         let deployer = programs::program(&workspace, "left4me-deployer", "left4me-deploy").await?;
@@ -48,6 +49,11 @@ impl Booted {
         let address = forward::begin(&page, machine.guest()).await?;
         let host = Host::of(machine, &deployer).await?;
         Ok(Self { host, guest, deployer, address: format!("http://{address}") })
+    }
+
+    /// A port of loopback that leads to one of the machine's.
+    pub(crate) async fn forward(&self, port: u16) -> Result<SocketAddr> {
+        forward::begin(&format!("0:{port}").parse()?, self.host.machine.guest()).await
     }
 
     /// Starts the page, with one user.

@@ -39,6 +39,11 @@ pub(crate) struct Browser {
 impl Browser {
     /// Starts one, with its profile in `scratch`. Its pages are files, and what is below `server`.
     pub(crate) async fn start(scratch: &Path, server: Option<&str>) -> Result<Self> {
+        Self::start_with(scratch, server, &[]).await
+    }
+
+    /// The same, with more options of chromium's.
+    pub(crate) async fn start_with(scratch: &Path, server: Option<&str>, options: &[String]) -> Result<Self> {
         tools::ensure(&[Need::Browser], None, Path::new(env!("CARGO_TARGET_TMPDIR"))).await?;
         let (to, theirs) = pipe::pipe().context("make a pipe")?;
         let (ours, from) = pipe::pipe().context("make a pipe")?;
@@ -47,7 +52,9 @@ impl Browser {
         let child = Program::new(BROWSER)
             .args(["--headless", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe", &profile])
             // Its sandbox is not to be had by root, and it opens our own files only. A container's /dev/shm may be small.
-            .args(["--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars", "about:blank"])
+            .args(["--no-sandbox", "--disable-dev-shm-usage", "--hide-scrollbars"])
+            .args(options)
+            .arg("about:blank")
             .stdout(Sink::Null)
             .stderr(Sink::File(log))
             .pass_fd(theirs.into_blocking_fd()?, 3)
@@ -181,7 +188,8 @@ impl Browser {
         Ok(())
     }
 
-    async fn ask(&mut self, method: &str, parameters: Value) -> Result<Value> {
+    /// Asks it for something of its DevTools protocol.
+    pub(crate) async fn ask(&mut self, method: &str, parameters: Value) -> Result<Value> {
         self.asked += 1;
         let mut message = json!({ "id": self.asked, "method": method, "params": parameters });
         if let Some(session) = &self.session {
