@@ -115,6 +115,11 @@ pub struct Outcome {
     pub bundle: Option<PathBuf>,
 }
 
+/// The letter of an outcome, by its number: in the text, in the table and in marks.
+pub(super) fn letter(class: usize) -> char {
+    char::from(b'A' + u8::try_from(class % 26).unwrap_or(0))
+}
+
 /// How a person names them.
 fn arguments(workspace: &Workspace, guest: &Guest, scenario: &Scenario) -> String {
     let directory = &scenario.directory;

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::found::{Alone, Explored, Outcome};
+use super::found::{Alone, Explored, Outcome, letter};
 use super::told;
 use crate::report::page::{drawn, escaped};
 
@@ -62,11 +62,6 @@ fn class(outcome: &Outcome) -> &'static str {
         (false, Some(_)) => "busy",
         (false, None) => "bad",
     }
-}
-
-/// The letter of an outcome in the table and in marks.
-fn letter(number: usize) -> char {
-    char::from(b'A' + u8::try_from(number % 26).unwrap_or(0))
 }
 
 fn outcomes(explored: &Explored) -> String {

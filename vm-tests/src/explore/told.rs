@@ -1,6 +1,6 @@
 //! What was explored and found, in words. Pure.
 
-use super::found::{Explored, Outcome};
+use super::found::{Explored, Outcome, letter};
 use super::strategy::Strategy;
 
 impl Explored {
@@ -92,14 +92,17 @@ fn all(explored: &Explored) -> String {
     #[expect(clippy::cast_precision_loss, reason = "a search has far fewer runs than 2^52")]
     let each = explored.processor_secs / all.max(1) as f64;
     text.push_str(&format!("  a run took {each:.1} s of a processor\n"));
-    for outcome in &explored.outcomes {
+    for (class, outcome) in explored.outcomes.iter().enumerate() {
+        let letter = letter(class);
         let client = outcome.client.map(|status| format!(", second client: status {status}"));
         let client = client.unwrap_or_default();
         let first = format!("in {} runs, first in number {}", outcome.runs, outcome.first_run);
         text.push_str(&match &outcome.allowed {
-            None if outcome.shape.is_empty() => format!("as expected in {} runs{client}\n", outcome.runs),
-            None => format!("{first}: {}\n", failure(explored, outcome)),
-            Some(reason) => format!("{first}: allowed, as {reason}{client} ('{}')\n", outcome.line),
+            None if outcome.shape.is_empty() => {
+                format!("{letter}: as expected in {} runs{client}\n", outcome.runs)
+            }
+            None => format!("{letter}: {first}: {}\n", failure(explored, outcome)),
+            Some(reason) => format!("{letter}: {first}: allowed, as {reason}{client} ('{}')\n", outcome.line),
         });
     }
     if let Some(error) = &explored.ended_by {
@@ -111,13 +114,8 @@ fn all(explored: &Explored) -> String {
     text
 }
 
-/// The outcomes along the offsets: a letter each, and from where to where it came.
+/// The outcomes along the offsets: the letter of each, and from where to where it came.
 fn axis(explored: &Explored) -> String {
-    let letter = |class: usize| {
-        let failed = explored.outcomes.get(class).is_some_and(Outcome::has_failed);
-        let first = if failed { b'A' } else { b'a' };
-        char::from(first + u8::try_from(class % 26).unwrap_or(0))
-    };
     let mut stretches: Vec<(usize, i64, i64)> = Vec::new();
     for (us, class) in &explored.offsets {
         match stretches.last_mut() {
@@ -130,10 +128,56 @@ fn axis(explored: &Explored) -> String {
     let shown = stretches
         .iter()
         .map(|(class, from, to)| format!("{} {:.1} to {:.1} ms", letter(*class), ms(*from), ms(*to)));
-    format!("{} (a letter is an outcome, a capital a failure)", shown.collect::<Vec<_>>().join(", "))
+    shown.collect::<Vec<_>>().join(", ")
 }
 
 /// Microseconds as a person reads them.
 pub(super) fn ms(us: u64) -> String {
     format!("{}.{} ms", us / 1000, us % 1000 / 100)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::super::page::page;
+    use super::*;
+
+    #[test]
+    fn an_outcome_has_one_letter_in_the_text_and_on_the_page() {
+        let mut explored = Explored::default();
+        let wrong = Outcome { shape: vec!["umount#: EBUSY".to_owned()], ..Outcome::default() };
+        let allowed = Outcome { allowed: Some("late".to_owned()), ..wrong.clone() };
+        explored.outcomes = vec![Outcome::default(), wrong, allowed];
+        explored.offsets = BTreeMap::from([(-20_000, 0), (-10_000, 1), (10_000, 1), (30_000, 2)]);
+        let text = explored.told();
+        assert!(
+            text.contains("second client: A -20.0 to -20.0 ms, B -10.0 to 10.0 ms, C 30.0 to 30.0 ms\n"),
+            "{text}"
+        );
+        let page = page(&explored);
+        for (letter, told) in [
+            ('A', "as expected in"),
+            ('B', "in 0 runs, first in number 0: FAILED"),
+            ('C', "in 0 runs, first in number 0: allowed"),
+        ] {
+            assert!(text.contains(&format!("\n{letter}: {told}")), "{text}");
+            assert!(page.contains(&format!("data-outcome=\"{letter}\"")), "{letter}");
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_larger_than_the_search_needs_is_told_with_the_least() {
+        let mut outcome =
+            Outcome { line: "a:exit=64.4ms".to_owned(), is_whole: Some(true), ..Outcome::default() };
+        let told = |outcome: &Outcome| failure(&Explored::default(), outcome);
+        assert!(!told(&outcome).contains("least"));
+        outcome.in_search = "a:exit=51.5ms".to_owned();
+        let expected = "least in the search: 'a:exit=51.5ms'; as a whole run, too: 'a:exit=64.4ms'";
+        assert!(told(&outcome).contains(expected), "{}", told(&outcome));
+        outcome = Outcome { is_whole: Some(false), whole_runs: 1, ..outcome };
+        assert!(told(&outcome).contains("a whole run with this line goes another way"));
+        outcome.whole_runs = 5;
+        assert!(told(&outcome).contains("whole runs with this line and with larger ones go another way"));
+    }
 }
