@@ -32,7 +32,7 @@ use crate::vm_test::jobs;
 /// The machine is saved before the phase (the reset; or what [explore] of the manifest says), and each run begins there. The second
 /// client, if the manifest has one, is moved along the phase; then each task is held at each point of its run (before it
 /// mounts, unmounts, renames, forks, exits, ...), as long as the phase takes, a quarter, and four times as long; then, if there is
-/// --for or --runs, two points together, and draws of one to three. Each run is judged by the manifest's `expect`, times apart. A failure is made as small as it can be and
+/// --for or --runs, two points together, and draws: of one to three points, and of an order of priority of the tasks (PCT). Each run is judged by the manifest's `expect`, times apart. A failure is made as small as it can be and
 /// told with a line for --holds, which makes that run again, the same each time. In virtual time. Results are in target/vm-explore.
 /// Exit status 0 if all runs were as expected, 1 if one was not.
 #[derive(Debug, Args)]
@@ -49,11 +49,11 @@ pub(crate) struct ExploreArgs {
     #[arg(long, value_name = "N")]
     runs: Option<usize>,
 
-    /// Only these: offsets, one-hold, pairs, random; with commas
+    /// Only these: offsets, one-hold, pairs, random, pct; with commas
     #[arg(long, value_name = "STRATEGY", value_delimiter = ',')]
     strategy: Vec<Strategy>,
 
-    /// What random draws come from: a number that an earlier search has said [default: another one each time]
+    /// What draws come from: a number that an earlier search has said [default: another one each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
@@ -115,13 +115,13 @@ async fn all(
     remove_failures(directory)?;
     let ExploreArgs { time, runs, strategy, seed, jobs, .. } = args;
     let seed = seed.unwrap_or_else(another);
-    if strategy.contains(&Strategy::Random) {
+    if let Some(draws) = strategy.iter().find(|strategy| strategy.draws()) {
         if time.is_none() && runs.is_none() {
-            return Err(
-                WrongInput::new("--strategy random has no last draw: say --runs or --for, too").into()
-            );
+            let word = draws.word();
+            let why = format!("--strategy {word} has no last draw: say --runs or --for, too");
+            return Err(WrongInput::new(why).into());
         }
-        eprintln!("random draws: --seed {seed}");
+        eprintln!("draws: --seed {seed}");
     }
     let (strategies, commit) = (strategy.clone(), commit(&workspace.root).await);
     let options = Options { time: *time, runs: *runs, strategies, jobs: *jobs, seed, commit };

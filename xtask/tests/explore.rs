@@ -55,6 +55,8 @@ const PLANTED: &[(&str, Strategy, usize)] = &[
     ("restart-old-pid", Strategy::OneHold, 20),
     ("type-simple", Strategy::OneHold, 8),
     ("two-savers", Strategy::Pairs, 80),
+    ("two-savers", Strategy::Pct, 60),
+    ("late-child", Strategy::Random, 40),
 ];
 
 /// How often one of them is repeated with nothing held.
@@ -67,7 +69,8 @@ fn main() -> ExitCode {
     let mut cases = vec![trial("a-child-that-leaves-late", a_child_that_leaves_late)];
     if std::env::var_os(ALL_VAR).is_some() {
         cases.extend(PLANTED.iter().map(|(name, strategy, runs)| {
-            trial(name, async |scratch: &Path| found(name, *strategy, *runs, scratch).await)
+            let called = format!("{name}-{}", strategy.word());
+            trial(&called, async |scratch: &Path| found(name, *strategy, *runs, scratch).await)
         }));
         cases.push(trial("repetition-finds-nothing", repetition_finds_nothing));
     }

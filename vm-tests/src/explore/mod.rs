@@ -5,6 +5,7 @@
 //! one, `ahead` makes some at once, [`found`] collects what came, `told` says it and [`page`] draws it. docs/explore.md describes it.
 
 mod ahead;
+mod draws;
 pub mod found;
 mod ground;
 mod kept;

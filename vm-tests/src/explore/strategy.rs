@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use vm_perturb::{Hold, Line, Passed, Point};
 
+use super::draws::{LEAST_US, MOST_US, drawn, priorities};
 use crate::cache;
 
 /// A way to perturb.
@@ -21,11 +22,13 @@ pub enum Strategy {
     Pairs,
     /// One to three points and lengths, drawn by a seed.
     Random,
+    /// An order of the tasks by priority, and points at which it changes, drawn by a seed.
+    Pct,
 }
 
 impl Strategy {
     /// All of them, in the order in which they are tried.
-    pub const ALL: [Self; 4] = [Self::Offsets, Self::OneHold, Self::Pairs, Self::Random];
+    pub const ALL: [Self; 5] = [Self::Offsets, Self::OneHold, Self::Pairs, Self::Random, Self::Pct];
     /// Those that end soon.
     pub const USUAL: [Self; 2] = [Self::Offsets, Self::OneHold];
 
@@ -37,7 +40,14 @@ impl Strategy {
             Self::OneHold => "one-hold",
             Self::Pairs => "pairs",
             Self::Random => "random",
+            Self::Pct => "pct",
         }
+    }
+
+    /// Whether it draws: without a bound there is no last one.
+    #[must_use]
+    pub const fn draws(self) -> bool {
+        matches!(self, Self::Random | Self::Pct)
     }
 }
 
@@ -69,16 +79,14 @@ pub struct Options {
 
 /// How long a task is held, as parts of what the phase takes when nothing is: numerator and denominator.
 const LENGTHS: [(u64, u64); 3] = [(1, 1), (1, 4), (4, 1)];
-/// No shorter than what a process takes that does next to nothing, in microseconds.
-const LEAST_US: u64 = 1_000;
-/// No longer: time limits of units are of seconds.
-const MOST_US: u64 = 5_000_000;
 /// Into how many parts the time before and after is divided by which the second client is moved.
 const OFFSETS: i64 = 16;
 /// How near two offsets are between which no other is tried, in microseconds.
 const NEAR_US: i64 = 1_000;
-/// The most draws of one search.
+/// The most draws of one search, of each kind.
 const MOST_DRAWS: usize = 20_000;
+/// After how many draws of one kind it is the other's turn: with a bound, the second would never come otherwise.
+const TURN: usize = 25;
 /// Lengths are halved down to this, in microseconds.
 const SMALLEST_US: u64 = 250;
 
@@ -109,25 +117,35 @@ pub fn lines(options: &Options, points: &[Passed], took_us: u64, has_client: boo
     let (of_clients, of_units): (Vec<&Passed>, Vec<&Passed>) =
         points.iter().partition(|passed| passed.of_client);
     let clients = of_clients.len();
-    let points: Vec<Point> =
+    let by_unit: Vec<Point> =
         of_units.into_iter().chain(of_clients).filter_map(|passed| passed.point.parse().ok()).collect();
-    let (lengths, units) = (lengths(took_us), points.len().saturating_sub(clients));
+    let in_order: Vec<Point> = points.iter().filter_map(|passed| passed.point.parse().ok()).collect();
+    let (lengths, units) = (lengths(took_us), by_unit.len().saturating_sub(clients));
+    let draws = options.runs.unwrap_or(MOST_DRAWS).min(MOST_DRAWS);
+    let seed = options.seed;
+    let of = |strategy: Strategy| match strategy {
+        _ if !wanted.contains(&strategy) => Vec::new(),
+        Strategy::Offsets if has_client => offsets(took_us),
+        Strategy::Offsets => Vec::new(),
+        Strategy::OneHold => one_hold(&by_unit, &lengths),
+        Strategy::Pairs => pairs(&by_unit, units, &lengths),
+        Strategy::Random => {
+            (0..draws).filter_map(|number| drawn(seed, number, &by_unit, took_us, has_client)).collect()
+        }
+        Strategy::Pct => {
+            (0..draws).filter_map(|number| priorities(seed, number, &in_order, took_us)).collect()
+        }
+    };
     let mut all = Vec::new();
-    for strategy in Strategy::ALL.into_iter().filter(|strategy| wanted.contains(strategy)) {
-        let lines = match strategy {
-            Strategy::Offsets if has_client => offsets(took_us),
-            Strategy::Offsets => Vec::new(),
-            Strategy::OneHold => one_hold(&points, &lengths),
-            Strategy::Pairs => pairs(&points, units, &lengths),
-            // Without a bound there would be no last one.
-            Strategy::Random => {
-                let most = options.runs.unwrap_or(MOST_DRAWS).min(MOST_DRAWS);
-                (0..most)
-                    .filter_map(|number| drawn(options.seed, number, &points, took_us, has_client))
-                    .collect()
-            }
-        };
-        all.extend(lines.into_iter().map(|line| (strategy, line)));
+    let mut add = |strategy, lines: &[Line]| all.extend(lines.iter().map(|line| (strategy, line.clone())));
+    for strategy in Strategy::ALL.into_iter().filter(|strategy| !strategy.draws()) {
+        add(strategy, &of(strategy));
+    }
+    let (random, pct) = (of(Strategy::Random), of(Strategy::Pct));
+    let (mut random, mut pct) = (random.chunks(TURN), pct.chunks(TURN));
+    for _ in 0..draws.div_ceil(TURN) {
+        add(Strategy::Random, random.next().unwrap_or_default());
+        add(Strategy::Pct, pct.next().unwrap_or_default());
     }
     all
 }
@@ -176,48 +194,6 @@ fn pairs(points: &[Point], units: usize, lengths: &[u64]) -> Vec<Line> {
     all.into_iter().map(|(_, _, line)| line).collect()
 }
 
-/// A draw: as many points as a bug may need, one to three, each for a length of its own; and the second client, if there is one, at
-/// another time in every second one. Short and long are as likely: lengths are even in their logarithm.
-fn drawn(seed: u64, number: usize, points: &[Point], took_us: u64, has_client: bool) -> Option<Line> {
-    let mut draws = Draws { seed, number, drawn: 0 };
-    let took_us = took_us.max(LEAST_US);
-    let mut line = Line::default();
-    for _ in 0..=draws.below(2) {
-        let place = usize::try_from(draws.below(points.len().checked_sub(1)? as u64)).ok()?;
-        let point = points.get(place)?.clone();
-        // From an eighth of the phase to four times as long.
-        let shortest = (took_us / 8) << draws.below(4);
-        let us = (shortest + draws.below(shortest)).clamp(LEAST_US, MOST_US) / 100 * 100;
-        if !line.holds.iter().any(|hold| hold.point == point) {
-            line.holds.push(Hold { point, us });
-        }
-    }
-    if has_client && draws.below(1) == 1 {
-        let took = i64::try_from(took_us).ok()?;
-        line.client_us = (i64::try_from(draws.below(2 * took_us)).ok()? - took) / 100 * 100;
-    }
-    Some(line)
-}
-
-/// Numbers that a seed gives, one after the other, each draw's its own.
-#[derive(Debug)]
-struct Draws {
-    seed: u64,
-    number: usize,
-    drawn: u32,
-}
-
-impl Draws {
-    /// From 0 to this one.
-    fn below(&mut self, most: u64) -> u64 {
-        self.drawn += 1;
-        let text = format!("{} {} {}", self.seed, self.number, self.drawn);
-        let hash = cache::hash_bytes(text.as_bytes());
-        let number = hash.get(..15).and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
-        number % (most + 1)
-    }
-}
-
 fn held(holds: &[(&Point, u64)]) -> Line {
     let holds = holds.iter().map(|(point, us)| Hold { point: (*point).clone(), us: *us });
     Line { client_us: 0, holds: holds.collect() }
@@ -238,10 +214,18 @@ pub fn smaller(line: &Line) -> Vec<Line> {
     if *client_us != 0 {
         add(Line { client_us: 0, holds: holds.clone() });
     }
-    for number in 0..holds.len() {
-        let mut fewer = holds.clone();
-        fewer.remove(number);
-        add(Line { client_us: *client_us, holds: fewer });
+    // Half of them, a quarter, and so on: of a draw of many holds one or two matter.
+    let mut size = holds.len().div_ceil(2).max(1);
+    loop {
+        for from in (0..holds.len()).step_by(size) {
+            let mut fewer = holds.clone();
+            fewer.drain(from..(from + size).min(holds.len()));
+            add(Line { client_us: *client_us, holds: fewer });
+        }
+        if size == 1 {
+            break;
+        }
+        size = size.div_ceil(2);
     }
     for number in 0..holds.len() {
         let mut shorter = holds.clone();
@@ -347,27 +331,45 @@ mod tests {
     }
 
     #[test]
-    fn draws_are_those_of_their_seed() {
-        let strategies = vec![Strategy::Random];
-        let options = Options { strategies, runs: Some(200), seed: 7, ..Options::default() };
-        let points = passed(&["a:exit", "b:exit", "c:open"]);
-        let all = lines(&options, &points, 80_000, true);
-        assert_eq!(all.len(), 200);
-        assert_eq!(all, lines(&options, &points, 80_000, true));
-        assert_ne!(all, lines(&Options { seed: 8, ..options.clone() }, &points, 80_000, true));
-        assert!(lines(&options, &[], 80_000, true).is_empty());
-        for count in 1..=3 {
-            assert!(all.iter().any(|(_, line)| line.holds.len() == count), "none of {count} holds");
+    fn two_kinds_of_draws_take_turns_and_come_last() {
+        let options = Options { runs: Some(60), seed: 7, ..Options::default() };
+        let all = lines(&options, &passed(&["a:exit", "b:exit", "c:open"]), 80_000, true);
+        let turns = all.chunk_by(|(one, _), (other, _)| one == other);
+        let turns: Vec<(&str, usize)> = turns
+            .filter_map(|turn| turn.first().map(|(strategy, _)| (strategy.word(), turn.len())))
+            .collect();
+        let expected = [
+            ("offsets", 32),
+            ("one-hold", 9),
+            ("pairs", 6),
+            ("random", 25),
+            ("pct", 25),
+            ("random", 25),
+            ("pct", 25),
+            ("random", 10),
+            ("pct", 10),
+        ];
+        assert_eq!(turns, expected);
+    }
+
+    #[test]
+    fn a_hold_among_many_is_found_in_few_steps() {
+        let mut line = Line::default();
+        for number in 0..20 {
+            line.holds.extend(format!("t{number}:start=80ms").parse::<Hold>().ok());
         }
-        let lengths = all.iter().flat_map(|(_, line)| line.holds.iter().map(|hold| hold.us));
-        assert!(lengths.clone().any(|us| us < 15_000) && lengths.clone().any(|us| us > 160_000));
-        assert!(lengths.clone().all(|us| (10_000..=320_000).contains(&us)));
-        let moved = all.iter().filter(|(_, line)| line.client_us != 0).count();
-        assert!((50..150).contains(&moved), "{moved} of 200");
-        assert!(lines(&options, &points, 80_000, false).iter().all(|(_, line)| line.client_us == 0));
-        for (_, line) in all {
-            assert_eq!(line.to_string().parse(), Ok(line), "a draw is a line as any other");
-        }
+        let mut tried = 0;
+        let fails = |line: &Line| {
+            ["t3", "t17"].iter().all(|task| line.holds.iter().any(|hold| hold.point.task == *task))
+        };
+        let mut of_two = || {
+            let fewer = smaller(&line).into_iter().take_while(|next| next.holds.len() < line.holds.len());
+            let next = fewer.inspect(|_| tried += 1).find(fails);
+            next.inspect(|next| line = next.clone()).is_some()
+        };
+        while of_two() {}
+        assert_eq!(line.to_string(), "t3:start=80ms t17:start=80ms");
+        assert!(tried <= 30, "{tried}, of {} one by one", 20 * 21 / 2);
     }
 
     #[test]

@@ -72,6 +72,9 @@ fn all(explored: &Explored) -> String {
     if let Some(draws) = explored.tried.get(&Strategy::Random) {
         text.push_str(&format!("  one to three holds: {draws} draws of --seed {}\n", explored.seed));
     }
+    if let Some(draws) = explored.tried.get(&Strategy::Pct) {
+        text.push_str(&format!("  an order of priority: {draws} draws of --seed {}\n", explored.seed));
+    }
     if explored.idle > 0 {
         let idle = explored.idle;
         text.push_str(&format!(

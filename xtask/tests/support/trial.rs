@@ -6,11 +6,9 @@ use anyhow::Result;
 use libtest_mimic::{Failed, Trial};
 
 /// A test with a directory of its own, which a failure leaves behind.
-pub(crate) fn trial(
-    name: &'static str,
-    case: impl AsyncFnOnce(&Path) -> Result<()> + Send + 'static,
-) -> Trial {
-    Trial::test(name, move || {
+pub(crate) fn trial(name: &str, case: impl AsyncFnOnce(&Path) -> Result<()> + Send + 'static) -> Trial {
+    let name = name.to_owned();
+    Trial::test(name.clone(), move || {
         let scratch = tempfile::Builder::new()
             .prefix(&format!("{}-{name}-", env!("CARGO_CRATE_NAME")))
             .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
