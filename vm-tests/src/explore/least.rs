@@ -4,13 +4,15 @@
 //! in the search, which can end within microseconds of the shortest that fails: there the whole run goes well, and nobody can be handed
 //! what was found. So from the least line on larger ones are tried, until one fails in both.
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use vm_perturb::{Hold, Line};
 
 use super::strategy;
 
 /// The most whole runs for one failure: each takes as long as three of the search's.
 const WHOLE_RUNS: usize = 5;
+/// So many of them are of the least line and of what is next to it; then the largest one says whether there is more to look for.
+const NEAR: usize = 2;
 /// By how much holds are longer in the first lines that are tried: numerator and denominator.
 const MARGINS: [(u64, u64); 2] = [(5, 4), (3, 2)];
 
@@ -54,29 +56,45 @@ pub(super) async fn least<R: Runner>(
 ) -> Result<Least<R::Tried, R::Whole>> {
     let chain = smaller(runner, line, tried).await?;
     let lines: Vec<Line> = chain.iter().map(|(line, _)| line.clone()).collect();
-    let mut whole_runs = 0;
-    let mut first = None;
-    for line in larger(&lines) {
-        if whole_runs == WHOLE_RUNS {
-            break;
-        }
-        let known = chain.iter().find(|(known, _)| *known == line).map(|(_, tried)| tried.clone());
-        let tried = match known {
-            Some(tried) => tried,
-            None => match runner.search(&line).await? {
-                Some(tried) => tried,
-                None => continue,
-            },
-        };
-        whole_runs += 1;
-        let whole = runner.whole(&line).await?;
-        let (in_search, _) = first.get_or_insert_with(|| (line.clone(), tried.clone()));
-        if whole.is_some() {
-            return Ok(Least { in_search: in_search.clone(), line, tried, whole, whole_runs });
+    let (line, tried) = chain.last().cloned().context("a failure without a line")?;
+    let mut kept = Least { in_search: line.clone(), line, tried, whole: None, whole_runs: 0 };
+    let candidates = larger(&lines);
+    let (near, far) = candidates.split_at(candidates.len().min(NEAR));
+    for line in near {
+        if both(runner, &chain, line, &mut kept).await? {
+            return Ok(kept);
         }
     }
-    let (line, tried) = first.ok_or_else(|| anyhow::anyhow!("a failure without a line"))?;
-    Ok(Least { in_search: line.clone(), line, tried, whole: None, whole_runs })
+    // If the largest one goes another way, so does the failure.
+    if let Some((largest, between)) = far.split_last()
+        && both(runner, &chain, largest, &mut kept).await?
+    {
+        for line in between {
+            if both(runner, &chain, line, &mut kept).await? {
+                break;
+            }
+        }
+    }
+    Ok(kept)
+}
+
+/// Tries a line both ways, and keeps it if it fails in both.
+async fn both<R: Runner>(
+    runner: &mut R,
+    chain: &[(Line, R::Tried)],
+    line: &Line,
+    kept: &mut Least<R::Tried, R::Whole>,
+) -> Result<bool> {
+    let known = chain.iter().find(|(known, _)| known == line).map(|(_, tried)| tried.clone());
+    let tried = match known {
+        Some(tried) => Some(tried),
+        None => runner.search(line).await?,
+    };
+    let Some(tried) = tried else { return Ok(false) };
+    kept.whole_runs += 1;
+    let Some(whole) = runner.whole(line).await? else { return Ok(false) };
+    (kept.line, kept.tried, kept.whole) = (line.clone(), tried, Some(whole));
+    Ok(true)
 }
 
 /// The lines that fail in the search, each with less in it than the one before: holds are left out, then lengths halved, one after
@@ -178,8 +196,8 @@ mod tests {
             (50_000, 50_000, "a:exit=51.5ms", 1),
             // It is at the very edge.
             (51_500, 51_501, "a:exit=64.4ms", 2),
-            (51_500, 65_000, "a:exit=77.3ms", 3),
-            (51_500, 80_000, "a:exit=103ms", 4),
+            (51_500, 65_000, "a:exit=77.3ms", 4),
+            (51_500, 80_000, "a:exit=103ms", 5),
             (20_000, 103_000, "a:exit=103ms", 5),
         ] {
             let mut planted = Planted::new(search_us, whole_us);
@@ -197,9 +215,9 @@ mod tests {
         let least = planted.least_of("a:exit=400ms b:exit=40ms c:exit=40ms").await;
         assert_eq!((least.line.to_string(), least.whole), ("a:exit=0.39ms".to_owned(), None));
         assert_eq!(least.in_search, least.line);
-        let tried = ["a:exit=0.39ms", "a:exit=0.488ms", "a:exit=0.585ms", "a:exit=0.781ms", "a:exit=400ms"];
+        let tried = ["a:exit=0.39ms", "a:exit=0.488ms", "a:exit=400ms"];
         assert_eq!(planted.wholes, tried);
-        assert_eq!((least.whole_runs, planted.searched), (5, 17));
+        assert_eq!((least.whole_runs, planted.searched), (3, 16));
         // There is no larger one of a second client that begins at another time.
         let mut planted = Planted::new(0, 0);
         let least = planted.least_of("client=5ms").await;
