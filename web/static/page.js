@@ -29,8 +29,13 @@ document.addEventListener('keydown', (event) => { if (event.key === ' ') press()
 for (const end of ['pointerup', 'pointercancel', 'keyup']) document.addEventListener(end, release);
 window.addEventListener('blur', release);
 
+// A tab that nobody looks at has no stream: without HTTP/2 a browser has six connections to a host for all of its tabs, and the seventh
+// would wait for ever. Whoever comes back to it has what changed meanwhile at once.
+let followed = null;
 function follow() {
+  if (document.hidden || followed) return;
   const stream = new EventSource('/live?page=' + encodeURIComponent(live.dataset.live));
+  followed = stream;
   stream.addEventListener('part', (event) => { if (isPressed) waiting = event.data; else show(event.data); });
   stream.addEventListener('open', () => { stale.hidden = true; });
   // The session has ended: the page itself leads to the login.
@@ -38,13 +43,18 @@ function follow() {
   stream.addEventListener('error', () => {
     stale.hidden = false;
     // A browser gives up at an answer that is no stream, as a proxy's whose page is away, or ours to who is not in any more.
-    if (stream.readyState === EventSource.CLOSED) setTimeout(again, 5000);
+    if (stream.readyState === EventSource.CLOSED) { followed = null; setTimeout(again, 5000); }
   });
 }
 async function again() {
   const answer = await fetch(location.href, { redirect: 'manual' }).catch(() => null);
   if (answer?.type === 'opaqueredirect') location.reload(); else follow();
 }
+document.addEventListener('visibilitychange', () => {
+  if (!live.dataset.live) return;
+  if (!document.hidden) follow();
+  else if (followed) { followed.close(); followed = null; }
+});
 if (live.dataset.live) follow();
 
 // A question is a page of its own; here its middle is asked in a dialog.

@@ -36,6 +36,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Arguments;
+use serde_json::json;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
         trial("all-of-it-by-keyboard", keyboard),
         trial("what-changes-is-shown-at-once", changes),
         trial("who-leaves-is-out-and-who-looks-cannot-press", roles),
+        trial("tabs-that-nobody-looks-at-keep-none-from-loading", tabs),
         trial("pictures", seen::pictures),
         trial("on-a-booted-machine", machine),
         trial("in-a-browser-on-a-booted-machine", postmortem::today),
@@ -404,6 +406,26 @@ async fn changes(scratch: &Path) -> Result<()> {
     browser.go(&format!("{}/jobs/2", page.address)).await?;
     let error = browser.text("pre.problem").await?;
     ensure!(error.contains("held by 196 (left4me-overlay) <script>"), "{error}");
+    browser.end().await?;
+    page.end().await
+}
+
+/// Without HTTP/2 a browser has six connections to a host, for all of its tabs, and each stream is one.
+async fn tabs(scratch: &Path) -> Result<()> {
+    let (mut page, mut browser) = started(scratch).await?;
+    browser.go(&format!("{}/servers", page.address)).await?;
+    until(&mut browser, "document.getElementById('row-3')").await?;
+    for _ in 0..8 {
+        let tab = json!({ "url": format!("{}/servers/3", page.address) });
+        browser.ask("Target.createTarget", tab).await?;
+    }
+    // Whoever comes back to a tab sees what has changed meanwhile.
+    page.play("set 3 active").await?;
+    browser.ask("Page.bringToFront", json!({})).await?;
+    until(&mut browser, "document.querySelector('#row-3 .active')").await?;
+    browser.go(&format!("{}/servers/3", page.address)).await?;
+    page.play("set 3 failed").await?;
+    until(&mut browser, "document.querySelector('#live > p .failed')").await?;
     browser.end().await?;
     page.end().await
 }
