@@ -169,8 +169,14 @@ pub(crate) async fn logout(
 }
 
 fn page(app: &App, status: StatusCode, problem: Option<String>, to: &str) -> Result<Response, Failed> {
-    let has_users = !app.store().users()?.is_empty();
-    let page = LoginPage { head: Head::default(), problem, to: back(to), has_users };
+    let makes_a_user = if app.store().users()?.is_empty() {
+        // Its directory is on nobody's PATH, and another one where it is from a package.
+        let program = std::env::current_exe().context("ask which program this is")?;
+        Some(format!("sudo {} passwd NAME", program.display()))
+    } else {
+        None
+    };
+    let page = LoginPage { head: Head::default(), problem, to: back(to), makes_a_user };
     Ok((status, Html(page.render()?)).into_response())
 }
 

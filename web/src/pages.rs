@@ -47,8 +47,8 @@ pub struct LoginPage {
     pub problem: Option<String>,
     /// Where to go then.
     pub to: String,
-    /// Whether there is anybody who could come in.
-    pub has_users: bool,
+    /// The command that makes a user, if there is none who could come in.
+    pub makes_a_user: Option<String>,
 }
 
 /// `/servers`.

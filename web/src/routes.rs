@@ -142,11 +142,12 @@ async fn question(
         Ok(server) => {
             let why = server.loss.error.map(|why| format!("how much is not known ({why})"));
             let players = crate::pages::players(&server.players);
-            (
-                server.report.active_state,
-                server.loss.text.or(why).unwrap_or_else(|| "nothing".into()),
-                players,
-            )
+            let state = match (server.report.active_state, server.report.error) {
+                (state, _) if !state.is_empty() => state,
+                (_, Some(error)) => format!("in a state that is not known ({error})"),
+                (_, None) => "in a state that is not known".into(),
+            };
+            (state, server.loss.text.or(why).unwrap_or_else(|| "nothing".into()), players)
         }
         Err(error) => {
             ("not known".into(), format!("how much is not known ({error:#})"), crate::pages::players(&None))

@@ -5,10 +5,19 @@ const live = document.getElementById('live');
 const stale = document.getElementById('stale');
 const dialog = document.getElementById('ask');
 
+// A server's journal is seen at its end, where the newest is. Where somebody reads further up, it stands still.
+function journal() { return document.getElementById('journal'); }
+function atItsEnd() { if (journal()) journal().scrollTop = journal().scrollHeight; }
+atItsEnd();
+
 // The live part, whenever it has changed. Whoever has something of it in the keyboard's focus keeps that.
 function show(part) {
   const focused = live.contains(document.activeElement) ? document.activeElement.id : '';
+  const read = journal();
+  const top = read?.scrollTop;
+  const isRead = read && top + read.clientHeight < read.scrollHeight - 4;
   live.innerHTML = part;
+  if (isRead && journal()) { journal().replaceWith(read); read.scrollTop = top; } else atItsEnd();
   if (focused) document.getElementById(focused)?.focus();
 }
 

@@ -435,6 +435,22 @@ fn without_a_session_there_is_a_login_and_nothing_else() {
     assert_eq!(work.host.done(), [""; 0]);
 }
 
+/// What it says can be pasted: the program is on nobody's PATH.
+#[test]
+fn without_a_user_the_login_says_how_one_is_made() {
+    let directory = tempfile::tempdir().unwrap();
+    let page = Page::start(directory.path(), "page");
+    assert!(page.ask("GET /login", "", "").1.contains("id=\"login\""));
+    let store = Store::open(&page.database).unwrap();
+    for name in ["anna", "otto"] {
+        assert!(store.remove_user(&name.parse().unwrap()).unwrap());
+    }
+    let (status, text) = page.ask("GET /login", "", "");
+    let program = std::env::current_exe().unwrap();
+    assert!(status == 200 && !text.contains("id=\"login\""), "{text}");
+    assert!(text.contains(&format!("<code>sudo {} passwd NAME</code>", program.display())), "{text}");
+}
+
 #[test]
 fn a_form_without_the_sessions_own_token_does_nothing() {
     let directory = tempfile::tempdir().unwrap();
@@ -600,6 +616,9 @@ fn a_servers_page_says_who_plays_who_holds_it_and_what_it_said() {
     for words in ["Reset server 3?", "2 files, 3.0 MiB", "3 people of 8"] {
         assert!(status == 200 && text.contains(words), "{text}");
     }
+    work.host.set("3", "");
+    let (_, text) = page.get("/servers/3/reset");
+    assert!(text.contains("It is in a state that is not known"), "{text}");
     let (_, text) = page.get("/servers/3");
     assert!(
         !text.contains("<script>throw") && !text.contains("<b>hotel") && !text.contains("<b>bash"),

@@ -72,6 +72,7 @@ fn main() -> ExitCode {
         trial("what-changes-is-shown-at-once", changes),
         trial("who-leaves-is-out-and-who-looks-cannot-press", roles),
         trial("tabs-that-nobody-looks-at-keep-none-from-loading", tabs),
+        trial("a-journal-stands-still-while-it-is-read", journal),
         trial("pictures", seen::pictures),
         trial("on-a-booted-machine", machine),
         trial("in-a-browser-on-a-booted-machine", postmortem::today),
@@ -406,6 +407,35 @@ async fn changes(scratch: &Path) -> Result<()> {
     browser.go(&format!("{}/jobs/2", page.address)).await?;
     let error = browser.text("pre.problem").await?;
     ensure!(error.contains("held by 196 (left4me-overlay) <script>"), "{error}");
+    browser.end().await?;
+    page.end().await
+}
+
+/// Its end is what is seen, and goes along; who reads further up can read.
+async fn journal(scratch: &Path) -> Result<()> {
+    const AT_ITS_END: &str = "(({ scrollTop, clientHeight, scrollHeight }) => scrollTop > 0 && scrollTop + clientHeight >= scrollHeight - 4)\
+                               (document.getElementById('journal'))";
+    let (mut page, mut browser) = started(scratch).await?;
+    for number in 0..40 {
+        page.play(&format!("say line {number}")).await?;
+    }
+    browser.go(&format!("{}/servers/3", page.address)).await?;
+    until(&mut browser, "document.getElementById('journal').innerText.includes('line 39')").await?;
+    ensure!(browser.value(AT_ITS_END).await? == true, "the newest line is not seen at first");
+    page.play("say something new").await?;
+    until(&mut browser, "document.getElementById('journal').innerText.includes('something new')").await?;
+    ensure!(browser.value(AT_ITS_END).await? == true, "the newest line is not seen when it comes");
+
+    browser.value("document.getElementById('journal').scrollTop = 20").await?;
+    page.play("say more").await?;
+    page.play("set 3 active").await?;
+    until(&mut browser, "document.querySelector('#live > p .active')").await?;
+    let at = browser.value("document.getElementById('journal').scrollTop").await?;
+    ensure!(at == 20, "who reads at 20 is at {at}");
+    browser.value("document.getElementById('journal').scrollTop = 10000").await?;
+    page.play("set 3 failed").await?;
+    until(&mut browser, "document.getElementById('journal').innerText.includes('more')").await?;
+    ensure!(browser.value(AT_ITS_END).await? == true, "it does not go on");
     browser.end().await?;
     page.end().await
 }
