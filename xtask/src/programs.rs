@@ -16,7 +16,7 @@ use vm_tests::workspace::Workspace;
 use crate::exit::{FAILED, PASSED};
 use crate::{copied, left4me};
 
-/// Builds the static programs that machines run, those for a host among them, and prints their SHA-256.
+/// Builds the static programs that machines run and hosts get, and prints their SHA-256.
 ///
 /// The bytes do not depend on the directory, the user or CARGO_HOME. They do depend on the compiler
 /// (rust-toolchain.toml) and on the libc.a of the system that builds.
@@ -25,13 +25,22 @@ pub(crate) struct ProgramsArgs {
     /// Build them once more, from a copy of the checkout in another directory with another CARGO_HOME, and compare
     #[arg(long)]
     twice: bool,
+
+    /// Those of the operator's page, too
+    #[arg(long)]
+    page: bool,
 }
+
+/// What is built by itself, a package's binary: what a deploy leaves on a host, and the operator's page with its broker.
+const DEPLOYER: (&str, &str) = ("left4me-deployer", "left4me-deploy");
+const PAGE: [(&str, &str); 2] = [("left4me-web", "left4me-web"), ("left4me-broker", "left4me-broker")];
 
 /// Builds and prints; the exit status says whether both builds are the same.
 pub(crate) async fn run(args: &ProgramsArgs) -> Result<u8> {
     let workspace = left4me::workspace()?;
     tools::ensure(&[Need::GuestBinaries], None, &workspace.target).await?;
-    let built = programs::guest_binaries(&workspace).await?;
+    let alone = [&[DEPLOYER][..], if args.page { &PAGE } else { &[] }].concat();
+    let built = programs::all(&workspace, &alone).await?;
     let first = hashes(&built)?;
     for (name, path) in built.iter() {
         println!("{}  {}", first.get(name).map_or("", String::as_str), path.display());
@@ -39,7 +48,7 @@ pub(crate) async fn run(args: &ProgramsArgs) -> Result<u8> {
     if !args.twice {
         return Ok(PASSED);
     }
-    let again = again(&workspace).await?;
+    let again = again(&workspace, &alone).await?;
     let differ = differ(&first, &hashes(&again)?);
     let there = again.iter().next().and_then(|(_, path)| path.parent()).unwrap_or(Path::new(""));
     if differ.is_empty() {
@@ -59,7 +68,7 @@ fn place(workspace: &Workspace) -> PathBuf {
 }
 
 /// The same programs from a copy of the checkout.
-async fn again(workspace: &Workspace) -> Result<GuestBinaries> {
+async fn again(workspace: &Workspace, alone: &[(&str, &str)]) -> Result<GuestBinaries> {
     let place = place(workspace);
     let (tree, home) = (place.join("checkout"), place.join("cargo-home"));
     for directory in [&tree, &home] {
@@ -76,7 +85,7 @@ async fn again(workspace: &Workspace) -> Result<GuestBinaries> {
         link(&theirs.join(name), &home.join(name))?;
     }
     let copy = Workspace { root: tree, target: place.join("target"), ..workspace.clone() };
-    programs::guest_binaries_of_copy(workspace, &copy, &home).await
+    programs::all_of_copy(workspace, alone, &copy, &home).await
 }
 
 /// Links what is there.

@@ -145,13 +145,23 @@ pub async fn guest_binaries_quickly(workspace: &Workspace) -> anyhow::Result<Gue
     Builder::new(workspace)?.guest_binaries_quickly().await
 }
 
-/// As [`guest_binaries`], of a copy of a workspace that has the harness in it, at the same place: with crates from another
-/// `CARGO_HOME`, and nothing from the network. Whether the place gets into a program is seen so.
+/// All programs that guests and hosts get: [`guest_binaries`], [`holders`], [`perturber`], and each of these by itself, as [`program`]
+/// builds it: a package and its binary.
+///
+/// # Errors
+/// As [`guest_binaries`].
+pub async fn all(workspace: &Workspace, alone: &[(&str, &str)]) -> anyhow::Result<GuestBinaries> {
+    Builder::new(workspace)?.all(alone).await
+}
+
+/// As [`all`], of a copy of a workspace that has the harness in it, at the same place: with crates from another `CARGO_HOME`, and
+/// nothing from the network. Whether the place gets into a program is seen so.
 ///
 /// # Errors
 /// As [`guest_binaries`]; if the workspace lacks the harness, or the copy.
-pub async fn guest_binaries_of_copy(
+pub async fn all_of_copy(
     workspace: &Workspace,
+    alone: &[(&str, &str)],
     copy: &Workspace,
     cargo_home: &Path,
 ) -> anyhow::Result<GuestBinaries> {
@@ -166,7 +176,7 @@ pub async fn guest_binaries_of_copy(
         cargo_home: cargo_home.to_owned(),
         offline: true,
     };
-    copied.guest_binaries().await
+    copied.all(alone).await
 }
 
 /// Cargo's arguments for a package's binaries.
@@ -181,9 +191,11 @@ fn arguments(package: &Package) -> Vec<&'static str> {
 /// # Errors
 /// As [`guest_binaries`].
 pub async fn holders(workspace: &Workspace) -> anyhow::Result<PathBuf> {
-    let holders = ["--package", "holders", "--bin", "holders"];
-    Ok(Builder::new(workspace)?.own(&holders).await?.path("holders")?.to_owned())
+    Ok(Builder::new(workspace)?.own(&HOLDERS).await?.path("holders")?.to_owned())
 }
+
+/// Cargo's arguments for it.
+const HOLDERS: [&str; 4] = ["--package", "holders", "--bin", "holders"];
 
 /// The name of what holds processes of a guest, among a guest's programs if it has it.
 pub const PERTURBER: &str = "vm-perturb";
@@ -193,18 +205,18 @@ pub const PERTURBER: &str = "vm-perturb";
 /// # Errors
 /// As [`guest_binaries`].
 pub async fn perturber(workspace: &Workspace) -> anyhow::Result<PathBuf> {
-    let what = ["--features", "vm-perturb/guest", "--package", PERTURBER, "--bin", PERTURBER];
-    Ok(Builder::new(workspace)?.own(&what).await?.path(PERTURBER)?.to_owned())
+    Ok(Builder::new(workspace)?.own(&PERTURB).await?.path(PERTURBER)?.to_owned())
 }
+
+/// Cargo's arguments for it.
+const PERTURB: [&str; 6] = ["--features", "vm-perturb/guest", "--package", PERTURBER, "--bin", PERTURBER];
 
 /// Builds one program of a workspace, apart from the others: features that it asks for are none of theirs.
 ///
 /// # Errors
 /// As [`guest_binaries`].
 pub async fn program(workspace: &Workspace, package: &str, name: &str) -> anyhow::Result<PathBuf> {
-    let what = ["--package", package, "--bin", name];
-    let built = Builder::new(workspace)?.build(&workspace.root, &[], &what, Mode::Shipped).await?;
-    Ok(built.path(name)?.to_owned())
+    Ok(Builder::new(workspace)?.alone(package, name).await?.path(name)?.to_owned())
 }
 
 /// Builds what the accuracy benchmark runs in a guest: `holders` and `fixture`.
@@ -247,6 +259,23 @@ impl<'a> Builder<'a> {
             all.by_name.extend(theirs.by_name);
         }
         Ok(all)
+    }
+
+    async fn all(&self, alone: &[(&str, &str)]) -> anyhow::Result<GuestBinaries> {
+        let mut all = self.guest_binaries().await?;
+        for what in [&HOLDERS[..], &PERTURB] {
+            all.by_name.extend(self.own(what).await?.by_name);
+        }
+        for (package, name) in alone {
+            all.by_name.extend(self.alone(package, name).await?.by_name);
+        }
+        Ok(all)
+    }
+
+    /// One program of the workspace, in a build of its own.
+    async fn alone(&self, package: &str, name: &str) -> anyhow::Result<GuestBinaries> {
+        let what = ["--package", package, "--bin", name];
+        self.build(&self.workspace.root, &[], &what, Mode::Shipped).await
     }
 
     async fn guest_binaries_quickly(&self) -> anyhow::Result<GuestBinaries> {
