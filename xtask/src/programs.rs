@@ -10,13 +10,13 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use vm_tests::cache::{self, Lock};
 use vm_tests::host::tools::{self, Need};
-use vm_tests::image::programs::{self, GuestBinaries};
+use vm_tests::image::programs::{self, GuestBinaries, Which};
 use vm_tests::workspace::Workspace;
 
 use crate::exit::{FAILED, PASSED};
 use crate::{copied, left4me};
 
-/// Builds the static programs that machines run and hosts get, and prints their SHA-256.
+/// Builds the static programs that machines run, those for a host among them, and prints their SHA-256.
 ///
 /// The bytes do not depend on the directory, the user or CARGO_HOME. They do depend on the compiler
 /// (rust-toolchain.toml) and on the libc.a of the system that builds.
@@ -26,21 +26,24 @@ pub(crate) struct ProgramsArgs {
     #[arg(long)]
     twice: bool,
 
-    /// Those of the operator's page, too
+    /// All that a host can get, too: `holders`, what a deploy leaves there, the operator's page. Takes minutes
     #[arg(long)]
-    page: bool,
+    all: bool,
 }
 
 /// What is built by itself, a package's binary: what a deploy leaves on a host, and the operator's page with its broker.
-const DEPLOYER: (&str, &str) = ("left4me-deployer", "left4me-deploy");
-const PAGE: [(&str, &str); 2] = [("left4me-web", "left4me-web"), ("left4me-broker", "left4me-broker")];
+const ALONE: [(&str, &str); 3] = [
+    ("left4me-deployer", "left4me-deploy"),
+    ("left4me-web", "left4me-web"),
+    ("left4me-broker", "left4me-broker"),
+];
 
 /// Builds and prints; the exit status says whether both builds are the same.
 pub(crate) async fn run(args: &ProgramsArgs) -> Result<u8> {
     let workspace = left4me::workspace()?;
     tools::ensure(&[Need::GuestBinaries], None, &workspace.target).await?;
-    let alone = [&[DEPLOYER][..], if args.page { &PAGE } else { &[] }].concat();
-    let built = programs::all(&workspace, &alone).await?;
+    let which = if args.all { Which::All(&ALONE) } else { Which::Guests };
+    let built = programs::build(&workspace, which).await?;
     let first = hashes(&built)?;
     for (name, path) in built.iter() {
         println!("{}  {}", first.get(name).map_or("", String::as_str), path.display());
@@ -48,7 +51,7 @@ pub(crate) async fn run(args: &ProgramsArgs) -> Result<u8> {
     if !args.twice {
         return Ok(PASSED);
     }
-    let again = again(&workspace, &alone).await?;
+    let again = again(&workspace, which).await?;
     let differ = differ(&first, &hashes(&again)?);
     let there = again.iter().next().and_then(|(_, path)| path.parent()).unwrap_or(Path::new(""));
     if differ.is_empty() {
@@ -68,7 +71,7 @@ fn place(workspace: &Workspace) -> PathBuf {
 }
 
 /// The same programs from a copy of the checkout.
-async fn again(workspace: &Workspace, alone: &[(&str, &str)]) -> Result<GuestBinaries> {
+async fn again(workspace: &Workspace, which: Which<'_>) -> Result<GuestBinaries> {
     let place = place(workspace);
     let (tree, home) = (place.join("checkout"), place.join("cargo-home"));
     for directory in [&tree, &home] {
@@ -85,7 +88,7 @@ async fn again(workspace: &Workspace, alone: &[(&str, &str)]) -> Result<GuestBin
         link(&theirs.join(name), &home.join(name))?;
     }
     let copy = Workspace { root: tree, target: place.join("target"), ..workspace.clone() };
-    programs::all_of_copy(workspace, alone, &copy, &home).await
+    programs::build_copy(workspace, which, &copy, &home).await
 }
 
 /// Links what is there.

@@ -278,9 +278,9 @@ impl Stranger {
 
 /// Where the same programs are, built in another directory. The first of these tests builds them, the others find them there.
 async fn built_elsewhere() -> Result<String> {
-    // The page's are minutes of compiling.
-    let page: &[&str] = if std::env::var_os("VM_TESTS_ALL").is_some() { &["--page"] } else { &[] };
-    let said = xtask(&[&["programs", "--twice"], page].concat(), None).await?;
+    // The others are minutes of compiling.
+    let all: &[&str] = if std::env::var_os("VM_TESTS_ALL").is_some() { &["--all"] } else { &[] };
+    let said = xtask(&[&["programs", "--twice"], all].concat(), None).await?;
     let (_, place) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
     Ok(place.trim_end().to_owned())
 }

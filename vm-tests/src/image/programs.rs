@@ -145,23 +145,32 @@ pub async fn guest_binaries_quickly(workspace: &Workspace) -> anyhow::Result<Gue
     Builder::new(workspace)?.guest_binaries_quickly().await
 }
 
-/// All programs that guests and hosts get: [`guest_binaries`], [`holders`], [`perturber`], and each of these by itself, as [`program`]
-/// builds it: a package and its binary.
+/// Which programs are built.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Which<'a> {
+    /// [`guest_binaries`].
+    Guests,
+    /// All that guests and hosts get: those, [`holders`], [`perturber`], and each of these by itself, as [`program`] builds it: a package
+    /// and its binary.
+    All(&'a [(&'a str, &'a str)]),
+}
+
+/// Builds programs as [`guest_binaries`] does.
 ///
 /// # Errors
 /// As [`guest_binaries`].
-pub async fn all(workspace: &Workspace, alone: &[(&str, &str)]) -> anyhow::Result<GuestBinaries> {
-    Builder::new(workspace)?.all(alone).await
+pub async fn build(workspace: &Workspace, which: Which<'_>) -> anyhow::Result<GuestBinaries> {
+    Builder::new(workspace)?.which(which).await
 }
 
-/// As [`all`], of a copy of a workspace that has the harness in it, at the same place: with crates from another `CARGO_HOME`, and
+/// As [`build`], of a copy of a workspace that has the harness in it, at the same place: with crates from another `CARGO_HOME`, and
 /// nothing from the network. Whether the place gets into a program is seen so.
 ///
 /// # Errors
 /// As [`guest_binaries`]; if the workspace lacks the harness, or the copy.
-pub async fn all_of_copy(
+pub async fn build_copy(
     workspace: &Workspace,
-    alone: &[(&str, &str)],
+    which: Which<'_>,
     copy: &Workspace,
     cargo_home: &Path,
 ) -> anyhow::Result<GuestBinaries> {
@@ -176,7 +185,7 @@ pub async fn all_of_copy(
         cargo_home: cargo_home.to_owned(),
         offline: true,
     };
-    copied.all(alone).await
+    copied.which(which).await
 }
 
 /// Cargo's arguments for a package's binaries.
@@ -261,8 +270,9 @@ impl<'a> Builder<'a> {
         Ok(all)
     }
 
-    async fn all(&self, alone: &[(&str, &str)]) -> anyhow::Result<GuestBinaries> {
+    async fn which(&self, which: Which<'_>) -> anyhow::Result<GuestBinaries> {
         let mut all = self.guest_binaries().await?;
+        let Which::All(alone) = which else { return Ok(all) };
         for what in [&HOLDERS[..], &PERTURB] {
             all.by_name.extend(self.own(what).await?.by_name);
         }
