@@ -26,8 +26,7 @@ pub(super) fn drawn(
     let took_us = took_us.max(LEAST_US);
     let mut line = Line::default();
     for _ in 0..=draws.below(2) {
-        let place = usize::try_from(draws.below(points.len().checked_sub(1)? as u64)).ok()?;
-        let point = points.get(place)?.clone();
+        let point = points.get(draws.place(points.len())?)?.clone();
         // From an eighth of the phase to four times as long.
         let shortest = (took_us / 8) << draws.below(4);
         let us = (shortest + draws.below(shortest)).clamp(LEAST_US, MOST_US) / 100 * 100;
@@ -63,14 +62,12 @@ pub(super) fn priorities(seed: u64, number: usize, points: &[Point], took_us: u6
     let mut holds: Vec<Hold> = Vec::new();
     let mut us = took_us.saturating_mul(2);
     while !firsts.is_empty() && us >= took_us / SHORTEST {
-        let place = usize::try_from(draws.below(firsts.len().checked_sub(1)? as u64)).ok()?;
-        let point = firsts.remove(place).clone();
+        let point = firsts.remove(draws.place(firsts.len())?).clone();
         holds.push(Hold { point, us: us.clamp(LEAST_US, MOST_US) / 100 * 100 });
         us /= 2;
     }
     for _ in 0..draws.below(MOST_CHANGES) {
-        let place = usize::try_from(draws.below(points.len().checked_sub(1)? as u64)).ok()?;
-        let point = points.get(place)?.clone();
+        let point = points.get(draws.place(points.len())?)?.clone();
         match holds.iter_mut().find(|hold| hold.point == point) {
             Some(hold) => hold.us = hold.us.max(took_us),
             None => holds.push(Hold { point, us: took_us }),
@@ -87,6 +84,11 @@ struct Draws {
 }
 
 impl Draws {
+    /// One of so many places; none if there is none.
+    fn place(&mut self, count: usize) -> Option<usize> {
+        usize::try_from(self.below(count.checked_sub(1)? as u64)).ok()
+    }
+
     /// From 0 to this one.
     fn below(&mut self, most: u64) -> u64 {
         self.drawn += 1;

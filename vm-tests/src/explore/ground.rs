@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use vm_agent::recording::{Recording, Step, What};
+use vm_agent::recording::{Recording, Step, StepEnd, What};
 use vm_agent::wire::{Body, Put, Session};
 use vm_perturb::{Line, PROGRAM, Report};
 
@@ -283,13 +283,17 @@ impl Ground {
     }
 }
 
-/// How long a phase's commands took, in microseconds of the guest's time.
-fn took_us(recording: &Recording, phase: Phase) -> u64 {
-    let ends = recording.events.iter().filter_map(|event| match &event.what {
+/// How a run's commands ended.
+fn ends(recording: &Recording) -> impl Iterator<Item = &StepEnd> {
+    recording.events.iter().filter_map(|event| match &event.what {
         What::StepEnds(end) => Some(end),
         _ => None,
-    });
-    let of_phase = ends.filter(|end| match phase {
+    })
+}
+
+/// How long a phase's commands took, in microseconds of the guest's time.
+fn took_us(recording: &Recording, phase: Phase) -> u64 {
+    let of_phase = ends(recording).filter(|end| match phase {
         Phase::Start => end.step == Step::Start,
         Phase::Reset => end.step == Step::Reset,
     });
@@ -330,16 +334,13 @@ fn status(code: i32) -> Vec<String> {
 
 /// What the tracer said, if it is the one that did.
 fn stderr_of(recording: &Recording) -> String {
-    let ends = recording.events.iter().filter_map(|event| match &event.what {
-        What::StepEnds(end) => Some(end.stderr.trim()),
-        _ => None,
-    });
-    ends.filter(|stderr| !stderr.is_empty()).collect::<Vec<_>>().join("; ")
+    let said = ends(recording).map(|end| end.stderr.trim());
+    said.filter(|stderr| !stderr.is_empty()).collect::<Vec<_>>().join("; ")
 }
 
 #[cfg(test)]
 mod tests {
-    use vm_agent::recording::{Event, StepEnd};
+    use vm_agent::recording::Event;
     use vm_agent::wire::Exit;
 
     use super::*;
