@@ -13,6 +13,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Arguments;
+use vm_agent::recording::{Event, Recording, Step, What};
 use vm_perturb::Line;
 use vm_tests::explore::found::{Explored, Outcome};
 use vm_tests::explore::strategy::Strategy;
@@ -123,8 +124,10 @@ async fn a_child_that_leaves_late(scratch: &Path) -> Result<()> {
     // Again, the same; and with nothing held, as expected.
     let again = planted.replay(&found.line, scratch).await?;
     ensure!(again.recording_sha256 == found.recording_sha256, "{}: another recording", found.line);
+    let held_at = times(&again)?;
     let null = planted.replay("", scratch).await?;
     ensure!(null.why.is_empty(), "nothing was held: {:?}", null.why);
+    one_up_to_the_hold((&again, &held_at), (&null, &times(&null)?))?;
     let nowhere = planted.replay("nobody:exit=5ms", scratch).await;
     let error = nowhere.err().context("a hold that nobody comes to is no run")?.to_string();
     ensure!(error.contains("nothing was held"), "{error}");
@@ -147,6 +150,31 @@ async fn a_child_that_leaves_late(scratch: &Path) -> Result<()> {
     let mended = Ground::of("child-is-waited-for", scratch).await?;
     let same = mended.replay(&line.to_string(), scratch).await?;
     ensure!(same.why.is_empty(), "the mended one fails: {:?}", same.why);
+    Ok(())
+}
+
+/// When the events of a recording were, in nanoseconds, and when the phase began.
+fn times(replayed: &Replayed) -> Result<(Vec<u64>, u64)> {
+    let text = std::fs::read_to_string(&replayed.recording)?;
+    let recording: Recording = serde_json::from_str(&text)?;
+    let is_reset = |event: &&Event| event.what == What::StepBegins(Step::Reset);
+    let began = recording.events.iter().find(is_reset).context("no reset")?.at;
+    Ok((recording.events.iter().map(|event| event.at).collect(), began))
+}
+
+/// That the runs of two lines are one up to the first hold: what tasks came to, and all that was recorded, to the nanosecond.
+fn one_up_to_the_hold(
+    (held, (at, began)): (&Replayed, &(Vec<u64>, u64)),
+    (null, (null_at, _)): (&Replayed, &(Vec<u64>, u64)),
+) -> Result<()> {
+    let passed = &held.report.passed;
+    let first = passed.iter().position(|passed| passed.held_us > 0).context("nothing held")?;
+    let (before, of_null) = (&passed[..first], &null.report.passed[..first]);
+    ensure!(before == of_null, "before the hold tasks came to {before:?}, and with none to {of_null:?}");
+    let until = began + passed[first].at_us * 1000;
+    let early = |at: &[u64]| at.iter().copied().filter(|at| *at <= until).collect::<Vec<u64>>();
+    ensure!(early(at) == early(null_at), "{:?} and {:?}, before {until}", early(at), early(null_at));
+    ensure!(early(at).last() > Some(began), "nothing was recorded between the begin and the hold");
     Ok(())
 }
 

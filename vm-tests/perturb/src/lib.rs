@@ -20,8 +20,14 @@ pub const REPORT: &str = "/run/vm-perturb/report";
 /// The length of every order, in bytes: what a run is told must not change what it does by its own length.
 pub const ORDER_BYTES: usize = 16 << 10;
 
+/// The length of the line in an order, in bytes, filled up with spaces: whoever reads it takes as much memory for each.
+pub const LINE_BYTES: usize = 4 << 10;
+
 /// The most that a report on a device takes, in bytes: thousands of points.
 pub const REPORT_BYTES: usize = 4 << 20;
+
+/// The most holds of a line: a task's point is compared with so many, however few there are.
+pub const HOLDS_MAX: usize = 128;
 
 /// The name of the second client in a line.
 pub const CLIENT: &str = "client";
@@ -204,6 +210,9 @@ pub struct Order {
     pub client: Vec<String>,
     /// The [`Line`].
     pub line: String,
+    /// The same as the program reads it, see [`Packed`]; [`Order::to_text`] fills it in.
+    #[serde(default)]
+    pub packed: String,
     /// When a report is written although the command has not ended, in microseconds since it began: who waits for it kills it soon.
     pub deadline_us: u64,
     /// Whether it is an error that no task came to a point of the line.
@@ -212,6 +221,79 @@ pub struct Order {
     /// Where another order comes from when all is traced and nothing was begun; left out: this one is the last.
     #[serde(default)]
     pub anew: Option<Anew>,
+}
+
+/// A line as the program reads it and compares points with it: in the same time and the same memory whatever it says, as runs of two lines are
+/// to be one up to the first hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Packed {
+    /// See [`Line::client_us`].
+    pub client_us: i64,
+    /// The hashes of the points at which tasks are held, and 0 for each that is not there.
+    keys: [u64; HOLDS_MAX],
+    /// How long each is held, in microseconds.
+    lengths: [u64; HOLDS_MAX],
+}
+
+/// How many digits a number of it has.
+const DIGITS: usize = 16;
+
+impl Packed {
+    /// A line that changes nothing.
+    #[must_use]
+    pub const fn none() -> Self {
+        Self { client_us: 0, keys: [0; HOLDS_MAX], lengths: [0; HOLDS_MAX] }
+    }
+
+    /// Of a line that has at most [`HOLDS_MAX`] holds; others are left out.
+    #[must_use]
+    pub fn of(line: &Line) -> Self {
+        let mut packed = Self { client_us: line.client_us, ..Self::none() };
+        for ((key, length), hold) in packed.keys.iter_mut().zip(&mut packed.lengths).zip(&line.holds) {
+            (*key, *length) = (key_of(&hold.point.to_string()), hold.us);
+        }
+        packed
+    }
+
+    fn to_text(&self) -> String {
+        let numbers = self.keys.iter().zip(&self.lengths).map(|(key, us)| format!("{key:016x}{us:016x}"));
+        format!("{:016x}{}", self.client_us, numbers.collect::<String>())
+    }
+
+    /// Of [`Order::packed`]; what is not there is 0.
+    #[must_use]
+    pub fn read(text: &str) -> Self {
+        let digit = |byte: &u8| u64::from((byte & 0xf) + 9 * (byte >> 6));
+        let number = |digits: &[u8]| digits.iter().fold(0_u64, |number, byte| (number << 4) | digit(byte));
+        let mut numbers = text.as_bytes().chunks(DIGITS).map(number);
+        let mut packed = Self { client_us: numbers.next().unwrap_or(0).cast_signed(), ..Self::none() };
+        for (key, length) in packed.keys.iter_mut().zip(&mut packed.lengths) {
+            (*key, *length) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+        }
+        packed
+    }
+
+    /// How long a task is held at a point, in microseconds; 0 if it is not.
+    #[must_use]
+    pub fn us(&self, point: &str) -> u64 {
+        let key = key_of(point);
+        // All of them: no end at the one that is it.
+        let places = self.keys.iter().zip(&self.lengths);
+        places.fold(0, |us, (one, length)| us.max(length * u64::from(*one == key)))
+    }
+
+    /// Whether it holds nobody.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        // All of them, too: a comparison ends at the first that is one.
+        self.keys.iter().fold(0, |any, key| any | key) == 0
+    }
+}
+
+/// FNV-1a of a point as it is shown.
+fn key_of(point: &str) -> u64 {
+    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+    point.bytes().fold(0xcbf2_9ce4_8422_2325, step)
 }
 
 /// The machine is paused, to be saved; whoever restores it lays the order of that run down meanwhile.
@@ -229,7 +311,9 @@ pub struct Anew {
 
 /// An order that is too long to be given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an order of {0} bytes, more than {ORDER_BYTES}: fewer holds, or a shorter second client")]
+#[error(
+    "an order of {0} bytes, more than {ORDER_BYTES}, or a line of more than {LINE_BYTES}: fewer holds, or a shorter second client"
+)]
 pub struct TooLong(usize);
 
 impl Order {
@@ -238,8 +322,17 @@ impl Order {
     /// # Errors
     /// [`TooLong`].
     pub fn to_text(&self) -> Result<String, TooLong> {
+        if self.line.len() > LINE_BYTES {
+            return Err(TooLong(self.line.len()));
+        }
+        let line = self.line.parse::<Line>().unwrap_or_default();
+        if line.holds.len() > HOLDS_MAX {
+            return Err(TooLong(self.line.len()));
+        }
+        let (text, packed) = (format!("{:<LINE_BYTES$}", self.line), Packed::of(&line).to_text());
+        let order = Self { line: text, packed, ..self.clone() };
         // Lists and texts have a form.
-        let text = serde_json::to_string(self).unwrap_or_default();
+        let text = serde_json::to_string(&order).unwrap_or_default();
         match ORDER_BYTES.checked_sub(text.len()) {
             Some(padding) => Ok(text + &" ".repeat(padding)),
             None => Err(TooLong(text.len())),
@@ -307,6 +400,27 @@ mod tests {
     }
 
     #[test]
+    fn a_line_is_packed_and_read() {
+        let many: String = (2..=100).map(|number| format!("sh#{number}:exit={number}ms ")).collect();
+        for (text, point, us) in [
+            ("", "sh:exit", 0),
+            ("client=-20.5ms sh:exit=1.5ms", "sh:exit", 1_500),
+            ("client=55ms sh:exit=1.5ms", "sh:exit@2", 0),
+            (&many, "sh#2:exit", 2_000),
+            (&many, "sh#100:exit", 100_000),
+            (&many, "sh#101:exit", 0),
+        ] {
+            let line: Line = text.parse().expect(text);
+            let packed = Packed::read(&Packed::of(&line).to_text());
+            assert_eq!(packed, Packed::of(&line));
+            assert_eq!((packed.client_us, packed.us(point)), (line.client_us, us), "{point} of {text}");
+            assert_eq!(packed.is_idle(), line.holds.is_empty());
+        }
+        let order = Order { line: many.repeat(2), ..Order::default() };
+        assert!(order.to_text().is_err(), "more holds than there is room for");
+    }
+
+    #[test]
     fn what_is_no_line_says_what_one_is() {
         for text in [
             "sh:exit",
@@ -335,10 +449,10 @@ mod tests {
         let long = "x".repeat(1000);
         assert_eq!(order("").to_text().expect("an order").len(), ORDER_BYTES);
         assert_eq!(order(&long).to_text().expect("an order").len(), ORDER_BYTES);
-        assert_eq!(
-            serde_json::from_str::<Order>(&order(&long).to_text().expect("one")).expect("JSON"),
-            order(&long)
-        );
+        let read =
+            |order: Order| serde_json::from_str::<Order>(&order.to_text().expect("one")).expect("JSON");
+        assert_eq!(read(order(&long)).line.trim_end(), long);
+        assert_eq!(read(order("")).line.len(), read(order(&long)).line.len());
         assert!(order(&"x".repeat(ORDER_BYTES)).to_text().is_err());
     }
 }

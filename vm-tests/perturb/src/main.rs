@@ -17,12 +17,15 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use nix::libc::O_DIRECT;
 use rustix::fs::{Advice, fadvise};
-use vm_perturb::{Anew, Line, ORDER, ORDER_BYTES, Order, REPORT, REPORT_BYTES, Report};
+use vm_perturb::{Anew, ORDER, ORDER_BYTES, Order, Packed, REPORT, REPORT_BYTES, Report};
 
-use tracer::Tracer;
+use tracer::{Tracer, now_us};
 
 /// How much longer than until the pause is waited, in microseconds: what winds the watchdog takes some of it.
 const AFTER_PAUSE_US: u64 = 1_000;
+/// What is read and understood of an order within this time, in microseconds, or a multiple of it: how long that takes depends on what
+/// the order says, and what comes after it must not.
+const READ_US: u64 = 20_000;
 /// What a write past the page cache is in whole ones of.
 const PAGE: usize = 4096;
 /// As env(1) and timeout(1) have it.
@@ -41,36 +44,39 @@ fn main() -> ExitCode {
 fn run() -> Result<i32> {
     let command: Vec<String> = std::env::args().skip(1).collect();
     ensure!(!command.is_empty(), "usage: vm-perturb COMMAND…");
+    let mut since_us = now_us();
     let text = std::fs::read_to_string(ORDER).with_context(|| format!("read {ORDER}"))?;
     let mut order: Order = serde_json::from_str(&text).with_context(|| format!("parse {ORDER}"))?;
     let mut tracer = Tracer::start(&order)?;
     let anew = order.anew.take();
     if let Some(anew) = &anew {
-        order = given_anew(anew, &mut tracer)?;
+        (order, since_us) = given_anew(anew, &mut tracer)?;
     }
-    let line: Line = order.line.parse()?;
-    let has_holds = !line.holds.is_empty();
-    let (status, report) = tracer.run(&command, &order, line, anew.as_ref())?;
+    let line = Packed::read(&order.packed);
+    let has_holds = !line.is_idle();
+    tracer.begin_at(since_us, READ_US, line)?;
+    let (status, report) = tracer.run(&command, &order, anew.as_ref())?;
     write(&report, anew.as_ref())?;
     let is_idle = order.must_hold && has_holds && report.held() == 0;
-    ensure!(!is_idle, "nothing was held: no task came to a point of '{}'", order.line);
+    ensure!(!is_idle, "nothing was held: no task came to a point of '{}'", order.line.trim_end());
     // The end of a tracer lets all that it traces go on: ptrace(2).
     Ok(status)
 }
 
-/// Has the machine paused, and reads the order that is there when it goes on.
-fn given_anew(anew: &Anew, tracer: &mut Tracer) -> Result<Order> {
+/// Has the machine paused, and reads the order that is there when it goes on; since when.
+fn given_anew(anew: &Anew, tracer: &mut Tracer) -> Result<(Order, u64)> {
     let Anew { pause_us, device, order_at, .. } = anew;
     pause::prepare()?;
     pause::after(Duration::from_micros(*pause_us))?;
     tracer.wait_for(Duration::from_micros(pause_us + AFTER_PAUSE_US))?;
+    let since_us = now_us();
     let what = || format!("read an order from {device}");
     let file = File::open(device).with_context(what)?;
     // The machine that was saved had another device here.
     fadvise(&file, 0, None, Advice::DontNeed).with_context(what)?;
     let mut bytes = vec![0; ORDER_BYTES];
     file.read_exact_at(&mut bytes, *order_at).with_context(what)?;
-    serde_json::from_slice(&bytes).with_context(what)
+    Ok((serde_json::from_slice(&bytes).with_context(what)?, since_us))
 }
 
 /// Writes a report: to a device past the page cache, as the machine is gone before that is written back.

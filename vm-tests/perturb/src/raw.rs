@@ -1,4 +1,4 @@
-//! ptrace(2), waitpid(2), setitimer(2) and sched_setscheduler(2) as the kernel has them: what wraps them knows no real-time signals, and loses
+//! ptrace(2), waitpid(2), setitimer(2), clock_nanosleep(2) and sched_setscheduler(2) as the kernel has them: what wraps them knows no real-time signals, and loses
 //! the task that stops with one.
 
 use std::io;
@@ -106,6 +106,26 @@ pub(crate) fn alarm_after(us: u64) -> nix::Result<()> {
     // SAFETY: the kernel reads one `struct itimerval` from the pointer, which outlives the call, and writes to none.
     let result = unsafe { libc::syscall(libc::SYS_setitimer, libc::ITIMER_REAL, &raw const timer, none) };
     Errno::result(result).map(drop)
+}
+
+/// Sleeps until this instant of the monotonic clock, in microseconds, to the nanosecond.
+pub(crate) fn sleep_until(us: u64) -> nix::Result<()> {
+    let until = libc::timespec {
+        tv_sec: i64::try_from(us / 1_000_000).unwrap_or(i64::MAX),
+        // Below a thousand million.
+        tv_nsec: i64::try_from(us % 1_000_000 * 1000).unwrap_or(0),
+    };
+    let (clock, how, none) =
+        (libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, std::ptr::null_mut::<libc::timespec>());
+    loop {
+        #[expect(unsafe_code, reason = "a system call")]
+        // SAFETY: the kernel reads one `struct timespec` from the pointer, which outlives the call, and writes to none.
+        let result = unsafe { libc::syscall(libc::SYS_clock_nanosleep, clock, how, &raw const until, none) };
+        match Errno::result(result) {
+            Err(Errno::EINTR) => {}
+            result => return result.map(drop),
+        }
+    }
 }
 
 /// Has the alarm end a wait and do nothing else.

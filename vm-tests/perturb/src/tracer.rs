@@ -16,11 +16,13 @@ use nix::sys::ptrace;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use rustix::time::{ClockId, clock_gettime};
-use vm_perturb::{Anew, Line, Order, Passed, Point, Report};
+use vm_perturb::{Anew, Order, Packed, Passed, Point, Report};
 
 use crate::calls;
 use crate::raw::{self, Go, Status};
 
+/// For how many points there is room from the beginning.
+const POINTS: usize = 1024;
 /// PID 1 and its threads.
 const MANAGER: pid_t = 1;
 
@@ -55,7 +57,7 @@ struct Held {
 
 #[derive(Debug)]
 pub(crate) struct Tracer {
-    line: Line,
+    line: Packed,
     /// When a wait ends that nothing else has ended.
     alarm: Option<u64>,
     tasks: HashMap<pid_t, Task>,
@@ -66,7 +68,7 @@ pub(crate) struct Tracer {
     passed: Vec<Passed>,
 }
 
-fn now_us() -> u64 {
+pub(crate) fn now_us() -> u64 {
     let time = clock_gettime(ClockId::Monotonic);
     let nanos = u64::try_from(time.tv_nsec).unwrap_or(0);
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000 + nanos / 1000
@@ -78,7 +80,7 @@ impl Tracer {
         raw::become_fifo().context("become SCHED_FIFO")?;
         raw::hear_alarms().context("sigaction SIGALRM")?;
         let mut tracer = Self {
-            line: Line::default(),
+            line: Packed::none(),
             alarm: None,
             tasks: HashMap::new(),
             instances: HashMap::new(),
@@ -116,18 +118,26 @@ impl Tracer {
         Ok(())
     }
 
+    /// Takes note of a line, and goes on at the next multiple of a time since that instant, both in microseconds: what was done until then
+    /// can have taken longer or less long. Nothing is heard of tasks meanwhile: what waits for one of them goes on at another instant, too.
+    pub(crate) fn begin_at(&mut self, since_us: u64, every_us: u64, line: Packed) -> Result<()> {
+        self.line = line;
+        // What came before can't be held.
+        self.passed = Vec::with_capacity(POINTS);
+        self.alarm = None;
+        raw::alarm_after(0).context("setitimer")?;
+        let until_us = since_us + ((now_us() - since_us) / every_us + 1) * every_us;
+        raw::sleep_until(until_us).context("clock_nanosleep")
+    }
+
     /// Runs the command, and the second client if there is one, and holds tasks as the line has it; returns the command's status
     /// when both have ended.
     pub(crate) fn run(
         mut self,
         command: &[String],
         order: &Order,
-        line: Line,
         to: Option<&Anew>,
     ) -> Result<(i32, Report)> {
-        self.line = line;
-        // What came before can't be held.
-        self.passed.clear();
         self.began_us = now_us();
         let offset = self.line.client_us;
         let due = |first: bool| {
@@ -306,12 +316,12 @@ impl Tracer {
 
     /// Notes a point, and lets the task go on, at once or later.
     fn come_to(&mut self, tid: pid_t, event: &str, of: String, how: Go, signal: c_int) -> Result<()> {
-        let point = self.point(tid, event);
-        let us = self.line.holds.iter().find(|hold| hold.point == point).map_or(0, |hold| hold.us);
+        let point = self.point(tid, event).to_string();
+        let us = self.line.us(&point);
         let at_us = now_us();
         let since = at_us.saturating_sub(self.began_us);
         let of_client = self.tasks.get(&tid).is_some_and(|task| task.of_client);
-        self.passed.push(Passed { point: point.to_string(), of, at_us: since, held_us: us, of_client });
+        self.passed.push(Passed { point, of, at_us: since, held_us: us, of_client });
         if us == 0 {
             return self.go_on(tid, how, signal);
         }

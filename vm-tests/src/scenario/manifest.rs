@@ -121,6 +121,7 @@ impl Manifest {
             units: [Some(&self.unit), self.mount_unit.as_ref()].into_iter().flatten().cloned().collect(),
             client: self.explore.client.clone(),
             line: line.to_string(),
+            packed: String::new(),
             // A command is killed when its time is over.
             deadline_us: self.command_timeout_secs.saturating_mul(1_000_000) / 10 * 9,
             must_hold,
