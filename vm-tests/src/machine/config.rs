@@ -258,6 +258,9 @@ impl Config {
             // It panics if a timer of its own host comes late (check_timer of arch/x86/kernel/apic/io_apic.c: "IO-APIC + timer doesn't
             // work!"), which it does on a busy one, seen in a boot after a power cut. Under KVM the kernel leaves it out by itself.
             words.push("no_timer_check");
+            // A host that has no time for the machine for a second is told as the TSC's fault otherwise, by a warning that no scenario
+            // expects (clocksource_watchdog of kernel/time/clocksource.c: "Long readout interval").
+            words.push("tsc=nowatchdog");
         }
         if self.pauses_itself() {
             words.push(PAUSE);
