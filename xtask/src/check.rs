@@ -147,9 +147,10 @@ fn suite<'a>(shell: &'a Shell, xtask: &Path, all: bool) -> Step<'a> {
     (SUITE, cmd!(shell, "{xtask} {SUITE} --image {IMAGES} {breadth...}"))
 }
 
-/// Tests that boot one machine after the other: the reports of a machine's death, from a panic to a killed QEMU; the programs built
-/// twice, machines and recordings once more; the operator's page, in a browser; moments of two runs; what the deployed software
-/// finds after a power cut; planted races; scenarios on a guest of NixOS' shape; deploys; the pages of two runs.
+/// Tests that boot one machine after the other: the reports of a machine's death, from a panic to a killed QEMU; machines and
+/// recordings once more, with `--all` of programs that were built once more, too; the operator's page, in a browser; moments of two
+/// runs; what the deployed software finds after a power cut; planted races; scenarios on a guest of NixOS' shape; deploys; the pages
+/// of two runs.
 /// Each step's name and its test, the longest first: two are under way at a time, and a long one that began last would have a
 /// processor to itself.
 const MACHINES: [(&str, &str); 9] = [

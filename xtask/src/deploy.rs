@@ -22,6 +22,8 @@ use crate::left4me;
 use show::NOTHING_TO_DO;
 use ssh::{Become, Ssh};
 
+pub(crate) use version::PROGRAM;
+
 /// How long a deploy may take on the host, in seconds, until its guard undoes it: verify, reload, and a canary's start and reset.
 const LIMIT_SECS: u64 = 180;
 

@@ -74,8 +74,9 @@ const PACKAGES: [(&str, &str); 5] = [
     ("left4me-web", "left4me-web"),
 ];
 
-/// The page's, each built alone.
-const PAGE_BUILDS: [&[&str]; 2] = [&["--package", "left4me-broker"], &["--package", "left4me-web"]];
+/// The page's programs, each of a package of its name, and built alone.
+pub(crate) const PAGE_PROGRAMS: [&str; 2] = ["left4me-broker", "left4me-web"];
+const PAGE_BUILDS: [&[&str]; 2] = [&["--package", PAGE_PROGRAMS[0]], &["--package", PAGE_PROGRAMS[1]]];
 
 /// What the packages of the product, and of its page, are called.
 const PRODUCT: &str = "left4me";

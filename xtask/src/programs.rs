@@ -14,11 +14,11 @@ use vm_tests::image::programs::{self, GuestBinaries, Which};
 use vm_tests::workspace::Workspace;
 
 use crate::exit::{FAILED, PASSED};
-use crate::{copied, left4me};
+use crate::{copied, deploy, dist, left4me};
 
 /// Builds the static programs that machines run, those for a host among them, and prints their SHA-256.
 ///
-/// The bytes do not depend on the directory, the user or CARGO_HOME. They do depend on the compiler
+/// The bytes do not depend on the directory, the user or CARGO_HOME: a program that names one of them is an error. They do depend on the compiler
 /// (rust-toolchain.toml) and on the libc.a of the system that builds.
 #[derive(Debug, Args)]
 pub(crate) struct ProgramsArgs {
@@ -33,9 +33,9 @@ pub(crate) struct ProgramsArgs {
 
 /// What is built by itself, a package's binary: what a deploy leaves on a host, and the operator's page with its broker.
 const ALONE: [(&str, &str); 3] = [
-    ("left4me-deployer", "left4me-deploy"),
-    ("left4me-web", "left4me-web"),
-    ("left4me-broker", "left4me-broker"),
+    deploy::PROGRAM,
+    (dist::PAGE_PROGRAMS[0], dist::PAGE_PROGRAMS[0]),
+    (dist::PAGE_PROGRAMS[1], dist::PAGE_PROGRAMS[1]),
 ];
 
 /// Builds and prints; the exit status says whether both builds are the same.
@@ -47,6 +47,12 @@ pub(crate) async fn run(args: &ProgramsArgs) -> Result<u8> {
     let first = hashes(&built)?;
     for (name, path) in built.iter() {
         println!("{}  {}", first.get(name).map_or("", String::as_str), path.display());
+    }
+    let named = programs::named_directories(&workspace, &built).await?;
+    if !named.is_empty() {
+        println!("programs: other bytes elsewhere: {}", named.join(", "));
+        println!("programs: a directory gets its name in vm-tests/src/image/flags.rs");
+        return Ok(FAILED);
     }
     if !args.twice {
         return Ok(PASSED);
@@ -60,7 +66,7 @@ pub(crate) async fn run(args: &ProgramsArgs) -> Result<u8> {
     }
     println!("programs: not the same in {}: {}", there.display(), differ.join(", "));
     println!(
-        "programs: a path has got into them: `strings` shows which; its directory has no name in vm-tests/src/image/flags.rs"
+        "programs: none names a directory of this build; where they differ: `cmp -l` of two, or `objdump -d` of both"
     );
     Ok(FAILED)
 }

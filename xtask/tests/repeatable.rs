@@ -1,8 +1,9 @@
 //! In virtual time a machine and a recording are the same bytes, whoever makes them, where and when; and what is remembered is
 //! not believed blindly.
 //!
-//! The real `xtask` runs; its second machine is booted while all processors are busy, from programs that were built in another
-//! directory with another `CARGO_HOME`.
+//! The real `xtask` runs; its second machine is booted while all processors are busy, from programs that lie in another directory. With
+//! `VM_TESTS_ALL=1` they were built in another one, too, with another `CARGO_HOME`, which takes five minutes of a processor; else it
+//! is looked for that no program names a directory.
 
 mod support;
 
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
 }
 
 async fn from_another_directory(scratch: &Path) -> Result<()> {
-    let programs = built_elsewhere().await?;
+    let programs = elsewhere(scratch).await?;
     let usual = Workspace::find(env!("CARGO_MANIFEST_DIR"))?.cache()?;
     let here = vm_test(&scratch.join("here"), &usual, &[]).await?;
 
@@ -131,7 +132,7 @@ async fn a_wrong_recording_is_not_believed(scratch: &Path) -> Result<()> {
     Ok(())
 }
 
-/// A red run leaves a bundle, by which another user makes it again, with programs that were built in another directory, and with
+/// A red run leaves a bundle, by which another user makes it again, with programs of another directory, and with
 /// machines, results and a working directory of its own. Then with another agent, which is named.
 async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
     let workspace = Workspace::find(env!("CARGO_MANIFEST_DIR"))?;
@@ -155,7 +156,7 @@ async fn a_failed_run_is_handed_over(scratch: &Path) -> Result<()> {
     std::fs::remove_file(Path::new(scenario).join("scenario.toml"))?;
     let bundle = bundle.to_str().context("a path in UTF-8")?;
 
-    let programs = built_elsewhere().await?;
+    let programs = elsewhere(scratch).await?;
     let stranger = Stranger::new(scratch).await?;
     let again = |programs: String| async {
         let programs = programs;
@@ -276,13 +277,25 @@ impl Stranger {
     }
 }
 
-/// Where the same programs are, built in another directory. The first of these tests builds them, the others find them there.
-async fn built_elsewhere() -> Result<String> {
-    // The others are minutes of compiling.
-    let all: &[&str] = if std::env::var_os("VM_TESTS_ALL").is_some() { &["--all"] } else { &[] };
-    let said = xtask(&[&["programs", "--twice"], all].concat(), None).await?;
-    let (_, place) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
-    Ok(place.trim_end().to_owned())
+/// Where the same programs are, with another name of their directory. With all trials they were built there, too, by the first of
+/// these tests.
+async fn elsewhere(scratch: &Path) -> Result<String> {
+    if std::env::var_os("VM_TESTS_ALL").is_some() {
+        let said = xtask(&["programs", "--twice", "--all"], None).await?;
+        let (_, place) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
+        return Ok(place.trim_end().to_owned());
+    }
+    // It fails where one of them names a directory of this build.
+    let said = xtask(&["programs"], None).await?;
+    let copies = scratch.join("programs");
+    std::fs::create_dir(&copies)?;
+    let programs = said.lines().filter_map(|line| Some(Path::new(line.split_once("  /")?.1)));
+    for program in programs {
+        let program = Path::new("/").join(program);
+        let name = program.file_name().context("a program's name")?;
+        std::fs::copy(&program, copies.join(name)).with_context(|| format!("copy {}", program.display()))?;
+    }
+    Ok(copies.to_str().context("a path in UTF-8")?.to_owned())
 }
 
 /// Changes a moment of a recording that is remembered, and its hash with it.

@@ -10,6 +10,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
+use memchr::memmem;
 
 use crate::host::process::Program;
 
@@ -77,6 +78,19 @@ impl Directories {
             }
         }
         Ok(names.into_iter().map(|(_length, path, name)| (path, name)).collect())
+    }
+
+    /// Those that a program names after all. One that lies where a name of ours says, as `/cargo` may, has nothing to hide.
+    ///
+    /// # Errors
+    /// As [`Self::flags`].
+    pub(super) fn named_in(&self, program: &[u8]) -> Result<Vec<String>> {
+        let names = self.names()?;
+        let is_ours = |path: &str| names.iter().any(|(_, name)| name.contains(path));
+        let paths = names.iter().map(|(path, _)| path).filter(|path| !is_ours(path));
+        // With what follows a directory in each path below it: `/home/anna` is not in `/home/annabel`.
+        let named = paths.filter(|path| memmem::find(program, format!("{path}/").as_bytes()).is_some());
+        Ok(named.cloned().collect())
     }
 }
 
@@ -219,6 +233,22 @@ mod tests {
             for (path, name) in cases {
                 assert_eq!(named(&flags, &path), name, "CARGO_HOME={cargo_home}");
             }
+        }
+    }
+
+    #[test]
+    fn a_directory_that_a_program_names_is_seen() {
+        let directories = directories("/cargo");
+        for (program, named) in [
+            ("panicked at /no/such/checkout/helper/src/main.rs:3", "/no/such/checkout"),
+            ("\0/no/such/toolchain/lib/rustlib/src/rust/a.rs", "/no/such/toolchain/lib/rustlib/src/rust"),
+            ("/workspace/helper/src/main.rs", ""),
+            ("/no/such/checkouts/helper", ""),
+            // Its own name.
+            ("/cargo/registry/src/a.rs", ""),
+        ] {
+            let found = directories.named_in(program.as_bytes()).expect("UTF-8");
+            assert_eq!(found.join(" "), named, "{program:?}");
         }
     }
 

@@ -7,7 +7,7 @@
 //!
 //! The same sources, compiler and libc give the same bytes wherever they are built: see `flags`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
@@ -163,6 +163,28 @@ pub async fn build(workspace: &Workspace, which: Which<'_>) -> anyhow::Result<Gu
     Builder::new(workspace)?.which(which).await
 }
 
+/// Which directories of this build its programs name: none, if each has its name of `flags`. A line for each, in words.
+///
+/// # Errors
+/// If a program can't be read.
+pub async fn named_directories(
+    workspace: &Workspace,
+    programs: &GuestBinaries,
+) -> anyhow::Result<Vec<String>> {
+    let builder = Builder::new(workspace)?;
+    let compiler = Compiler::ask(&workspace.root).await?;
+    let mut said = Vec::new();
+    for (name, path) in programs.iter() {
+        let program = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let mut named = BTreeSet::new();
+        for sources in [&builder.own_sources, &workspace.root] {
+            named.extend(builder.directories(sources, &compiler).named_in(&program)?);
+        }
+        said.extend(named.into_iter().map(|directory| format!("{name} names {directory}")));
+    }
+    Ok(said)
+}
+
 /// As [`build`], of a copy of a workspace that has the harness in it, at the same place: with crates from another `CARGO_HOME`, and
 /// nothing from the network. Whether the place gets into a program is seen so.
 ///
@@ -311,6 +333,16 @@ impl<'a> Builder<'a> {
         self.build(&self.own_sources, &["--manifest-path", own], what, Mode::Shipped).await
     }
 
+    fn directories(&self, sources: &Path, compiler: &Compiler) -> Directories {
+        Directories {
+            sources: sources.to_owned(),
+            target: self.workspace.target.clone(),
+            cargo_home: self.cargo_home.clone(),
+            std_sources: compiler.sysroot.join("lib/rustlib/src/rust"),
+            std_name: format!("/rustc/{}", compiler.commit),
+        }
+    }
+
     async fn build(
         &self,
         sources: &Path,
@@ -320,13 +352,7 @@ impl<'a> Builder<'a> {
     ) -> anyhow::Result<GuestBinaries> {
         let root = &self.workspace.root;
         let compiler = Compiler::ask(root).await?;
-        let directories = Directories {
-            sources: sources.to_owned(),
-            target: self.workspace.target.clone(),
-            cargo_home: self.cargo_home.clone(),
-            std_sources: compiler.sysroot.join("lib/rustlib/src/rust"),
-            std_name: format!("/rustc/{}", compiler.commit),
-        };
+        let directories = self.directories(sources, &compiler);
         let (shell, cargo, target) =
             (Shell::new()?, tools::cargo(), self.workspace.target.join(mode.directory()));
         shell.change_dir(root);

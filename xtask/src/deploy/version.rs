@@ -12,10 +12,13 @@ use vm_tests::workspace::Workspace;
 
 use crate::dist;
 
+/// What is run on a host: its package, and the program.
+pub(crate) const PROGRAM: (&str, &str) = ("left4me-deployer", "left4me-deploy");
+
 /// Builds the program that is run on a host, apart from those that are shipped: their bytes depend on nothing of it.
 pub(super) async fn program(workspace: &Workspace) -> Result<PathBuf> {
     tools::ensure(&[Need::GuestBinaries], None, &workspace.target).await?;
-    programs::program(workspace, "left4me-deployer", "left4me-deploy").await
+    programs::program(workspace, PROGRAM.0, PROGRAM.1).await
 }
 
 /// This checkout.
