@@ -173,10 +173,11 @@ fn one_hold(points: &[Point], lengths: &[u64]) -> Vec<Line> {
     lengths.iter().flat_map(|us| at(*us)).collect()
 }
 
-/// The first `units` points are those of units. Pairs of these come first, and then those of a unit and a client.
+/// The first `units` points are those of units. Pairs of these come first, and then those of a unit and a client; among them first two
+/// tasks that come to the same: two children that are told to end, two that write.
 fn pairs(points: &[Point], units: usize, lengths: &[u64]) -> Vec<Line> {
     let two = lengths.iter().take(2);
-    let mut all: Vec<(u8, String, Line)> = Vec::new();
+    let mut all: Vec<(u8, bool, String, Line)> = Vec::new();
     for us in two {
         for (number, first) in points.iter().enumerate() {
             // Two holds of one task in a row are a longer one.
@@ -186,12 +187,13 @@ fn pairs(points: &[Point], units: usize, lengths: &[u64]) -> Vec<Line> {
             all.extend(others.map(|(other, second)| {
                 let line = held(&[(first, *us), (second, *us)]);
                 let clients = u8::from(number >= units) + u8::from(other >= units);
-                (clients, cache::hash_bytes(line.to_string().as_bytes()), line)
+                let are_others = first.event != second.event;
+                (clients, are_others, cache::hash_bytes(line.to_string().as_bytes()), line)
             }));
         }
     }
     all.sort();
-    all.into_iter().map(|(_, _, line)| line).collect()
+    all.into_iter().map(|(.., line)| line).collect()
 }
 
 fn held(holds: &[(&Point, u64)]) -> Line {
@@ -328,6 +330,9 @@ mod tests {
         let all = lines(&options, &passed(&["+c:exit", "a:exit", "+d:exit", "b:exit"]), 80_000, false);
         let clients = |line: &Line| line.holds.iter().filter(|hold| "cd".contains(&hold.point.task)).count();
         assert!(all.is_sorted_by_key(|(_, line)| clients(line)), "{all:?}");
+        let all = lines(&options, &passed(&["a:exit", "b:open", "c:born", "d:open"]), 80_000, false);
+        let first: Vec<String> = all.iter().take(2).map(|(_, line)| line.to_string()).collect();
+        assert!(first.iter().all(|line| line.contains("b:open") && line.contains("d:open")), "{first:?}");
     }
 
     #[test]
