@@ -56,7 +56,7 @@ const PLANTED: &[(&str, Strategy, usize)] = &[
     ("restart-old-pid", Strategy::OneHold, 20),
     ("type-simple", Strategy::OneHold, 8),
     ("two-savers", Strategy::Pairs, 80),
-    ("two-savers", Strategy::Pct, 60),
+    ("two-savers", Strategy::Pct, 100),
     ("late-child", Strategy::Random, 40),
 ];
 
@@ -185,6 +185,9 @@ async fn found(name: &str, strategy: Strategy, runs: usize, scratch: &Path) -> R
     let found = explored.outcomes.iter().find(|outcome| outcome.has_failed());
     let found = found.with_context(|| format!("not within {runs} runs: {}", explored.told()))?;
     eprintln!("{}", row(&explored, strategy, found));
+    let has_bundle =
+        explored.outcomes.iter().any(|outcome| outcome.has_failed() && outcome.is_whole == Some(true));
+    ensure!(has_bundle, "whole runs go another way: {}", explored.told());
     Ok(())
 }
 

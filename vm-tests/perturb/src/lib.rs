@@ -37,7 +37,8 @@ pub const CLIENT: &str = "client";
 pub struct Point {
     /// The task's comm, without what would end it in a line.
     pub task: String,
-    /// Which task of that name, from 1, in the order in which they come to a first point.
+    /// Which task of that name, from 1: those that are there when the phase begins in the order in which they were made, each new one
+    /// as it comes to its first point.
     pub instance: u32,
     /// What it is about to do.
     pub event: String,

@@ -61,7 +61,7 @@ pub(crate) struct Tracer {
     /// When a wait ends that nothing else has ended.
     alarm: Option<u64>,
     tasks: HashMap<pid_t, Task>,
-    /// How many tasks of each name have come to a point.
+    /// How many tasks of each name have a number.
     instances: HashMap<String, u32>,
     held: BTreeMap<pid_t, Held>,
     began_us: u64,
@@ -94,7 +94,12 @@ impl Tracer {
         }
         for tid in of_units(&order.units)? {
             match raw::seize(tid) {
-                Ok(()) => tracer.add(tid, Kind::Traced, false),
+                Ok(()) => {
+                    tracer.add(tid, Kind::Traced, false);
+                    // In the order of their ids, which is that of their making: who comes to a point first is another one in a run
+                    // that differs by a microsecond.
+                    tracer.label(tid);
+                }
                 // It has ended since it was listed.
                 Err(nix::errno::Errno::ESRCH) => {}
                 Err(errno) => return Err(errno).with_context(|| format!("PTRACE_SEIZE {tid}")),
@@ -330,6 +335,17 @@ impl Tracer {
     }
 
     fn point(&mut self, tid: pid_t, event: &str) -> Point {
+        let (task, instance) = self.label(tid);
+        let nth = self.tasks.get_mut(&tid).map_or(1, |known| {
+            let nth = known.counts.entry(event.to_owned()).or_default();
+            *nth += 1;
+            *nth
+        });
+        Point { task, instance, event: event.to_owned(), nth }
+    }
+
+    /// A task's name, and its number among those of that name.
+    fn label(&mut self, tid: pid_t) -> (String, u32) {
         let comm = fs::read_to_string(format!("/proc/{tid}/comm")).unwrap_or_default();
         let name = Point::task_name(comm.trim_end());
         let task = self.tasks.entry(tid).or_insert_with(|| Task {
@@ -338,19 +354,16 @@ impl Tracer {
             label: None,
             counts: HashMap::new(),
         });
-        let (task_name, instance) = match &task.label {
-            Some((known, instance)) if *known == name => (name, *instance),
-            _ => {
-                let instance = self.instances.entry(name.clone()).or_default();
-                *instance += 1;
-                task.label = Some((name.clone(), *instance));
-                task.counts.clear();
-                (name, *instance)
-            }
-        };
-        let nth = task.counts.entry(event.to_owned()).or_default();
-        *nth += 1;
-        Point { task: task_name, instance, event: event.to_owned(), nth: *nth }
+        if let Some((known, instance)) = &task.label
+            && *known == name
+        {
+            return (name, *instance);
+        }
+        let instance = self.instances.entry(name.clone()).or_default();
+        *instance += 1;
+        task.label = Some((name.clone(), *instance));
+        task.counts.clear();
+        (name, *instance)
     }
 }
 
