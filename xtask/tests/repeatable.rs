@@ -23,7 +23,7 @@ use vm_tests::host::process::{self, Error, Program};
 use vm_tests::report::{Report, ScenarioReport};
 use vm_tests::workspace::Workspace;
 
-use support::{own_cache, trial};
+use support::{has_time_for_all, own_cache, trial};
 
 /// Of a build, a boot and a run, on a busy host.
 const DEADLINE: Duration = Duration::from_secs(1800);
@@ -280,7 +280,7 @@ impl Stranger {
 /// Where the same programs are, with another name of their directory. With all trials they were built there, too, by the first of
 /// these tests.
 async fn elsewhere(scratch: &Path) -> Result<String> {
-    if std::env::var_os("VM_TESTS_ALL").is_some() {
+    if has_time_for_all() {
         let said = xtask(&["programs", "--twice", "--all"], None).await?;
         let (_, place) = said.rsplit_once(" are the same in ").context("the programs are not the same")?;
         return Ok(place.trim_end().to_owned());
@@ -289,11 +289,10 @@ async fn elsewhere(scratch: &Path) -> Result<String> {
     let said = xtask(&["programs"], None).await?;
     let copies = scratch.join("programs");
     std::fs::create_dir(&copies)?;
-    let programs = said.lines().filter_map(|line| Some(Path::new(line.split_once("  /")?.1)));
-    for program in programs {
-        let program = Path::new("/").join(program);
+    let listed = said.lines().filter_map(|line| Some(Path::new(line.split_once("  ")?.1)));
+    for program in listed.filter(|path| path.is_absolute()) {
         let name = program.file_name().context("a program's name")?;
-        std::fs::copy(&program, copies.join(name)).with_context(|| format!("copy {}", program.display()))?;
+        std::fs::copy(program, copies.join(name)).with_context(|| format!("copy {}", program.display()))?;
     }
     Ok(copies.to_str().context("a path in UTF-8")?.to_owned())
 }

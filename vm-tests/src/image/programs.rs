@@ -173,12 +173,14 @@ pub async fn named_directories(
 ) -> anyhow::Result<Vec<String>> {
     let builder = Builder::new(workspace)?;
     let compiler = Compiler::ask(&workspace.root).await?;
+    let sources = [&builder.own_sources, &workspace.root];
+    let directories = sources.map(|sources| builder.directories(sources, &compiler));
     let mut said = Vec::new();
     for (name, path) in programs.iter() {
         let program = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
         let mut named = BTreeSet::new();
-        for sources in [&builder.own_sources, &workspace.root] {
-            named.extend(builder.directories(sources, &compiler).named_in(&program)?);
+        for directories in &directories {
+            named.extend(directories.named_in(&program)?);
         }
         said.extend(named.into_iter().map(|directory| format!("{name} names {directory}")));
     }
