@@ -11,7 +11,7 @@ use clap::Args;
 use tokio::time::timeout;
 use vm_tests::host::process::{Program, Sink, describe};
 use vm_tests::host::signals::{Interrupted, Interrupts};
-use vm_tests::host::tools;
+use vm_tests::host::tools::{self, Need};
 use xshell::{Cmd, Shell, cmd};
 
 use crate::exit::{FAILED, PASSED};
@@ -111,6 +111,32 @@ fn machines<'a>(shell: &'a Shell, xtask: &Path) -> Step<'a> {
     ("machines", cmd!(shell, "{xtask} {SUITE} --image {IMAGES} --no-run"))
 }
 
+/// What machines need, and what the steps need that come after them. All of it is installed while other steps compile: a step that
+/// did it for itself would leave a core alone meanwhile. Not all at once: machines need not wait for a browser.
+const TOOLS: [(&str, &[Need]); 2] = [
+    ("tools for machines", &[Need::Machine, Need::Image, Need::GuestBinaries]),
+    ("tools for their tests", &[Need::Browser, Need::Flake]),
+];
+
+/// Installs what is missing of some tools.
+async fn tools_for((name, needs): (&'static str, &[Need]), logs: &Path, tally: &mut Tally) -> Result<()> {
+    step(name, tools::ensure(needs, None, logs), tally).await
+}
+
+/// Makes the machines, and installs what their tests need meanwhile.
+async fn prepare(machines: Step<'_>, logs: &Path) -> Result<Tally> {
+    let [for_machines, for_tests] = TOOLS;
+    let (mut tally, mut beside) = (Tally::default(), Tally::default());
+    tools_for(for_machines, logs, &mut tally).await?;
+    let (first, second) = tokio::join!(
+        logged_in_turn(vec![machines], logs, &mut tally),
+        tools_for(for_tests, logs, &mut beside)
+    );
+    first.and(second)?;
+    tally.add(beside);
+    Ok(tally)
+}
+
 /// A workspace that uses the harness from outside: its scenario.
 fn example(shell: &Shell) -> Step<'_> {
     let cargo = tools::cargo();
@@ -165,12 +191,20 @@ const MACHINES: [(&str, &str); 9] = [
     ("pages", "report"),
 ];
 
+/// The faults that are nothing but a wait for somebody who says nothing, by their names' first word: a third thing under way, since
+/// they leave a core alone for most of a minute. Each has its name and its filter.
+const SILENCES: (&str, &str) = ("faults that are waited for", "silence");
+
 /// Deploys that are harmed: two of its steps' harms, or with `--all` each at each step, the command over ssh, and every image.
 const DEPLOYS: &str = "deploys";
 
 fn on_machines(shell: &Shell, all: bool) -> impl Iterator<Item = Step<'_>> {
     let step = move |its: &str| {
-        let part: &[&str] = if its == "deploy" && !all { &["--", "matrix-trixie"] } else { &[] };
+        let part: &[&str] = match its {
+            "deploy" if !all => &["--", "matrix-trixie"],
+            "faults" => &["--", "--skip", SILENCES.1],
+            _ => &[],
+        };
         let step = test(shell, &[its]).args(part);
         if all { step.env("VM_TESTS_ALL", "1") } else { step }
     };
@@ -207,12 +241,12 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     // A snapshot is never accepted by a check.
     shell.set_var("INSTA_UPDATE", "no");
     std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
-    let made = if args.no_vm { Vec::new() } else { vec![machines(&shell, &xtask)] };
-    let mut beside = Tally::default();
-    let (first, second) =
-        tokio::join!(in_turn(steps(&shell, args.all), &mut tally), logged_in_turn(made, &logs, &mut beside));
-    first.and(second)?;
-    tally.add(beside);
+    let beside = async {
+        if args.no_vm { Ok(Tally::default()) } else { prepare(machines(&shell, &xtask), &logs).await }
+    };
+    let (first, second) = tokio::join!(in_turn(steps(&shell, args.all), &mut tally), beside);
+    first?;
+    tally.add(second?);
     let [flake, package] = packages(&shell, &xtask);
     if args.no_vm {
         in_turn([flake, package], &mut tally).await?;
@@ -226,7 +260,15 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
         let packages = [package].into_iter().chain(packages_installed(&shell, &xtask, &logs)).collect();
         let mut rows: Vec<Vec<Step<'_>>> = on_machines(&shell, args.all).map(|step| vec![step]).collect();
         rows.splice(2..2, [packages, vec![example(&shell)], vec![flake]]);
-        two_at_a_time(rows, &logs, &mut tally).await?;
+        let (name, filter) = SILENCES;
+        let silences = (name, test(&shell, &["faults"]).args(["--", filter]));
+        let mut beside = Tally::default();
+        let (first, second) = tokio::join!(
+            two_at_a_time(rows, &logs, &mut tally),
+            logged_in_turn(vec![silences], &logs, &mut beside)
+        );
+        first.and(second)?;
+        tally.add(beside);
     }
     if !tally.failed.is_empty() {
         println!("check: failed: {}", tally.failed.join(", "));
