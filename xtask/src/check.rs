@@ -111,30 +111,20 @@ fn machines<'a>(shell: &'a Shell, xtask: &Path) -> Step<'a> {
     ("machines", cmd!(shell, "{xtask} {SUITE} --image {IMAGES} --no-run"))
 }
 
-/// What machines need, and what the steps need that come after them. All of it is installed while other steps compile: a step that
-/// did it for itself would leave a core alone meanwhile. Not all at once: machines need not wait for a browser.
-const TOOLS: [(&str, &[Need]); 2] = [
-    ("tools for machines", &[Need::Machine, Need::Image, Need::GuestBinaries]),
-    ("tools for their tests", &[Need::Browser, Need::Flake]),
-];
-
-/// Installs what is missing of some tools.
-async fn tools_for((name, needs): (&'static str, &[Need]), logs: &Path, tally: &mut Tally) -> Result<()> {
-    step(name, tools::ensure(needs, None, logs), tally).await
-}
-
-/// Makes the machines, and installs what their tests need meanwhile.
-async fn prepare(machines: Step<'_>, logs: &Path) -> Result<Tally> {
-    let [for_machines, for_tests] = TOOLS;
-    let (mut tally, mut beside) = (Tally::default(), Tally::default());
-    tools_for(for_machines, logs, &mut tally).await?;
-    let (first, second) = tokio::join!(
-        logged_in_turn(vec![machines], logs, &mut tally),
-        tools_for(for_tests, logs, &mut beside)
-    );
-    first.and(second)?;
-    tally.add(beside);
-    Ok(tally)
+/// Makes the machines. All that is missing is installed first, or meanwhile: a step that did it for itself later would leave a core
+/// alone. Not all at once, as machines need not wait for a browser.
+async fn prepare(machines: Step<'_>, logs: &Path, tally: &mut Tally) -> Result<()> {
+    let needs = [Need::Machine, Need::Image, Need::GuestBinaries];
+    step("tools for machines", tools::ensure(&needs, None, logs), tally).await?;
+    at_once(
+        tally,
+        async |tally| logged_in_turn(vec![machines], logs, tally).await,
+        async |tally| {
+            let needs = [Need::Browser, Need::Flake];
+            step("tools for their tests", tools::ensure(&needs, None, logs), tally).await
+        },
+    )
+    .await
 }
 
 /// A workspace that uses the harness from outside: its scenario.
@@ -241,12 +231,15 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
     // A snapshot is never accepted by a check.
     shell.set_var("INSTA_UPDATE", "no");
     std::fs::create_dir_all(&logs).with_context(|| format!("create {}", logs.display()))?;
-    let beside = async {
-        if args.no_vm { Ok(Tally::default()) } else { prepare(machines(&shell, &xtask), &logs).await }
-    };
-    let (first, second) = tokio::join!(in_turn(steps(&shell, args.all), &mut tally), beside);
-    first?;
-    tally.add(second?);
+    at_once(
+        &mut tally,
+        async |tally| in_turn(steps(&shell, args.all), tally).await,
+        async |tally| match args.no_vm {
+            true => Ok(()),
+            false => prepare(machines(&shell, &xtask), &logs, tally).await,
+        },
+    )
+    .await?;
     let [flake, package] = packages(&shell, &xtask);
     if args.no_vm {
         in_turn([flake, package], &mut tally).await?;
@@ -262,13 +255,12 @@ pub(crate) async fn run(args: &CheckArgs, commands: clap::Command) -> Result<u8>
         rows.splice(2..2, [packages, vec![example(&shell)], vec![flake]]);
         let (name, filter) = SILENCES;
         let silences = (name, test(&shell, &["faults"]).args(["--", filter]));
-        let mut beside = Tally::default();
-        let (first, second) = tokio::join!(
-            two_at_a_time(rows, &logs, &mut tally),
-            logged_in_turn(vec![silences], &logs, &mut beside)
-        );
-        first.and(second)?;
-        tally.add(beside);
+        at_once(
+            &mut tally,
+            async |tally| two_at_a_time(rows, &logs, tally).await,
+            async |tally| logged_in_turn(vec![silences], &logs, tally).await,
+        )
+        .await?;
     }
     if !tally.failed.is_empty() {
         println!("check: failed: {}", tally.failed.join(", "));
@@ -314,8 +306,17 @@ async fn two_at_a_time(rows: Vec<Vec<Step<'_>>>, logs: &Path, tally: &mut Tally)
         }
         Ok(())
     };
+    at_once(tally, &take, &take).await
+}
+
+/// Does two things at once, and counts both.
+async fn at_once(
+    tally: &mut Tally,
+    first: impl AsyncFnOnce(&mut Tally) -> Result<()>,
+    second: impl AsyncFnOnce(&mut Tally) -> Result<()>,
+) -> Result<()> {
     let mut beside = Tally::default();
-    let (first, second) = tokio::join!(take(tally), take(&mut beside));
+    let (first, second) = tokio::join!(first(tally), second(&mut beside));
     tally.add(beside);
     first.and(second)
 }

@@ -6,6 +6,8 @@
 #[path = "../src/left4me.rs"]
 mod left4me;
 
+#[path = "support/all.rs"]
+mod all;
 #[path = "deploy/ends.rs"]
 mod ends;
 #[path = "deploy/host.rs"]

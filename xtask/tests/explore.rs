@@ -3,6 +3,8 @@
 //! A check has time for one of them. `VM_TESTS_ALL=1` has all those of docs/explore.md's table found, each by its strategy and within
 //! its budget, prints that table, and repeats one of them as often as its text says.
 
+#[path = "support/all.rs"]
+mod all;
 #[path = "../src/left4me.rs"]
 mod left4me;
 #[path = "support/trial.rs"]
@@ -25,13 +27,11 @@ use vm_tests::run::prepare::{Machines, prepare_one};
 use vm_tests::run::repro::Repro;
 use vm_tests::scenario::{Scenario, Wanted};
 
+use all::has_time_for_all;
 use trial::trial;
 
 /// Enough for the first hold that shows it, with a few to spare: points come in the order of the run.
 const RUNS: usize = 10;
-
-/// Set, trials that take minutes are made, too: `cargo xtask check --all` sets it.
-const ALL_VAR: &str = "VM_TESTS_ALL";
 
 /// The planted races, what finds each, and within how many runs.
 const PLANTED: &[(&str, Strategy, usize)] = &[
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let mut cases = vec![trial("a-child-that-leaves-late", a_child_that_leaves_late)];
-    if std::env::var_os(ALL_VAR).is_some() {
+    if has_time_for_all() {
         cases.extend(PLANTED.iter().map(|(name, strategy, runs)| {
             let called = format!("{name}-{}", strategy.word());
             trial(&called, async |scratch: &Path| found(name, *strategy, *runs, scratch).await)

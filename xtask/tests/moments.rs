@@ -3,6 +3,8 @@
 //! The run of 936c8bb, whose helper can't unmount as its own working directory is in the mount, at the instant of the refusal; and one
 //! of a server that fights, in the middle of its reset.
 
+#[path = "support/all.rs"]
+mod all;
 #[path = "../src/left4me.rs"]
 mod left4me;
 #[path = "support/trial.rs"]
@@ -29,6 +31,7 @@ use vm_tests::run::prepare::{Machines, prepare_one};
 use vm_tests::scenario::bundle::Bundle;
 use vm_tests::scenario::{Scenario, Wanted};
 
+use all::has_time_for_all;
 use trial::trial;
 
 /// How often a moment is opened, in a check of all.
@@ -141,7 +144,7 @@ async fn the_refused_umount(scratch: &Path) -> Result<()> {
     // The recorder looks when the call has returned, and asks `holders`: some milliseconds of the guest's.
     let late = since.context("it does not stand still")?.saturating_sub(at_ns);
     ensure!(late < 20_000_000, "it stands still {late} ns after the instant");
-    let openings = if std::env::var_os("VM_TESTS_ALL").is_some() { ALL_OPENINGS } else { OPENINGS };
+    let openings = if has_time_for_all() { ALL_OPENINGS } else { OPENINGS };
     for number in 2..=openings {
         let other = looks(number).await?;
         ensure!(

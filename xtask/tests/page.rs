@@ -2,6 +2,8 @@
 //!
 //! The page and the broker are real; the machine is played (`web/examples/played.rs`). Without a browser, both run on a booted one.
 
+#[path = "support/all.rs"]
+mod all;
 #[path = "page/booted.rs"]
 mod booted;
 #[path = "support/browser.rs"]
@@ -43,6 +45,7 @@ use tokio::time::timeout;
 use vm_tests::host::process::{self, Child, Program, Sink};
 use vm_tests::host::{accel, events, tools};
 
+use all::has_time_for_all;
 use browser::Browser;
 use trial::trial;
 
@@ -51,13 +54,6 @@ const BUILD: Duration = Duration::from_secs(900);
 
 /// For what the played machine and the page do at once; an emulated one on a busy host takes its time.
 const PATIENCE: Duration = Duration::from_secs(240);
-
-/// Set, trials that take minutes are made, too: `cargo xtask check --all` sets it.
-const ALL_VAR: &str = "VM_TESTS_ALL";
-
-fn all_is_wanted() -> bool {
-    std::env::var_os(ALL_VAR).is_some()
-}
 
 fn main() -> ExitCode {
     accel::child_main_if_asked();
@@ -79,7 +75,7 @@ fn main() -> ExitCode {
     ];
     let axe = trial("nothing-that-axe-core-finds-serious", seen::axe);
     trials.push(axe.with_ignored_flag(std::env::var_os(seen::AXE_VAR).is_none()));
-    if all_is_wanted() {
+    if has_time_for_all() {
         trials.push(trial("the-unit-of-936c8bb-and-a-deploy", postmortem::of_936c8bb));
         trials.push(trial("a-mount-that-somebody-keeps", kept::run));
         trials.push(trial("the-package-on-a-booted-machine", packaged::run));

@@ -12,6 +12,7 @@ use left4me_deployer::wire::{Answer, Line, OVERLAY_UNIT, Request};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::time::timeout;
 
+use crate::all::has_time_for_all;
 use crate::host::{self, DEADLINE, Host, Lab};
 use crate::left4me;
 use crate::version;
@@ -24,8 +25,6 @@ pub(crate) const POWER: &str = "power";
 /// Which steps and which harms, where not all are wanted: names with commas between them.
 const STEPS_VAR: &str = "VM_TESTS_STEPS";
 const FAULTS_VAR: &str = "VM_TESTS_FAULTS";
-/// All of them, and not those that `cargo xtask check` has time for.
-const ALL_VAR: &str = "VM_TESTS_ALL";
 
 /// The cells that are always looked at: about the instants at which old becomes new.
 const QUICK: [(&str, &str); 2] = [("reload", "kill"), ("confirm-unmark", "link")];
@@ -78,7 +77,7 @@ pub(crate) fn wanted(faults: &[&'static str]) -> Result<Vec<(&'static str, &'sta
         std::env::var(variable).ok().map(|text| text.split(',').map(str::to_owned).collect())
     };
     let (steps, named) = (listed(STEPS_VAR), listed(FAULTS_VAR));
-    let all = std::env::var_os(ALL_VAR).is_some() || steps.is_some() || named.is_some();
+    let all = has_time_for_all() || steps.is_some() || named.is_some();
     let is_in = |list: &Option<Vec<String>>, name: &str| {
         list.as_ref().is_none_or(|list| list.iter().any(|one| one == name))
     };

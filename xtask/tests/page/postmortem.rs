@@ -7,10 +7,11 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, ensure};
 use left4me_deployer::client::Wanted;
 
+use crate::all::has_time_for_all;
 use crate::booted::{self, Booted};
 use crate::browser::Browser;
 use crate::deployed;
-use crate::{OPEN, all_is_wanted, click, click_to, come_in, left4me, until};
+use crate::{OPEN, click, click_to, come_in, left4me, until};
 
 /// What is in the machine: a scenario and, if it is wanted, a server of a real one's size.
 pub(crate) fn manifest(base: &str, is_heavy: bool) -> Result<String> {
@@ -50,7 +51,7 @@ pub(crate) async fn flow(browser: &mut Browser, state: &str) -> Result<f64> {
 
 /// Ten times with all tests, and twice without.
 pub(crate) async fn today(scratch: &Path) -> Result<()> {
-    let all = all_is_wanted();
+    let all = has_time_for_all();
     let text = manifest("fixtures/product.toml", all)?;
     let scenario = booted::scenario(scratch, &text, &[]).await?;
     let mut machine = Booted::restore(scratch, &scenario).await?;
@@ -95,7 +96,7 @@ async fn none_has_failed(browser: &mut Browser) -> Result<()> {
 
 /// The unit and the helper of 936c8bb, and then today's, by a deploy.
 pub(crate) async fn of_936c8bb(scratch: &Path) -> Result<()> {
-    let text = manifest("scenarios/936c8bb/scenario.toml", all_is_wanted())?;
+    let text = manifest("scenarios/936c8bb/scenario.toml", has_time_for_all())?;
     let scenario = booted::scenario(scratch, &text, &[]).await?;
     let mut machine = Booted::restore(scratch, &scenario).await?;
     let done = of_936c8bb_in(&mut machine, scratch).await;
@@ -138,7 +139,7 @@ async fn of_936c8bb_in(machine: &mut Booted, scratch: &Path) -> Result<()> {
     until(&mut browser, OPEN).await?;
     click_to(&mut browser, "#confirm", "/servers/3").await?;
     until(&mut browser, &newest("reset", "succeeded")).await.context("the reset after the deploy")?;
-    for _ in 0..if all_is_wanted() { 3 } else { 1 } {
+    for _ in 0..if has_time_for_all() { 3 } else { 1 } {
         flow(&mut browser, "succeeded").await?;
     }
     browser.end().await

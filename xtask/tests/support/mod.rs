@@ -1,5 +1,6 @@
 //! What tests that run the real `xtask` share.
 
+mod all;
 mod trial;
 
 use std::path::{Path, PathBuf};
@@ -7,12 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use vm_tests::workspace::Workspace;
 
+pub(crate) use all::has_time_for_all;
 pub(crate) use trial::trial;
-
-/// Whether a check has time for all trials: `cargo xtask check --all` sets the variable.
-pub(crate) fn has_time_for_all() -> bool {
-    std::env::var_os("VM_TESTS_ALL").is_some()
-}
 
 /// A cache of our own, with the usual one's images.
 pub(crate) fn own_cache(scratch: &Path) -> Result<PathBuf> {
