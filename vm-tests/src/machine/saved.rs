@@ -200,19 +200,25 @@ fn manifest(directory: &Path, key: &Key) -> Result<Manifest> {
     Ok(manifest)
 }
 
+/// Notes that an entry is used now, for whoever tidies: a search restores one machine for hours, while others make theirs.
+///
+/// # Errors
+/// If it is gone.
+pub(crate) fn mark_used(directory: &Path) -> Result<()> {
+    let path = directory.join(MANIFEST);
+    let manifest = File::options().append(true).open(&path);
+    manifest.and_then(|manifest| manifest.set_modified(SystemTime::now())).with_context(|| {
+        format!("touch {}: a machine that is gone is made again by the same command", path.display())
+    })
+}
+
 /// Loads an entry after comparing its hashes.
 fn load(directory: &Path, key: &Key) -> Result<Saved> {
     let manifest = manifest(directory, key)?;
     let saved = manifest.saved(directory);
     ensure!(hash_sparse(&saved.ram)? == manifest.ram_sha256, "{} has changed", saved.ram.display());
     ensure!(hash_sparse(&saved.state)? == manifest.state_sha256, "{} has changed", saved.state.display());
-    let path = directory.join(MANIFEST);
-    // When it was last used, for whoever tidies.
-    File::options()
-        .append(true)
-        .open(&path)
-        .and_then(|manifest| manifest.set_modified(SystemTime::now()))
-        .with_context(|| format!("touch {}", path.display()))?;
+    mark_used(directory)?;
     Ok(saved)
 }
 
@@ -448,11 +454,15 @@ mod tests {
         }
         entry(machines.path(), "old", UNUSED * 2);
         entry(machines.path(), "not-that-old", UNUSED / 2);
+        entry(machines.path(), "old-and-restored", UNUSED * 2);
         std::fs::create_dir(machines.path().join("x.failed")).expect("mkdir");
+        mark_used(&machines.path().join("old-and-restored")).expect("mark");
         tidy(machines.path()).expect("tidy");
         let left = |name: &str| machines.path().join(name).exists();
         assert!(!left("old"));
         assert!(left("not-that-old") && left("recent0") && left("x.failed"));
+        assert!(left("old-and-restored"));
+        assert!(mark_used(&machines.path().join("old")).is_err(), "it is gone");
     }
 
     /// A whole entry of the cache, and its key.

@@ -17,7 +17,7 @@ use crate::image::Suite;
 use crate::image::programs::PERTURBER;
 use crate::machine::base::Base;
 use crate::machine::config::{Config, DEPLOY_BYTES, Ram};
-use crate::machine::saved::Saved;
+use crate::machine::saved::{self, Saved};
 use crate::machine::{Cancel, Machine};
 use crate::scenario::bundle::{self, Bundle};
 use crate::scenario::{KEEP_THE_JOURNAL, Scenario};
@@ -173,6 +173,8 @@ pub(super) async fn restore_from(
     directory: &Path,
     cancel: Cancel,
 ) -> Result<Machine> {
+    // A run has its files open; the next one of a long search has yet to open them.
+    saved::mark_used(state.parent().context("a saved machine's directory")?)?;
     let config = Config { keeps, ..guest.base.config(ram, deploy) };
     let mut machine = Machine::start(&guest.base.qemu, config, directory, cancel).await?;
     let loaded = match File::open(state).with_context(|| format!("open {}", state.display())) {
