@@ -30,10 +30,11 @@ use crate::vm_test::jobs;
 /// Searches a scenario for races: runs one phase again and again, each time with tasks held at other points.
 ///
 /// The machine is saved before the phase (the reset; or what [explore] of the manifest says), and each run begins there. The second
-/// client, if the manifest has one, is moved along the phase; then each task is held at each point of its run (before it
-/// mounts, unmounts, renames, forks, exits, ...), as long as the phase takes, a quarter, and four times as long; then, if there is
-/// --for or --runs, two points together, and draws: of one to three points, and of an order of priority of the tasks (PCT). Each run is judged by the manifest's `expect`, times apart. A failure is made as small as it can be and
-/// told with a line for --holds, which makes that run again, the same each time. In virtual time. Results are in target/vm-explore.
+/// client, if the manifest has one, is moved along the phase; then each task is held at each point of its run (before it mounts,
+/// unmounts, renames, forks, exits, ...), four times as long as the phase takes, as long, and a quarter, unless a longer hold there has shown
+/// what comes; then, if there is --for or --runs, two points together, and draws: of one to three points, and of an order of priority of
+/// the tasks (PCT). Each run is judged by the manifest's `expect`, times apart. A failure is made as small as it can be and told with a
+/// line for --holds, which makes that run again, the same each time. In virtual time. Results are in target/vm-explore.
 /// Exit status 0 if all runs were as expected, 1 if one was not.
 #[derive(Debug, Args)]
 pub(crate) struct ExploreArgs {
@@ -49,7 +50,7 @@ pub(crate) struct ExploreArgs {
     #[arg(long, value_name = "N")]
     runs: Option<usize>,
 
-    /// Only these: offsets, one-hold, pairs, random, pct; with commas
+    /// Only these: offsets, one-hold, each-length (as one-hold, and nothing left out), pairs, random, pct; with commas
     #[arg(long, value_name = "STRATEGY", value_delimiter = ',')]
     strategy: Vec<Strategy>,
 

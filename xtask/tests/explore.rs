@@ -39,7 +39,7 @@ const PLANTED: &[(&str, Strategy, usize)] = &[
     ("check-then-rm", Strategy::OneHold, 15),
     ("pid-file", Strategy::OneHold, 25),
     ("socket-and-stop", Strategy::Offsets, 20),
-    ("naive-lock", Strategy::OneHold, 35),
+    ("naive-lock", Strategy::OneHold, 40),
     ("notify-early", Strategy::OneHold, 8),
     ("post-and-late", Strategy::OneHold, 6),
     ("missing-after", Strategy::OneHold, 6),
@@ -73,6 +73,7 @@ fn main() -> ExitCode {
             let called = format!("{name}-{}", strategy.word());
             trial(&called, async |scratch: &Path| found(name, *strategy, *runs, scratch).await)
         }));
+        cases.push(trial("what-is-left-out-is-known", what_is_left_out_is_known));
         cases.push(trial("repetition-finds-nothing", repetition_finds_nothing));
     }
     libtest_mimic::run(&arguments, cases).exit_code()
@@ -202,6 +203,19 @@ fn row(explored: &Explored, strategy: Strategy, found: &Outcome) -> String {
         points.len(),
         strategy.word()
     )
+}
+
+/// Each hold that a sweep leaves out is made, and has the outcome that a longer one has shown: here that is not so of each shorter hold, as
+/// one length alone fails.
+async fn what_is_left_out_is_known(scratch: &Path) -> Result<()> {
+    let planted = Ground::of("naive-lock", scratch).await?;
+    let explored = planted.explored(Strategy::EachLength, usize::MAX, scratch).await?;
+    let Explored { points, held, thought, .. } = &explored;
+    ensure!(explored.has_failed(), "it was not found: {}", explored.told());
+    ensure!(held.values().all(|count| *count == points.len()), "not each length: {}", explored.told());
+    ensure!(thought.wrongly.is_empty(), "another outcome: {}", explored.told());
+    ensure!(thought.rightly > points.len(), "next to none would be left out: {}", explored.told());
+    Ok(())
 }
 
 async fn repetition_finds_nothing(scratch: &Path) -> Result<()> {

@@ -67,7 +67,7 @@ fn what_cant_be_run_is_wrong_usage_and_says_what_is_wrong() {
         (&["explore", "shutdown"], "its reset shuts the machine down"),
         (&["explore", "user-unit"], "only what PID 1 starts is traced"),
         (&["explore", "936c8bb", "--holds", "umount"], "write it as left4me-overlay#2:umount2@1=80ms"),
-        (&["explore", "936c8bb", "--strategy", "luck"], "there are offsets, one-hold, pairs"),
+        (&["explore", "936c8bb", "--strategy", "luck"], "there are offsets, one-hold, each-length, pairs"),
         (&["bench", "holders", "boot"], "by itself"),
         (&["bench", "edit", "--programs", "/no/such"], "without --programs"),
     ];

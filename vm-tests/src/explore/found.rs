@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
-use vm_perturb::{Line, Passed};
+use vm_perturb::{Hold, Line, Passed};
 
 use super::ground::{Tried, Whole};
 use super::least::Least;
+use super::longer::Longer;
 use super::strategy::Strategy;
 use super::words::in_words;
 use crate::image::Suite;
@@ -35,8 +36,12 @@ pub struct Explored {
     pub tried: BTreeMap<Strategy, usize>,
     /// How many points were held alone, by the length in microseconds.
     pub held: BTreeMap<u64, usize>,
-    /// What each of those gave.
+    /// How many points were not held so long, as a longer hold has shown what would come; by the length in microseconds.
+    pub left_out: BTreeMap<u64, usize>,
+    /// What each of those that were held gave.
     pub alone: Vec<Alone>,
+    /// What came of those that would have been left out, with [`Strategy::EachLength`].
+    pub thought: Thought,
     /// What random draws came from; the same seed gives the same lines.
     pub seed: u64,
     /// In how many runs no task came to a point that was to be held; they are not among those tried.
@@ -61,6 +66,19 @@ pub struct Explored {
     pub ended_by: Option<String>,
     #[serde(skip)]
     seen: BTreeSet<String>,
+    #[serde(skip)]
+    longer: Longer,
+}
+
+/// Holds of which a longer one had shown what would come, and which were made all the same.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Thought {
+    /// How many had the same outcome.
+    pub rightly: usize,
+    /// How many of these had another order of points: of two tasks that come to one at nearly the same time, one is first by microseconds.
+    pub other_orders: usize,
+    /// The lines of those that had another outcome.
+    pub wrongly: Vec<String>,
 }
 
 /// A hold alone.
@@ -114,6 +132,9 @@ pub struct Outcome {
     /// The bundle of the whole run.
     pub bundle: Option<PathBuf>,
 }
+
+/// The outcome of the run in which nothing is held: it is the first one.
+const UNHELD: usize = 0;
 
 /// The letter of an outcome, by its number: in the text, in the table and in marks.
 pub(super) fn letter(class: usize) -> char {
@@ -173,7 +194,9 @@ impl Explored {
             points: null.report.passed.clone(),
             tried: BTreeMap::new(),
             held: BTreeMap::new(),
+            left_out: BTreeMap::new(),
             alone: Vec::new(),
+            thought: Thought::default(),
             seed,
             idle: 0,
             orders: 0,
@@ -186,6 +209,7 @@ impl Explored {
             is_interrupted: false,
             ended_by: None,
             seen: BTreeSet::new(),
+            longer: Longer::default(),
         };
         explored.count(&Line::default(), null);
         explored
@@ -195,8 +219,9 @@ impl Explored {
     pub(super) fn add(&mut self, strategy: Strategy, line: &Line, tried: &Tried) -> Found {
         *self.tried.entry(strategy).or_default() += 1;
         let (class, is_new) = self.count(line, tried);
-        if let (Strategy::OneHold, [hold]) = (strategy, line.holds.as_slice()) {
+        if let (true, [hold]) = (strategy.holds_one(), line.holds.as_slice()) {
             *self.held.entry(hold.us).or_default() += 1;
+            self.compare(line, hold, class, tried);
             let point = hold.point.to_string();
             let at_us =
                 self.points.iter().find(|passed| passed.point == point).map_or(0, |passed| passed.at_us);
@@ -210,6 +235,32 @@ impl Explored {
             (true, true) => Found::Other,
             (true, false) => Found::Failure(class),
         }
+    }
+
+    /// Compares a hold alone with what a longer one has shown, and notes what it shows of shorter ones itself.
+    fn compare(&mut self, line: &Line, hold: &Hold, class: usize, tried: &Tried) {
+        let order = tried.order();
+        match self.longer.shows(hold) {
+            None => {}
+            Some(_) if class != UNHELD => self.thought.wrongly.push(line.to_string()),
+            Some(longer) => {
+                self.thought.rightly += 1;
+                self.thought.other_orders += usize::from(longer != order);
+            }
+        }
+        if class == UNHELD {
+            self.longer.add(hold, &tried.report, order);
+        }
+    }
+
+    /// Whether a longer hold has shown what would come of a line; notes it if so.
+    pub(super) fn leaves_out(&mut self, line: &Line) -> bool {
+        let [hold] = line.holds.as_slice() else { return false };
+        let is_known = self.longer.shows(hold).is_some();
+        if is_known {
+            *self.left_out.entry(hold.us).or_default() += 1;
+        }
+        is_known
     }
 
     /// The outcome's number, and whether it is the first.

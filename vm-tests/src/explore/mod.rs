@@ -2,7 +2,8 @@
 //!
 //! In virtual time a scenario gives the same run for ever, so a race that does not show in that one never shows. Here tasks are
 //! held at points of their run, on purpose ([`vm_perturb`]): [`strategy`] says which lines are tried, `ground` makes a run of
-//! one, `ahead` makes some at once, [`found`] collects what came, `told` says it and [`page`] draws it. docs/explore.md describes it.
+//! one, `ahead` makes some at once, `longer` knows which would be no others, [`found`] collects what came, `told` says it and [`page`]
+//! draws it. docs/explore.md describes it.
 
 mod ahead;
 mod draws;
@@ -10,6 +11,7 @@ pub mod found;
 mod ground;
 mod kept;
 mod least;
+mod longer;
 pub mod page;
 pub mod strategy;
 mod told;
@@ -107,11 +109,20 @@ struct Search<'a> {
 impl Search<'_> {
     /// Tries lines until they, the time or the number of runs are over.
     async fn all(&mut self, lines: &[(Strategy, Line)]) -> Result<()> {
-        for of_one in lines.chunk_by(|(one, _), (other, _)| one == other) {
-            let strategy = of_one.first().map_or(Strategy::OneHold, |(strategy, _)| *strategy);
-            self.batch(strategy, of_one.iter().map(|(_, line)| line.clone()).collect()).await?;
-            if strategy == Strategy::Offsets {
-                self.closer().await?;
+        for (strategy, mut lines) in strategy::steps(lines) {
+            match strategy {
+                _ if self.is_over() => break,
+                Strategy::OneHold => {
+                    let all = lines.len();
+                    lines.retain(|line| !self.found.leaves_out(line));
+                    self.left = self.left.saturating_sub(all - lines.len());
+                    self.batch(strategy, lines).await?;
+                }
+                Strategy::Offsets => {
+                    self.batch(strategy, lines).await?;
+                    self.closer().await?;
+                }
+                _ => self.batch(strategy, lines).await?,
             }
         }
         Ok(())

@@ -50,6 +50,12 @@ pub fn page(explored: &Explored) -> String {
     }
     if !explored.alone.is_empty() {
         body.push_str("<h2>By when in the phase a task is held, alone</h2>\n");
+        let left_out: usize = explored.left_out.values().sum();
+        if left_out > 0 {
+            body.push_str(&format!(
+                "<p>{left_out} shorter holds are not here: a longer one at the same point has shown what comes.</p>\n"
+            ));
+        }
         body.push_str(&alone(explored));
     }
     drawn(&title, &body)
@@ -266,6 +272,14 @@ mod tests {
             .split("<svg")
             .filter(|svg| svg.starts_with(" id=\"alone\"") || svg.starts_with(" id=\"offsets\""));
         assert_eq!(svgs.count(), 2);
+    }
+
+    #[test]
+    fn holds_that_were_left_out_are_named() {
+        let mut explored = explored();
+        assert!(!page(&explored).contains("are not here"));
+        explored.left_out = BTreeMap::from([(25_000, 13), (100_000, 4)]);
+        assert!(page(&explored).contains("17 shorter holds are not here"));
     }
 
     #[test]

@@ -16,8 +16,10 @@ use crate::cache;
 pub enum Strategy {
     /// The second client begins before the first, or later.
     Offsets,
-    /// One task is held at one point: each point, each length.
+    /// One task is held at one point: each point, each length of which a longer one has not shown what would come.
     OneHold,
+    /// The same, and nothing left out.
+    EachLength,
     /// Two points: those of units first, otherwise in an order that depends on nothing.
     Pairs,
     /// One to three points and lengths, drawn by a seed.
@@ -28,9 +30,12 @@ pub enum Strategy {
 
 impl Strategy {
     /// All of them, in the order in which they are tried.
-    pub const ALL: [Self; 5] = [Self::Offsets, Self::OneHold, Self::Pairs, Self::Random, Self::Pct];
+    pub const ALL: [Self; 6] =
+        [Self::Offsets, Self::OneHold, Self::EachLength, Self::Pairs, Self::Random, Self::Pct];
     /// Those that end soon.
     pub const USUAL: [Self; 2] = [Self::Offsets, Self::OneHold];
+    /// Those of a search that a bound ends.
+    pub const BOUNDED: [Self; 5] = [Self::Offsets, Self::OneHold, Self::Pairs, Self::Random, Self::Pct];
 
     /// Its name.
     #[must_use]
@@ -38,10 +43,17 @@ impl Strategy {
         match self {
             Self::Offsets => "offsets",
             Self::OneHold => "one-hold",
+            Self::EachLength => "each-length",
             Self::Pairs => "pairs",
             Self::Random => "random",
             Self::Pct => "pct",
         }
+    }
+
+    /// Whether each of its lines holds one task at one point.
+    #[must_use]
+    pub const fn holds_one(self) -> bool {
+        matches!(self, Self::OneHold | Self::EachLength)
     }
 
     /// Whether it draws: without a bound there is no last one.
@@ -67,7 +79,7 @@ pub struct Options {
     pub time: Option<Duration>,
     /// At most so many runs, those that minimise a failure apart.
     pub runs: Option<usize>,
-    /// Those alone; empty: [`Strategy::USUAL`], and if there is a bound, all.
+    /// Those alone; empty: [`Strategy::USUAL`], and if there is a bound, [`Strategy::BOUNDED`].
     pub strategies: Vec<Strategy>,
     /// How many machines run at once; `None` is what cores and memory bear. It changes nothing in what is found.
     pub jobs: Option<usize>,
@@ -77,8 +89,9 @@ pub struct Options {
     pub commit: String,
 }
 
-/// How long a task is held, as parts of what the phase takes when nothing is: numerator and denominator.
-const LENGTHS: [(u64, u64); 3] = [(1, 1), (1, 4), (4, 1)];
+/// How long a task is held, as parts of what the phase takes when nothing is: numerator and denominator. The longest first, as it shows
+/// which shorter ones would be the same once more.
+const LENGTHS: [(u64, u64); 3] = [(4, 1), (1, 1), (1, 4)];
 /// Into how many parts the time before and after is divided by which the second client is moved.
 const OFFSETS: i64 = 16;
 /// How near two offsets are between which no other is tried, in microseconds.
@@ -109,7 +122,7 @@ pub fn lengths(took_us: u64) -> Vec<u64> {
 pub fn lines(options: &Options, points: &[Passed], took_us: u64, has_client: bool) -> Vec<(Strategy, Line)> {
     let is_bounded = options.time.is_some() || options.runs.is_some();
     let wanted = match options.strategies.as_slice() {
-        [] if is_bounded => &Strategy::ALL[..],
+        [] if is_bounded => &Strategy::BOUNDED[..],
         [] => &Strategy::USUAL[..],
         wanted => wanted,
     };
@@ -127,7 +140,8 @@ pub fn lines(options: &Options, points: &[Passed], took_us: u64, has_client: boo
         _ if !wanted.contains(&strategy) => Vec::new(),
         Strategy::Offsets if has_client => offsets(took_us),
         Strategy::Offsets => Vec::new(),
-        Strategy::OneHold => one_hold(&by_unit, &lengths),
+        Strategy::OneHold if wanted.contains(&Strategy::EachLength) => Vec::new(),
+        Strategy::OneHold | Strategy::EachLength => one_hold(&by_unit, &lengths),
         Strategy::Pairs => pairs(&by_unit, units, &lengths),
         Strategy::Random => {
             (0..draws).filter_map(|number| drawn(seed, number, &by_unit, took_us, has_client)).collect()
@@ -148,6 +162,20 @@ pub fn lines(options: &Options, points: &[Passed], took_us: u64, has_client: boo
         add(Strategy::Pct, pct.next().unwrap_or_default());
     }
     all
+}
+
+/// Lines in steps: those of one step are made side by side, and what comes of them decides what is left out of later ones.
+pub fn steps(lines: &[(Strategy, Line)]) -> impl Iterator<Item = (Strategy, Vec<Line>)> {
+    let length = |strategy: Strategy, line: &Line| {
+        strategy.holds_one().then(|| line.holds.first().map(|hold| hold.us)).flatten()
+    };
+    let steps = lines.chunk_by(move |(one, line), (other, next)| {
+        one == other && length(*one, line) == length(*other, next)
+    });
+    steps.filter_map(|step| {
+        let (strategy, _) = step.first()?;
+        Some((*strategy, step.iter().map(|(_, line)| line.clone()).collect()))
+    })
 }
 
 /// From one phase's length before to one after, the near ones first.
@@ -176,7 +204,8 @@ fn one_hold(points: &[Point], lengths: &[u64]) -> Vec<Line> {
 /// The first `units` points are those of units. Pairs of these come first, and then those of a unit and a client; among them first two
 /// tasks that come to the same: two children that are told to end, two that write.
 fn pairs(points: &[Point], units: usize, lengths: &[u64]) -> Vec<Line> {
-    let two = lengths.iter().take(2);
+    // Not the longest: there are thousands without it.
+    let two = lengths.iter().rev().take(2);
     let mut all: Vec<(u8, bool, String, Line)> = Vec::new();
     for us in two {
         for (number, first) in points.iter().enumerate() {
@@ -264,18 +293,23 @@ mod tests {
         let options = Options::default();
         let all = lines(&options, &passed(&["a:exit", "b#2:umount2@3"]), 80_000, false);
         let expected = [
+            "one-hold a:exit=320ms",
+            "one-hold b#2:umount2@3=320ms",
             "one-hold a:exit=80ms",
             "one-hold b#2:umount2@3=80ms",
             "one-hold a:exit=20ms",
             "one-hold b#2:umount2@3=20ms",
-            "one-hold a:exit=320ms",
-            "one-hold b#2:umount2@3=320ms",
         ];
         assert_eq!(shown(&all), expected);
+        let steps: Vec<(Strategy, usize)> = steps(&all).map(|(of, lines)| (of, lines.len())).collect();
+        assert_eq!(steps, [(Strategy::OneHold, 2); 3], "a step for each length");
+        let all = Options { strategies: vec![Strategy::OneHold, Strategy::EachLength], ..Options::default() };
+        let all = lines(&all, &passed(&["a:exit", "b#2:umount2@3"]), 80_000, false);
+        assert_eq!(shown(&all), expected.map(|line| line.replace("one-hold", "each-length")), "once");
         let all = lines(&options, &passed(&["+ctl:exec", "a:exit", "+ctl:send", "b:exit"]), 1_000, false);
-        let order = ["a:exit=1ms", "b:exit=1ms", "ctl:exec=1ms", "ctl:send=1ms"];
+        let order = ["a:exit=4ms", "b:exit=4ms", "ctl:exec=4ms", "ctl:send=4ms"];
         assert_eq!(shown(&all[..4]), order.map(|line| format!("one-hold {line}")), "the units' first");
-        assert_eq!(lengths(2_000), [2_000, 1_000, 8_000]);
+        assert_eq!(lengths(2_000), [8_000, 2_000, 1_000]);
         assert_eq!(lengths(100), [1_000]);
         assert_eq!(lengths(60_000_000), [5_000_000]);
     }

@@ -1,6 +1,8 @@
 //! What was explored and found, in words. Pure.
 
-use super::found::{Explored, Outcome, letter};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::found::{Explored, Outcome, Thought, letter};
 use super::strategy::Strategy;
 
 impl Explored {
@@ -63,8 +65,25 @@ fn all(explored: &Explored) -> String {
         ms(explored.phase_us),
         points.len()
     ));
-    for (us, count) in &explored.held {
-        text.push_str(&format!("  one hold of {}: {count} of {} points\n", ms(*us), points.len()));
+    let lengths: BTreeSet<u64> = explored.held.keys().chain(explored.left_out.keys()).copied().collect();
+    for us in lengths {
+        let of = |counts: &BTreeMap<u64, usize>| counts.get(&us).copied().unwrap_or(0);
+        let (held, left_out) = (of(&explored.held), of(&explored.left_out));
+        text.push_str(&format!("  one hold of {}: {held} of {} points", ms(us), points.len()));
+        text.push_str(&match left_out {
+            0 => "\n".to_owned(),
+            _ => format!("; at {left_out} more a longer one has shown what comes\n"),
+        });
+    }
+    let Thought { rightly, other_orders, wrongly } = &explored.thought;
+    let thought = rightly + wrongly.len();
+    if thought > 0 {
+        text.push_str(&format!(
+            "  of {thought} of these a longer one had shown what comes: {other_orders} had another order of points, {} another outcome",
+            wrongly.len()
+        ));
+        let lines = wrongly.iter().map(|line| format!(" '{line}'"));
+        text.push_str(&format!("{}\n", lines.collect::<String>()));
     }
     if let Some(pairs) = explored.tried.get(&Strategy::Pairs) {
         text.push_str(&format!("  two holds: {pairs} pairs\n"));
@@ -141,8 +160,6 @@ pub(super) fn ms(us: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::super::page::page;
     use super::*;
 
@@ -167,6 +184,22 @@ mod tests {
             assert!(text.contains(&format!("\n{letter}: {told}")), "{text}");
             assert!(page.contains(&format!("data-outcome=\"{letter}\"")), "{letter}");
         }
+    }
+
+    #[test]
+    fn a_hold_that_was_left_out_is_not_said_to_be_tried() {
+        let mut explored = Explored::default();
+        explored.held = BTreeMap::from([(400_000, 17), (100_000, 4)]);
+        explored.left_out = BTreeMap::from([(100_000, 13), (25_000, 17)]);
+        let text = explored.told();
+        let of = |ms: &str| text.lines().find(|line| line.contains(ms)).unwrap_or_default().to_owned();
+        assert_eq!(of("400.0 ms"), "  one hold of 400.0 ms: 17 of 0 points");
+        let more = "more a longer one has shown what comes";
+        assert_eq!(of("100.0 ms"), format!("  one hold of 100.0 ms: 4 of 0 points; at 13 {more}"));
+        assert_eq!(of(" 25.0 ms"), format!("  one hold of 25.0 ms: 0 of 0 points; at 17 {more}"));
+        explored.thought = Thought { rightly: 5, other_orders: 2, wrongly: vec!["a:exit=25ms".to_owned()] };
+        let text = explored.told();
+        assert!(text.contains("2 had another order of points, 1 another outcome 'a:exit=25ms'\n"), "{text}");
     }
 
     #[test]
