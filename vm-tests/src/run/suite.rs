@@ -481,6 +481,7 @@ async fn run_all(trials: Vec<Trial>, mut pace: Pace, jobs: usize, cancel: Cancel
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::saved::MANIFEST;
     use crate::report::Verdict;
     use crate::scenario::samples::MINIMAL;
 
@@ -491,7 +492,11 @@ mod tests {
             std::fs::create_dir(scenario).expect("mkdir");
             std::fs::write(scenario.join("scenario.toml"), MINIMAL).expect("write");
         }
-        let guest = crate::run::inputs::tests::guest();
+        let mut guest = crate::run::inputs::tests::guest();
+        let machine = directory.join("machine");
+        std::fs::create_dir(&machine).expect("mkdir");
+        std::fs::write(machine.join(MANIFEST), "{}").expect("write");
+        guest.saved.values_mut().for_each(|saved| saved.state = machine.join("state"));
         let plan = SuitePlan {
             bounds: Bounds::default(),
             results: directory.join("results"),
