@@ -125,8 +125,18 @@ impl<U: Units> Run<'_, U> {
             return Ok(());
         }
         let Names { server, overlay } = &self.names;
-        let mut text =
-            format!("the start job ended \"{result}\" and {server} is {}", state.server.active_state);
+        let now = &state.server.active_state;
+        if result == "canceled" && state.overlay.active_state != "failed" {
+            // Nothing went wrong, and the journals have nothing of it.
+            return Err(Failure::new(format!(
+                "the start job ended \"canceled\", as somebody asked for something else meanwhile, a stop or a reset for \
+                 example; {server} is {now}"
+            )));
+        }
+        let mut text = format!("the start job ended \"{result}\" and {server} is {now}");
+        if result == "done" && now == "inactive" {
+            text.push_str(": somebody has stopped it since, or it has ended by itself");
+        }
         // systemd did not even try to start the server if what it requires has failed.
         let (unit, of) = if result == "dependency" || state.overlay.active_state == "failed" {
             let UnitState { load_state, active_state, .. } = &state.overlay;

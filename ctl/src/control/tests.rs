@@ -478,6 +478,28 @@ fn starts() {
 }
 
 #[test]
+fn a_start_that_somebody_else_ends_says_so_and_sends_nobody_to_the_journal() {
+    let (_directory, host) = host(false);
+    let down = || state("inactive", "success", &[]);
+    let told = |overlay, result| {
+        let report = play(down(), overlay).ends(&[result]).act(Action::Start, &host);
+        assert_eq!(report.exit, Exit::Failed);
+        report.error.unwrap()
+    };
+    let cancelled = told(down(), "canceled");
+    contains_all(&cancelled, &["ended \"canceled\", as somebody asked", &format!("{SERVER} is inactive")]);
+    assert!(!cancelled.contains("journal"), "{cancelled}");
+    let stopped = told(down(), "done");
+    contains_all(
+        &stopped,
+        &["is inactive: somebody has stopped it since", &format!("journalctl -u {SERVER}")],
+    );
+    // What failed is told, whoever cancelled the job.
+    let failed = told(state("failed", "exit-code", &[("ExecStart", 1, 1)]), "canceled");
+    contains_all(&failed, &["which is failed", "ended with status 1", &format!("journalctl -u {OVERLAY}")]);
+}
+
+#[test]
 fn statuses_exit_as_systemctls() {
     let (_directory, host) = host(false);
     let missing = UnitState { load_state: "not-found".into(), ..state("inactive", "success", &[]) };
