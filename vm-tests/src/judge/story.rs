@@ -210,10 +210,17 @@ fn journal(recording: &Recording, cycle: u32) -> Vec<String> {
         What::Evidence(Evidence { journal, .. }) if event.cycle == cycle => Some(journal),
         _ => None,
     });
-    let lines: Vec<&str> = evidence.map(|journal| journal.lines().collect()).unwrap_or_default();
+    let lines = evidence.map_or("", |journal| journal.as_str()).lines();
+    let lines: Vec<&str> = lines.filter(|line| !is_accounting(line)).collect();
     let last = lines.get(lines.len().saturating_sub(JOURNAL_LINES)..).unwrap_or_default();
     let title = (!last.is_empty()).then(|| "journal:".to_owned());
     title.into_iter().chain(last.iter().map(|line| format!("  {}", clipped(line)))).collect()
+}
+
+/// What a unit has used, which systemd says last of one that took a second of a processor (`unit_log_resources` of systemd's
+/// `core/unit.c`): on a busy host of any unit, and it says nothing about a failure.
+fn is_accounting(line: &str) -> bool {
+    line.contains("] systemd[1]: ") && line.contains(": Consumed ") && line.contains(" CPU time")
 }
 
 /// No longer than [`LINE`], and nothing that moves a terminal's cursor.
@@ -294,7 +301,8 @@ mod tests {
             exec("ExecStartPre", "mount", Some(Exit::Code(0)), 5),
             exec("ExecStart", "deom", Some(Exit::Code(203)), 1),
         ];
-        let journal = ["one", "two", "three", "four", "five", "six\u{1b}[2J"].join("\n");
+        let used = "[   13.303357] systemd[1]: demo.service: Consumed 1.075s CPU time, 1.7M memory peak.";
+        let journal = ["one", "two", "three", "four", "five", "six\u{1b}[2J", used].join("\n");
         let evidence = Evidence { journal, units: String::new() };
         insta::assert_snapshot!("story-203-exec", told(&[cycle], vec![(1, What::Evidence(evidence))]));
     }
