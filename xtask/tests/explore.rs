@@ -60,8 +60,8 @@ const PLANTED: &[(&str, Strategy, usize)] = &[
     ("late-child", Strategy::Random, 40),
 ];
 
-/// Where nothing fails, however it is held: controls, and the product with two people at it. A budget is the second client's offsets,
-/// at which outcomes differ most, or a sweep.
+/// Where nothing fails, however it is held: controls, and the product with two people at it. A budget is each point at the longest
+/// length, or 20 of the second client's offsets, at which outcomes differ most.
 const RIGHT: &[(&str, Strategy, usize)] = &[
     ("child-is-waited-for", Strategy::OneHold, 18),
     ("start-beside-stop", Strategy::Offsets, 20),
