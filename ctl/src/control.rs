@@ -21,7 +21,7 @@ use crate::actions::{Action, Host};
 use crate::report::{Exit, OverlayUnit, Phases, Report, SCHEMA_VERSION};
 use crate::units::{Ended, ExecRun, Job, Lines, Names, UnitState, Units, UnitsError};
 pub(crate) use run::is_missing;
-use run::{Failure, Run};
+use run::{Failure, Run, superseded};
 
 mod run;
 mod stop;
@@ -127,11 +127,8 @@ impl<U: Units> Run<'_, U> {
         let Names { server, overlay } = &self.names;
         let now = &state.server.active_state;
         if result == "canceled" && state.overlay.active_state != "failed" {
-            // Nothing went wrong, and the journals have nothing of it.
-            return Err(Failure::new(format!(
-                "the start job ended \"canceled\", as somebody asked for something else meanwhile, a stop or a reset for \
-                 example; {server} is {now}"
-            )));
+            let now = format!("{server} is {now}");
+            return Err(Failure::new(superseded("the start job", "a stop or a reset", &now)));
         }
         let mut text = format!("the start job ended \"{result}\" and {server} is {now}");
         if result == "done" && now == "inactive" {

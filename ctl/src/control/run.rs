@@ -101,6 +101,13 @@ impl<U: Units> Run<'_, U> {
     }
 }
 
+/// What is said of a job that another request took the place of. Nothing went wrong, and the journals have nothing of it.
+pub(super) fn superseded(job: &str, example: &str, now: &str) -> String {
+    format!(
+        "{job} ended \"canceled\", as somebody asked for something else meanwhile, {example} for example; {now}"
+    )
+}
+
 /// Whether a place is known to have nothing. What may not be looked at is left to systemd and the helper to judge.
 pub(crate) fn is_missing(place: &Path) -> bool {
     std::fs::symlink_metadata(place).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)

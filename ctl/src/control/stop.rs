@@ -12,7 +12,7 @@ use left4me_helper::mountinfo;
 use left4me_helper::purge;
 use left4me_helper::state::{InstanceDir, directory_beneath};
 
-use super::run::{Failure, Run, is_missing};
+use super::run::{Failure, Run, is_missing, superseded};
 use crate::report::Exit;
 use crate::units::{CLD_EXITED, Ended, ExecRun, Job, Names, Pair, UnitState, Units, UnitsError};
 
@@ -146,10 +146,7 @@ impl<U: Units> Run<'_, U> {
             "done" => Some(format!(
                 "the stop job of {unit} has ended, and now {now}: somebody has started it meanwhile"
             )),
-            "canceled" => Some(format!(
-                "the stop job of {unit} ended \"canceled\", as somebody asked for something else meanwhile, a start for \
-                 example; {now}"
-            )),
+            "canceled" => Some(superseded(&format!("the stop job of {unit}"), "a start", &now)),
             _ => Some(format!(
                 "the stop job of {unit} ended \"{result}\" and {now} (`systemctl status {server} {overlay}` says more)"
             )),
