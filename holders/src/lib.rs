@@ -59,7 +59,7 @@ mod verdict;
 mod view;
 mod walk;
 
-pub use printable::shown;
+pub use printable::{pasted, shown};
 pub use query::{Error, LONGEST_SCAN, Query, diagnose};
 pub use report::{Blocker, Effect, Report};
 pub use verdict::Verdict;

@@ -7,6 +7,8 @@ use vm_tests::image::Suite;
 use vm_tests::machine::Cancel;
 use vm_tests::report::{Report, ScenarioReport, Verdict};
 
+use crate::shell::quoted;
+
 /// Offers the first snapshot of each scenario that has none and is as expected. One that is accepted has passed.
 pub(crate) async fn offer(report: &mut Report, named: bool, cancel: &Cancel) -> Result<()> {
     let is_terminal = io::stdin().is_terminal() && io::stdout().is_terminal();
@@ -62,16 +64,6 @@ fn accepting(arguments: &[String], scenarios: &[&str]) -> String {
     format!("INSTA_UPDATE=always cargo xtask {}", words.join(" "))
 }
 
-/// A word as a shell takes it.
-pub(crate) fn quoted(word: &str) -> String {
-    let plain = |character: char| character.is_ascii_alphanumeric() || "-_./,:=@%+".contains(character);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,7 +80,6 @@ mod tests {
             accepting(&all, &["one", "two", "one"]),
             "INSTA_UPDATE=always cargo xtask vm-test one two"
         );
-        assert_eq!(quoted("it's"), r"'it'\''s'");
         assert!(is_yes("Y\n") && is_yes("yes") && !is_yes("") && !is_yes("no"));
     }
 }

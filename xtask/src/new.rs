@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use vm_tests::scenario::new::{self, New};
 
-use crate::first::quoted;
+use crate::shell::quoted;
 
 /// Writes a scenario that works: a manifest with comments, and the unit's file beside it.
 ///

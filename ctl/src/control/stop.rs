@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use holders::chain::chain;
-use holders::shown;
+use holders::{pasted, shown};
 use left4me_helper::busy_note;
 use left4me_helper::error::HelperError;
 use left4me_helper::mountinfo;
@@ -297,7 +297,7 @@ impl<U: Units> Run<'_, U> {
         let at_merged = |table: &PathBuf| mountinfo::at(table, merged).ok()?.pop();
         let mut topmost = self.host.mount_tables.iter().filter_map(at_merged);
         let over_it = topmost.any(|mount| mount.fstype != "overlay").then_some(merged.as_path());
-        others.into_iter().chain(over_it).map(|mount| format!("`sudo umount {}`", shown(mount))).collect()
+        others.into_iter().chain(over_it).map(|mount| format!("`sudo umount {}`", pasted(mount))).collect()
     }
 
     /// The failure of a stop that left something mounted: what went wrong with it, if anything else did, and what to do.

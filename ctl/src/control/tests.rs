@@ -267,6 +267,17 @@ fn what_lies_over_the_overlay_is_named_and_no_overlay_is_left() {
 }
 
 #[test]
+fn the_advice_runs_nothing_that_a_mount_is_called() {
+    let (_directory, host) = host(false);
+    let below = host.state_dir.join("runtime/3/merged/$(reboot) now");
+    // As in mountinfo: a blank is \040.
+    let place = below.display().to_string().replace(' ', "\\040");
+    fs::write(&host.mount_tables[0], format!("1 2 0:3 / {place} rw - fuse.sshfs x rw\n")).unwrap();
+    let error = stopped().act(Action::Reset, &host).error.unwrap();
+    contains_all(&error, &[&format!("`sudo umount '{}'`", below.display())]);
+}
+
+#[test]
 fn what_covers_the_overlay_is_unmounted_by_the_advice() {
     let (_directory, host) = host(false);
     let merged = host.state_dir.join("runtime/3/merged");

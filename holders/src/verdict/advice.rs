@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::{Verdict, joined};
 use crate::cgroup;
-use crate::printable::{printable, shown};
+use crate::printable::pasted;
 use crate::propagation::Fate;
 use crate::report::{Blocker, KernelHolder, KernelKind, Kind, Phase, Relation, Report, Stuck};
 
@@ -45,7 +45,7 @@ impl Report {
             && surviving.all(|copy| copy.namespace != self.namespace && copy.mount.mount_point == self.path);
         if is_detached && processes.is_empty() && kernel.is_empty() && self.stacked == 0 {
             let before = if self.mount.is_some() { "after the unmount, " } else { "" };
-            advice.push(format!("{before}`rmdir {}` detaches these copies", shown(&self.path)));
+            advice.push(format!("{before}`rmdir {}` detaches these copies", pasted(&self.path)));
         }
         advice
     }
@@ -99,7 +99,12 @@ fn advice_to_yourself(blocker: &Blocker) -> String {
         Relation::Caller => "this process",
         Relation::Ancestor | Relation::Other => "the process that started this one",
     };
-    let held = blocker.kinds.iter().map(|kind| match kind {
+    format!("{} ({}) is {who}: {}", blocker.pid, blocker.comm, let_go(&blocker.kinds))
+}
+
+/// What a program does before it, or a child of its, unmounts.
+fn let_go(kinds: &[Kind]) -> String {
+    let first = kinds.iter().map(|kind| match kind {
         Kind::Cwd => "change its working directory first (chdir, or no WorkingDirectory= inside the mount)",
         Kind::Root => "leave that root directory first",
         Kind::Call { .. } => "end the call that waits there first",
@@ -108,24 +113,29 @@ fn advice_to_yourself(blocker: &Blocker) -> String {
             "close what it has open there first"
         }
     });
-    let held: Vec<_> = held.collect();
-    format!("{} ({}) is {who}: {}", blocker.pid, blocker.comm, held.join("; "))
+    first.collect::<Vec<_>>().join("; ")
+}
+
+/// The command that stops a unit. No unit's name is an option: a user's may begin with a hyphen.
+fn stop(unit: &str) -> String {
+    let end_of_options = if unit.starts_with('-') { "-- " } else { "" };
+    format!("stop {end_of_options}{}", pasted(unit))
 }
 
 fn advice_about(blocker: &Blocker) -> String {
     let mut text = format!("{} ({}): ", blocker.pid, blocker.comm);
+    // Any coreutils has it; util-linux' waitpid(1) is missing on Debian 12.
+    let its_end = format!("its end, by `tail --pid={} -f /dev/null`", blocker.pid);
     // Writing to a String does not fail; the compiler can't know that.
     let written = match (blocker.unit.as_deref(), blocker.phase) {
-        (_, Phase::Ending) => write!(text, "it is ending already: wait for its end with a pidfd"),
+        (_, Phase::Ending) => write!(text, "it is ending already: wait for {its_end}"),
         (Some(unit), Phase::Stop | Phase::Control) => {
-            write!(
-                text,
-                "a command of {unit} itself: give it a working directory elsewhere, or wait for its end"
-            )
+            write!(text, "a command of {unit} itself: {}, or wait for {its_end}", let_go(&blocker.kinds))
         }
         (Some(units), _) if blocker.pid == 1 && units.ends_with(".socket") => write!(
             text,
-            "systemd listens there for it: `systemctl stop {units}`, which leaves its service as it is"
+            "systemd listens there for it: `systemctl {}`, which leaves its service as it is",
+            stop(units)
         ),
         (Some("init.scope"), _) if blocker.comm == "systemd" => write!(
             text,
@@ -136,12 +146,12 @@ fn advice_about(blocker: &Blocker) -> String {
         (Some(unit), _) => match cgroup::user_of(&blocker.cgroup) {
             Some(user) => write!(
                 text,
-                "stop {unit}, which is a user's (`systemctl --user --machine={user}@.host stop {unit}`), or wait for its end \
-                 with a pidfd"
+                "stop {unit}, which is a user's: `systemctl --user --machine={user}@.host {}`; or wait for {its_end}",
+                stop(unit)
             ),
-            None => write!(text, "stop {unit}, or wait for its end with a pidfd"),
+            None => write!(text, "stop its unit, `systemctl {}`, or wait for {its_end}", stop(unit)),
         },
-        (None, _) => write!(text, "end it, or wait for its end with a pidfd"),
+        (None, _) => write!(text, "end it, or wait for {its_end}"),
     };
     debug_assert!(written.is_ok());
     text
@@ -161,24 +171,26 @@ fn advice_about_kernel(holder: &KernelHolder) -> String {
         KernelKind::Loop(name) => {
             let mut steps = Vec::new();
             if !holder.mounted_at.is_empty() {
-                steps.push(format!("unmount {}", joined(holder.mounted_at.iter().map(|at| shown(at)))));
+                steps.push(format!("unmount {}", joined(holder.mounted_at.iter().map(pasted))));
             }
             steps.extend(holder.above.iter().map(|above| match above.starts_with("md") {
-                true => format!("mdadm --stop /dev/{}", printable(above)),
-                false => format!("dmsetup remove {}", printable(above)),
+                true => format!("mdadm --stop {}", pasted(format!("/dev/{above}"))),
+                false => format!("dmsetup remove {}", pasted(above)),
             }));
             steps.push(format!("losetup -d /dev/{name}"));
             steps.join(", then ")
         }
-        KernelKind::Swap => format!("swapoff {}", shown(&holder.path)),
-        KernelKind::BinfmtMisc(name) => format!("echo -1 > /proc/sys/fs/binfmt_misc/{}", printable(name)),
+        KernelKind::Swap => format!("swapoff {}", pasted(&holder.path)),
+        KernelKind::BinfmtMisc(name) => {
+            format!("echo -1 > {}", pasted(format!("/proc/sys/fs/binfmt_misc/{name}")))
+        }
         KernelKind::Uprobe(name) => {
-            format!("echo '-:{}' >> /sys/kernel/tracing/uprobe_events", printable(name))
+            format!("echo {} >> /sys/kernel/tracing/uprobe_events", pasted(format!("-:{name}")))
         }
         KernelKind::NfsExport(client) => {
-            format!("exportfs -u '{}:{}', then exportfs -f", printable(client), shown(&holder.path))
+            format!("exportfs -u {}, then exportfs -f", pasted(format!("{client}:{}", holder.path.display())))
         }
-        KernelKind::LioFile(name) => format!("targetcli /backstores/fileio delete {}", printable(name)),
-        KernelKind::OverlayLayer(at) => format!("unmount {}", shown(at)),
+        KernelKind::LioFile(name) => format!("targetcli /backstores/fileio delete {}", pasted(name)),
+        KernelKind::OverlayLayer(at) => format!("unmount {}", pasted(at)),
     }
 }

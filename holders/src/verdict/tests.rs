@@ -160,6 +160,15 @@ fn lines_for_a_person() {
         phase: Phase::Unknown,
         ..holder(35261, Relation::Other, Effect::BlocksUmount)
     };
+    // Whoever has a manager of units may make control groups of any name.
+    let named = |unit: &str, phase| Holder {
+        cgroup: format!("/user.slice/user-1000.slice/user@1000.service/app.slice/{unit}"),
+        unit: Some(unit.to_owned()),
+        phase,
+        ..holder(35261, Relation::Other, Effect::BlocksUmount)
+    };
+    let mut with_a_file = holder(35259, Relation::Other, Effect::BlocksUmount);
+    with_a_file.references[0].kind = Kind::File { fd: 3 };
     let above = vec!["group-volume".to_owned(), "crypt".to_owned()];
     let below_a_volume = KernelHolder { above, ..loop_device(Effect::BlocksUmount) };
     let mut of_ext4 = private_copy();
@@ -169,6 +178,9 @@ fn lines_for_a_person() {
         systemd(Kind::Socket { fd: 40 }),
         listening,
         Report { holders: vec![of_a_user], ..mounted() },
+        Report { holders: vec![named("a;$(reboot).service", Phase::Unknown)], ..mounted() },
+        Report { holders: vec![named("-Hevil.service", Phase::Unknown)], ..mounted() },
+        Report { holders: vec![with_a_file], ..mounted() },
         Report { stacked: 1, ..on_ext4.clone() },
         on_ext4,
         systemd(Kind::File { fd: 41 }),
