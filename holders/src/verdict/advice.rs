@@ -142,6 +142,12 @@ fn advice_about(blocker: &Blocker) -> String {
             "systemd has it for a unit, stop that one: `systemctl list-sockets --all` shows the sockets and FIFOs that it \
              listens on and their .socket units; other files are in a unit's descriptor store (`systemd-analyze fdstore UNIT`)"
         ),
+        // A login (pam_systemd(8)): a stop of its scope ends all that somebody does there.
+        (Some(unit), _) if unit.starts_with("session-") && unit.ends_with(".scope") => write!(
+            text,
+            "of a login: have whoever it is leave, or end it: `kill -HUP {}`; or wait for {its_end}",
+            blocker.pid
+        ),
         (Some("init.scope"), _) => write!(text, "it is the first process: do not end it, have it let go"),
         (Some(unit), _) => match cgroup::user_of(&blocker.cgroup) {
             Some(user) => write!(

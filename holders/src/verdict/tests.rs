@@ -167,6 +167,8 @@ fn lines_for_a_person() {
         phase,
         ..holder(35261, Relation::Other, Effect::BlocksUmount)
     };
+    let mut of_a_login = named("session-3.scope", Phase::Unknown);
+    of_a_login.cgroup = "/user.slice/user-1000.slice/session-3.scope".to_owned();
     let mut with_a_file = holder(35259, Relation::Other, Effect::BlocksUmount);
     with_a_file.references[0].kind = Kind::File { fd: 3 };
     let above = vec!["group-volume".to_owned(), "crypt".to_owned()];
@@ -181,6 +183,7 @@ fn lines_for_a_person() {
         Report { holders: vec![named("a;$(reboot).service", Phase::Unknown)], ..mounted() },
         Report { holders: vec![named("-Hevil.service", Phase::Unknown)], ..mounted() },
         Report { holders: vec![with_a_file], ..mounted() },
+        Report { holders: vec![of_a_login], ..mounted() },
         Report { stacked: 1, ..on_ext4.clone() },
         on_ext4,
         systemd(Kind::File { fd: 41 }),
