@@ -124,6 +124,15 @@ impl<U: Units> Run<'_, U> {
         if result == "done" && state.server.active_state == "active" {
             return Ok(());
         }
+        if is_missing(&file) {
+            // A failed unit of an instance that there is not would be failed for ever.
+            let overlay = self.names.overlay.clone();
+            if state.overlay.active_state == "failed" {
+                drop(self.clear_failed(&overlay).await);
+            }
+            let text = format!("somebody has destroyed it meanwhile: {} is gone", file.display());
+            return Err(Failure { exit: Exit::NoSuchUnit, text: Some(text) });
+        }
         let Names { server, overlay } = &self.names;
         let now = &state.server.active_state;
         if result == "canceled" && state.overlay.active_state != "failed" {

@@ -2,7 +2,8 @@
 //!
 //! A server that runs is refused, as a reset is another decision. All else is what there is: [`control::run`] with
 //! [`Action::Reset`] unmounts what an earlier stop left, checks, and deletes. The instance's own file goes last: whatever
-//! fails before leaves an instance that can be destroyed again.
+//! fails before leaves an instance that can be destroyed again. From then on no start can begin; one that had read the file before
+//! is taken back.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,7 +22,7 @@ use crate::actions::{Action, Host};
 use crate::control::{self, is_missing};
 use crate::create::lock;
 use crate::report::{Exit, SCHEMA_VERSION, row};
-use crate::units::{Names, UnitFiles, Units, UnitsError, is_down};
+use crate::units::{Activity, Names, UnitFiles, Units, UnitsError, is_down};
 use crate::variables;
 use crate::warning::{self, Loss};
 
@@ -270,7 +271,7 @@ async fn carry_out<U: Units + UnitFiles>(
         let report = control::run(units, host, Action::Reset, instance, timeout).await;
         destroyed.notes.extend(report.notes);
         if let Some(error) = report.error {
-            destroyed.error = Some(format!("{error}; then `sudo l4d2ctl destroy {instance}` again"));
+            destroyed.error = Some(again(&error, instance));
             return Ok(());
         }
         let gone = [&doomed.runtime, &doomed.trash].into_iter().flatten();
@@ -282,10 +283,10 @@ async fn carry_out<U: Units + UnitFiles>(
         }
     }
     rustix::fs::fsync(&instances).map_err(HelperError::call("fsync", state.path().join("instances")))?;
-    refuse_running(units, instance).await.map_err(|refusal| match refusal {
-        Refusal::Runs { unit, active_state, instance } => Refusal::Started { unit, active_state, instance },
-        other => other,
-    })?;
+    if let Some(error) = take_back(units, host, instance, timeout, destroyed).await? {
+        destroyed.error = Some(error);
+        return Ok(());
+    }
     for unit in Names::of(instance).each() {
         let drop_ins = host.units.join(format!("{unit}.d"));
         if !is_missing(&drop_ins) {
@@ -295,6 +296,61 @@ async fn carry_out<U: Units + UnitFiles>(
     }
     destroyed.notes.push(format!("the user {} stays, as files elsewhere may be its", instance.user()));
     Ok(())
+}
+
+/// Takes back a start that had read the instance's file before that went: its overlay may be mounted by now, with the server
+/// waiting for it and down. One that begins later finds no file. Returns why it could not be taken back.
+async fn take_back<U: Units>(
+    units: &mut U,
+    host: &Host,
+    instance: &Instance,
+    timeout: Duration,
+    destroyed: &mut Destroyed,
+) -> Result<Option<String>, Refusal> {
+    let paths = instance.paths(&host.state_dir);
+    let names = Names::of(instance);
+    let names = names.each().map(Clone::clone);
+    let mut now = units.activity(&names).await?;
+    refuse_started(&names, &now, instance)?;
+    let has_runtime = [&paths.runtime, &paths.trash].into_iter().any(|path| !is_missing(path));
+    if has_runtime || now.iter().any(|unit| !is_down(&unit.active_state)) {
+        let report = control::run(units, host, Action::Reset, instance, timeout).await;
+        destroyed.notes.extend(report.notes);
+        match report.error {
+            None => {
+                destroyed.notes.push("somebody was starting it meanwhile: that start was taken back".into())
+            }
+            // It has failed by itself, for want of the file.
+            Some(_) if report.exit == Exit::NoSuchUnit => {}
+            Some(error) => return Ok(Some(again(&error, instance))),
+        }
+        now = units.activity(&names).await?;
+        refuse_started(&names, &now, instance)?;
+    }
+    // A failed unit of an instance that there is not would be failed for ever.
+    for (unit, now) in names.iter().zip(now) {
+        if now.active_state == "failed" {
+            units.reset_failed(unit).await?;
+        }
+    }
+    Ok(None)
+}
+
+/// Refuses to call it destroyed while its server, the first of `names`, is up.
+fn refuse_started(names: &[String], now: &[Activity], instance: &Instance) -> Result<(), Refusal> {
+    match (names, now) {
+        ([unit, ..], [server, ..]) if !is_down(&server.active_state) => Err(Refusal::Started {
+            unit: unit.clone(),
+            active_state: server.active_state.clone(),
+            instance: instance.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What went wrong, and that it can be tried again.
+fn again(error: &str, instance: &Instance) -> String {
+    format!("{error}; then `sudo l4d2ctl destroy {instance}` again")
 }
 
 /// Deletes a file of `instances`; false if it is not there.

@@ -69,6 +69,7 @@ const RIGHT: &[(&str, Strategy, usize)] = &[
     ("product-reset-beside-start", Strategy::Offsets, 20),
     ("product-two-resets", Strategy::Offsets, 20),
     ("product-crash-beside-reset", Strategy::Offsets, 20),
+    ("product-start-beside-destroy", Strategy::Offsets, 20),
 ];
 
 /// How often one of them is repeated with nothing held.

@@ -244,7 +244,7 @@ impl<U: Units> Run<'_, U> {
     ///
     /// # Errors
     /// systemd is out of reach, so that nothing more can be asked of it.
-    async fn clear_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+    pub(super) async fn clear_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
         if let Err(error) = self.units.reset_failed(unit).await {
             self.report.notes.push(format!("the failed state of {unit} could not be cleared: {error}"));
             return if matches!(error, UnitsError::Unreachable(_)) { Err(error) } else { Ok(()) };

@@ -23,6 +23,8 @@ struct Play {
     requires: bool,
     /// The mount table, and after how many jobs nothing is mounted any more.
     unmounted: Option<(PathBuf, usize)>,
+    /// The instance's file, which somebody deletes during a job.
+    deleted: Option<PathBuf>,
     asked: Vec<String>,
 }
 
@@ -37,6 +39,9 @@ impl Units for Play {
             && self.asked.len() == *jobs
         {
             fs::write(table, "").unwrap();
+        }
+        if let Some(file) = &self.deleted {
+            fs::remove_file(file).unwrap();
         }
         let result = next(&mut self.results)?.to_owned();
         Ok(Ended { before: self.before.clone(), result })
@@ -72,6 +77,7 @@ fn play(server: UnitState, overlay: UnitState) -> Play {
         results: vec![Ok("done")],
         requires: true,
         unmounted: None,
+        deleted: None,
         asked: Vec::new(),
     }
 }
@@ -485,6 +491,28 @@ fn starts() {
         assert_eq!(report.exit, Exit::Failed);
         let journal = format!("journalctl -u {journal}");
         contains_all(&report.error.unwrap(), &[&format!("ended \"{result}\""), first, second, &journal]);
+    }
+}
+
+#[test]
+fn a_start_of_what_somebody_destroys_leaves_no_failed_unit() {
+    for (overlay, result) in [("failed", "dependency"), ("inactive", "canceled")] {
+        let (_directory, host) = host(false);
+        let mut play =
+            play(state("inactive", "success", &[]), state(overlay, "exit-code", &[])).ends(&[result]);
+        play.deleted = Some(host.state_dir.join("instances/3.toml"));
+        let report = play.act(Action::Start, &host);
+        assert_eq!(report.exit, Exit::NoSuchUnit);
+        contains_all(
+            &report.error.unwrap(),
+            &["somebody has destroyed it meanwhile", "instances/3.toml is gone"],
+        );
+        assert_eq!(
+            play.asked.last().unwrap().starts_with("reset-failed"),
+            overlay == "failed",
+            "{:?}",
+            play.asked
+        );
     }
 }
 

@@ -9,12 +9,14 @@ use super::*;
 use crate::actions::DEFAULT_TIMEOUT;
 use crate::units::{Activity, Ended, Job, Lines, Pair, UnitState};
 
-/// Plays systemd: how the server is at each time it is asked about, of which the last stays, and what is asked.
+/// Plays systemd: how the units are at each time it is asked about, of which the last stays, and what is asked.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Play {
     pub(crate) active: Vec<&'static str>,
     pub(crate) links: Vec<String>,
     pub(crate) refuses: Option<UnitsError>,
+    /// What a start makes that is under way.
+    makes: Option<PathBuf>,
     pub(crate) asked: Vec<String>,
 }
 
@@ -36,7 +38,8 @@ impl Units for Play {
         Ok(Pair { server: down(), overlay: down() })
     }
 
-    async fn reset_failed(&mut self, _unit: &str) -> Result<(), UnitsError> {
+    async fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
+        self.asked.push(format!("reset-failed {unit}"));
         Ok(())
     }
 
@@ -50,8 +53,12 @@ impl Units for Play {
             return Err(error.clone());
         }
         let now = if self.active.len() > 1 { self.active.remove(0) } else { self.active[0] };
-        let activity = Activity { active_state: now.into(), since_us: 0 };
-        Ok(vec![activity; units.len()])
+        if let Some(path) = self.makes.as_ref().filter(|_| now.contains("activating")) {
+            fs::create_dir_all(path).unwrap();
+        }
+        // One word for all of them, or one for each.
+        let each = now.split(' ').cycle().take(units.len());
+        Ok(each.map(|now| Activity { active_state: now.into(), since_us: 0 }).collect())
     }
 
     async fn wait_until_down(&mut self, _units: &[String], _deadline: Instant) -> Result<(), UnitsError> {
@@ -127,7 +134,8 @@ fn all_of_it_goes_and_nothing_else() {
     insta::assert_snapshot!(without_directory(&host, &destroyed.to_string()));
     assert_eq!(left(&host), ["4.toml"]);
     let server = "activity left4me-server@3.service";
-    let order = [server, "disable left4me-server@3.service", "Stop left4me-overlay@3.service", server];
+    let both = "activity left4me-server@3.service left4me-overlay@3.service";
+    let order = [server, "disable left4me-server@3.service", "Stop left4me-overlay@3.service", both];
     assert_eq!(play.asked, order);
     let again = all_of_it(&mut play, &host);
     assert_eq!(again.exit, Exit::NoSuchUnit);
@@ -198,4 +206,31 @@ fn one_that_was_started_meanwhile_is_told() {
     assert!(!destroyed.ok);
     assert!(destroyed.error.unwrap().contains("started it meanwhile"));
     assert_eq!(left(&host), ["4.toml"]);
+}
+
+#[test]
+fn a_start_that_has_read_the_file_before_it_went_is_taken_back() {
+    let (_directory, host) = host();
+    let overlay = "left4me-overlay@3.service";
+    let stops = |play: &Play| play.asked.iter().filter(|asked| **asked == format!("Stop {overlay}")).count();
+    // The overlay is mounted, and the server waits for it: it is down.
+    let mut play = Play {
+        makes: Some(host.state_dir.join("runtime/3/upper")),
+        ..Play::of(&["inactive", "inactive", "inactive activating", "inactive"])
+    };
+    let destroyed = all_of_it(&mut play, &host);
+    assert!(destroyed.ok, "{destroyed:?}");
+    assert!(destroyed.notes.iter().any(|note| note.contains("that start was taken back")), "{destroyed:?}");
+    assert_eq!((stops(&play), left(&host)), (2, vec!["4.toml".to_owned()]));
+}
+
+#[test]
+fn a_start_that_found_no_file_any_more_leaves_no_failed_unit() {
+    for meanwhile in ["inactive failed", "inactive activating"] {
+        let (_directory, host) = host();
+        let mut play = Play::of(&["inactive", "inactive", meanwhile, "inactive failed"]);
+        let destroyed = all_of_it(&mut play, &host);
+        assert!(destroyed.ok, "{destroyed:?}");
+        assert_eq!(play.asked.last().unwrap(), "reset-failed left4me-overlay@3.service");
+    }
 }
