@@ -153,6 +153,12 @@ pub enum UnitsError {
     /// It cannot be reached.
     #[error("systemd cannot be reached over D-Bus: {0}")]
     Unreachable(String),
+    /// It has left the bus while it was asked, and did not come back.
+    #[error(
+        "systemd has left D-Bus ({0}) and is not back; what it was asked for it may have done or not: `systemctl is-system-running`, \
+         then the same again"
+    )]
+    Left(String),
     /// We have not the rights.
     #[error(
         "no rights to do this: use sudo, or let a polkit rule allow org.freedesktop.systemd1.manage-units to start and stop \

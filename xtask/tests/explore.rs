@@ -70,6 +70,8 @@ const RIGHT: &[(&str, Strategy, usize)] = &[
     ("product-two-resets", Strategy::Offsets, 20),
     ("product-crash-beside-reset", Strategy::Offsets, 20),
     ("product-start-beside-destroy", Strategy::Offsets, 20),
+    ("product-reexec-beside-reset", Strategy::Offsets, 10),
+    ("product-reload-beside-reset", Strategy::Offsets, 10),
 ];
 
 /// How often one of them is repeated with nothing held.

@@ -74,7 +74,10 @@ impl<U: Units> Run<'_, U> {
     pub(super) async fn job(&mut self, job: Job) -> Result<Ended, Failure> {
         let ended = self.units.run(job, &self.names, self.deadline).await;
         // The state it is in belongs to the report; why it cannot be had does not add to the error.
-        if ended.as_ref().is_err_and(|error| !matches!(error, UnitsError::Unreachable(_))) {
+        if ended
+            .as_ref()
+            .is_err_and(|error| !matches!(error, UnitsError::Unreachable(_) | UnitsError::Left(_)))
+        {
             drop(self.look().await);
         }
         Ok(ended?)

@@ -48,9 +48,11 @@ pub(super) fn explain_reply(name: &str, detail: &str) -> UnitsError {
         "org.freedesktop.systemd1.NoSuchUnit" | "org.freedesktop.DBus.Error.UnknownObject" => {
             UnitsError::NoSuchUnit(detail)
         }
-        "org.freedesktop.DBus.Error.ServiceUnknown"
-        | "org.freedesktop.DBus.Error.NameHasNoOwner"
-        | "org.freedesktop.DBus.Error.NoReply" => UnitsError::Unreachable(detail),
+        "org.freedesktop.DBus.Error.ServiceUnknown" | "org.freedesktop.DBus.Error.NameHasNoOwner" => {
+            UnitsError::Unreachable(detail)
+        }
+        // The bus says it of whoever was asked and has disconnected (D-Bus specification, "Well-known Error Names").
+        "org.freedesktop.DBus.Error.NoReply" => UnitsError::Left(detail),
         _ => UnitsError::Other(detail),
     }
 }

@@ -185,34 +185,34 @@ async fn read_runs(
 
 impl Units for Systemd {
     async fn run(&mut self, job: Job, names: &Names, deadline: Instant) -> Result<Ended, UnitsError> {
-        let ended = self.wait(deadline, self.run_job(job, names)).await;
+        let ended = self.ask(deadline, || self.run_job(job, names)).await;
         self.kept = ended.is_ok().then(|| names.clone());
         ended
     }
 
     async fn state(&mut self, names: &Names, asked: Lines) -> Result<Pair<UnitState>, UnitsError> {
         let is_kept = self.kept.as_ref() == Some(names);
-        self.wait(self.deadline, self.read_state(names, asked, is_kept)).await
+        self.ask(self.deadline, || self.read_state(names, asked, is_kept)).await
     }
 
     async fn reset_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
-        self.wait(self.deadline, async { Ok(self.manager().await?.reset_failed_unit(unit).await?) }).await
+        self.ask(self.deadline, || async { Ok(self.manager().await?.reset_failed_unit(unit).await?) }).await
     }
 
     async fn requires_overlay(&mut self, names: &Names) -> Result<bool, UnitsError> {
-        let required = async {
+        let required = || async {
             let server: UnitProxy<'_> = self.of_unit(&names.server).await?;
             Ok(server.requires().await?)
         };
-        Ok(self.wait(self.deadline, required).await?.contains(&names.overlay))
+        Ok(self.ask(self.deadline, required).await?.contains(&names.overlay))
     }
 
     async fn activity(&mut self, units: &[String]) -> Result<Vec<Activity>, UnitsError> {
-        self.wait(self.deadline, self.read_activity(units)).await
+        self.ask(self.deadline, || self.read_activity(units)).await
     }
 
     async fn wait_until_down(&mut self, units: &[String], deadline: Instant) -> Result<(), UnitsError> {
-        match self.wait(deadline, self.watch_until_down(units)).await {
+        match self.ask(deadline, || self.watch_until_down(units)).await {
             Err(UnitsError::Deadline) => Ok(()),
             result => result,
         }
@@ -221,7 +221,7 @@ impl Units for Systemd {
 
 impl UnitFiles for Systemd {
     async fn disable(&mut self, unit: &str) -> Result<Vec<String>, UnitsError> {
-        let disable = async {
+        let disable = || async {
             let manager = self.manager().await?;
             let changes = manager.disable_unit_files(&[unit], false).await?;
             let links = changes.into_iter().filter(|(what, ..)| what == "unlink");
@@ -232,7 +232,7 @@ impl UnitFiles for Systemd {
             }
             Ok(links)
         };
-        self.wait(self.deadline, disable).await
+        self.ask(self.deadline, disable).await
     }
 }
 

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use systemd_bus::{ListedUnit, MANAGER_PATH, ManagerProxy, SYSTEMD, UnitProxy, interface};
 use zbus::connection::Builder;
 use zbus::fdo::PropertiesProxy;
-use zbus::message::Type;
+use zbus::message::{Flags, Type};
 use zbus::zvariant::{OwnedObjectPath, OwnedValue, Value};
 use zbus::{Connection, Message, MessageStream};
 
@@ -32,6 +32,7 @@ fn error_replies() {
         ("org.freedesktop.systemd1.NoSuchUnit", UnitsError::NoSuchUnit("x".into())),
         ("org.freedesktop.DBus.Error.UnknownObject", UnitsError::NoSuchUnit("x".into())),
         ("org.freedesktop.DBus.Error.ServiceUnknown", UnitsError::Unreachable("x".into())),
+        ("org.freedesktop.DBus.Error.NoReply", UnitsError::Left("x".into())),
         ("org.freedesktop.systemd1.TransactionIsDestructive", UnitsError::Other("x".into())),
     ] {
         assert_eq!(explain_reply(name, "x"), expected, "{name}");
@@ -534,6 +535,44 @@ fn on_a_bus_a_flood_of_forged_ends_neither_ends_nor_holds_up_a_job() {
         is_done.store(true, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(results, [(); 20].map(|()| Ok(done())));
     });
+}
+
+#[test]
+#[ignore = "runs dbus-daemon(1), which not every machine has"]
+fn a_systemd_that_leaves_the_bus_is_waited_for_and_asked_again() {
+    let bus = &Bus::start();
+    let client = block_on(bus.connect().internal_executor(false).build()).unwrap();
+    let mut systemd = Systemd { connection: client, deadline: soon(), kept: None };
+    for comes_back in [true, false] {
+        // It answers nothing.
+        let leaving = block_on(bus.connect().name(SYSTEMD).unwrap().build()).unwrap();
+        let mut calls = MessageStream::from(&leaving);
+        let (ended, end) = std::sync::mpsc::channel::<()>();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // One that nobody waits for is no question: that systemd is off the bus is told to the next.
+                let is_call = |message: &Message| {
+                    let flags = message.primary_header().flags();
+                    message.message_type() == Type::MethodCall && !flags.contains(Flags::NoReplyExpected)
+                };
+                while !block_on(calls.next()).unwrap().as_ref().is_ok_and(is_call) {}
+                drop(calls);
+                block_on(leaving.close()).unwrap();
+                assert!(end.recv_timeout(Duration::from_millis(100)).is_err());
+                let back =
+                    || bus.connect().name(SYSTEMD).unwrap().serve_at(MANAGER_PATH, Manager::new(false));
+                let _back = comes_back.then(|| block_on(back().unwrap().build()).unwrap());
+                end.recv().unwrap_err();
+            });
+            let deadline = if comes_back { soon() } else { Instant::now() + Duration::from_millis(300) };
+            let result = block_on(systemd.run(Job::Stop, &names(), deadline));
+            drop(ended);
+            match comes_back {
+                true => assert_eq!(result, Ok(done())),
+                false => assert!(matches!(result, Err(UnitsError::Left(_))), "{result:?}"),
+            }
+        });
+    }
 }
 
 #[test]

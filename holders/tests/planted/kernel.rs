@@ -23,7 +23,7 @@ pub(crate) fn uprobe(stage: &Stage) -> Result<()> {
     let Verdict::HeldByKernel { holders } = seen(&report) else { panic!("{report:#?}") };
     assert!(matches!(&holders[..], [held] if held.kind == KernelKind::Uprobe(name.clone())), "{report:#?}");
     let advice = report.verdict().of_what_was_seen().advice().concat();
-    assert!(advice.contains(&format!("echo '-:{name}' >> ")), "{advice}");
+    assert!(advice.contains(&format!("echo -:{name} >> ")), "{advice}");
     drop(probe);
     Ok(stage.umount()?)
 }
