@@ -176,6 +176,14 @@ pub enum UnitsError {
     Other(String),
 }
 
+impl UnitsError {
+    /// Whether nothing more can be asked of systemd.
+    #[must_use]
+    pub fn is_out_of_reach(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Left(_))
+    }
+}
+
 /// Whether a unit runs, and since when.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Activity {

@@ -74,10 +74,7 @@ impl<U: Units> Run<'_, U> {
     pub(super) async fn job(&mut self, job: Job) -> Result<Ended, Failure> {
         let ended = self.units.run(job, &self.names, self.deadline).await;
         // The state it is in belongs to the report; why it cannot be had does not add to the error.
-        if ended
-            .as_ref()
-            .is_err_and(|error| !matches!(error, UnitsError::Unreachable(_) | UnitsError::Left(_)))
-        {
+        if ended.as_ref().is_err_and(|error| !error.is_out_of_reach()) {
             drop(self.look().await);
         }
         Ok(ended?)

@@ -247,11 +247,7 @@ impl<U: Units> Run<'_, U> {
     pub(super) async fn clear_failed(&mut self, unit: &str) -> Result<(), UnitsError> {
         if let Err(error) = self.units.reset_failed(unit).await {
             self.report.notes.push(format!("the failed state of {unit} could not be cleared: {error}"));
-            return if matches!(error, UnitsError::Unreachable(_) | UnitsError::Left(_)) {
-                Err(error)
-            } else {
-                Ok(())
-            };
+            return if error.is_out_of_reach() { Err(error) } else { Ok(()) };
         }
         let (active, sub) = ("inactive".into(), "dead".into());
         if unit == self.names.server {
